@@ -1,0 +1,147 @@
+"""The artefact at fit end, and the table that says what the stage bought."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers import PreTrainedModel
+
+from lightgpt2.inference.scoring import score
+from lightgpt2.methods.base import Method
+from lightgpt2.models.files import atomic_file, write_json
+from lightgpt2.models.ledger import FILE, Entry, Parent, extended
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.saving import measure_sizes, save_model
+from lightgpt2.report.table import comparison
+from lightgpt2.runs import Run
+
+
+class Artefact(Callback):
+    """Writes `checkpoints/<run>/model/` with its ledger, scores it from disk, and prints what changed.
+
+    Teacher and starting model are scored before the first step. Each model is scored as it loads from disk, on the whole
+    validation split, in FP32.
+
+    Args:
+        run: The run that the artefact belongs to.
+        config: Its resolved configuration, kept beside the checkpoints, in the ledger and in TensorBoard.
+    """
+
+    def __init__(self, run: Run, config: dict[str, Any]) -> None:
+        self.run, self.config = run, config
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
+        assert isinstance(pl_module, Method)
+        if not trainer.is_global_zero:
+            return
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        with atomic_file(self.run.config) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```", 0)
+        if not self.figures:
+            if pl_module.teacher_source is not None:
+                self.figures["teacher"] = self._measure(trainer, pl_module, pl_module.teacher)
+            self.figures["before"] = self._measure(trainer, pl_module, pl_module.model)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.monotonic() - self.seconds
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the artefact; the last checkpoint is written after it, so no finished run lacks one."""
+        assert isinstance(pl_module, Method)
+        self.seconds = time.monotonic() - self._started
+        state = trainer.strategy.lightning_module_state_dict()
+        if not trainer.is_global_zero:
+            return
+        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        save_model(pl_module.model, data.tokenizer, self.run.model, weights)
+        self._write_ledger(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores the artefact from disk and prints the table."""
+        assert isinstance(pl_module, Method)
+        if not trainer.is_global_zero:
+            return
+        self.figures["after"] = self._score_folder(trainer, pl_module, self.run.model, "after")
+        self._write_ledger(trainer, pl_module)
+        names = {
+            "teacher": "teacher",
+            "before": "student before" if pl_module.teacher_source else "before",
+            "after": "student after" if pl_module.teacher_source else "after",
+        }
+        print(comparison({names[key]: figures for key, figures in self.figures.items()}), flush=True)
+        print(f"\nmodel: {self.run.model}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            final = {f"final/{k}": float(self.figures["after"][k]) for k in ("perplexity", "bits_per_byte", "megabytes")}
+            trainer.logger.log_hyperparams(_flat(self.config), final)
+            trainer.logger.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Figures so far and seconds trained."""
+        seconds = time.monotonic() - self._started if hasattr(self, "_started") else self.seconds
+        return {"figures": self.figures, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores them."""
+        self.figures, self.seconds = state_dict["figures"], state_dict["seconds"]
+
+    def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel) -> dict[str, Any]:
+        """Figures of a model in memory, through a temporary folder: what is scored is what a folder holds."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        label = "teacher" if model is getattr(method, "teacher", None) else "before"
+        with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
+            save_model(model, data.tokenizer, Path(temporary) / "model")
+            return self._score_folder(trainer, method, Path(temporary) / "model", label)
+
+    def _score_folder(self, trainer: Trainer, method: Method, folder: Path, label: str) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        model = load_model(str(folder), "model", method.trust_remote_code)
+        sizes = measure_sizes(model, folder)
+        model.to(trainer.strategy.root_device)
+        result = score(
+            model, method.task, data.scoring_loader("valid"), data.document_sizes("valid"), f"Scoring {label}"
+        )
+        return {**result.as_dict(), **sizes.as_dict()}
+
+    def _write_ledger(self, trainer: Trainer, method: Method) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        quality = ("perplexity", "interval_95", "bits_per_byte", "tokens", "documents")
+        after = self.figures.get("after", {})
+        entry = Entry(
+            stage=self.run.name,
+            method=type(method).__name__,
+            config=self.config,
+            parent=method.parent_record(),
+            operations=method.operations,
+            data=data.describe(),
+            seed=torch.initial_seed(),
+            steps=trainer.global_step,
+            seconds=round(self.seconds, 1),
+            quality={name: {k: figures[k] for k in quality} for name, figures in self.figures.items()},
+            sizes={k: v for k, v in after.items() if k not in quality},
+            teacher=Parent.of(method.teacher_source) if method.teacher_source else None,
+        )
+        write_json(self.run.model / FILE, extended(method.parent[0], entry))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, as TensorBoard's hparams want them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        elif value is not None:
+            flat[name] = value if isinstance(value, bool | int | float | str) else yaml.safe_dump(value).strip()
+    return flat

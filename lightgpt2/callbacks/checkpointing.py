@@ -1,0 +1,134 @@
+"""Checkpoints from which a run goes on exactly, and a stop that loses nothing."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lightgpt2.errors import Interrupted
+from lightgpt2.methods.base import NonFiniteLoss
+from lightgpt2.models.files import atomic_file
+from lightgpt2.runs import Identity, Run
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and loads it without running code.
+
+    Lightning's own goes through a buffer of the whole checkpoint in memory and a temporary file that may lie on another
+    disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes beside the target, flushes, renames."""
+        with atomic_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Loads tensors and plain values only."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
+
+
+class Checkpointing(Checkpoint):
+    """Writes `last.ckpt` and `best.ckpt` of a run.
+
+    `last.ckpt` is written between two optimizer steps, after the validation that was due: a run resumed from it does what the
+    uninterrupted run did, to the bit. `best.ckpt` is written after the validation with the lowest loss. Ctrl-C and SIGTERM
+    finish the step, save, and stop; a second one stops at once.
+
+    Args:
+        every_n_steps: Optimizer steps between two `last.ckpt`.
+    """
+
+    def __init__(self, every_n_steps: PositiveInt = 100) -> None:
+        self.every_n_steps = every_n_steps
+        self.best_loss = float("inf")
+        self.run: Run
+        self.identity: Identity
+        self._saved_step = -1
+        self._stop = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def attach(self, run: Run, identity: Identity) -> None:
+        """Says which run the checkpoints belong to."""
+        self.run, self.identity = run, identity
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the signals that ask to stop."""
+        self._saved_step = trainer.global_step
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            if self._stop:
+                self._restore_handlers()
+                os.kill(os.getpid(), signum)
+            self._stop = True
+            if trainer.is_global_zero:
+                print("\nStopping after this step; again to stop at once.", flush=True)
+
+        self._handlers = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Between two optimizer steps: saves when it is time to, and stops when asked."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        stop = trainer.strategy.reduce_boolean_decision(self._stop, all=False) if trainer.world_size > 1 else self._stop
+        step = trainer.global_step
+        if step != self._saved_step and (stop or step % self.every_n_steps == 0):
+            self._save(trainer, self.run.last)
+            self._saved_step = step
+        if stop:
+            self._restore_handlers()
+            raise Interrupted(f"stopped at step {step}; go on with the same command and --ckpt_path last")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the best checkpoint so far."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self._save(trainer, self.run.best)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the end of the run."""
+        self._restore_handlers()
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, self.run.last)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keeps the weights from before a non-finite loss."""
+        self._restore_handlers()
+        if isinstance(exception, NonFiniteLoss):
+            # The step was not taken: rewind the loop's count of micro-batches to its beginning.
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            for counts in (progress.current, progress.total):
+                start = counts.completed - counts.completed % trainer.accumulate_grad_batches
+                counts.ready = counts.started = counts.processed = counts.completed = start
+            self._save(trainer, self.run.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lowest validation loss so far."""
+        return {"best_loss": self.best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.best_loss = state_dict["best_loss"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Marks the checkpoint as this run's."""
+        checkpoint["run"] = self.identity
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        trainer.save_checkpoint(path)
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}

@@ -1,0 +1,212 @@
+"""`lightgpt2 fit | validate | test | predict | check`: from the command line to Lightning."""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import transformers
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightgpt2.callbacks.artefact import Artefact
+from lightgpt2.callbacks.check import Check, Checked
+from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
+from lightgpt2.callbacks.monitor import Monitor
+from lightgpt2.callbacks.predictions import PredictionWriter
+from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.methods.base import Method
+from lightgpt2.parsing import parse, resolve_configs
+from lightgpt2.pipeline import provide
+from lightgpt2.runs import Run, claim, find_checkpoint, identity
+
+VERBS = {
+    "fit": "Train, save the model, score it from disk, and print what changed.",
+    "validate": "Score a model or checkpoint on the validation split.",
+    "test": "Score a model or checkpoint on the test split.",
+    "predict": "Write each document's score or continuation to checkpoints/<run>/predictions.jsonl.",
+    "check": "Build everything and train nothing; report every mistake in the configuration.",
+}
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer with one verb more."""
+
+    def check(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
+        """Builds everything and trains nothing; the Check callback ends the fit before its first step."""
+        with contextlib.suppress(Checked):
+            self.fit(model, datamodule=datamodule)
+
+
+class LightGPT2CLI(LightningCLI):
+    """Lightning's CLI with a run's folder, its standard callbacks, and messages for people."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, and the arguments of their functions that are no options."""
+        inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
+        return dict.fromkeys(VERBS, inside)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to a run and not to Lightning."""
+        parser.add_argument("--run", type=str | None, help="Name of the run; default: the config's stem.")
+        parser.add_argument(
+            "--needs", type=dict[str, str], default={}, help="Model folders and the configs whose fit makes them."
+        )
+        parser.add_class_arguments(Checkpointing, "checkpoint")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line; reports all mistakes at once."""
+        self.config = parse(parser, resolve_configs(sys.argv[1:] if args is None else args))
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the run, its input and where it starts."""
+        settings = self._settings
+        stem = Path(str(settings.config[-1])).stem if settings.config else "run"
+        settings.run = settings.run or stem
+        self.place = Run(settings.run)
+        self._dump_config()
+        self.resolved = {k: v for k, v in self.config_dump.items() if k not in ("config", "ckpt_path")}
+        self.identity = identity(self.resolved)
+        self._first_step = 0
+        if self.subcommand in ("fit", "check"):
+            self._check_limits()
+            ckpt_path = settings.get("ckpt_path")
+            claim(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
+            provide(settings.needs, self.resolved["model"]["init_args"])
+            if ckpt_path is not None:
+                settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
+        else:
+            self._choose_model(settings)
+
+    def after_instantiate_classes(self) -> None:
+        """Reports every mistake that shows before anything heavy is built."""
+        problems = [*self.datamodule.problems(), *self.model.problems(self.datamodule)]
+        if problems:
+            raise UserError(problems)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for."""
+        trainer = self._get(self.config_init, "trainer")
+        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
+        trainer.plugins = [*plugins, AtomicCheckpointIO()]
+        trainer.default_root_dir = str(self.place.folder)
+        callbacks, logger = self._standard(), trainer.logger
+        if self.subcommand != "fit":
+            logger, trainer.enable_checkpointing = False, False
+        elif logger in (None, True):
+            logger = self._tensorboard()
+        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=[*(trainer.callbacks or []), *callbacks])
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[str(self.subcommand)]
+
+    def _check_limits(self) -> None:
+        trainer = self._settings.trainer
+        for key in ("max_steps", "max_epochs", "limit_train_batches"):
+            if trainer.get(key) == 0:
+                raise UserError(f"trainer.{key}: 0 trains nothing; give at least 1")
+        if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
+            raise UserError("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
+
+    def _find_checkpoint(self, wanted: str) -> str | None:
+        path, step, notes = find_checkpoint(self.place, wanted, self.identity)
+        for note in notes:
+            print(note, flush=True)
+        self._first_step = step
+        return str(path) if path else None
+
+    def _choose_model(self, settings: Namespace) -> None:
+        """What a scoring verb works on: a checkpoint, a model folder, the run's artefact, or the model of the config."""
+        wanted = settings.get("ckpt_path")
+        folder = Path(str(wanted)) if wanted is not None else self.place.model
+        if wanted is not None and not folder.is_dir():
+            settings.ckpt_path = self._find_checkpoint(str(wanted))
+            return
+        settings.ckpt_path = None
+        if wanted is None and not (folder.is_dir() and self._owns_folder()):
+            provide(settings.needs, self.resolved["model"]["init_args"])
+            return
+        print(f"Model: {folder}", flush=True)
+        kept = {k: v for k, v in settings.model.init_args.items() if k in ("task", "compile", "trust_remote_code")}
+        settings.model = Namespace(
+            class_path="lightgpt2.methods.FineTune", init_args=Namespace(model=str(folder), **kept)
+        )
+
+    def _owns_folder(self) -> bool:
+        config = self.place.config
+        return config.is_file() and identity(yaml.safe_load(config.read_text(encoding="utf-8"))) == self.identity
+
+    def _standard(self) -> list[pl.Callback]:
+        if self.subcommand == "check":
+            return [Check()]
+        if self.subcommand == "predict":
+            return [PredictionWriter(self.place)]
+        if self.subcommand != "fit":
+            return []
+        checkpointing = self._get(self.config_init, "checkpoint")
+        checkpointing.attach(self.place, self.identity)
+        return [Monitor(), Artefact(self.place, self.resolved), checkpointing]
+
+    def _tensorboard(self) -> TensorBoardLogger:
+        folder = Path("tb-logs") / self.place.name
+        if not self._settings.get("ckpt_path") and "LOCAL_RANK" not in os.environ:
+            for events in folder.glob("events.out.tfevents.*"):  # of a finished run that this one does again
+                events.unlink()
+        # What a killed process logged after its last checkpoint is about to be logged again.
+        purge = {"purge_step": self._first_step + 1} if self._first_step else {}
+        return TensorBoardLogger("tb-logs", name=self.place.name, version="", **purge)
+
+
+def _quiet() -> None:
+    """Silences advice from libraries that does not apply here."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # Loading a batch is a slice of a memory-mapped file: worker processes would only cost.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Decoder models run in eval mode nowhere but the teacher, which is hidden; the metric is a module in eval mode.
+    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed.*")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the `lightgpt2` command.
+
+    Args:
+        args: Arguments in place of the command line's.
+    """
+    _quiet()
+    raising: dict[str, Any] = {"exit_on_error": False}
+    try:
+        LightGPT2CLI(
+            Method,
+            pl.LightningDataModule,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_autolog_hparams": False},
+            seed_everything_default=1,
+            parser_kwargs=raising | {verb: raising | {"description": text} for verb, text in VERBS.items()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            for problem in error.problems:
+                print(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, Interrupted) else 2)
+    except KeyboardInterrupt:
+        print("lightgpt2: interrupted before anything was trained", file=sys.stderr)
+        sys.exit(130)

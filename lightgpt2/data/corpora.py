@@ -1,0 +1,216 @@
+"""Where text comes from: built-in corpora, local files and folders, and hub datasets, as streams of documents."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from datasets import get_dataset_split_names, load_dataset
+
+from lightgpt2.errors import UserError
+
+Result = TypeVar("Result")
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train",
+    "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test",
+}  # fmt: skip
+_PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
+_PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
+_WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
+BUILT_IN = ("pydoc", "wikitext")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named source of documents.
+
+    Attributes:
+        source: A built-in corpus (`pydoc`, `wikitext`), a file or folder, or a hub id (`name` or `name:config`).
+        text_field: The column or field that holds the text, in JSONL, CSV, Parquet and hub datasets.
+        separator: Regular expression at which a text file is cut into documents.
+    """
+
+    source: str
+    text_field: str
+    separator: str
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides which documents come out, without reading local files whole."""
+        parts: list[Any] = [self.source, self.text_field, self.separator]
+        if self.source == "pydoc":
+            parts.append(hashlib.sha256("".join(_pydoc()).encode()).hexdigest())
+        elif self._is_local():
+            parts += [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Finds what is wrong before anything is read.
+
+        Raises:
+            UserError: A local source is missing, or the separator is not a regular expression.
+        """
+        try:
+            re.compile(self.separator)
+        except re.error as error:
+            raise UserError(f"data.separator: {self.separator!r} is not a regular expression ({error})") from error
+        if self._is_local():
+            self._files()
+
+    def splits(self) -> set[Split]:
+        """The splits that the source itself names; none where it is one pool of documents."""
+        if self.source == "pydoc":
+            return set()
+        if self._is_local():
+            names = {_SPLIT_NAMES[f.stem.lower()] for f in self._files() if f.stem.lower() in _SPLIT_NAMES}
+        else:
+            names = {_SPLIT_NAMES[name] for name in self._hub_splits() if name in _SPLIT_NAMES}
+        return names if "train" in names else set()
+
+    def documents(self) -> Iterator[tuple[Split | None, str]]:
+        """Documents in the source's order, each with the split that the source puts it in, if it names one.
+
+        Raises:
+            UserError: The source is missing, unreadable, or not text.
+        """
+        if self.source == "pydoc":
+            yield from ((None, document) for document in _pydoc())
+        elif self._is_local():
+            named = self.splits()
+            for file in self._files():
+                split = _SPLIT_NAMES.get(file.stem.lower()) if named else None
+                yield from ((split, document) for document in self._read(file))
+        else:
+            yield from self._hub()
+
+    def _is_local(self) -> bool:
+        path = Path(self.source).expanduser()
+        return self.source not in BUILT_IN and (
+            path.exists() or self.source.startswith((".", "/", "~")) or path.suffix in _READERS
+        )
+
+    def _files(self) -> list[Path]:
+        path = Path(self.source).expanduser()
+        if not path.exists():
+            raise UserError(f"data.source: {self.source} does not exist; give a file, a folder or a hub id")
+        files = sorted(p for p in path.rglob("*") if p.suffix in _READERS) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"data.source: {self.source} holds no {', '.join(_READERS)} file")
+        return files
+
+    def _read(self, file: Path) -> Iterator[str]:
+        reader = _READERS.get(file.suffix)
+        if reader is None:
+            raise UserError(f"data.source: {file} is not one of {', '.join(_READERS)}; convert it or rename it")
+        if reader == "text":
+            yield from _cut(_text_blocks(file), self.separator)
+            return
+        options = {"sep": "\t"} if file.suffix == ".tsv" else {}
+        yield from self._column(_rows(reader, file, options), str(file))
+
+    def _column(self, rows: Iterable[dict[str, Any]], where: str) -> Iterator[str]:
+        for row in rows:
+            if self.text_field not in row:
+                fields = ", ".join(map(str, row))
+                raise UserError(f"data.text_field: {where} has no field {self.text_field!r}; it has {fields}")
+            value = row[self.text_field]
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"data.text_field: {self.text_field!r} of {where} holds {type(value).__name__}, not text")
+            yield value or ""
+
+    def _hub_name(self) -> tuple[str, str | None]:
+        name, _, config = self.source.partition(":")
+        if name == "wikitext":
+            return "Salesforce/wikitext", config or "wikitext-2-raw-v1"
+        return name, config or None
+
+    def _hub_splits(self) -> list[str]:
+        return self._reached(lambda: get_dataset_split_names(*self._hub_name()))
+
+    def _hub(self) -> Iterator[tuple[Split | None, str]]:
+        named = self.splits()
+        for split in self._hub_splits():
+            table = self._reached(partial(load_dataset, *self._hub_name(), split=split))
+            rows = self._column(table, self.source)
+            if self.source.partition(":")[0] == "wikitext":  # one row a line there; a document is an article
+                rows = _cut(rows, _WIKI_ARTICLE)
+            yield from ((_SPLIT_NAMES.get(split) if named else None, text) for text in rows)
+
+    def _reached(self, load: Callable[[], Result]) -> Result:
+        try:
+            return load()
+        except Exception as error:  # datasets lets through what each of its many backends raises
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({reason}); check "
+                "the name and the network, or give local files: --data.source path/to/file.txt"
+            ) from error
+
+
+def _pydoc() -> list[str]:
+    """The sections of the language reference that ships with CPython, without their underlines."""
+    from pydoc_data.topics import topics
+
+    sections = (part for name in sorted(topics) for part in _PYDOC_HEADING.split("\n" + topics[name]))
+    return [text for section in sections if (text := _PYDOC_UNDERLINE.sub("\n", section).strip())]
+
+
+def _text_blocks(file: Path) -> Iterator[str]:
+    """A text file in blocks, so that one larger than memory can be read."""
+    offset = 0
+    try:
+        with file.open(encoding="utf-8", newline=None) as stream:
+            while block := stream.read(1 << 20):
+                if "\x00" in block:
+                    raise UserError(f"data.source: {file} is binary, not text; convert it to UTF-8 text")
+                offset += len(block)
+                yield block
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.source: {file} is not valid UTF-8 ({error.reason}, after character {offset}); "
+            "convert it, for example with iconv -t utf-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"data.source: {file} cannot be read ({error.strerror})") from error
+
+
+def _cut(blocks: Iterable[str], separator: str) -> Iterator[str]:
+    """Documents between separators of a stream of text; only the last, unfinished one is kept in memory."""
+    pattern = re.compile(separator)
+    rest: list[str] = []
+    for block in blocks:
+        rest.append(block)
+        # Joining at each of many small blocks would be quadratic in the length of a document.
+        if len(rest) >= 256 or len(block) >= 1 << 16:
+            *complete, last = pattern.split("".join(rest))
+            yield from complete
+            rest = [last]
+    yield from pattern.split("".join(rest))
+
+
+def _rows(reader: str, file: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of a structured file, streamed."""
+    try:
+        yield from load_dataset(reader, data_files=str(file), split="train", streaming=True, **options)
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow, pandas and json each raise their own
+        cause = error.__cause__ or error
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise UserError(f"data.source: {file} is not a readable {file.suffix[1:]} file ({reason})") from error
+
+
+def split_of(text: str, valid_fraction: float, test_fraction: float) -> Split:
+    """The split that a document's content alone puts it in, so that equal documents always share one."""
+    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    if place < test_fraction:
+        return "test"
+    return "valid" if place < test_fraction + valid_fraction else "train"

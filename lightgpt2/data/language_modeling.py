@@ -1,0 +1,284 @@
+"""The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from lightning import LightningDataModule
+from transformers import PreTrainedTokenizerFast
+
+from lightgpt2.data import store
+from lightgpt2.data.corpora import Corpus, Split
+from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.data.windows import (
+    EvaluationSampler,
+    StepSampler,
+    WindowDataset,
+    WindowLoader,
+    Windows,
+    document_windows,
+    packed_windows,
+    prompt_windows,
+)
+from lightgpt2.errors import UserError
+from lightgpt2.models.loading import load_tokenizer, separator_id
+
+CACHE = Path("checkpoints/.data")
+
+Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)], docstring="a number in [0, 1)")
+VocabSize = restricted_number_type("VocabSize", int, (">=", 257), docstring="at least the 256 bytes and one more")
+
+
+class LanguageModelingData(LightningDataModule):
+    """Text for a causal language model.
+
+    Documents never share a split with an equal document, training order is a function of (seed, epoch), and the corpus is
+    tokenized once into memory-mapped files under `checkpoints/.data/`.
+
+    Args:
+        source: A built-in corpus (`pydoc`, the language reference inside CPython; `wikitext`), a hub dataset id (`name` or
+            `name:config`), or the path of a text, JSONL, CSV, TSV or Parquet file or a folder of them. A folder with a
+            file named `train.*` keeps the splits its files name.
+        text_field: Field that holds the text, for all but text files.
+        separator: Regular expression that cuts text files into documents. The default is blank lines.
+        sequence_length: Tokens the model sees at once.
+        stride: Tokens between the beginnings of scoring windows. The default is half of `sequence_length`.
+        batch_size: Training windows of one micro-batch on one device.
+        eval_batch_size: Scoring windows of one batch. It does not change any figure.
+        mode: `packed` tiles the stream of documents with windows without pads; `padded` gives each window one document.
+        valid_fraction: Share of documents for validation, where the source names no such split.
+        test_fraction: Share of documents for testing, where the source names no such split.
+        tokenizer: Hub id or folder of the tokenizer. The default is the model's.
+        vocab_size: Train a byte-level BPE tokenizer of this many tokens on the training split instead.
+        predict_split: The split that `predict` reads.
+        seed: Seed of the training order. The default is that of the run.
+    """
+
+    def __init__(
+        self,
+        source: str = "pydoc",
+        text_field: str = "text",
+        separator: str = r"\n\s*\n",
+        sequence_length: PositiveInt = 128,
+        stride: PositiveInt | None = None,
+        batch_size: PositiveInt = 8,
+        eval_batch_size: PositiveInt = 16,
+        mode: Literal["packed", "padded"] = "packed",
+        valid_fraction: Fraction = 0.1,
+        test_fraction: Fraction = 0.05,
+        tokenizer: str | None = None,
+        vocab_size: VocabSize | None = None,
+        predict_split: Split = "test",
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.corpus = Corpus(source, text_field, separator)
+        self.sequence_length = sequence_length
+        self.stride = stride or max(1, sequence_length // 2)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.mode = mode
+        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
+        self.tokenizer_source, self.vocab_size = tokenizer, vocab_size
+        self.predict_split: Split = predict_split
+        self.seed = seed
+        self._splits: dict[Split, store.TokenSplit] = {}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, one line each."""
+        found = []
+        if self.sequence_length < 2:
+            found.append("data.sequence_length: 1 leaves nothing to predict; give at least 2")
+        if self.stride >= self.sequence_length:
+            found.append(
+                f"data.stride: {self.stride} skips tokens with windows of {self.sequence_length}; "
+                f"give at most {self.sequence_length - 1}"
+            )
+        if self.valid_fraction + self.test_fraction >= 1:
+            found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
+        if self.tokenizer_source and self.vocab_size:
+            found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
+        try:
+            self.corpus.check()
+        except UserError as error:
+            found += error.problems
+        return found
+
+    # -- Lightning hooks ---------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Trains the tokenizer and tokenizes the corpus where that is not done yet; one process a machine runs this."""
+        if self.vocab_size and not self._trained_tokenizer().is_dir():
+            train_tokenizer(self._training_texts(), self.vocab_size, self._trained_tokenizer())
+        tokenizer = self._load_tokenizer()
+        folder = self._store(tokenizer)
+        if store.read_meta(folder) is None:
+            separator = separator_id(tokenizer)
+            assert separator is not None  # load_tokenizer has checked it
+            documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
+            store.build(folder, documents, lambda texts: _encode(tokenizer, texts), separator, len(tokenizer))
+
+    def setup(self, stage: str) -> None:
+        """Opens the tokenized corpus.
+
+        Raises:
+            UserError: A split that this stage needs is empty, or too small for one optimizer step.
+        """
+        self.tokenizer = self._load_tokenizer()
+        folder = self._store(self.tokenizer)
+        self.meta = store.read_meta(folder) or {}
+        splits: tuple[Split, ...] = ("train", "valid", "test")
+        self._splits = {split: store.open_split(folder, split) for split in splits}
+        self._check_splits(stage)
+
+    def train_dataloader(self) -> WindowLoader:
+        """Micro-batches of whole optimizer steps, from where the trainer stands."""
+        sampler = self._step_sampler()
+        return WindowLoader(self._dataset("train", self._train_windows()), sampler, sampler.step)
+
+    def val_dataloader(self) -> WindowLoader:
+        """Scoring windows of the validation split, this process's share."""
+        return self._evaluation_loader("valid")
+
+    def test_dataloader(self) -> WindowLoader:
+        """Scoring windows of the test split, this process's share."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> WindowLoader:
+        """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
+        task = self.trainer.lightning_module.task  # type: ignore[union-attr]
+        split = self._splits[self.predict_split]
+        if task.predict == "continuations":
+            windows = prompt_windows(split, task.prompt_tokens)
+        else:
+            windows = document_windows(split, self.sequence_length, self.stride)
+        return self._loader(self.predict_split, windows, *self._place())
+
+    # -- what others ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch under the attached trainer."""
+        return self._step_sampler().steps_per_epoch
+
+    def scoring_loader(self, split: Split) -> WindowLoader:
+        """All scoring windows of a split, whatever the number of processes."""
+        windows = document_windows(self._splits[split], self.sequence_length, self.stride)
+        return self._loader(split, windows, 0, 1)
+
+    def document_sizes(self, split: Split) -> Any:
+        """UTF-8 bytes of each document of a split, `[n_documents]`."""
+        return self._splits[split].sizes
+
+    def prompts(self, split: Split, count: int, length: int) -> list[list[int]]:
+        """The beginnings of the first documents of a split that are longer than `length` tokens, separator included."""
+        data = self._splits[split]
+        starts = [s for s, e in zip(data.offsets[:-1], data.offsets[1:], strict=True) if e - s > length][:count]
+        return [data.tokens[s : s + length].tolist() for s in starts]
+
+    def describe(self) -> dict[str, Any]:
+        """What the ledger keeps of the data."""
+        return {
+            "source": self.corpus.source,
+            "sha256": self.meta["sha256"],
+            "splits": self.meta["splits"],
+            "sequence_length": self.sequence_length,
+            "stride": self.stride,
+            "mode": self.mode,
+        }
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _place(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _train_windows(self) -> Windows:
+        split = self._splits["train"]
+        if self.mode == "packed":
+            return packed_windows(split, self.sequence_length)
+        return document_windows(split, self.sequence_length + 1, self.sequence_length)
+
+    def _step_sampler(self) -> StepSampler:
+        trainer = self.trainer
+        assert trainer is not None
+        return StepSampler(
+            self._train_windows(),
+            self.batch_size,
+            trainer.accumulate_grad_batches,
+            *self._place(),
+            seed=self.seed,
+            step=lambda: trainer.global_step,
+        )
+
+    def _evaluation_loader(self, split: Split) -> WindowLoader:
+        windows = document_windows(self._splits[split], self.sequence_length, self.stride)
+        return self._loader(split, windows, *self._place())
+
+    def _loader(self, split: Split, windows: Windows, rank: int, world: int) -> WindowLoader:
+        sampler = EvaluationSampler(windows, self.eval_batch_size, rank, world)
+        return WindowLoader(self._dataset(split, windows), sampler)
+
+    def _dataset(self, split: Split, windows: Windows) -> WindowDataset:
+        pad = separator_id(self.tokenizer)
+        assert pad is not None
+        return WindowDataset(self._splits[split], windows, pad)
+
+    def _check_splits(self, stage: str) -> None:
+        source, counts = self.corpus.source, self.meta["splits"]
+        documents = sum(split["documents"] for split in counts.values())
+        needed: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "valid"),
+            "validate": ("valid",),
+            "test": ("test",),
+            "predict": (self.predict_split,),
+        }
+        if documents == 0:
+            raise UserError(f"data.source: {source} holds no text; give a corpus with at least a few documents")
+        for split in needed[stage]:
+            if counts[split]["documents"] == 0:
+                key = "data.source" if split == "train" else f"data.{split}_fraction"
+                raise UserError(
+                    f"{key}: the {documents} documents of {source} leave none for the {split} split; give more documents, "
+                    "another fraction, or cut text files into smaller documents with data.separator"
+                )
+        if stage == "fit" and self.steps_per_epoch == 0:
+            sampler = self._step_sampler()
+            raise UserError(
+                f"data.sequence_length: {source} has {counts['train']['tokens']} training tokens, which is "
+                f"{len(sampler.supervised)} windows of {self.sequence_length}, and one optimizer step takes "
+                f"{sampler.batch * sampler.accumulate * sampler.world}; give more text, shorter windows or a smaller "
+                "data.batch_size"
+            )
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerFast:
+        if self.vocab_size:
+            return load_tokenizer(str(self._trained_tokenizer()), "data.vocab_size")
+        if self.tokenizer_source:
+            return load_tokenizer(self.tokenizer_source, "data.tokenizer")
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        source, key = module.tokenizer_source
+        if isinstance(source, dict):
+            raise UserError(
+                f"data.tokenizer: {key} is a configuration and brings no tokenizer; name one, or give data.vocab_size to "
+                "train one"
+            )
+        return load_tokenizer(source, key, module.trust_remote_code)
+
+    def _corpus_key(self) -> list[str]:
+        return [self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction)]
+
+    def _trained_tokenizer(self) -> Path:
+        return CACHE / f"tokenizer-{store.fingerprint([*self._corpus_key(), str(self.vocab_size)])}"
+
+    def _store(self, tokenizer: PreTrainedTokenizerFast) -> Path:
+        parts = [*self._corpus_key(), tokenizer.backend_tokenizer.to_str(), str(separator_id(tokenizer))]
+        return CACHE / f"tokens-{store.fingerprint(parts)}"
+
+    def _training_texts(self) -> list[str]:
+        documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
+        return [text for split, text in documents if split == "train"]
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids

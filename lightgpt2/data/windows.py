@@ -1,0 +1,234 @@
+"""Windows of tokens for training and for scoring, and the order in which they are seen."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightgpt2.data.store import TokenSplit
+from lightgpt2.functional.divergence import IGNORE
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where windows lie in a token stream.
+
+    Window i feeds the tokens `[start, start + length)` to the model and asks for those one further on. Only the
+    predictions from `scored` on count.
+
+    Attributes:
+        starts: First token fed, `[n]`.
+        lengths: Number of tokens fed, `[n]`.
+        scored: Number of leading predictions that are context only, `[n]`.
+        documents: Document of each window, `[n]`; -1 where a window may span several.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    scored: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def supervised(self) -> NDArray[np.int64]:
+        """Number of predictions that count in each window, `[n]`."""
+        return self.lengths - self.scored
+
+
+def packed_windows(split: TokenSplit, length: int) -> Windows:
+    """Windows that tile the stream, across documents and without pads; each predicts `length` tokens."""
+    count = max(0, (len(split.tokens) - 1) // length)
+    starts = np.arange(count, dtype=np.int64) * length
+    zeros = np.zeros(count, dtype=np.int64)
+    return Windows(starts, np.full(count, length, dtype=np.int64), zeros, zeros - 1)
+
+
+def document_windows(split: TokenSplit, length: int, stride: int) -> Windows:
+    """Sliding windows inside each document, which predict every token of it exactly once.
+
+    As in transformers' own guide to perplexity: a window spans `length` tokens, the next begins `stride` further on and
+    counts only what the one before did not reach. The first token of a document is the separator, which is given.
+
+    Args:
+        split: A tokenized split.
+        length: Tokens a window spans, at least 2.
+        stride: Tokens from one window's beginning to the next's, between 1 and `length - 1`.
+
+    Returns:
+        The windows, in the order of the documents.
+    """
+    rows = []
+    for document, (begin, end) in enumerate(zip(split.offsets[:-1], split.offsets[1:], strict=True)):
+        reached = begin + 1  # first token not yet predicted
+        for start in range(begin, end, stride):
+            stop = min(start + length, end)
+            if stop > reached:
+                rows.append((start, stop - 1 - start, reached - 1 - start, document))
+                reached = stop
+            if stop == end:
+                break
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    return Windows(*columns)
+
+
+def prompt_windows(split: TokenSplit, length: int) -> Windows:
+    """The beginning of each document, at most `length` tokens, separator included, with nothing to predict."""
+    lengths = np.minimum(np.diff(split.offsets), length)
+    return Windows(split.offsets[:-1], lengths, lengths, np.arange(len(lengths), dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One micro-batch: which windows, and how many tokens its optimizer step supervises in all.
+
+    Attributes:
+        indices: Windows of this micro-batch.
+        step_tokens: Supervised tokens of all micro-batches of the optimizer step, over all processes.
+        silent: Whether nothing of it counts: it only keeps processes in step.
+    """
+
+    indices: NDArray[np.int64]
+    step_tokens: int = 0
+    silent: bool = False
+
+
+class WindowDataset(Dataset[Batch]):
+    """Makes batches out of windows.
+
+    A batch holds `input_ids [B, T]`, `labels [B, T]` (the next token, or IGNORE), `lengths [B]`, `document [B]` and
+    `step_tokens`.
+    Shorter windows are padded on the right. No attention mask is needed: in a causal model a position never sees
+    what is to its right, so pads change nothing before them, and their own predictions are not counted.
+    """
+
+    def __init__(self, split: TokenSplit, windows: Windows, pad: int) -> None:
+        self.split = split
+        self.windows = windows
+        self.pad = pad
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: Slice) -> Batch:
+        windows, rows = self.windows, index.indices
+        width = int(windows.lengths[rows].max())
+        ids = np.full((len(rows), width), self.pad, dtype=np.int64)
+        labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
+        for i, (start, length, first) in enumerate(
+            zip(windows.starts[rows], windows.lengths[rows], windows.scored[rows], strict=True)
+        ):
+            tokens = self.split.tokens[start : start + length + 1].astype(np.int64)
+            ids[i, :length] = tokens[:length]
+            if not index.silent and first < length:
+                labels[i, first:length] = tokens[first + 1 :]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "labels": torch.from_numpy(labels),
+            "lengths": torch.from_numpy(windows.lengths[rows]),
+            "document": torch.from_numpy(windows.documents[rows]),
+            "step_tokens": index.step_tokens,
+        }
+
+
+class StepSampler(Sampler[Slice]):
+    """The training order: a pure function of (seed, epoch), cut into whole optimizer steps.
+
+    One optimizer step takes `batch * accumulate * world` windows. A last step that would be short is left out of its
+    epoch, so every step weighs the same and an epoch is a whole number of steps. Where to begin follows from the number of
+    optimizer steps taken: nothing else has to be remembered to resume.
+
+    Args:
+        windows: The windows to draw from.
+        batch: Windows of one micro-batch on one process.
+        accumulate: Micro-batches of one optimizer step.
+        rank: This process.
+        world: Number of processes.
+        seed: Seed of the order.
+        step: Tells the number of optimizer steps taken so far.
+    """
+
+    def __init__(
+        self, windows: Windows, batch: int, accumulate: int, rank: int, world: int, seed: int, step: Callable[[], int]
+    ) -> None:
+        self.supervised = windows.supervised
+        self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
+        self.seed = seed
+        self.step = step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole optimizer steps in an epoch."""
+        return len(self.supervised) // (self.batch * self.accumulate * self.world)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.accumulate
+
+    def __iter__(self) -> Iterator[Slice]:
+        epoch, first = divmod(self.step(), self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.supervised))
+        together = self.batch * self.world
+        for step in range(first, self.steps_per_epoch):
+            rows = order[step * together * self.accumulate :][: together * self.accumulate]
+            tokens = int(self.supervised[rows].sum())
+            for micro in range(self.accumulate):
+                begin = micro * together + self.rank * self.batch
+                yield Slice(rows[begin : begin + self.batch], tokens)
+
+
+class EvaluationSampler(Sampler[Slice]):
+    """Every window once, longest first so that little is padded, dealt out to the processes.
+
+    All processes get the same number of batches (the strategies that gather parameters hang otherwise); where one
+    has none left it repeats a batch that counts nothing.
+
+    Args:
+        windows: The windows to score.
+        batch: Windows of one batch.
+        rank: This process.
+        world: Number of processes.
+    """
+
+    def __init__(self, windows: Windows, batch: int, rank: int = 0, world: int = 1) -> None:
+        order = np.argsort(-windows.lengths, kind="stable")
+        batches = [Slice(order[i : i + batch]) for i in range(0, len(order), batch)]
+        missing = -len(batches) % world
+        self.batches = (batches + [Slice(b.indices, silent=True) for b in batches[:1] * missing])[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Slice]:
+        return iter(self.batches)
+
+
+class WindowLoader(DataLoader[Batch]):
+    """Loads whole batches; its position travels in checkpoints.
+
+    The position is the optimizer step. `StepSampler` reads it from the trainer, so restoring it is the trainer's own doing.
+    """
+
+    def __init__(self, dataset: WindowDataset, sampler: Sampler[Slice], step: Callable[[], int] = lambda: 0) -> None:
+        # A generator of its own: DataLoader draws a seed from the global one at every epoch otherwise.
+        super().__init__(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())
+        self.step = step
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of optimizer steps taken."""
+        return {"step": self.step()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to restore: see the class."""
+
+
+def supervised_tokens(labels: Tensor) -> Tensor:
+    """Number of supervised positions in labels of any shape, as a scalar tensor."""
+    return (labels != IGNORE).sum()

@@ -1,0 +1,1 @@
+"""Pure tensor functions: the algorithms, readable and testable on their own. Imports torch only."""

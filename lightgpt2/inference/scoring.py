@@ -1,0 +1,88 @@
+"""Perplexity with its interval, of a model as it lies on disk."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.tasks.language_modeling import LanguageModeling
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model scored on a split, document by document.
+
+    Attributes:
+        nll: Summed negative log likelihood of each document, in nats, `[n]`.
+        tokens: Scored tokens of each document, `[n]`.
+        sizes: UTF-8 bytes of each document, `[n]`.
+    """
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @property
+    def perplexity(self) -> float:
+        """`exp` of the token-weighted mean negative log likelihood."""
+        return math.exp(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that the model needs for each byte of the text: comparable between tokenizers."""
+        return float(self.nll.sum() / math.log(2) / self.sizes.sum())
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Bootstrap percentile interval of the perplexity over documents (Efron 1979), with a fixed seed."""
+        generator = np.random.default_rng(0)
+        count = len(self.nll)
+        draws = generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+        perplexities = np.exp((draws @ self.nll) / np.maximum(1, draws @ self.tokens))
+        low, high = np.quantile(perplexities, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures for the ledger."""
+        return {
+            "perplexity": self.perplexity,
+            "interval_95": list(self.interval()),
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": int(self.tokens.sum()),
+            "documents": len(self.tokens),
+        }
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    task: LanguageModeling,
+    loader: Iterable[dict[str, Any]],
+    sizes: NDArray[np.int64],
+    label: str,
+) -> Score:
+    """Scores a model on all windows of a split, with a progress bar.
+
+    Args:
+        model: The model, on the device to use; put in eval mode.
+        task: How windows are scored.
+        loader: Batches with `input_ids`, `labels` and `document`.
+        sizes: UTF-8 bytes of each document `[n]`.
+        label: What the progress bar says.
+    """
+    model.eval()
+    nll, tokens = np.zeros(len(sizes)), np.zeros(len(sizes), dtype=np.int64)
+    for batch in tqdm(loader, desc=label, leave=False):
+        moved = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        documents = batch["document"].numpy()
+        np.add.at(nll, documents, task.nll(model, moved).cpu().numpy())
+        np.add.at(tokens, documents, (batch["labels"] != IGNORE).sum(dim=1).numpy())
+    return Score(nll, tokens, sizes)

@@ -1,0 +1,6 @@
+"""Training methods: one algorithm a file, each a LightningModule."""
+
+from lightgpt2.methods.distill import Distill
+from lightgpt2.methods.finetune import FineTune
+
+__all__ = ["Distill", "FineTune"]

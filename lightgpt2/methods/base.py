@@ -1,0 +1,310 @@
+"""What all training methods share: the optimizer, the step's bookkeeping, validation, and what a checkpoint needs."""
+
+import random
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import UserError
+from lightgpt2.functional.schedules import Decay, warmup_decay
+from lightgpt2.models.families import check_head
+from lightgpt2.models.ledger import Parent
+from lightgpt2.models.surgery import Operation
+from lightgpt2.tasks.language_modeling import LanguageModeling
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay of matrices; vectors (biases, norms) have none.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of its running square.
+        warmup_steps: Optimizer steps over which the learning rate rises from zero.
+        decay: How it falls from there to the end of the run.
+        final_lr: The learning rate at the end, as a share of the peak.
+    """
+
+    lr: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 0.01
+    beta1: OpenUnitInterval = 0.9
+    beta2: OpenUnitInterval = 0.95
+    warmup_steps: NonNegativeInt = 0
+    decay: Decay = "cosine"
+    final_lr: ClosedUnitInterval = 0.0
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite."""
+
+
+class Method(LightningModule):
+    """A training method on one model.
+
+    A subclass builds `self.model` in `build` and returns the terms of its loss, summed over the supervised tokens of a
+    micro-batch, from `losses`. This class makes of them a mean over all supervised tokens of the optimizer step, whatever
+    the padding, the accumulation and the number of processes.
+
+    Args:
+        task: What is predicted and how it is scored.
+        optimizer: AdamW and its schedule.
+        compile: Whether to compile the model with torch.compile, in place.
+        trust_remote_code: Whether code in a model's folder may run. Off unless asked.
+    """
+
+    sources: ClassVar[tuple[str, ...]]  # init arguments that decide the shape of the model: what makes a run this run
+    model: PreTrainedModel
+    operations: list[Operation]
+
+    def __init__(
+        self, task: LanguageModeling, optimizer: OptimizerConfig, compile: bool, trust_remote_code: bool
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.optimizer_config = optimizer
+        self.compile_model = compile
+        self.trust_remote_code = trust_remote_code
+        self.operations = []
+        self.val_nll = MeanMetric().set_dtype(torch.float64)
+        self.step_metrics: dict[str, float] = {}
+        self._terms: list[Tensor] = []
+        self._restored_rng: list[dict[str, Any]] | None = None
+
+    # -- what a method defines ---------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def parent(self) -> tuple[str | dict[str, Any], str]:
+        """The model that this stage starts from, and the config key that names it."""
+
+    @property
+    def teacher_source(self) -> str | None:
+        """The model that this stage learns from, if any."""
+        return None
+
+    @property
+    def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
+        """Where the tokenizer comes from when the data names none, and the config key."""
+        return self.parent
+
+    @abstractmethod
+    def build(self) -> None:
+        """Makes `self.model` and whatever else has parameters, and sets `self.operations`.
+
+        Raises:
+            UserError: What was asked for does not fit together.
+        """
+
+    @abstractmethod
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise and its terms to log, each summed over the micro-batch's supervised tokens."""
+
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def configs(self) -> dict[str, PretrainedConfig]:
+        """Configurations of the models involved by config key, without their weights; the trained one first.
+
+        Raises:
+            UserError: A model cannot be found, or one setting contradicts another; with all such problems.
+        """
+
+    def problems(self, data: Any) -> list[str]:
+        """What is wrong with the settings, as far as shows without weights, one line each.
+
+        Args:
+            data: The data module.
+        """
+        try:
+            configs = self.configs()
+        except UserError as error:
+            return error.problems
+        return [
+            f"data.sequence_length: {data.sequence_length} is longer than the {config.max_position_embeddings} positions of "
+            f"{key}; give at most that"
+            for key, config in configs.items()
+            if data.sequence_length > config.max_position_embeddings
+        ]
+
+    def configure_model(self) -> None:
+        """Builds the model once, before optimizers exist and before a checkpoint is loaded."""
+        if hasattr(self, "model"):
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if problems := self.problems(data):
+            raise UserError(problems)
+        self.build()
+        check_head(self.model, self.parent[1])
+        if len(data.tokenizer) > self.model.config.vocab_size:
+            raise UserError(
+                f"data.tokenizer: it has {len(data.tokenizer)} tokens and the model of {self.parent[1]} has "
+                f"{self.model.config.vocab_size}; use the model's own tokenizer"
+            )
+        self.model.train()
+        if self.compile_model:
+            self.model.base_model.compile()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, from the trainer's limits.
+
+        `trainer.estimated_stepping_batches` would set up the data before a checkpoint's position is restored, and lose it.
+        """
+        trainer = self.trainer
+        per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            limits.append(trainer.max_epochs * per_epoch)
+        return min(limits, default=1000 * per_epoch)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what is trainable, fused where that computes the same."""
+        config = self.optimizer_config
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        # Fused AdamW unscales gradients itself, after Lightning would have clipped them.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+        total = self.total_steps
+
+        def factor(step: int) -> float:
+            return warmup_decay(step, total, config.warmup_steps, config.decay, config.final_lr)
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One micro-batch's share of the step's loss."""
+        loss, terms = self.losses(batch)
+        # Lightning divides by the number of micro-batches and DDP averages over processes; a mean over the step's tokens
+        # needs neither.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch["step_tokens"]
+        self._term_names = ["loss", *terms]
+        self._terms.append(torch.stack([loss.detach(), *terms.values()]) / batch["step_tokens"])
+        return loss * scale
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
+        terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
+        local, self._terms = self._terms, []
+        if not torch.isfinite(terms).all():
+            micro = next((i for i, t in enumerate(local) if not torch.isfinite(t).all()), 0)
+            first = self.trainer.fit_loop.epoch_loop.batch_idx - len(local) + 1
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {self.global_step + 1} (epoch {self.current_epoch}, batch {first + micro}); "
+                "the weights before it are saved. Lower model.optimizer.lr, set trainer.gradient_clip_val, or raise the "
+                "precision, and resume with --ckpt_path last"
+            )
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        values = [*terms.tolist(), float(norm)]
+        self.step_metrics = dict(zip([f"train/{n}" for n in [*self._term_names, "grad_norm"]], values, strict=True))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Steps, then frees the gradients: Lightning would hold them through the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    # -- scoring -----------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch of windows to the split's token-weighted mean."""
+        nll = self.task.nll(self.model, batch)
+        tokens = (batch["labels"] != -100).sum(dim=1)
+        self.val_nll.update(nll / tokens.clamp(min=1), weight=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the split's loss and perplexity."""
+        loss = self.val_nll.compute().float()
+        self.val_nll.reset()
+        metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
+        self.log_dict(metrics, prog_bar=True, logger=not self.trainer.state.fn == "fit")
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the split's loss and perplexity."""
+        loss = self.val_nll.compute().float()
+        self.val_nll.reset()
+        self.log_dict({"test/loss": loss, "test/perplexity": loss.exp()})
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """Rows for the predictions file: each window's score, or each document's continuation."""
+        documents = batch["document"].tolist()
+        if self.task.predict == "scores":
+            tokens = (batch["labels"] != -100).sum(dim=1).tolist()
+            nll = self.task.nll(self.model, batch).tolist()
+            return [{"document": d, "nll": v, "tokens": n} for d, v, n in zip(documents, nll, tokens, strict=True)]
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]
+        texts = self.task.continuations(self.model, tokenizer, prompts)
+        shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        return [
+            {"document": d, "prompt": p, "continuation": t} for d, p, t in zip(documents, shown, texts, strict=True)
+        ]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what Lightning leaves out: the state of every random generator of every process."""
+        states: list[Any] = [_rng_state()]
+        if dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, _rng_state())
+        checkpoint["rng"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the generators' states until training starts; building and loading draw from them."""
+        self._restored_rng = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        """Sets the random generators to where the checkpoint left them, or to the run's seed."""
+        rank = self.global_rank
+        if self._restored_rng is not None and rank < len(self._restored_rng):
+            _set_rng_state(self._restored_rng[rank])
+        else:
+            # Whatever was drawn before this line (a new model's weights, say) leaves no trace in the training.
+            seed = torch.initial_seed() % 2**32 + rank
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+
+    def parent_record(self) -> Parent:
+        """The ledger's record of the model this stage starts from."""
+        return Parent.of(self.parent[0])
+
+
+def _rng_state() -> dict[str, Any]:
+    """States of all generators of this process, in types that `torch.load(weights_only=True)` reads."""
+    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(np.array(keys)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

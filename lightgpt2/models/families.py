@@ -1,0 +1,102 @@
+"""Where each decoder family keeps its parts: the one place that knows.
+
+A family is supported when its module names are here; everything else in the project asks this file.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import UserError
+
+# model_type -> name of the list of blocks inside the base model
+_BLOCKS = {"gpt2": "h", "llama": "layers"}
+
+
+def check_family(config: PretrainedConfig, key: str) -> None:
+    """Raises a `UserError` naming `key` when the model's family is not supported."""
+    if config.model_type not in _BLOCKS:
+        raise UserError(
+            f"{key}: models of type {config.model_type!r} are not supported; use a decoder of type "
+            f"{' or '.join(_BLOCKS)}"
+        )
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The model without its vocabulary head; called with `input_ids`, gives `last_hidden_state`."""
+    return cast(nn.Module, model.base_model)
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks in order."""
+    return cast(nn.ModuleList, getattr(model.base_model, _BLOCKS[model.config.model_type]))
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """Weight of the vocabulary head `[V, D]`; the embedding itself where the two are tied."""
+    return cast(Tensor, model.get_output_embeddings().weight)
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether embedding and vocabulary head are one tensor."""
+    return head_weight(model) is model.get_input_embeddings().weight
+
+
+@contextmanager
+def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[int, Tensor]]:
+    """Collects hidden states `[B, T, D]` while the model runs inside the context.
+
+    Index 0 is the embedding output, index i the output of block i, all before the final norm. (The last element of
+    transformers' own `hidden_states` is after it; a pair of layers must compare like with like.)
+
+    Args:
+        model: A decoder of a supported family.
+        layers: Which states to keep, from 0 to the number of blocks.
+
+    Yields:
+        A dictionary that the forward pass fills, keyed by index.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[0] = args[0] if args else kwargs["hidden_states"]
+
+    def keep_output(index: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            states[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    modules = blocks(model)
+    handles = [modules[i - 1].register_forward_hook(keep_output(i)) for i in layers if i > 0]
+    if 0 in layers:
+        handles.append(modules[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, key: str) -> None:
+    """Checks on one token that the logits are the final hidden state times the head weight and nothing else.
+
+    The chunked loss forms logits itself; a family that scales, caps or biases them would be trained wrongly.
+
+    Raises:
+        UserError: They differ.
+    """
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    model.train(training)
+    expected = hidden @ head_weight(model).T
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max() + 1)):
+        raise UserError(f"{key}: this model's logits are not a plain product with its head; it is not supported")

@@ -1,0 +1,101 @@
+"""Files and folders that are there whole or not at all, whatever interrupts the writing."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightgpt2.errors import UserError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that the disk or the quota is used up."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        # safetensors and torch's zip writer report the operating system's error as text only.
+        if "No space left on device" in str(error) or "unexpected pos" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to; removed again if anything goes wrong."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+    except BaseException as error:
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        if _is_full(error):
+            raise UserError(
+                f"{target}: the disk is full; what was saved before is untouched. Free some space and resume with "
+                "--ckpt_path last"
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yields a temporary path to write a file to; on success it becomes `target` in one step.
+
+    Raises:
+        UserError: The disk is full; the old `target` is untouched.
+    """
+    with _temporary(target) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder to fill; on success it becomes `target`, replacing an older folder.
+
+    Raises:
+        UserError: The disk is full; the old `target` is untouched.
+    """
+    with _temporary(target) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _sync(path)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():  # a non-empty folder cannot be replaced in one step; the gap is two renames long
+            target.replace(old)
+        temporary.replace(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_megabytes(folder: Path) -> float:
+    """Bytes of the weight files of a model folder, in units of 10^6."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6

@@ -1,0 +1,175 @@
+"""Models and tokenizers from the hub, its local cache, a folder, a GGUF file, or a bare configuration."""
+
+import copy
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from lightgpt2.errors import UserError
+from lightgpt2.models.families import check_family
+
+Result = TypeVar("Result")
+
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+def _is_path(source: str) -> bool:
+    """Whether the source is meant as a file or folder: it exists, or no hub id looks like it."""
+    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
+def _arguments(source: str) -> dict[str, Any]:
+    """Positional source and file name as transformers wants them; a GGUF file is named beside its folder."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": str(path) if _is_path(source) else source}
+
+
+def _check_folder(source: str, key: str) -> None:
+    """Names what a local model folder lacks, before transformers tries the hub with its path."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
+        return
+    if not (path / "config.json").is_file():
+        raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
+    if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
+        raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
+
+
+def _guarded(load: Callable[[], Result], source: str, key: str) -> Result:
+    """Runs one load and turns what the libraries raise into one line with a fix."""
+    try:
+        return load()
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{key}: {source} is damaged ({error}); fetch or write it again") from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not _is_path(source):
+            raise UserError(
+                f"{key}: {source!r} could not be loaded from the hub or its local cache ({reason}); check the name and "
+                f"the network, or give the path of a local folder: --{key} path/to/folder"
+            ) from error
+        raise UserError(f"{key}: {source} could not be loaded ({reason})") from error
+
+
+def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model that is named, or described by a dictionary with `model_type`.
+
+    Args:
+        source: Hub id, folder, GGUF file, or a dictionary of configuration values.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: It cannot be loaded, or its family is not supported.
+    """
+    if isinstance(source, dict):
+        values = dict(source)
+        model_type = values.pop("model_type", None)
+        if model_type is None:
+            raise UserError(f"{key}: a model given as a configuration needs model_type, for example gpt2 or llama")
+        config = _guarded(lambda: AutoConfig.for_model(model_type, **values), f"model_type {model_type}", key)
+        unknown = [name for name in values if not hasattr(config.__class__(), name)]
+        if unknown:
+            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}")
+    else:
+        config = copy.deepcopy(_named_config(source, key, trust_remote_code))
+    check_family(config, key)
+    return config
+
+
+@lru_cache(maxsize=8)
+def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedConfig:
+    """Cached, since reading a GGUF file's takes seconds and several parts of the program ask."""
+    if _is_path(source):
+        _check_folder(source, key)
+    return _guarded(
+        lambda: AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
+    )
+
+
+def new_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this shape with freshly drawn weights in FP32, from torch's global generator."""
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+
+
+def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A pretrained model in FP32, dequantized where its file is quantized.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
+    """
+    load_config(source, key, trust_remote_code)
+    arguments = _arguments(source)
+    if "gguf_file" in arguments:
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    model, info = _guarded(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            **arguments, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+        ),
+        source,
+        key,
+    )
+    # transformers draws missing weights at random and only warns: a quality figure of such a model means nothing.
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
+    if getattr(model.config, "quantization_config", None) is not None:
+        _forget_quantization(model)
+    return model
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Makes a dequantized model an ordinary one: transformers refuses to save what still says it is GGUF."""
+    del model.config.quantization_config
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if name in model.__dict__:
+            delattr(model, name)
+
+
+def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer that belongs to a model.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: There is none, or it has neither a beginning- nor an end-of-text token.
+    """
+    tokenizer = _guarded(
+        lambda: AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
+    )
+    if separator_id(tokenizer) is None:
+        raise UserError(f"{key}: the tokenizer of {source} has no bos_token and no eos_token to separate documents")
+    return tokenizer
+
+
+def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token put before every document: the tokenizer's beginning-of-text, else its end-of-text."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

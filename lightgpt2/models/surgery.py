@@ -1,0 +1,79 @@
+"""Changes to a model's shape, each an entry of the ledger that can be replayed on another model of the same source.
+
+An operation is a dictionary `{"op": name, ...parameters}`. Applying it to a model with weights performs the surgery;
+applying the same list to a weightless model of the source's configuration rebuilds the shape for the weights to be loaded
+into.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.functional.layers import check_layers
+from lightgpt2.models.families import blocks
+from lightgpt2.models.loading import new_model
+
+Operation = dict[str, Any]
+
+
+def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A copy of a model with only the listed blocks, in the listed order; embeddings and final norm stay.
+
+    Args:
+        model: A decoder of a supported family; unchanged.
+        layers: Indices of its blocks.
+
+    Returns:
+        The smaller model; it shares no tensor with `model`.
+
+    Raises:
+        ValueError: An index is out of range.
+    """
+    check_layers(layers, model.config.num_hidden_layers)
+    kept = [blocks(model)[i] for i in layers]
+    # Deep-copying the whole model and then dropping blocks would hold the deep model twice.
+    memo = {id(block): None for i, block in enumerate(blocks(model)) if i not in set(layers)}
+    smaller = copy.deepcopy(model, memo)
+    replacement = nn.ModuleList([copy.deepcopy(block) for block in kept])
+    for index, block in enumerate(replacement):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):  # the block's slot in the key-value cache
+                module.layer_idx = index
+    parent, _, name = _blocks_path(model).rpartition(".")
+    setattr(smaller.get_submodule(parent), name, replacement)
+    smaller.config.num_hidden_layers = len(replacement)
+    if getattr(smaller.config, "layer_types", None):
+        smaller.config.layer_types = [model.config.layer_types[i] for i in layers]
+    return smaller
+
+
+def _blocks_path(model: PreTrainedModel) -> str:
+    return next(name for name, module in model.named_modules() if module is blocks(model))
+
+
+_OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers}
+
+
+def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
+    """Applies operations in order.
+
+    Raises:
+        ValueError: An operation is unknown or does not fit the model.
+    """
+    for operation in operations:
+        parameters = dict(operation)
+        name = parameters.pop("op")
+        if name not in _OPERATIONS:
+            raise ValueError(f"unknown operation {name!r}; known: {', '.join(_OPERATIONS)}")
+        model = _OPERATIONS[name](model, **parameters)
+    return model
+
+
+def replay(config: PretrainedConfig, operations: Sequence[Operation]) -> PreTrainedModel:
+    """The shape that `operations` make of the vanilla model of `config`, on the meta device, without weights."""
+    with torch.device("meta"):
+        return apply(new_model(config), operations)

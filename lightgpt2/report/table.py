@@ -1,0 +1,34 @@
+"""The table at the end of a run."""
+
+from typing import Any
+
+_HEADER = ("", "perplexity", "95 % interval", "bits/byte", "parameters", "embedding", "MB on disk")
+
+
+def comparison(figures: dict[str, dict[str, Any]]) -> str:
+    """A table with one row a model: quality with its interval, and sizes.
+
+    Args:
+        figures: For each model's name its `perplexity`, `interval_95`, `bits_per_byte`, `parameters`, `embedding`
+            and `megabytes`.
+    """
+    rows = [_HEADER, *(_row(name, values) for name, values in figures.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(["", lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
+    low, high = values["interval_95"]
+    return (
+        name,
+        f"{values['perplexity']:.2f}",
+        f"{low:.2f} - {high:.2f}",
+        f"{values['bits_per_byte']:.4f}",
+        f"{values['parameters']:,}",
+        f"{values['embedding']:,}",
+        f"{values['megabytes']:.2f}",
+    )

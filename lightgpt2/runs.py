@@ -1,0 +1,143 @@
+"""A run's place on disk: who owns the folder, and which checkpoint to go on from."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightgpt2.errors import UserError
+
+Identity = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run's files lie, under the working folder.
+
+    Attributes:
+        name: The run's name.
+    """
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoints, the resolved configuration and the artefact."""
+        return Path("checkpoints") / self.name
+
+    @property
+    def model(self) -> Path:
+        """The artefact."""
+        return self.folder / "model"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
+        return self.folder / "best.ckpt"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.folder / "config.yaml"
+
+    @property
+    def predictions(self) -> Path:
+        """What `predict` writes."""
+        return self.folder / "predictions.jsonl"
+
+
+def identity(config: dict[str, Any]) -> Identity:
+    """What makes a run this run and not another: its method, the models it works on, and its corpus.
+
+    Learning rates, schedules and lengths may change between a run and its resumption; these may not.
+
+    Args:
+        config: A resolved configuration, as in `config.yaml`.
+    """
+    model, data = config["model"], config["data"]
+    keys = ("teacher", "student", "layers", "model")
+    sources = {f"model.{key}": model["init_args"][key] for key in keys if key in model["init_args"]}
+    found = {"model.class_path": model["class_path"], **sources, "data.source": data["init_args"]["source"]}
+    plain: Identity = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def _differences(ours: Identity, theirs: Identity) -> str:
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    return ", ".join(f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in keys)
+
+
+def claim(run: Run, ours: Identity, resuming: bool) -> None:
+    """Checks that a run may write to its folder.
+
+    Raises:
+        UserError: The folder belongs to another run, or holds an unfinished run that a fresh start would overwrite.
+    """
+    if not run.folder.exists() or not any(run.folder.iterdir()):
+        return
+    fix = "give this run a name with --run NAME, or remove the folder"
+    if not run.config.is_file():
+        raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; {fix}")
+    theirs = identity(yaml.safe_load(run.config.read_text(encoding="utf-8")))
+    if theirs != ours:
+        raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({_differences(ours, theirs)}); {fix}")
+    if run.last.exists() and not run.model.exists() and not resuming:
+        raise UserError(f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}")
+
+
+def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
+    """Optimizer step of a checkpoint, and what is wrong with it if anything is."""
+    if not path.is_file():
+        return 0, "does not exist"
+    try:
+        # Memory-mapped: only the tables of contents and the small values are read. Never runs code.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        theirs, step = checkpoint["run"], int(checkpoint["global_step"])
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, torch.serialization.pickle.UnpicklingError):
+        return 0, "is truncated or was not written by lightgpt2"
+    if theirs != ours:
+        return 0, f"is of another run ({_differences(ours, theirs)})"
+    return step, None
+
+
+def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None, int, list[str]]:
+    """The checkpoint file that `--ckpt_path` means.
+
+    Args:
+        run: The run.
+        wanted: `last`, `best`, or the path of a checkpoint.
+        ours: Identity of the run that wants to load it.
+
+    Returns:
+        Its path, or nothing where a run that has not saved yet is to go on; its optimizer step; lines to tell the person.
+
+    Raises:
+        UserError: There is no usable checkpoint.
+    """
+    if wanted not in ("last", "best"):
+        step, problem = _inspect(Path(wanted), ours)
+        if problem:
+            raise UserError(f"--ckpt_path: {wanted} {problem}; give last, best, or the checkpoint of this run")
+        return Path(wanted), step, []
+    candidates = [run.last, run.best] if wanted == "last" else [run.best]
+    if not any(path.exists() for path in candidates):
+        if wanted == "best" or run.model.exists():
+            raise UserError(f"--ckpt_path: {run.folder} holds no {wanted}.ckpt; run fit first")
+        return None, 0, [f"{run.folder} holds no checkpoint yet: starting from the beginning"]
+    notes = []
+    for path in candidates:
+        step, problem = _inspect(path, ours)
+        if problem is None:
+            if notes:
+                notes.append(f"going on from {path} (step {step})")
+            return path, step, notes
+        notes.append(f"{path} {problem}")
+    raise UserError(f"--ckpt_path: no usable checkpoint: {'; '.join(notes)}. Start anew with another --run")

@@ -1,0 +1,1 @@
+"""What is predicted and how it is scored. A method works with any task."""
