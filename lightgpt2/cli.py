@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import transformers
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -20,6 +21,7 @@ from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
 from lightgpt2.callbacks.predictions import PredictionWriter
+from lightgpt2.callbacks.scores import ScorePrinter
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
@@ -32,6 +34,14 @@ VERBS = {
     "test": "Score a model or checkpoint on the test split.",
     "predict": "Write each document's score or continuation to checkpoints/<run>/predictions.jsonl.",
     "check": "Build everything and train nothing; report every mistake in the configuration.",
+}
+
+
+_TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the data module deals out windows itself
+    "num_sanity_val_steps": 0,  # the models are scored before the first step
+    "enable_autolog_hparams": False,  # hyper-parameters are logged once, with the final metrics
+    "enable_model_summary": False,  # the table at the end has the sizes
 }
 
 
@@ -138,7 +148,8 @@ class LightGPT2CLI(LightningCLI):
             provide(settings.needs, self.resolved["model"]["init_args"])
             return
         print(f"Model: {folder}", flush=True)
-        kept = {k: v for k, v in settings.model.init_args.items() if k in ("task", "compile", "trust_remote_code")}
+        asked = vars(settings.model.init_args)
+        kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
         settings.model = Namespace(
             class_path="lightgpt2.methods.FineTune", init_args=Namespace(model=str(folder), **kept)
         )
@@ -150,13 +161,14 @@ class LightGPT2CLI(LightningCLI):
     def _standard(self) -> list[pl.Callback]:
         if self.subcommand == "check":
             return [Check()]
+        bar = [TQDMProgressBar(refresh_rate=10)] if self._settings.trainer.enable_progress_bar is not False else []
         if self.subcommand == "predict":
-            return [PredictionWriter(self.place)]
+            return [PredictionWriter(self.place), *bar]
         if self.subcommand != "fit":
-            return []
+            return [*bar, ScorePrinter()]
         checkpointing = self._get(self.config_init, "checkpoint")
         checkpointing.attach(self.place, self.identity)
-        return [Monitor(), Artefact(self.place, self.resolved), checkpointing]
+        return [Monitor(), Artefact(self.place, self.resolved), checkpointing, *bar]
 
     def _tensorboard(self) -> TensorBoardLogger:
         folder = Path("tb-logs") / self.place.name
@@ -172,12 +184,14 @@ def _quiet() -> None:
     """Silences advice from libraries that does not apply here."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Loading a batch is a slice of a memory-mapped file: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # Decoder models run in eval mode nowhere but the teacher, which is hidden; the metric is a module in eval mode.
-    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed.*")
+    # A checkpoint is scored without the callbacks that trained it.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+    # Raised inside Lightning by a rename in torch.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -194,7 +208,7 @@ def main(args: list[str] | None = None) -> None:
             pl.LightningDataModule,
             save_config_callback=None,
             trainer_class=Trainer,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_autolog_hparams": False},
+            trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=1,
             parser_kwargs=raising | {verb: raising | {"description": text} for verb, text in VERBS.items()},
             subclass_mode_model=True,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from lightgpt2.data.store import TokenSplit
 from lightgpt2.functional.divergence import IGNORE
@@ -210,16 +209,24 @@ class EvaluationSampler(Sampler[Slice]):
         return iter(self.batches)
 
 
-class WindowLoader(DataLoader[Batch]):
-    """Loads whole batches; its position travels in checkpoints.
+class WindowLoader:
+    """Batches of windows in a sampler's order; its position travels in checkpoints.
+
+    A plain iterable and no torch DataLoader: making a batch is copying slices of a memory-mapped file, for which worker
+    processes would only cost, and a DataLoader draws from the global random generator at every epoch.
 
     The position is the optimizer step. `StepSampler` reads it from the trainer, so restoring it is the trainer's own doing.
     """
 
     def __init__(self, dataset: WindowDataset, sampler: Sampler[Slice], step: Callable[[], int] = lambda: 0) -> None:
-        # A generator of its own: DataLoader draws a seed from the global one at every epoch otherwise.
-        super().__init__(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())
-        self.step = step
+        # Not named `sampler`: Lightning would take the object for a DataLoader and look for what those have.
+        self.dataset, self.order, self.step = dataset, sampler, step
+
+    def __len__(self) -> int:
+        return len(self.order)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.dataset[index] for index in self.order)
 
     def state_dict(self) -> dict[str, int]:
         """The number of optimizer steps taken."""
@@ -227,8 +234,3 @@ class WindowLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing to restore: see the class."""
-
-
-def supervised_tokens(labels: Tensor) -> Tensor:
-    """Number of supervised positions in labels of any shape, as a scalar tensor."""
-    return (labels != IGNORE).sum()

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import UserError
+from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.schedules import Decay, warmup_decay
 from lightgpt2.models.families import check_head
 from lightgpt2.models.ledger import Parent
@@ -174,12 +175,14 @@ class Method(LightningModule):
         config = self.optimizer_config
         trainable = [p for p in self.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+            # float(): the types of jsonargparse are not plain, and a checkpoint holds plain values only
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": float(config.weight_decay)},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
         # Fused AdamW unscales gradients itself, after Lightning would have clipped them.
         fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+        betas = (float(config.beta1), float(config.beta2))
+        optimizer = torch.optim.AdamW(groups, lr=float(config.lr), betas=betas, fused=fused)
         total = self.total_steps
 
         def factor(step: int) -> float:
@@ -223,33 +226,35 @@ class Method(LightningModule):
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Adds a batch of windows to the split's token-weighted mean."""
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Adds a batch of windows to the split's token-weighted mean; returns each window's score."""
         nll = self.task.nll(self.model, batch)
-        tokens = (batch["labels"] != -100).sum(dim=1)
+        tokens = (batch["labels"] != IGNORE).sum(dim=1)
         self.val_nll.update(nll / tokens.clamp(min=1), weight=tokens)
+        return {"document": batch["document"], "nll": nll, "tokens": tokens}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the split's loss and perplexity."""
-        loss = self.val_nll.compute().float()
-        self.val_nll.reset()
-        metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
-        self.log_dict(metrics, prog_bar=True, logger=not self.trainer.state.fn == "fit")
+        self._log_split("val")
 
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """Logs the split's loss and perplexity."""
-        loss = self.val_nll.compute().float()
+        self._log_split("test")
+
+    def _log_split(self, name: str) -> None:
+        loss = self.val_nll.compute()
         self.val_nll.reset()
-        self.log_dict({"test/loss": loss, "test/perplexity": loss.exp()})
+        # Shown here; the Monitor callback writes them to the loggers, against the number of steps.
+        self.log_dict({f"{name}/loss": loss, f"{name}/perplexity": loss.exp()}, prog_bar=True, logger=False)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Rows for the predictions file: each window's score, or each document's continuation."""
         documents = batch["document"].tolist()
         if self.task.predict == "scores":
-            tokens = (batch["labels"] != -100).sum(dim=1).tolist()
             nll = self.task.nll(self.model, batch).tolist()
+            tokens = (batch["labels"] != IGNORE).sum(dim=1).tolist()
             return [{"document": d, "nll": v, "tokens": n} for d, v, n in zip(documents, nll, tokens, strict=True)]
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]

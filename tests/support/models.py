@@ -1,0 +1,55 @@
+"""Tiny models, tokenizers and corpora that stand in for the real ones."""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from lightgpt2.data.tokenizer import train_tokenizer
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_layer": 4, "n_embd": 32, "n_head": 2, "n_positions": 64,
+        "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
+    },
+    "llama": {
+        "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def write_corpus(folder: Path, documents: int = 40, length: int = 900) -> Path:
+    """A folder of text files: pieces of the language reference."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(topics[name] for name in sorted(topics))
+    for i in range(documents):
+        (folder / f"{i:03}.txt").write_text(text[i * length : (i + 1) * length].replace("\n\n", "\n"))
+    return folder
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 300) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer."""
+    train_tokenizer([topics["assignment"], topics["class"]], vocab_size, folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A randomly initialised model with weights large enough to matter."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+def write_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: Any) -> Path:
+    """A model folder with its tokenizer."""
+    write_tokenizer(folder)
+    make_model(family, seed, **changes).save_pretrained(folder)
+    return folder

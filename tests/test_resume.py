@@ -1,0 +1,81 @@
+"""A run that was killed and resumed is the run that was not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.cli import logged, run_cli, succeed, write_config
+from tests.support.models import SHAPES, write_corpus, write_model
+
+pytestmark = pytest.mark.slow
+
+# What depends on the clock or the process is no part of the promise.
+_CLOCK = ("train/tokens_per_s", "train/memory_mb")
+
+
+def config(method: str, folder: Path, **trainer: Any) -> dict[str, Any]:
+    init: dict[str, Any] = {"optimizer": {"lr": 3.0e-3, "warmup_steps": 3}, "task": {
+        "class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 1}
+    }}  # fmt: skip
+    data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4, "vocab_size": 300}
+    if method == "FineTune":
+        init["model"] = {"model_type": "gpt2", **SHAPES["gpt2"]}
+    else:
+        del data["vocab_size"]
+        # narrower than the teacher, so that the trained projections are in the checkpoint too
+        init |= {"teacher": str(folder / "teacher"), "student": {"n_layer": 2, "n_embd": 16}}
+    return {
+        "seed_everything": 7,
+        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init},
+        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
+        "checkpoint": {"every_n_steps": 4},
+        "trainer": {
+            "accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": None, "val_check_interval": 12,
+            "gradient_clip_val": 1.0, **trainer,
+        },
+    }  # fmt: skip
+
+
+def fit_killed(folder: Path, name: str, kills: list[int]) -> None:
+    """Runs `fit`, killed after so many micro-batches of each process, then resumed to its end."""
+    for i, batch in enumerate(kills):
+        killer = [
+            "--trainer.callbacks+=tests.support.kill.KillAt", f"--trainer.callbacks.batch={batch}"
+        ]  # fmt: skip
+        resume = ["--ckpt_path", "last"] if i else []
+        done = run_cli(folder, "fit", "--config", "config.yaml", "--run", name, *killer, *resume)
+        assert done.returncode != 0, "the run ended before it was killed"
+        assert "Traceback" not in done.stderr, done.stderr
+    succeed(folder, "fit", "--config", "config.yaml", "--run", name, "--ckpt_path", "last")
+
+
+def assert_same_run(folder: Path, first: str, second: str) -> None:
+    weights = [(folder / "checkpoints" / name / "model" / "model.safetensors").read_bytes() for name in (first, second)]
+    assert weights[0] == weights[1]
+    states = [torch.load(folder / "checkpoints" / name / "last.ckpt", weights_only=True) for name in (first, second)]
+    torch.testing.assert_close(states[0]["state_dict"], states[1]["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(states[0]["optimizer_states"], states[1]["optimizer_states"], rtol=0, atol=0)
+    for ours, theirs in zip(states[0]["rng"], states[1]["rng"], strict=True):
+        assert torch.equal(ours["torch"], theirs["torch"])
+        assert ours["python"] == theirs["python"]
+        assert torch.equal(ours["numpy"][1], theirs["numpy"][1])
+    assert states[0]["global_step"] == states[1]["global_step"]
+    curves = [logged(folder, name) for name in (first, second)]
+    assert curves[0].keys() == curves[1].keys()
+    for tag in curves[0].keys() - set(_CLOCK):
+        assert curves[0][tag] == curves[1][tag], tag
+
+
+# One epoch is 11 optimizer steps of 2 micro-batches of 4 windows. Kills fall before the first checkpoint, early, at a
+# checkpoint, in the middle of an accumulation, and in later epochs.
+@pytest.mark.parametrize(("method", "kills"), [("FineTune", [5, 9, 12, 17, 8]), ("Distill", [10, 17, 30])])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, method: str, kills: list[int]) -> None:
+    write_corpus(tmp_path / "corpus", documents=24)
+    if method == "Distill":
+        write_model(tmp_path / "teacher")
+    write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    fit_killed(tmp_path, "killed", kills)
+    assert_same_run(tmp_path, "whole", "killed")
