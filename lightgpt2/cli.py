@@ -10,11 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import transformers
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
@@ -87,23 +87,25 @@ class LightGPT2CLI(LightningCLI):
         self.identity = identity(self.resolved)
         self._first_step = 0
         if self.subcommand in ("fit", "check"):
-            self._check_limits()
             ckpt_path = settings.get("ckpt_path")
             claim(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
+            if settings.needs and (problems := self._limit_problems()):  # before the hours that another stage may take
+                raise UserError(problems)
             provide(settings.needs, self.resolved["model"]["init_args"])
             if ckpt_path is not None:
                 settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
         else:
             self._choose_model(settings)
 
-    def after_instantiate_classes(self) -> None:
-        """Reports every mistake that shows before anything heavy is built."""
-        problems = [*self.datamodule.problems(), *self.model.problems(self.datamodule)]
-        if problems:
-            raise UserError(problems)
-
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for."""
+        """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for.
+
+        Raises:
+            UserError: Every mistake that shows before anything heavy is built.
+        """
+        limits = self._limit_problems() if self.subcommand in ("fit", "check") else []
+        if problems := [*limits, *self.datamodule.problems(), *self.model.problems(self.datamodule)]:
+            raise UserError(problems)
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
         trainer.plugins = [*plugins, AtomicCheckpointIO()]
@@ -113,7 +115,11 @@ class LightGPT2CLI(LightningCLI):
             logger, trainer.enable_checkpointing = False, False
         elif logger in (None, True):
             logger = self._tensorboard()
-        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=[*(trainer.callbacks or []), *callbacks])
+        callbacks = [*(trainer.callbacks or []), *callbacks]
+        try:
+            return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
+        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -121,13 +127,16 @@ class LightGPT2CLI(LightningCLI):
     def _settings(self) -> Namespace:
         return self.config[str(self.subcommand)]
 
-    def _check_limits(self) -> None:
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would load the file unchecked and let it override the command line."""
+
+    def _limit_problems(self) -> list[str]:
         trainer = self._settings.trainer
-        for key in ("max_steps", "max_epochs", "limit_train_batches"):
-            if trainer.get(key) == 0:
-                raise UserError(f"trainer.{key}: 0 trains nothing; give at least 1")
+        none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
+        problems = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
         if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
-            raise UserError("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
+            problems.append("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
+        return problems
 
     def _find_checkpoint(self, wanted: str) -> str | None:
         path, step, notes = find_checkpoint(self.place, wanted, self.identity)
@@ -155,8 +164,7 @@ class LightGPT2CLI(LightningCLI):
         )
 
     def _owns_folder(self) -> bool:
-        config = self.place.config
-        return config.is_file() and identity(yaml.safe_load(config.read_text(encoding="utf-8"))) == self.identity
+        return self.place.owner() == self.identity
 
     def _standard(self) -> list[pl.Callback]:
         if self.subcommand == "check":
@@ -171,13 +179,9 @@ class LightGPT2CLI(LightningCLI):
         return [Monitor(), Artefact(self.place, self.resolved), checkpointing, *bar]
 
     def _tensorboard(self) -> TensorBoardLogger:
-        folder = Path("tb-logs") / self.place.name
-        if not self._settings.get("ckpt_path") and "LOCAL_RANK" not in os.environ:
-            for events in folder.glob("events.out.tfevents.*"):  # of a finished run that this one does again
-                events.unlink()
         # What a killed process logged after its last checkpoint is about to be logged again.
         purge = {"purge_step": self._first_step + 1} if self._first_step else {}
-        return TensorBoardLogger("tb-logs", name=self.place.name, version="", **purge)
+        return TensorBoardLogger(self.place.logs.parent, name=self.place.name, version="", **purge)
 
 
 def _quiet() -> None:
@@ -186,6 +190,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it then raises
     # Loading a batch is a slice of a memory-mapped file: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint is scored without the callbacks that trained it.

@@ -15,5 +15,5 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-class Interrupted(UserError):
+class Interrupted(UserError):  # noqa: N818 - not an error
     """Training stopped at the person's request, after saving; the CLI exits with 130."""

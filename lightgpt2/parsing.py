@@ -42,14 +42,14 @@ def find_config(name: str) -> Path:
 
 
 def resolve_configs(args: list[str]) -> list[str]:
-    """Command-line arguments with every configuration given by its path."""
-    resolved = list(args)
+    """Command-line arguments with every configuration given by its path, as an argument of its own."""
+    resolved: list[str] = []
     for i, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
         if flag in _FLAGS and equals:
-            resolved[i] = f"{flag}={find_config(value)}"
-        elif arg in _FLAGS and i + 1 < len(args):
-            resolved[i + 1] = str(find_config(args[i + 1]))
+            resolved += [flag, str(find_config(value))]
+        else:
+            resolved.append(str(find_config(arg)) if i and args[i - 1] in _FLAGS else arg)
     return resolved
 
 
@@ -72,8 +72,9 @@ def parse(parser: ArgumentParser, args: list[str]) -> Namespace:
             try:
                 config = parser.parse_args(args)
             except ArgumentError as error:
-                key, reason = _locate(str(error.message))
-                problems.append(f"{key}: {reason}" if key else reason)
+                key, found = _locate(str(error.message))
+                # What was taken out because of an earlier mistake is missing now; that is no mistake of its own.
+                problems += [p for p in found if not any(_within(q, p) for q in problems)]
                 if not copied:
                     args, copied = _copy_configs(args, Path(scratch)), True
                 shorter = _without(args, key)
@@ -86,26 +87,58 @@ def parse(parser: ArgumentParser, args: list[str]) -> Namespace:
             return config
 
 
-def _locate(message: str) -> tuple[str, str]:
-    """The key that jsonargparse complains about, without `init_args`, and the reason in one line."""
-    unknown = re.search(r"[Uu]nrecognized arguments: (--\S+)", message)
+def _within(problem: str, other: str) -> bool:
+    """Whether a problem is about the same key as another, or about one inside it."""
+    return re.match(re.escape(other.partition(":")[0]) + "[.:]", problem) is not None
+
+
+def _locate(message: str) -> tuple[str, list[str]]:
+    """The key to take out because jsonargparse complains about it, without `init_args`; and the problems, a line each.
+
+    The message is an indented tree: under each `Parser key "..."` what is wrong inside it, under each union of types
+    why none of them fits. Its leaves are the reasons.
+    """
+    unknown = re.search(r"[Uu]nrecognized arguments: --(\S+)", message)
     if unknown:
-        return unknown[1].lstrip("-").partition("=")[0], "no such key; see --help"
-    # The last problem wins: Optional[...] lists the useless alternative None after it.
-    keys = re.findall(r'(?:Parser key|Key) "([^"]+)"', message)
-    option = re.search(r"(?:Option|Key) '([^']+)' is not (?:accepted|expected)", message)
-    missing = re.search(r'(?:Key|Option) ["\']([^"\']+)["\'] is required', message)
-    path = ".".join(key.replace("init_args.", "") for key in keys)
+        key = unknown[1].partition("=")[0].replace("init_args.", "")
+        return key, [f"{key}: no such key; see --help"]
+    lines = [line for line in message.splitlines() if not re.match(r"\s*Given value", line)]
+    keys = [key for line in lines for key in re.findall(r'^\s*(?:- )?(?:Parser key|Key) "([^"]+)"', line)]
+    path = ".".join(keys).replace("init_args.", "")
+    option = re.search(r"(?:Group '([^']+)' does not accept option|Option|does not accept option) '([^']+)'", message)
     if option:
-        return ".".join(filter(None, [path, option[1]])).replace(".init_args", ""), "no such key; see --help"
-    if missing:
-        name = missing[1].replace("init_args.", "")
-        return "", f"{name if name in path else '.'.join(filter(None, [path, name]))}: required, but not given"
-    reasons = re.findall(r"^\s*- (.*)$", message, flags=re.MULTILINE)
-    reasons = [r for r in reasons if "NoneType" not in r and "Problem with given class_path" not in r]
-    given = re.search(r"Given value: (.*)$", message, flags=re.MULTILINE)
-    text = "; ".join(dict.fromkeys(reasons)) or " ".join(re.sub(r'^Parser key "[^"]+":?', "", message).split())
-    return path, f"{text} (given: {given[1]})" if given and reasons else text
+        key = ".".join(filter(None, [path, option[1], option[2]])).replace("init_args.", "")
+        return key, [f"{key}: no such key; see --help"]
+    missing = re.search(r"arguments are required: (.*)", message)
+    if missing:  # those of the command itself are named with it: `fit.model`
+        names = [f"{path}.{name}" if path else name.partition(".")[2] for name in missing[1].split(", ")]
+        return path, [f"{name}: required, but not given" for name in names]
+    leaves = [line for line in lines if not _HEADING.match(line)]
+    leaves = [line for line in leaves if "'NoneType'" not in line] or leaves  # the useless alternative of Optional[...]
+    reasons = "; ".join(dict.fromkeys(_plain(line) for line in leaves)) or _plain(message)
+    given = _given(message, leaves[-1]) if leaves else None
+    return path, [": ".join(filter(None, [path, f"{reasons} (given: {given})" if given else reasons]))]
+
+
+# A line of the tree that only says where the next ones belong.
+_HEADING = re.compile(
+    r'\s*(- )?((Parser key|Key) "[^"]+":?$|Problem with given class_path|Does not validate against|Subtypes:|Errors:)'
+)
+
+
+def _plain(text: str) -> str:
+    """A reason in the words of YAML rather than of Python's types."""
+    text = re.sub(r'^\s*(- )?((Parser key|Key) "[^"]+":)?', "", text)
+    text = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", text)
+    text = re.sub(r"(?:a )?<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return " ".join(text.split())
+
+
+def _given(message: str, leaf: str) -> str | None:
+    """The value that a reason is about, where jsonargparse shows that one and not the whole section around it."""
+    indent = len(leaf) - len(leaf.lstrip()) - 2
+    values = re.findall(rf"^ {{{max(indent, 0)}}}Given value: (.*)$", message, flags=re.MULTILINE)
+    return values[0] if values and not re.match(r"[{\[]|Namespace|NestedArg", values[0]) else None
 
 
 def _copy_configs(args: list[str], folder: Path) -> list[str]:

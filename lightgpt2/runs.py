@@ -49,9 +49,21 @@ class Run:
         return self.folder / "config.yaml"
 
     @property
+    def logs(self) -> Path:
+        """TensorBoard's files."""
+        return Path("tb-logs") / self.name
+
+    @property
     def predictions(self) -> Path:
         """What `predict` writes."""
         return self.folder / "predictions.jsonl"
+
+    def owner(self) -> Identity | None:
+        """Identity of the run that the folder belongs to, if it is one of lightgpt2's."""
+        try:
+            return identity(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            return None
 
 
 def identity(config: dict[str, Any]) -> Identity:
@@ -79,18 +91,23 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
     """Checks that a run may write to its folder.
 
     Raises:
-        UserError: The folder belongs to another run, or holds an unfinished run that a fresh start would overwrite.
+        UserError: The name is none for a folder; or the folder belongs to another run, or holds an unfinished run that
+            a fresh start would overwrite.
     """
+    if Path(run.name).name != run.name or run.name.startswith("."):
+        raise UserError(f"--run {run.name}: not the name of a folder; give one without slashes and leading dots")
     if not run.folder.exists() or not any(run.folder.iterdir()):
         return
     fix = "give this run a name with --run NAME, or remove the folder"
-    if not run.config.is_file():
+    theirs = run.owner()
+    if theirs is None:
         raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; {fix}")
-    theirs = identity(yaml.safe_load(run.config.read_text(encoding="utf-8")))
     if theirs != ours:
         raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({_differences(ours, theirs)}); {fix}")
     if run.last.exists() and not run.model.exists() and not resuming:
-        raise UserError(f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}")
+        raise UserError(
+            f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
+        )
 
 
 def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
@@ -101,7 +118,15 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         # Memory-mapped: only the tables of contents and the small values are read. Never runs code.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         theirs, step = checkpoint["run"], int(checkpoint["global_step"])
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, torch.serialization.pickle.UnpicklingError):
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        torch.serialization.pickle.UnpicklingError,
+    ):
         return 0, "is truncated or was not written by lightgpt2"
     if theirs != ours:
         return 0, f"is of another run ({_differences(ours, theirs)})"

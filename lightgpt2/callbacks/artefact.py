@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
+from lightgpt2.methods.distill import Distill
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.ledger import FILE, Entry, Parent, extended
 from lightgpt2.models.loading import load_model
@@ -34,6 +35,7 @@ class Artefact(Callback):
 
     def __init__(self, run: Run, config: dict[str, Any]) -> None:
         self.run, self.config = run, config
+        self._stale_logs = list(run.logs.glob("events.out.tfevents.*"))  # now: later this run's own are among them
         self.figures: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
 
@@ -42,15 +44,18 @@ class Artefact(Callback):
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
+        if not self.figures and isinstance(trainer.logger, TensorBoardLogger):
+            for events in self._stale_logs:  # of a finished run that this one does again
+                events.unlink()
         text = yaml.safe_dump(self.config, sort_keys=False)
         with atomic_file(self.run.config) as temporary:
             temporary.write_text(text, encoding="utf-8")
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```", 0)
         if not self.figures:
-            if pl_module.teacher_source is not None:
-                self.figures["teacher"] = self._measure(trainer, pl_module, pl_module.teacher)
-            self.figures["before"] = self._measure(trainer, pl_module, pl_module.model)
+            if isinstance(pl_module, Distill):
+                self.figures["teacher"] = self._measure(trainer, pl_module, pl_module.teacher, "teacher")
+            self.figures["before"] = self._measure(trainer, pl_module, pl_module.model, "before")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -83,7 +88,9 @@ class Artefact(Callback):
         print(comparison({names[key]: figures for key, figures in self.figures.items()}), flush=True)
         print(f"\nmodel: {self.run.model}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
-            final = {f"final/{k}": float(self.figures["after"][k]) for k in ("perplexity", "bits_per_byte", "megabytes")}
+            final = {
+                f"final/{k}": float(self.figures["after"][k]) for k in ("perplexity", "bits_per_byte", "megabytes")
+            }
             trainer.logger.log_hyperparams(_flat(self.config), final)
             trainer.logger.save()
 
@@ -96,10 +103,9 @@ class Artefact(Callback):
         """Restores them."""
         self.figures, self.seconds = state_dict["figures"], state_dict["seconds"]
 
-    def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel) -> dict[str, Any]:
+    def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel, label: str) -> dict[str, Any]:
         """Figures of a model in memory, through a temporary folder: what is scored is what a folder holds."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        label = "teacher" if model is getattr(method, "teacher", None) else "before"
         with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
             save_model(model, data.tokenizer, Path(temporary) / "model")
             return self._score_folder(trainer, method, Path(temporary) / "model", label)
@@ -108,7 +114,7 @@ class Artefact(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         model = load_model(str(folder), "model", method.trust_remote_code)
         sizes = measure_sizes(model, folder)
-        model.to(trainer.strategy.root_device)
+        model.to(device=trainer.strategy.root_device)
         result = score(
             model, method.task, data.scoring_loader("valid"), data.document_sizes("valid"), f"Scoring {label}"
         )

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightgpt2.errors import Interrupted
-from lightgpt2.methods.base import NonFiniteLoss
+from lightgpt2.methods.base import NonFiniteLossError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.runs import Identity, Run
 
@@ -105,12 +105,7 @@ class Checkpointing(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keeps the weights from before a non-finite loss."""
         self._restore_handlers()
-        if isinstance(exception, NonFiniteLoss):
-            # The step was not taken: rewind the loop's count of micro-batches to its beginning.
-            progress = trainer.fit_loop.epoch_loop.batch_progress
-            for counts in (progress.current, progress.total):
-                start = counts.completed - counts.completed % trainer.accumulate_grad_batches
-                counts.ready = counts.started = counts.processed = counts.completed = start
+        if isinstance(exception, NonFiniteLossError):
             self._save(trainer, self.run.last)
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,8 +117,15 @@ class Checkpointing(Checkpoint):
         self.best_loss = state_dict["best_loss"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Marks the checkpoint as this run's."""
+        """Marks the checkpoint as this run's, and rewinds its count of micro-batches to a whole number of optimizer steps.
+
+        Lightning has counted the micro-batch that was fetched but not yet used; it will be fetched again.
+        """
         checkpoint["run"] = self.identity
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):
+            done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
+            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         trainer.save_checkpoint(path)

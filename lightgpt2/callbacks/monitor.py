@@ -33,7 +33,9 @@ class Monitor(Callback):
             return
         # The terms were read from the device before the step; only the optimizer's own kernels may still run.
         speed = batch["step_tokens"] / (time.perf_counter() - self._started)
-        self.log_dict({"loss": metrics["train/loss"], "tokens/s": speed}, prog_bar=True, logger=False, batch_size=1)
+        pl_module.log_dict(
+            {"loss": metrics["train/loss"], "tokens/s": speed}, prog_bar=True, logger=False, batch_size=1
+        )
         self._write(trainer, {**metrics, "train/tokens_per_s": speed, "train/memory_mb": peak_memory_mb()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,6 +55,8 @@ class Monitor(Callback):
     def _write_samples(self, trainer: Trainer, logger: TensorBoardLogger, method: Method) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         prompts = data.prompts("valid", method.task.samples, method.task.prompt_tokens)
+        if not prompts:  # none asked for, or no document is long enough
+            return
         texts = method.task.continuations(method.model, data.tokenizer, prompts)
         shown = data.tokenizer.batch_decode(prompts, skip_special_tokens=True)
         rows = "\n\n".join(f"    {p} ▸ {t}".replace("\n", "\n    ") for p, t in zip(shown, texts, strict=True))

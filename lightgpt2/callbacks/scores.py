@@ -18,7 +18,13 @@ class ScorePrinter(Callback):
         self._rows: Rows = []
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Collects the scores of a batch's windows."""
         self._rows += zip(*(outputs[key].tolist() for key in ("document", "nll", "tokens")), strict=True)

@@ -58,12 +58,18 @@ class Corpus:
         Raises:
             UserError: A local source is missing, or the separator is not a regular expression.
         """
+        problems = []
         try:
             re.compile(self.separator)
         except re.error as error:
-            raise UserError(f"data.separator: {self.separator!r} is not a regular expression ({error})") from error
-        if self._is_local():
-            self._files()
+            problems.append(f"data.separator: {self.separator!r} is not a regular expression ({error}); correct it")
+        try:
+            if self._is_local():
+                self._files()
+        except UserError as error:
+            problems += error.problems
+        if problems:
+            raise UserError(problems)
 
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none where it is one pool of documents."""
@@ -110,6 +116,8 @@ class Corpus:
         reader = _READERS.get(file.suffix)
         if reader is None:
             raise UserError(f"data.source: {file} is not one of {', '.join(_READERS)}; convert it or rename it")
+        if file.stat().st_size == 0:
+            return
         if reader == "text":
             yield from _cut(_text_blocks(file), self.separator)
             return
@@ -120,10 +128,12 @@ class Corpus:
         for row in rows:
             if self.text_field not in row:
                 fields = ", ".join(map(str, row))
-                raise UserError(f"data.text_field: {where} has no field {self.text_field!r}; it has {fields}")
+                raise UserError(f"data.text_field: {where} has no field {self.text_field!r}; name one of {fields}")
             value = row[self.text_field]
             if value is not None and not isinstance(value, str):
-                raise UserError(f"data.text_field: {self.text_field!r} of {where} holds {type(value).__name__}, not text")
+                raise UserError(
+                    f"data.text_field: {self.text_field!r} of {where} holds {type(value).__name__}, not text"
+                )
             yield value or ""
 
     def _hub_name(self) -> tuple[str, str | None]:
@@ -165,21 +175,38 @@ def _pydoc() -> list[str]:
 
 def _text_blocks(file: Path) -> Iterator[str]:
     """A text file in blocks, so that one larger than memory can be read."""
-    offset = 0
     try:
         with file.open(encoding="utf-8", newline=None) as stream:
             while block := stream.read(1 << 20):
                 if "\x00" in block:
-                    raise UserError(f"data.source: {file} is binary, not text; convert it to UTF-8 text")
-                offset += len(block)
+                    raise UserError(_BINARY.format(file))
                 yield block
     except UnicodeDecodeError as error:
+        line = _undecodable_line(file)
+        if line is None:
+            raise UserError(_BINARY.format(file)) from error
         raise UserError(
-            f"data.source: {file} is not valid UTF-8 ({error.reason}, after character {offset}); "
-            "convert it, for example with iconv -t utf-8"
+            f"data.source: {file} is not valid UTF-8 ({error.reason} in line {line}); convert it, for example with "
+            "iconv -t utf-8"
         ) from error
     except OSError as error:
         raise UserError(f"data.source: {file} cannot be read ({error.strerror})") from error
+
+
+_BINARY = "data.source: {} is binary, not text; convert it to UTF-8 text"
+
+
+def _undecodable_line(file: Path) -> int | None:
+    """Number of the first line that is not UTF-8; nothing if there is a null byte before its end, as in no text."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if b"\0" in line:
+                break
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return None
 
 
 def _cut(blocks: Iterable[str], separator: str) -> Iterator[str]:
@@ -205,7 +232,9 @@ def _rows(reader: str, file: Path, options: dict[str, Any]) -> Iterator[dict[str
     except Exception as error:  # pyarrow, pandas and json each raise their own
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise UserError(f"data.source: {file} is not a readable {file.suffix[1:]} file ({reason})") from error
+        raise UserError(
+            f"data.source: {file} is not a readable {file.suffix[1:]} file ({reason}); correct it"
+        ) from error
 
 
 def split_of(text: str, valid_fraction: float, test_fraction: float) -> Split:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning import LightningDataModule
 from transformers import PreTrainedTokenizerFast
 
@@ -25,8 +25,7 @@ from lightgpt2.models.loading import load_tokenizer, separator_id
 
 CACHE = Path("checkpoints/.data")
 
-Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)], docstring="a number in [0, 1)")
-VocabSize = restricted_number_type("VocabSize", int, (">=", 257), docstring="at least the 256 bytes and one more")
+SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
 
 
 class LanguageModelingData(LightningDataModule):
@@ -64,10 +63,10 @@ class LanguageModelingData(LightningDataModule):
         batch_size: PositiveInt = 8,
         eval_batch_size: PositiveInt = 16,
         mode: Literal["packed", "padded"] = "packed",
-        valid_fraction: Fraction = 0.1,
-        test_fraction: Fraction = 0.05,
+        valid_fraction: ClosedUnitInterval = 0.1,
+        test_fraction: ClosedUnitInterval = 0.05,
         tokenizer: str | None = None,
-        vocab_size: VocabSize | None = None,
+        vocab_size: PositiveInt | None = None,
         predict_split: Split = "test",
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -88,13 +87,17 @@ class LanguageModelingData(LightningDataModule):
         found = []
         if self.sequence_length < 2:
             found.append("data.sequence_length: 1 leaves nothing to predict; give at least 2")
-        if self.stride >= self.sequence_length:
+        elif self.stride >= self.sequence_length:
             found.append(
                 f"data.stride: {self.stride} skips tokens with windows of {self.sequence_length}; "
                 f"give at most {self.sequence_length - 1}"
             )
         if self.valid_fraction + self.test_fraction >= 1:
             found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
+        if self.vocab_size and self.vocab_size < SMALLEST_VOCABULARY:
+            found.append(
+                f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {SMALLEST_VOCABULARY}"
+            )
         if self.tokenizer_source and self.vocab_size:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
         try:
@@ -145,7 +148,8 @@ class LanguageModelingData(LightningDataModule):
 
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
-        task = self.trainer.lightning_module.task  # type: ignore[union-attr]
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        task = module.task
         split = self._splits[self.predict_split]
         if task.predict == "continuations":
             windows = prompt_windows(split, task.prompt_tokens)
@@ -241,13 +245,22 @@ class LanguageModelingData(LightningDataModule):
                     f"{key}: the {documents} documents of {source} leave none for the {split} split; give more documents, "
                     "another fraction, or cut text files into smaller documents with data.separator"
                 )
-        if stage == "fit" and self.steps_per_epoch == 0:
-            sampler = self._step_sampler()
+        if stage != "fit":
+            return
+        sampler, trainer = self._step_sampler(), self.trainer
+        assert trainer is not None
+        if len(sampler) == 0:
             raise UserError(
                 f"data.sequence_length: {source} has {counts['train']['tokens']} training tokens, which is "
                 f"{len(sampler.supervised)} windows of {self.sequence_length}, and one optimizer step takes "
                 f"{sampler.batch * sampler.accumulate * sampler.world}; give more text, shorter windows or a smaller "
                 "data.batch_size"
+            )
+        every, within_epoch = trainer.val_check_interval, trainer.check_val_every_n_epoch is not None
+        if within_epoch and isinstance(every, int) and every > len(sampler):
+            raise UserError(
+                f"trainer.val_check_interval: {every} is more than the {len(sampler)} batches of an epoch; give at most "
+                "that, or set trainer.check_val_every_n_epoch to null to count across epochs"
             )
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:

@@ -37,9 +37,7 @@ class TokenSplit:
     sizes: NDArray[np.int64]
 
 
-def split_documents(
-    corpus: Corpus, valid_fraction: float, test_fraction: float
-) -> Iterator[tuple[Split, str]]:
+def split_documents(corpus: Corpus, valid_fraction: float, test_fraction: float) -> Iterator[tuple[Split, str]]:
     """Every distinct, non-empty document once, with its split.
 
     Splits that the source names are kept, and a validation or test split that it lacks is taken from its training split

@@ -19,7 +19,7 @@ from lightgpt2.functional.divergence import IGNORE, Divergence, cross_entropy, d
 
 # Bytes of one chunk of FP32 logits. A chunk should be long, since each one reads the head weight and updates its gradient
 # once, and short, since four arrays of its size are alive: measured in benchmarks/training.py.
-CHUNK_BYTES = 48 * 2**20
+CHUNK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class _VocabularyLoss(torch.autograd.Function):
                     grad_weight += grad_logits.T @ inputs
         ctx.grads = (grad_hidden, grad_weight)
         loss = weights.ce * sums[0] + weights.kd * sums[1]
-        terms = (sums[0].clone(), sums[1].clone())
-        ctx.mark_non_differentiable(*terms)
-        return loss, *terms
+        ce, kd = sums[0].clone(), sums[1].clone()
+        ctx.mark_non_differentiable(ce, kd)
+        return loss, ce, kd
 
     @staticmethod
     @once_differentiable
@@ -146,7 +146,7 @@ def vocabulary_loss(
         The loss (differentiable once, with respect to `hidden` and `weight`), and detached the sums of the two terms,
         cross-entropy and divergence, unweighed, in nats.
     """
-    return _VocabularyLoss.apply(hidden, weight, labels, weights, teacher)
+    return _VocabularyLoss.apply(hidden, weight, labels, weights, teacher)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

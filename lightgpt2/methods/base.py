@@ -47,7 +47,7 @@ class OptimizerConfig:
     final_lr: ClosedUnitInterval = 0.0
 
 
-class NonFiniteLoss(UserError):
+class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 
@@ -132,11 +132,11 @@ class Method(LightningModule):
             configs = self.configs()
         except UserError as error:
             return error.problems
+        positions = {config.max_position_embeddings: key for key, config in configs.items()}
         return [
-            f"data.sequence_length: {data.sequence_length} is longer than the {config.max_position_embeddings} positions of "
-            f"{key}; give at most that"
-            for key, config in configs.items()
-            if data.sequence_length > config.max_position_embeddings
+            f"data.sequence_length: {data.sequence_length} is longer than the {n} positions of {key}; give at most that"
+            for n, key in positions.items()
+            if data.sequence_length > n
         ]
 
     def configure_model(self) -> None:
@@ -200,7 +200,8 @@ class Method(LightningModule):
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch["step_tokens"]
         self._term_names = ["loss", *terms]
         self._terms.append(torch.stack([loss.detach(), *terms.values()]) / batch["step_tokens"])
-        return loss * scale
+        scaled: Tensor = loss * scale
+        return scaled
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
@@ -209,7 +210,7 @@ class Method(LightningModule):
         if not torch.isfinite(terms).all():
             micro = next((i for i, t in enumerate(local) if not torch.isfinite(t).all()), 0)
             first = self.trainer.fit_loop.epoch_loop.batch_idx - len(local) + 1
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"the loss is not finite at step {self.global_step + 1} (epoch {self.current_epoch}, batch {first + micro}); "
                 "the weights before it are saved. Lower model.optimizer.lr, set trainer.gradient_clip_val, or raise the "
                 "precision, and resume with --ckpt_path last"
@@ -278,6 +279,21 @@ class Method(LightningModule):
         """Keeps the generators' states until training starts; building and loading draw from them."""
         self._restored_rng = checkpoint["rng"]
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Restores the weights.
+
+        Raises:
+            UserError: They are of a model of another shape.
+        """
+        try:
+            return super().load_state_dict(*args, **kwargs)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()
+            raise UserError(
+                f"--ckpt_path: the checkpoint is of a model of another shape ({first}); resume with the settings that "
+                "wrote it, or start anew with another --run"
+            ) from error
+
     def on_train_start(self) -> None:
         """Sets the random generators to where the checkpoint left them, or to the run's seed."""
         rank = self.global_rank
@@ -296,20 +312,19 @@ class Method(LightningModule):
 
 
 def _rng_state() -> dict[str, Any]:
-    """States of all generators of this process, in types that `torch.load(weights_only=True)` reads."""
+    """States of all generators of this process, as plain numbers: what every pickle and `weights_only=True` can carry."""
     algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (algorithm, torch.from_numpy(np.array(keys)), int(position), int(has_gauss), float(gauss)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (algorithm, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
     }
 
 
 def _set_rng_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
-    algorithm, keys, *rest = state["numpy"]
-    np.random.set_state((algorithm, keys.numpy(), *rest))
-    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])

@@ -105,7 +105,8 @@ class Distill(Method):
     @property
     def teacher(self) -> PreTrainedModel:
         """The teacher, hidden from Lightning: never in a checkpoint, an optimizer or a gradient reduction."""
-        return self._hidden_teacher[0]
+        teacher: PreTrainedModel = self._hidden_teacher[0]
+        return teacher
 
     def configs(self) -> dict[str, PretrainedConfig]:
         """The student's configuration and the teacher's; checks that the two fit together."""
@@ -118,7 +119,9 @@ class Distill(Method):
             except ValueError as error:
                 raise UserError(f"model.layers: {error}") from error
         elif isinstance(source, dict):
-            values = {k: v for k, v in teacher.to_diff_dict().items() if k not in ("transformers_version", "layer_types")}
+            values = {
+                k: v for k, v in teacher.to_diff_dict().items() if k not in ("transformers_version", "layer_types")
+            }
             student = load_config({**values, "model_type": teacher.model_type, **source}, "model.student")
         else:
             student = load_config(source, "model.student", self.trust_remote_code)
@@ -182,7 +185,7 @@ class Distill(Method):
 
     def on_fit_start(self) -> None:
         """Moves the teacher where the student is."""
-        self.teacher.to(self.device)
+        self.teacher.to(device=self.device)
 
     def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The three terms; see the head of this file."""

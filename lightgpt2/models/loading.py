@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -61,14 +62,24 @@ def _guarded(load: Callable[[], Result], source: str, key: str) -> Result:
         return load()
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{key}: {source} is damaged ({error}); fetch or write it again") from error
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{key}: {source} has its weights in a pickle that is damaged or would run code; give a folder with "
+            "*.safetensors"
+        ) from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
+                "true"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not _is_path(source):
             raise UserError(
                 f"{key}: {source!r} could not be loaded from the hub or its local cache ({reason}); check the name and "
                 f"the network, or give the path of a local folder: --{key} path/to/folder"
             ) from error
-        raise UserError(f"{key}: {source} could not be loaded ({reason})") from error
+        raise UserError(f"{key}: {source} could not be loaded ({reason}); give a complete model folder") from error
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -90,7 +101,7 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         config = _guarded(lambda: AutoConfig.for_model(model_type, **values), f"model_type {model_type}", key)
         unknown = [name for name in values if not hasattr(config.__class__(), name)]
         if unknown:
-            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}")
+            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; correct or remove that")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
     check_family(config, key)
@@ -127,13 +138,14 @@ def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTra
     arguments = _arguments(source)
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
-    model, info = _guarded(
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
         lambda: AutoModelForCausalLM.from_pretrained(
             **arguments, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         ),
         source,
         key,
     )
+    model, info = loaded
     # transformers draws missing weights at random and only warns: a quality figure of such a model means nothing.
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
@@ -160,11 +172,14 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
         trust_remote_code: Whether code in the model's folder may run.
 
     Raises:
-        UserError: There is none, or it has neither a beginning- nor an end-of-text token.
+        UserError: There is none, it knows no text, or it has neither a beginning- nor an end-of-text token.
     """
-    tokenizer = _guarded(
+    tokenizer: PreTrainedTokenizerFast = _guarded(
         lambda: AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
     )
+    # transformers makes an empty tokenizer of a folder that lacks the tokenizer's files.
+    if set(tokenizer("text", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        raise UserError(f"{key}: {source} has no tokenizer (tokenizer.json); add it, or name one with data.tokenizer")
     if separator_id(tokenizer) is None:
         raise UserError(f"{key}: the tokenizer of {source} has no bos_token and no eos_token to separate documents")
     return tokenizer
@@ -172,4 +187,5 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
 
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The token put before every document: the tokenizer's beginning-of-text, else its end-of-text."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    token: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return token

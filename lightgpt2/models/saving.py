@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.models.files import atomic_folder, folder_megabytes
 from lightgpt2.models.families import is_tied
+from lightgpt2.models.files import atomic_folder, folder_megabytes
 
 
 @dataclass(frozen=True)

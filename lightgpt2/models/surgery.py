@@ -42,7 +42,7 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
     for index, block in enumerate(replacement):
         for module in block.modules():
             if hasattr(module, "layer_idx"):  # the block's slot in the key-value cache
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 - not declared on nn.Module
     parent, _, name = _blocks_path(model).rpartition(".")
     setattr(smaller.get_submodule(parent), name, replacement)
     smaller.config.num_hidden_layers = len(replacement)

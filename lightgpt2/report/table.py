@@ -15,7 +15,9 @@ def comparison(figures: dict[str, dict[str, Any]]) -> str:
     rows = [_HEADER, *(_row(name, values) for name, values in figures.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(["", lines[0], "-" * len(lines[0]), *lines[1:]])

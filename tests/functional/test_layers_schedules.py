@@ -1,5 +1,7 @@
 """Layer choice and learning-rate factors."""
 
+from itertools import pairwise
+
 import pytest
 
 from lightgpt2.functional.layers import check_layers, even_layers
@@ -39,7 +41,7 @@ def test_factor_rises_then_falls_to_the_floor(decay: Decay) -> None:
     factors = [warmup_decay(step, 100, 10, decay, 0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == 1
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
     assert factors[-1] == pytest.approx(1.0 if decay == "constant" else 0.1)
     assert max(factors) == 1
 

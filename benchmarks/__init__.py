@@ -1,0 +1,1 @@
+"""Measurements. Each prints a ratio taken inside one interleaved run; RESULTS.md names the command of every figure."""

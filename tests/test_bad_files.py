@@ -1,0 +1,421 @@
+"""A bad file, corpus, model or checkpoint, a full disk, a loss that explodes: a clear message, and nothing lost."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightgpt2.data.store import TokenSplit
+from lightgpt2.data.windows import Windows, document_windows, packed_windows
+from lightgpt2.errors import UserError
+from lightgpt2.models.files import atomic_file, atomic_folder
+from tests.support.cli import logged, run_cli
+from tests.support.mistakes import Bench, errors, files
+from tests.support.models import write_model
+
+TEXT = "\n\n".join(f"document {i} says that the function f{i} returns {i * 7}." for i in range(60))
+
+# -- corpora ---------------------------------------------------------------------------------------------------------------
+
+CORPORA: dict[str, tuple[str, bytes | None, list[str]]] = {
+    "missing": ("./gone.txt", None, ["data.source: ./gone.txt does not exist", "give a file, a folder or a hub id"]),
+    "empty": ("a.txt", b"", ["data.source: a.txt holds no text", "give a corpus"]),
+    "blank": ("a.txt", b"\n \n\n\t\n", ["data.source: a.txt holds no text", "give a corpus"]),
+    "empty csv": ("a.csv", b"", ["data.source: a.csv holds no text", "give a corpus"]),
+    "empty jsonl": ("a.jsonl", b"", ["data.source: a.jsonl holds no text", "give a corpus"]),
+    "one document": ("a.txt", b"one", ["data.valid_fraction: the 1 documents of a.txt leave none", "data.separator"]),
+    "binary": ("a.txt", TEXT.encode() + b"\0\1\2", ["data.source: a.txt is binary, not text", "convert it"]),
+    "binary, no UTF-8": ("a.txt", bytes(range(256)) * 9, ["data.source: a.txt is binary, not text", "convert it"]),
+    "invalid UTF-8": (
+        "a.txt",
+        TEXT.encode() + b"\ncaf\xe9 au lait\n",
+        ["data.source: a.txt is not valid UTF-8 (", "in line 120)", "iconv -t utf-8"],
+    ),
+    "no column": ("a.csv", b"title,body\nx,y\n", ["data.text_field: a.csv has no field 'text'", "name one of title, body"]),
+    "no field": ("a.jsonl", b'{"txt": "x"}\n', ["data.text_field: a.jsonl has no field 'text'", "name one of txt"]),
+    "no text": ("a.jsonl", b'{"text": 1}\n', ["data.text_field: 'text' of a.jsonl holds int, not text"]),
+    "broken jsonl": (
+        "a.jsonl",
+        b'{"text": "abc"}\n{"text": "de\n{"text": "x"}\n',
+        ["data.source: a.jsonl is not a readable jsonl file (JSON parse error", "correct it"],
+    ),
+    "broken parquet": ("a.parquet", b"PAR1", ["data.source: a.parquet is not a readable parquet file (", "correct it"]),
+    "unknown kind": ("a.doc", b"x", ["data.source: a.doc is not one of .txt, .jsonl", "convert it or rename it"]),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_bad_corpus(bench: Bench, name: str) -> None:
+    source, content, words = CORPORA[name]
+    if content is not None:
+        Path(source).write_bytes(content)
+    bench.configure({"data.source": f"./{source}" if content is not None and source == "a.doc" else source})
+    (message,) = bench.refuse("fit")
+    message = message.replace("./a.doc", "a.doc")
+    assert message.startswith(words[0])
+    assert all(word in message for word in words), message
+
+
+def test_folder_without_text(bench: Bench) -> None:
+    Path("photos").mkdir()
+    Path("photos/a.png").write_bytes(b"x")
+    bench.configure({"data.source": "photos"})
+    (message,) = bench.refuse("fit")
+    assert message.startswith("data.source: photos holds no .txt, .jsonl")
+
+
+@pytest.mark.parametrize("mode", ["packed", "padded"])
+def test_corpus_smaller_than_a_step(bench: Bench, mode: str) -> None:
+    Path("a.txt").write_text(TEXT)
+    bench.configure({"data.source": "a.txt", "data.batch_size": 1000, "data.mode": mode})
+    (message,) = bench.refuse("fit")
+    assert message.startswith("data.sequence_length: a.txt has ")
+    assert "training tokens, which is " in message
+    assert " windows of 32, and one optimizer step takes 1000" in message
+    assert "give more text, shorter windows or a smaller data.batch_size" in message
+
+
+def predicted(windows: Windows) -> list[int]:
+    """The places in the stream that the windows predict."""
+    rows = zip(windows.starts, windows.lengths, windows.scored, strict=True)
+    return [place for start, length, first in rows for place in range(start + first + 1, start + length + 1)]
+
+
+@pytest.mark.parametrize("lengths", [[3, 2, 200, 5, 33, 34, 32], [2] * 50, [31], [32], [33], [65]])
+def test_windows_use_documents_shorter_than_a_window(lengths: list[int]) -> None:
+    offsets = np.cumsum([0, *lengths])
+    split = TokenSplit(np.arange(offsets[-1], dtype=np.uint16), offsets, np.array(lengths))
+    inside = sorted(set(range(offsets[-1])) - set(offsets[:-1].tolist()))  # all but the separators, which are given
+    padded = document_windows(split, 33, 32)
+    assert predicted(padded) == inside
+    assert padded.lengths.max() <= 32
+    packed = packed_windows(split, 32)
+    whole = (int(offsets[-1]) - 1) // 32 * 32
+    assert predicted(packed) == list(range(1, whole + 1)), "only an unfinished last window is left out"
+
+
+@pytest.mark.parametrize("mode", ["packed", "padded"])
+def test_documents_shorter_than_a_window_train(bench: Bench, mode: str) -> None:
+    Path("a.txt").write_text("\n\n".join(f"f{i}" for i in range(400)))  # shorter than the prompts of the samples, too
+    bench.configure({"data.source": "a.txt", "data.mode": mode, "data.batch_size": 2})
+    bench.succeed("fit")
+    ledger = json.loads(Path("checkpoints/r/model/ledger.json").read_text())["entries"]
+    assert sum(split["documents"] for split in ledger[-1]["data"]["splits"].values()) == 400
+    assert len(logged(Path(), "r")["train/loss"]) == 3
+
+
+# -- models ----------------------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def shorten(path: str, size: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / path, size)
+
+
+def write(path: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: void((folder / path).write_text(content))
+
+
+def remove(*patterns: str) -> Callable[[Path], None]:
+    return lambda folder: [path.unlink() for pattern in patterns for path in folder.glob(pattern)] and None
+
+
+def void(_: Any) -> None:
+    pass
+
+
+def pickle_weights(folder: Path) -> None:
+    remove("*.safetensors")(folder)
+    torch.save({"x": Evil()}, folder / "pytorch_model.bin")
+
+
+MODELS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "missing": (shutil.rmtree, ["model.teacher: ./teacher does not exist", "a model folder"]),
+    "no config": (remove("config.json"), ["model.teacher: ./teacher has no config.json", "give a Hugging Face model folder"]),
+    "no weights": (remove("*.safetensors"), ["model.teacher: ./teacher has no weights", "give a complete model folder"]),
+    "no tokenizer": (remove("token*"), ["model.teacher: ./teacher has no tokenizer (tokenizer.json)", "data.tokenizer"]),
+    "half the weights": (shorten("model.safetensors", 9000), ["model.teacher: ./teacher is damaged (", "again"]),
+    "empty weights": (shorten("model.safetensors", 0), ["model.teacher: ./teacher is damaged (", "again"]),
+    "broken config": (write("config.json", "{"), ["model.teacher: ./teacher could not be loaded (", "valid JSON"]),
+    "empty config": (write("config.json", "{}"), ["model.teacher: ./teacher could not be loaded (", "model_type"]),
+    "list as config": (write("config.json", "[]"), ["model.teacher: ./teacher could not be loaded (", "complete model"]),
+    "unsupported": (
+        write("config.json", '{"model_type": "bert"}'),
+        ["model.teacher: models of type 'bert' are not supported", "gpt2 or llama"],
+    ),
+    "pickled command": (pickle_weights, ["model.teacher: ./teacher has its weights in a pickle", "*.safetensors"]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bad_model_folder(bench: Bench, name: str) -> None:
+    spoil, words = MODELS[name]
+    spoil(Path("teacher"))
+    bench.configure({"model.teacher": "./teacher"})
+    (message,) = bench.refuse("fit")
+    assert message.startswith(words[0])
+    assert all(word in message for word in words), message
+    assert not Path("executed").exists()
+
+
+def test_missing_weight(bench: Bench) -> None:
+    config = json.loads(Path("teacher/config.json").read_text())
+    Path("teacher/config.json").write_text(json.dumps({**config, "n_layer": 5}))
+    (message,) = bench.refuse("fit")
+    assert message.startswith("model.teacher: teacher lacks 12 of its weights, first transformer.h.4.")
+    assert "again" in message
+
+
+def test_students_of_another_vocabulary(bench: Bench) -> None:
+    write_model(Path("student"), vocab_size=400)
+    bench.configure({"model.student": "student", "model.layers": None})
+    (message,) = bench.refuse("fit")
+    assert message.startswith("model.student: its vocabulary has 400 tokens and the teacher's 300")
+    assert "choose models that share a tokenizer" in message
+
+
+@pytest.fixture
+def custom(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    """A teacher that brings code of its own, which leaves the file `executed`."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    code = (
+        "from pathlib import Path\nfrom transformers import GPT2Config, GPT2LMHeadModel\nPath('executed').touch()\n"
+        "class C(GPT2Config):\n    model_type = 'custom'\nclass M(GPT2LMHeadModel):\n    config_class = C\n"
+    )
+    Path("teacher/code.py").write_text(code)
+    return bench
+
+
+def declare(model_type: str) -> None:
+    config = json.loads(Path("teacher/config.json").read_text())
+    auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    Path("teacher/config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": auto_map}))
+
+
+def test_code_of_a_model_does_not_run(custom: Bench) -> None:
+    declare("custom")
+    (message,) = custom.refuse("fit")
+    assert message.startswith("model.teacher: teacher brings code of its own")
+    assert "set model.trust_remote_code to true" in message
+    assert not Path("executed").exists()
+
+
+def test_code_of_a_model_is_not_needed_for_a_known_type(custom: Bench) -> None:
+    declare("gpt2")
+    custom.succeed("check")
+    assert not Path("executed").exists()
+
+
+def test_code_of_a_model_runs_when_trusted(custom: Bench) -> None:
+    declare("custom")
+    custom.refuse("check", "--model.trust_remote_code=true")  # its type is none that is supported, but it has been read
+    assert Path("executed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "name", "fix"),
+    [
+        ("model.teacher", "nobody/nothing", "--model.teacher path/to/folder"),
+        ("data.source", "nobody/nothing", "--data.source path/to/file.txt"),
+    ],
+)
+def test_unreachable_hub(bench: Bench, tmp_path: Path, key: str, name: str, fix: str) -> None:
+    bench.configure({key: name})
+    done = run_cli(tmp_path, "fit", "--config", "config.yaml", HF_HOME=str(tmp_path / "hub"))
+    assert done.returncode == 2
+    (message,) = errors(done.stderr)
+    assert message.startswith(f"{key}: '{name}' could not be loaded from the hub or its local cache (")
+    assert "check the name and the network" in message
+    assert fix in message
+    assert files() == {}
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------------
+
+LAST, BEST = Path("checkpoints/r/last.ckpt"), Path("checkpoints/r/best.ckpt")
+
+
+def foreign(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "run": {**checkpoint["run"], "model.teacher": "other"}}, path)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "is truncated or was not written by lightgpt2"),
+    "head only": (lambda path: os.truncate(path, 100), "is truncated or was not written by lightgpt2"),
+    "empty": (lambda path: os.truncate(path, 0), "is truncated or was not written by lightgpt2"),
+    "no checkpoint": (lambda path: torch.save([1, 2], path), "is truncated or was not written by lightgpt2"),
+    "malicious": (lambda path: torch.save({"run": Evil()}, path), "is truncated or was not written by lightgpt2"),
+    "foreign": (foreign, "is of another run (model.teacher: other there, teacher here)"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_bad_checkpoint(finished: Bench, name: str) -> None:
+    spoil, problem = SPOILT[name]
+    spoil(LAST)
+    out = finished.succeed("validate", "--ckpt_path", "last").splitlines()
+    assert out[:2] == [f"{LAST} {problem}", f"going on from {BEST} (step 2)"]
+    (message,) = finished.refuse("fit", "--ckpt_path", str(LAST))
+    assert message == f"--ckpt_path: {LAST} {problem}; give last, best, or the checkpoint of this run"
+    spoil(BEST)
+    for verb in ("fit", "validate"):
+        (message,) = finished.refuse(verb, "--ckpt_path", "last")
+        assert message.startswith(f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}")
+        assert message.endswith("Start anew with another --run")
+    assert not Path("executed").exists()
+
+
+def test_the_malicious_checkpoint_is_malicious(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"run": Evil()}, "a.ckpt")
+    torch.load("a.ckpt", weights_only=False)
+    assert Path("executed").exists()
+
+
+def test_fit_goes_on_from_best_where_last_is_bad(finished: Bench) -> None:
+    os.truncate(LAST, 1000)
+    out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
+    assert f"going on from {BEST} (step 2)" in out
+    assert torch.load(LAST, weights_only=True)["global_step"] == 4
+
+
+def test_checkpoint_of_another_shape(finished: Bench) -> None:
+    checkpoint = torch.load(LAST, weights_only=True)
+    del checkpoint["state_dict"]["model.lm_head.weight"]
+    torch.save(checkpoint, LAST)
+    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
+    assert "model.lm_head.weight" in message
+    assert "resume with the settings that wrote it" in message
+
+
+def test_missing_checkpoint(finished: Bench) -> None:
+    (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
+    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
+
+
+def test_repetition_replaces_the_curves(finished: Bench) -> None:
+    before = set(Path("tb-logs/r").glob("events*"))
+    finished.succeed("fit", "--trainer.max_steps=2")
+    after = set(Path("tb-logs/r").glob("events*"))
+    assert len(after) == 1
+    assert not after & before
+    assert list(logged(Path(), "r")["train/loss"]) == [1, 2]
+
+
+# -- while training --------------------------------------------------------------------------------------------------------
+
+
+def test_exploding_weights_stop_the_run(bench: Bench) -> None:
+    bench.configure({"model.optimizer.lr": 1.0e30})
+    (message,) = bench.refuse("fit", touches=True)
+    assert message.startswith("the loss is not finite at step 2 (epoch 0, batch 1); the weights before it are saved")
+    assert "Lower model.optimizer.lr, set trainer.gradient_clip_val" in message
+    assert "--ckpt_path last" in message
+    checkpoint = torch.load(LAST, weights_only=True)
+    assert checkpoint["global_step"] == 1
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    assert not Path("checkpoints/r/model").exists()
+
+
+def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
+    bench.configure({"trainer.accumulate_grad_batches": 2, "checkpoint.every_n_steps": 100})
+    poison = ["--trainer.callbacks=tests.support.mistakes.Poison", "--trainer.callbacks.batch=5"]
+    (message,) = bench.refuse("fit", *poison, touches=True)
+    assert message.startswith("the loss is not finite at step 3 (epoch 0, batch 5)")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 2
+    bench.succeed("fit", "--ckpt_path", "last")
+    assert list(logged(Path(), "r")["train/loss"]) == [1, 2, 3]
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
+    before = files()
+    with full_disk(300_000):  # room for the logs and the teacher, not for a checkpoint
+        (message,) = finished.refuse("fit", "--ckpt_path", "last", "--trainer.max_steps=6", touches=True)
+    assert message.startswith(f"{LAST}: the disk is full; what was saved before is untouched")
+    assert "Free some space and resume with --ckpt_path last" in message
+    for path in (LAST, BEST, Path("checkpoints/r/model/model.safetensors")):
+        assert path.read_bytes() == before[path]
+    finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=6")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("room", [4_000, 100_000])  # the tokenized corpus does not fit; the model does not
+def test_full_disk_before_training(bench: Bench, room: int) -> None:
+    with full_disk(room):
+        (message,) = bench.refuse("fit", touches=True)
+    assert "the disk is full; what was saved before is untouched. Free some space" in message
+    bench.succeed("check")
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError(errno.EFBIG, "File too large"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_full_disk_keeps_the_old_file(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "last.ckpt"
+    target.write_text("old")
+    with pytest.raises(UserError, match=r"last\.ckpt: the disk is full"), atomic_file(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_full_disk_keeps_the_old_folder(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "weights").write_text("old")
+    with pytest.raises(UserError, match="model: the disk is full"), atomic_folder(target) as temporary:
+        (temporary / "weights").write_text("half of the n")
+        raise error
+    assert (target / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "last.ckpt"
+    target.write_text("old")
+    with pytest.raises(type(error)) as caught, atomic_file(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.read_text() == "old"
