@@ -11,10 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import transformers
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
@@ -195,6 +195,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint is scored without the callbacks that trained it.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+    # The monitor logs every step, whatever that interval is.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # Raised inside Lightning by a rename in torch.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 

@@ -1,12 +1,9 @@
-"""A bad file, corpus, model or checkpoint, a full disk, a loss that explodes: a clear message, and nothing lost."""
+"""A bad corpus or model: one message that names the file and the fix, and nothing written."""
 
-import errno
 import json
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,8 @@ import torch
 
 from lightgpt2.data.store import TokenSplit
 from lightgpt2.data.windows import Windows, document_windows, packed_windows
-from lightgpt2.errors import UserError
-from lightgpt2.models.files import atomic_file, atomic_folder
 from tests.support.cli import logged, run_cli
-from tests.support.mistakes import Bench, errors, files
+from tests.support.mistakes import Bench, Evil, errors, files
 from tests.support.models import write_model
 
 TEXT = "\n\n".join(f"document {i} says that the function f{i} returns {i * 7}." for i in range(60))
@@ -40,7 +35,11 @@ CORPORA: dict[str, tuple[str, bytes | None, list[str]]] = {
         TEXT.encode() + b"\ncaf\xe9 au lait\n",
         ["data.source: a.txt is not valid UTF-8 (", "in line 120)", "iconv -t utf-8"],
     ),
-    "no column": ("a.csv", b"title,body\nx,y\n", ["data.text_field: a.csv has no field 'text'", "name one of title, body"]),
+    "no column": (
+        "a.csv",
+        b"title,body\nx,y\n",
+        ["data.text_field: a.csv has no field 'text'", "name one of title, body"],
+    ),
     "no field": ("a.jsonl", b'{"txt": "x"}\n', ["data.text_field: a.jsonl has no field 'text'", "name one of txt"]),
     "no text": ("a.jsonl", b'{"text": 1}\n', ["data.text_field: 'text' of a.jsonl holds int, not text"]),
     "broken jsonl": (
@@ -108,19 +107,12 @@ def test_documents_shorter_than_a_window_train(bench: Bench, mode: str) -> None:
     Path("a.txt").write_text("\n\n".join(f"f{i}" for i in range(400)))  # shorter than the prompts of the samples, too
     bench.configure({"data.source": "a.txt", "data.mode": mode, "data.batch_size": 2})
     bench.succeed("fit")
-    ledger = json.loads(Path("checkpoints/r/model/ledger.json").read_text())["entries"]
+    ledger = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
     assert sum(split["documents"] for split in ledger[-1]["data"]["splits"].values()) == 400
     assert len(logged(Path(), "r")["train/loss"]) == 3
 
 
 # -- models ----------------------------------------------------------------------------------------------------------------
-
-
-class Evil:
-    """Runs a command when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return os.system, ("touch executed",)
 
 
 def shorten(path: str, size: int) -> Callable[[Path], None]:
@@ -146,14 +138,26 @@ def pickle_weights(folder: Path) -> None:
 
 MODELS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "missing": (shutil.rmtree, ["model.teacher: ./teacher does not exist", "a model folder"]),
-    "no config": (remove("config.json"), ["model.teacher: ./teacher has no config.json", "give a Hugging Face model folder"]),
-    "no weights": (remove("*.safetensors"), ["model.teacher: ./teacher has no weights", "give a complete model folder"]),
-    "no tokenizer": (remove("token*"), ["model.teacher: ./teacher has no tokenizer (tokenizer.json)", "data.tokenizer"]),
+    "no config": (
+        remove("config.json"),
+        ["model.teacher: ./teacher has no config.json", "give a Hugging Face model folder"],
+    ),
+    "no weights": (
+        remove("*.safetensors"),
+        ["model.teacher: ./teacher has no weights", "give a complete model folder"],
+    ),
+    "no tokenizer": (
+        remove("token*"),
+        ["model.teacher: ./teacher has no tokenizer (tokenizer.json)", "data.tokenizer"],
+    ),
     "half the weights": (shorten("model.safetensors", 9000), ["model.teacher: ./teacher is damaged (", "again"]),
     "empty weights": (shorten("model.safetensors", 0), ["model.teacher: ./teacher is damaged (", "again"]),
     "broken config": (write("config.json", "{"), ["model.teacher: ./teacher could not be loaded (", "valid JSON"]),
     "empty config": (write("config.json", "{}"), ["model.teacher: ./teacher could not be loaded (", "model_type"]),
-    "list as config": (write("config.json", "[]"), ["model.teacher: ./teacher could not be loaded (", "complete model"]),
+    "list as config": (
+        write("config.json", "[]"),
+        ["model.teacher: ./teacher could not be loaded (", "complete model"],
+    ),
     "unsupported": (
         write("config.json", '{"model_type": "bert"}'),
         ["model.teacher: models of type 'bert' are not supported", "gpt2 or llama"],
@@ -228,194 +232,25 @@ def test_code_of_a_model_runs_when_trusted(custom: Bench) -> None:
     assert Path("executed").exists()
 
 
+def assert_unreachable(message: str, key: str, fix: str) -> None:
+    assert message.startswith(f"{key}: 'nobody/nothing' could not be loaded from the hub or its local cache (")
+    assert "check the name and the network" in message
+    assert message.endswith(fix)
+
+
+@pytest.mark.parametrize(("key", "fix"), [("model.teacher", "path/to/folder"), ("data.source", "path/to/file.txt")])
+def test_unreachable_hub(bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str, fix: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    bench.configure({key: "nobody/nothing"})
+    (message,) = bench.refuse("fit")
+    assert_unreachable(message, key, f"--{key} {fix}")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key", "name", "fix"),
-    [
-        ("model.teacher", "nobody/nothing", "--model.teacher path/to/folder"),
-        ("data.source", "nobody/nothing", "--data.source path/to/file.txt"),
-    ],
-)
-def test_unreachable_hub(bench: Bench, tmp_path: Path, key: str, name: str, fix: str) -> None:
-    bench.configure({key: name})
+def test_unreachable_hub_in_a_process_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    bench.configure({"data.source": "nobody/nothing"})
     done = run_cli(tmp_path, "fit", "--config", "config.yaml", HF_HOME=str(tmp_path / "hub"))
     assert done.returncode == 2
     (message,) = errors(done.stderr)
-    assert message.startswith(f"{key}: '{name}' could not be loaded from the hub or its local cache (")
-    assert "check the name and the network" in message
-    assert fix in message
+    assert_unreachable(message, "data.source", "--data.source path/to/file.txt")
     assert files() == {}
-
-
-# -- checkpoints -----------------------------------------------------------------------------------------------------------
-
-LAST, BEST = Path("checkpoints/r/last.ckpt"), Path("checkpoints/r/best.ckpt")
-
-
-def foreign(path: Path) -> None:
-    checkpoint = torch.load(path, weights_only=True)
-    torch.save({**checkpoint, "run": {**checkpoint["run"], "model.teacher": "other"}}, path)
-
-
-SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "is truncated or was not written by lightgpt2"),
-    "head only": (lambda path: os.truncate(path, 100), "is truncated or was not written by lightgpt2"),
-    "empty": (lambda path: os.truncate(path, 0), "is truncated or was not written by lightgpt2"),
-    "no checkpoint": (lambda path: torch.save([1, 2], path), "is truncated or was not written by lightgpt2"),
-    "malicious": (lambda path: torch.save({"run": Evil()}, path), "is truncated or was not written by lightgpt2"),
-    "foreign": (foreign, "is of another run (model.teacher: other there, teacher here)"),
-}
-
-
-@pytest.mark.parametrize("name", SPOILT)
-def test_bad_checkpoint(finished: Bench, name: str) -> None:
-    spoil, problem = SPOILT[name]
-    spoil(LAST)
-    out = finished.succeed("validate", "--ckpt_path", "last").splitlines()
-    assert out[:2] == [f"{LAST} {problem}", f"going on from {BEST} (step 2)"]
-    (message,) = finished.refuse("fit", "--ckpt_path", str(LAST))
-    assert message == f"--ckpt_path: {LAST} {problem}; give last, best, or the checkpoint of this run"
-    spoil(BEST)
-    for verb in ("fit", "validate"):
-        (message,) = finished.refuse(verb, "--ckpt_path", "last")
-        assert message.startswith(f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}")
-        assert message.endswith("Start anew with another --run")
-    assert not Path("executed").exists()
-
-
-def test_the_malicious_checkpoint_is_malicious(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"run": Evil()}, "a.ckpt")
-    torch.load("a.ckpt", weights_only=False)
-    assert Path("executed").exists()
-
-
-def test_fit_goes_on_from_best_where_last_is_bad(finished: Bench) -> None:
-    os.truncate(LAST, 1000)
-    out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
-    assert f"going on from {BEST} (step 2)" in out
-    assert torch.load(LAST, weights_only=True)["global_step"] == 4
-
-
-def test_checkpoint_of_another_shape(finished: Bench) -> None:
-    checkpoint = torch.load(LAST, weights_only=True)
-    del checkpoint["state_dict"]["model.lm_head.weight"]
-    torch.save(checkpoint, LAST)
-    (message,) = finished.refuse("validate", "--ckpt_path", "last")
-    assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
-    assert "model.lm_head.weight" in message
-    assert "resume with the settings that wrote it" in message
-
-
-def test_missing_checkpoint(finished: Bench) -> None:
-    (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
-    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
-
-
-def test_repetition_replaces_the_curves(finished: Bench) -> None:
-    before = set(Path("tb-logs/r").glob("events*"))
-    finished.succeed("fit", "--trainer.max_steps=2")
-    after = set(Path("tb-logs/r").glob("events*"))
-    assert len(after) == 1
-    assert not after & before
-    assert list(logged(Path(), "r")["train/loss"]) == [1, 2]
-
-
-# -- while training --------------------------------------------------------------------------------------------------------
-
-
-def test_exploding_weights_stop_the_run(bench: Bench) -> None:
-    bench.configure({"model.optimizer.lr": 1.0e30})
-    (message,) = bench.refuse("fit", touches=True)
-    assert message.startswith("the loss is not finite at step 2 (epoch 0, batch 1); the weights before it are saved")
-    assert "Lower model.optimizer.lr, set trainer.gradient_clip_val" in message
-    assert "--ckpt_path last" in message
-    checkpoint = torch.load(LAST, weights_only=True)
-    assert checkpoint["global_step"] == 1
-    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
-    assert not Path("checkpoints/r/model").exists()
-
-
-def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
-    bench.configure({"trainer.accumulate_grad_batches": 2, "checkpoint.every_n_steps": 100})
-    poison = ["--trainer.callbacks=tests.support.mistakes.Poison", "--trainer.callbacks.batch=5"]
-    (message,) = bench.refuse("fit", *poison, touches=True)
-    assert message.startswith("the loss is not finite at step 3 (epoch 0, batch 5)")
-    assert torch.load(LAST, weights_only=True)["global_step"] == 2
-    bench.succeed("fit", "--ckpt_path", "last")
-    assert list(logged(Path(), "r")["train/loss"]) == [1, 2, 3]
-
-
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
-    before = files()
-    with full_disk(300_000):  # room for the logs and the teacher, not for a checkpoint
-        (message,) = finished.refuse("fit", "--ckpt_path", "last", "--trainer.max_steps=6", touches=True)
-    assert message.startswith(f"{LAST}: the disk is full; what was saved before is untouched")
-    assert "Free some space and resume with --ckpt_path last" in message
-    for path in (LAST, BEST, Path("checkpoints/r/model/model.safetensors")):
-        assert path.read_bytes() == before[path]
-    finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=6")
-    assert torch.load(LAST, weights_only=True)["global_step"] == 6
-
-
-@pytest.mark.parametrize("room", [4_000, 100_000])  # the tokenized corpus does not fit; the model does not
-def test_full_disk_before_training(bench: Bench, room: int) -> None:
-    with full_disk(room):
-        (message,) = bench.refuse("fit", touches=True)
-    assert "the disk is full; what was saved before is untouched. Free some space" in message
-    bench.succeed("check")
-
-
-FULL = [
-    OSError(errno.ENOSPC, "No space left on device"),
-    OSError(errno.EDQUOT, "Disk quota exceeded"),
-    OSError(errno.EFBIG, "File too large"),
-    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
-    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-]
-
-
-@pytest.mark.parametrize("error", FULL, ids=str)
-def test_full_disk_keeps_the_old_file(tmp_path: Path, error: Exception) -> None:
-    target = tmp_path / "last.ckpt"
-    target.write_text("old")
-    with pytest.raises(UserError, match=r"last\.ckpt: the disk is full"), atomic_file(target) as temporary:
-        temporary.write_text("half of the n")
-        raise error
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", FULL, ids=str)
-def test_full_disk_keeps_the_old_folder(tmp_path: Path, error: Exception) -> None:
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "weights").write_text("old")
-    with pytest.raises(UserError, match="model: the disk is full"), atomic_folder(target) as temporary:
-        (temporary / "weights").write_text("half of the n")
-        raise error
-    assert (target / "weights").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: BaseException) -> None:
-    target = tmp_path / "last.ckpt"
-    target.write_text("old")
-    with pytest.raises(type(error)) as caught, atomic_file(target) as temporary:
-        temporary.write_text("half of the n")
-        raise error
-    assert caught.value is error
-    assert list(tmp_path.iterdir()) == [target]
-    assert target.read_text() == "old"

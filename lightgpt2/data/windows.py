@@ -27,12 +27,14 @@ class Windows:
         lengths: Number of tokens fed, `[n]`.
         scored: Number of leading predictions that are context only, `[n]`.
         documents: Document of each window, `[n]`; -1 where a window may span several.
+        slack: How many tokens all windows together may be shifted by.
     """
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     scored: NDArray[np.int64]
     documents: NDArray[np.int64]
+    slack: int = 0
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -44,11 +46,17 @@ class Windows:
 
 
 def packed_windows(split: TokenSplit, length: int) -> Windows:
-    """Windows that tile the stream, across documents and without pads; each predicts `length` tokens."""
-    count = max(0, (len(split.tokens) - 1) // length)
+    """Windows that tile the stream, across documents and without pads; each predicts `length` tokens.
+
+    Where there are several, the last is left out so that there is room to shift them: an epoch that cuts the same text at other
+    places teaches more than one that repeats the cuts.
+    """
+    predictable = max(0, len(split.tokens) - 1)
+    count = predictable // length
+    count -= count > 1
     starts = np.arange(count, dtype=np.int64) * length
     zeros = np.zeros(count, dtype=np.int64)
-    return Windows(starts, np.full(count, length, dtype=np.int64), zeros, zeros - 1)
+    return Windows(starts, np.full(count, length, dtype=np.int64), zeros, zeros - 1, predictable - count * length)
 
 
 def document_windows(split: TokenSplit, length: int, stride: int) -> Windows:
@@ -92,11 +100,13 @@ class Slice:
     Attributes:
         indices: Windows of this micro-batch.
         step_tokens: Supervised tokens of all micro-batches of the optimizer step, over all processes.
+        shift: Tokens by which its windows are moved.
         silent: Whether nothing of it counts: it only keeps processes in step.
     """
 
     indices: NDArray[np.int64]
     step_tokens: int = 0
+    shift: int = 0
     silent: bool = False
 
 
@@ -123,7 +133,7 @@ class WindowDataset(Dataset[Batch]):
         ids = np.full((len(rows), width), self.pad, dtype=np.int64)
         labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
         for i, (start, length, first) in enumerate(
-            zip(windows.starts[rows], windows.lengths[rows], windows.scored[rows], strict=True)
+            zip(windows.starts[rows] + index.shift, windows.lengths[rows], windows.scored[rows], strict=True)
         ):
             tokens = self.split.tokens[start : start + length + 1].astype(np.int64)
             ids[i, :length] = tokens[:length]
@@ -139,7 +149,7 @@ class WindowDataset(Dataset[Batch]):
 
 
 class StepSampler(Sampler[Slice]):
-    """The training order: a pure function of (seed, epoch), cut into whole optimizer steps.
+    """The training order and cuts: a pure function of (seed, epoch), dealt out in whole optimizer steps.
 
     One optimizer step takes `batch * accumulate * world` windows. A last step that would be short is left out of its
     epoch, so every step weighs the same and an epoch is a whole number of steps. Where to begin follows from the number of
@@ -158,7 +168,7 @@ class StepSampler(Sampler[Slice]):
     def __init__(
         self, windows: Windows, batch: int, accumulate: int, rank: int, world: int, seed: int, step: Callable[[], int]
     ) -> None:
-        self.supervised = windows.supervised
+        self.supervised, self.slack = windows.supervised, windows.slack
         self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
         self.seed = seed
         self.step = step
@@ -173,14 +183,16 @@ class StepSampler(Sampler[Slice]):
 
     def __iter__(self) -> Iterator[Slice]:
         epoch, first = divmod(self.step(), self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.supervised))
+        generator = np.random.default_rng([self.seed, epoch])
+        shift = int(generator.integers(self.slack + 1))
+        order = generator.permutation(len(self.supervised))
         together = self.batch * self.world
         for step in range(first, self.steps_per_epoch):
             rows = order[step * together * self.accumulate :][: together * self.accumulate]
             tokens = int(self.supervised[rows].sum())
             for micro in range(self.accumulate):
                 begin = micro * together + self.rank * self.batch
-                yield Slice(rows[begin : begin + self.batch], tokens)
+                yield Slice(rows[begin : begin + self.batch], tokens, shift)
 
 
 class EvaluationSampler(Sampler[Slice]):

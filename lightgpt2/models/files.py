@@ -12,6 +12,8 @@ from typing import Any
 
 from lightgpt2.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
@@ -24,10 +26,10 @@ def _sync(path: Path) -> None:
 def _is_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it was raised from, says that the disk or the quota is used up."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in _FULL:
             return True
         # safetensors and torch's zip writer report the operating system's error as text only.
-        if "No space left on device" in str(error) or "unexpected pos" in str(error):
+        if any(text in str(error) for text in (*map(os.strerror, _FULL), "unexpected pos")):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,0 +1,111 @@
+"""Corpora from every kind of source, their splits, and their tokens on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from lightgpt2.data import store
+from lightgpt2.data.corpora import Corpus, split_of
+from lightgpt2.data.store import split_documents
+from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.models.loading import load_tokenizer
+from tests.support.models import write_tokenizer
+
+TEXTS = ["First text, é.", "Second\ntext.", "Third  text."]
+
+
+def documents(source: Path | str, separator: str = r"\n\s*\n", field: str = "text") -> list[str]:
+    return [text for _, text in Corpus(str(source), field, separator).documents()]
+
+
+def test_every_file_format_gives_the_same_documents(tmp_path: Path) -> None:
+    table = Dataset.from_dict({"id": [1, 2, 3], "body": TEXTS})
+    table.to_json(tmp_path / "a.jsonl")
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    table.to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("\n \n".join(TEXTS), encoding="utf-8")
+    for suffix in ("jsonl", "csv", "tsv", "parquet", "txt"):
+        assert documents(tmp_path / f"a.{suffix}", field="body") == TEXTS, suffix
+
+
+def test_a_separator_may_keep_what_it_finds(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" = One = \n\nText.\n = = Part = = \nMore.\n = Two = \nText.")
+    assert [d.split()[1] for d in documents(tmp_path / "a.txt", r"\n(?= = [^=\n]+ = \s*\n)")] == ["One", "Two"]
+
+
+def test_a_text_file_of_many_blocks_is_cut_as_one_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"document {i} " * (i % 7 + 1) for i in range(3000)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    assert documents(tmp_path / "a.txt") == texts
+
+
+def test_splits_that_files_name_are_kept_and_missing_ones_carved_from_training(tmp_path: Path) -> None:
+    for name, count in (("train", 300), ("valid", 20)):
+        lines = [json.dumps({"text": f"{name} document {i}"}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    found = list(split_documents(Corpus(str(tmp_path), "text", r"\n\n"), 0.1, 0.1))
+    assert {text for split, text in found if split == "valid"} == {f"valid document {i}" for i in range(20)}
+    test = [text for split, text in found if split == "test"]
+    assert 10 < len(test) < 60
+    assert all(text.startswith("train") for text in test)
+    assert len(found) == 320
+
+
+def test_no_document_is_in_two_splits_or_twice(tmp_path: Path) -> None:
+    texts = [f"text {i % 150}" for i in range(400)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    found = list(split_documents(Corpus(str(tmp_path / "a.txt"), "text", r"\n\n"), 0.2, 0.2))
+    assert len(found) == len({text for _, text in found}) == 150
+    assert all(split == split_of(text, 0.2, 0.2) for split, text in found)
+    assert {split for split, _ in found} == {"train", "valid", "test"}
+
+
+def test_hash_split_has_the_shares_asked_for() -> None:
+    splits = [split_of(f"document {i}", 0.1, 0.05) for i in range(20_000)]
+    assert splits.count("valid") / 20_000 == pytest.approx(0.1, abs=0.01)
+    assert splits.count("test") / 20_000 == pytest.approx(0.05, abs=0.01)
+
+
+def test_embedded_corpus_is_prose_without_duplicates() -> None:
+    found = [text for _, text in split_documents(Corpus("pydoc", "text", ""), 0.1, 0.05)]
+    assert sum(map(len, found)) > 300_000
+    assert len(found) > 100
+    assert not any("*****" in text for text in found)
+
+
+def test_tokens_on_disk_are_the_tokenizer_s_with_a_separator_before_each_document(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    texts = {"train": ["A class.", "An object é"], "valid": ["Names."], "test": []}
+
+    def encode(batch: list[str]) -> list[list[int]]:
+        return tokenizer(batch, add_special_tokens=False)["input_ids"]
+
+    rows = [(split, text) for split in store.SPLITS for text in texts[split]]
+    meta = store.build(tmp_path / "store", rows, encode, 0, len(tokenizer))
+    split = store.open_split(tmp_path / "store", "train")
+    assert isinstance(split.tokens, np.memmap)
+    pieces = [split.tokens[a:b].tolist() for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
+    assert [p[0] for p in pieces] == [0, 0]
+    assert [tokenizer.decode(p[1:]) for p in pieces] == texts["train"]
+    assert split.sizes.tolist() == [len(t.encode()) for t in texts["train"]]
+    assert meta["splits"]["test"] == {"documents": 0, "tokens": 0, "bytes": 0}
+    assert len(store.open_split(tmp_path / "store", "test").tokens) == 0
+    again = store.build(tmp_path / "again", rows, encode, 0, len(tokenizer))
+    assert again["sha256"] == meta["sha256"]
+
+
+def test_big_vocabularies_take_four_bytes_a_token(tmp_path: Path) -> None:
+    rows = [("train", "x")]
+    store.build(tmp_path / "s", rows, lambda texts: [[70_000] for _ in texts], 0, 70_001)  # type: ignore[arg-type]
+    assert store.open_split(tmp_path / "s", "train").tokens.tolist() == [0, 70_000]
+
+
+def test_trained_tokenizer_is_lossless_and_loads_by_path(tmp_path: Path) -> None:
+    train_tokenizer(["some text to learn from, some text"] * 5, 270, tmp_path / "t")
+    tokenizer = load_tokenizer(str(tmp_path / "t"), "data.tokenizer")
+    text = "Any tëxt at all: \t\n 漢字"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

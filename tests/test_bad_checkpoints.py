@@ -1,0 +1,202 @@
+"""A bad checkpoint, a loss that explodes, a full disk: a clear message, and nothing lost."""
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightgpt2.errors import UserError
+from lightgpt2.models.files import atomic_file, atomic_folder
+from tests.support.cli import logged
+from tests.support.mistakes import Bench, Evil, files
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------------
+
+LAST, BEST = Path("checkpoints/r/last.ckpt"), Path("checkpoints/r/best.ckpt")
+
+
+def foreign(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "run": {**checkpoint["run"], "model.teacher": "other"}}, path)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        "is truncated or was not written by lightgpt2",
+    ),
+    "head only": (lambda path: os.truncate(path, 100), "is truncated or was not written by lightgpt2"),
+    "empty": (lambda path: os.truncate(path, 0), "is truncated or was not written by lightgpt2"),
+    "no checkpoint": (lambda path: torch.save([1, 2], path), "is truncated or was not written by lightgpt2"),
+    "malicious": (lambda path: torch.save({"run": Evil()}, path), "is truncated or was not written by lightgpt2"),
+    "foreign": (foreign, "is of another run (model.teacher: other there, teacher here)"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_bad_checkpoint(finished: Bench, name: str) -> None:
+    spoil, problem = SPOILT[name]
+    spoil(LAST)
+    out = finished.succeed("validate", "--ckpt_path", "last").splitlines()
+    assert out[:2] == [f"{LAST} {problem}", f"going on from {BEST} (step 2)"]
+    (message,) = finished.refuse("fit", "--ckpt_path", str(LAST))
+    assert message == f"--ckpt_path: {LAST} {problem}; give last, best, or the checkpoint of this run"
+    spoil(BEST)
+    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    assert message.startswith(f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}")
+    assert message.endswith("Start anew with another --run")
+    assert not Path("executed").exists()
+
+
+def test_the_malicious_checkpoint_is_malicious(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"run": Evil()}, "a.ckpt")
+    torch.load("a.ckpt", weights_only=False)
+    assert Path("executed").exists()
+
+
+def test_fit_goes_on_from_best_where_last_is_bad(finished: Bench) -> None:
+    os.truncate(LAST, 1000)
+    out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
+    assert f"going on from {BEST} (step 2)" in out
+    assert torch.load(LAST, weights_only=True)["global_step"] == 4
+
+
+def test_checkpoint_of_another_shape(finished: Bench) -> None:
+    checkpoint = torch.load(LAST, weights_only=True)
+    del checkpoint["state_dict"]["model.lm_head.weight"]
+    torch.save(checkpoint, LAST)
+    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
+    assert "model.lm_head.weight" in message
+    assert "resume with the settings that wrote it" in message
+
+
+def test_missing_checkpoint(finished: Bench) -> None:
+    (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
+    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
+
+
+def test_repetition_replaces_the_curves(finished: Bench) -> None:
+    before = set(Path("tb-logs/r").glob("events*"))
+    finished.succeed("fit", "--trainer.max_steps=2")
+    after = set(Path("tb-logs/r").glob("events*"))
+    assert len(after) == 1
+    assert not after & before
+    assert list(logged(Path(), "r")["train/loss"]) == [1, 2]
+
+
+# -- while training --------------------------------------------------------------------------------------------------------
+
+
+def test_exploding_weights_stop_the_run(bench: Bench) -> None:
+    bench.configure({"model.optimizer.lr": 1.0e30})
+    (message,) = bench.refuse("fit", touches=True)
+    assert message.startswith("the loss is not finite at step 2 (epoch 0, batch 1); the weights before it are saved")
+    assert "Lower model.optimizer.lr, set trainer.gradient_clip_val" in message
+    assert "--ckpt_path last" in message
+    checkpoint = torch.load(LAST, weights_only=True)
+    assert checkpoint["global_step"] == 1
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    assert not Path("checkpoints/r/model").exists()
+
+
+def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
+    bench.configure({"trainer.accumulate_grad_batches": 2, "checkpoint.every_n_steps": 100})
+    poison = ["--trainer.callbacks=tests.support.mistakes.Poison", "--trainer.callbacks.batch=5"]
+    (message,) = bench.refuse("fit", *poison, touches=True)
+    assert message.startswith("the loss is not finite at step 3 (epoch 0, batch 5)")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 2
+    bench.succeed("fit", "--ckpt_path", "last")
+    assert list(logged(Path(), "r")["train/loss"]) == [1, 2, 3]
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
+    before = files()
+    with full_disk(300_000):  # room for the logs and the teacher, not for a checkpoint
+        (message,) = finished.refuse("fit", "--ckpt_path", "last", "--trainer.max_steps=6", touches=True)
+    assert message.startswith(f"{LAST}: the disk is full; what was saved before is untouched")
+    assert "Free some space and resume with --ckpt_path last" in message
+    for path in (LAST, BEST, Path("checkpoints/r/model/model.safetensors")):
+        assert path.read_bytes() == before[path]
+    finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=6")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("room", [4_000, 100_000])  # the tokenized corpus does not fit; the model does not
+def test_full_disk_before_training(bench: Bench, room: int) -> None:
+    with full_disk(room):
+        (message,) = bench.refuse("fit", touches=True)
+    assert "the disk is full; what was saved before is untouched. Free some space" in message
+    bench.succeed("check")
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError(errno.EFBIG, "File too large"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
+]
+
+
+def write_half(target: Path, error: BaseException) -> None:
+    with atomic_file(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+
+
+def write_half_a_folder(target: Path, error: BaseException) -> None:
+    with atomic_folder(target) as temporary:
+        (temporary / "weights").write_text("half of the n")
+        raise error
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_full_disk_keeps_the_old_file(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "last.ckpt"
+    target.write_text("old")
+    with pytest.raises(UserError, match=r"last\.ckpt: the disk is full"):
+        write_half(target, error)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_full_disk_keeps_the_old_folder(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "weights").write_text("old")
+    with pytest.raises(UserError, match="model: the disk is full"):
+        write_half_a_folder(target, error)
+    assert (target / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "last.ckpt"
+    target.write_text("old")
+    with pytest.raises(type(error)) as caught:
+        write_half(target, error)
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.read_text() == "old"
