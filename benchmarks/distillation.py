@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="pydoc", help="as data.source")
     parser.add_argument("--folder", type=Path, required=True, help="working folder; finished runs in it are kept")
-    parser.add_argument("--teacher-steps", type=int, default=1700)
+    parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()

@@ -25,7 +25,7 @@ from lightgpt2.callbacks.scores import ScorePrinter
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
-from lightgpt2.pipeline import provide
+from lightgpt2.pipeline import missing, provide
 from lightgpt2.runs import Run, claim, find_checkpoint, identity
 
 VERBS = {
@@ -89,9 +89,6 @@ class LightGPT2CLI(LightningCLI):
         if self.subcommand in ("fit", "check"):
             ckpt_path = settings.get("ckpt_path")
             claim(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
-            if settings.needs and (problems := self._limit_problems()):  # before the hours that another stage may take
-                raise UserError(problems)
-            provide(settings.needs, self.resolved["model"]["init_args"])
             if ckpt_path is not None:
                 settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
         else:
@@ -103,9 +100,7 @@ class LightGPT2CLI(LightningCLI):
         Raises:
             UserError: Every mistake that shows before anything heavy is built.
         """
-        limits = self._limit_problems() if self.subcommand in ("fit", "check") else []
-        if problems := [*limits, *self.datamodule.problems(), *self.model.problems(self.datamodule)]:
-            raise UserError(problems)
+        self._check_and_provide()
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
         trainer.plugins = [*plugins, AtomicCheckpointIO()]
@@ -126,6 +121,21 @@ class LightGPT2CLI(LightningCLI):
     @property
     def _settings(self) -> Namespace:
         return self.config[str(self.subcommand)]
+
+    def _check_and_provide(self) -> None:
+        """Looks for mistakes, first where that needs no other stage: that may take hours."""
+        problems = self._limit_problems() if self.subcommand in ("fit", "check") else []
+        problems += self.datamodule.problems()
+        model = self._settings.model
+        if absent := missing(self._settings.needs, model.init_args.as_dict()):
+            if self.subcommand == "check":
+                makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
+                problems.append(f"needs: not there yet: {makers}")
+            if problems:
+                raise UserError(problems)
+            provide(absent)
+        if problems := [*problems, *self.model.problems(self.datamodule)]:
+            raise UserError(problems)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would load the file unchecked and let it override the command line."""
@@ -154,7 +164,6 @@ class LightGPT2CLI(LightningCLI):
             return
         settings.ckpt_path = None
         if wanted is None and not (folder.is_dir() and self._owns_folder()):
-            provide(settings.needs, self.resolved["model"]["init_args"])
             return
         print(f"Model: {folder}", flush=True)
         asked = vars(settings.model.init_args)
@@ -180,7 +189,7 @@ class LightGPT2CLI(LightningCLI):
 
     def _tensorboard(self) -> TensorBoardLogger:
         # What a killed process logged after its last checkpoint is about to be logged again.
-        purge = {"purge_step": self._first_step + 1} if self._first_step else {}
+        purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
         return TensorBoardLogger(self.place.logs.parent, name=self.place.name, version="", **purge)
 
 

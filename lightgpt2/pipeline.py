@@ -17,15 +17,21 @@ def _mentions(values: Any, path: str) -> bool:
     return bool(values == path)
 
 
-def provide(needs: dict[str, str], model: dict[str, Any]) -> None:
-    """Makes the model folders that a stage starts from and that are not there yet.
-
-    Each is made by a `fit` of the configuration that the stage names for it, in a process of its own; one that was
-    interrupted is resumed. Folders that the stage's settings do not mention (any more) are not made.
+def missing(needs: dict[str, str], model: dict[str, Any]) -> dict[str, str]:
+    """The model folders that a stage starts from and that are not there yet, with the configurations that make them.
 
     Args:
         needs: For each model folder the configuration whose `fit` makes it.
-        model: The stage's resolved model settings.
+        model: The stage's model settings; folders that they do not mention (any more) are not needed.
+    """
+    return {path: config for path, config in needs.items() if _mentions(model, path) and not Path(path).exists()}
+
+
+def provide(absent: dict[str, str]) -> None:
+    """Makes model folders, each by a `fit` in a process of its own; one that was interrupted is resumed.
+
+    Args:
+        absent: For each folder the configuration that makes it.
 
     Raises:
         UserError: The fit failed, or did not make the folder.
@@ -33,9 +39,7 @@ def provide(needs: dict[str, str], model: dict[str, Any]) -> None:
     """
     if "LOCAL_RANK" in os.environ:  # a process that Lightning launched beside the first, which has done this
         return
-    for path, config in needs.items():
-        if Path(path).exists() or not _mentions(model, path):
-            continue
+    for path, config in absent.items():
         command = ["fit", "--config", config]
         if Run(Path(config).stem).last.exists():
             command += ["--ckpt_path", "last"]

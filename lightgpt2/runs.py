@@ -1,6 +1,7 @@
 """A run's place on disk: who owns the folder, and which checkpoint to go on from."""
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         KeyError,
         TypeError,
         EOFError,
-        torch.serialization.pickle.UnpicklingError,
+        pickle.UnpicklingError,
     ):
         return 0, "is truncated or was not written by lightgpt2"
     if theirs != ours:
@@ -157,7 +158,7 @@ def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None,
         if wanted == "best" or run.model.exists():
             raise UserError(f"--ckpt_path: {run.folder} holds no {wanted}.ckpt; run fit first")
         return None, 0, [f"{run.folder} holds no checkpoint yet: starting from the beginning"]
-    notes = []
+    notes: list[str] = []
     for path in candidates:
         step, problem = _inspect(path, ours)
         if problem is None:

@@ -213,12 +213,13 @@ class Method(LightningModule):
             raise NonFiniteLossError(
                 f"the loss is not finite at step {self.global_step + 1} (epoch {self.current_epoch}, batch {first + micro}); "
                 "the weights before it are saved. Lower model.optimizer.lr, set trainer.gradient_clip_val, or raise the "
-                "precision, and resume with --ckpt_path last"
+                "precision, and resume with --ckpt_path last, or best"
             )
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        values = [*terms.tolist(), float(norm)]
-        self.step_metrics = dict(zip([f"train/{n}" for n in [*self._term_names, "grad_norm"]], values, strict=True))
+        named = dict(zip(self._term_names, terms.tolist(), strict=True))
+        named |= {"grad_norm": float(norm), "lr": float(optimizer.param_groups[0]["lr"])}
+        self.step_metrics = {f"train/{name}": value for name, value in named.items()}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Steps, then frees the gradients: Lightning would hold them through the next forward pass."""
