@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ARMS = {
-    "cross-entropy alone": ["--model.loss.ce", "1", "--model.loss.kd", "0", "--model.loss.hidden", "0"],
+    "alone": ["--model.loss.ce", "1", "--model.loss.kd", "0", "--model.loss.hidden", "0"],
     "distilled": [],
 }
 
@@ -48,7 +48,7 @@ def main() -> None:
     """Runs everything that is not there yet and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="pydoc", help="as data.source")
-    parser.add_argument("--folder", type=Path, required=True, help="working folder; finished runs in it are kept")
+    parser.add_argument("--folder", type=Path, required=True, help="working folder; runs in it are gone on with")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -57,19 +57,32 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = ["--data.source", str(Path(options.source).resolve()) if Path(options.source).exists() else options.source]
     if not (folder / "checkpoints/teacher/model").exists():
-        lightgpt2(folder, "fit", "--config", "teacher.yaml", *data, "--trainer.max_steps", str(options.teacher_steps))
+        lightgpt2(
+            folder,
+            "fit",
+            "--config",
+            "teacher.yaml",
+            *data,
+            "--ckpt_path",
+            "last",
+            "--trainer.max_steps",
+            str(options.teacher_steps),
+        )
     scores: dict[str, list[NDArray[np.float64]]] = {arm: [] for arm in ARMS}
     tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     for seed in options.seeds:
         for arm, loss in ARMS.items():
-            run = f"{arm.split()[0].rstrip('ed')}-{seed}"
+            run = f"{arm}-{seed}"
             common = ["--config", "distill.yaml", *data, "--seed_everything", str(seed), "--run", run, *loss]
             if not (folder / "checkpoints" / run / "predictions.jsonl").exists():
-                lightgpt2(folder, "fit", *common, "--trainer.max_steps", str(options.steps))
+                steps = ["--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", str(options.steps)]
+                lightgpt2(folder, "fit", *common, *steps, "--ckpt_path", "last")
                 lightgpt2(folder, "predict", *common, "--data.predict_split", "valid")
             nll, tokens = document_scores(folder / "checkpoints" / run / "predictions.jsonl")
             scores[arm].append(nll)
-    ledger = json.loads((folder / "checkpoints" / "distill-1" / "model" / "ledger.json").read_text())
+    ledger = json.loads(
+        (folder / "checkpoints" / f"distilled-{options.seeds[0]}" / "model" / "ledger.json").read_text()
+    )
     quality = ledger[-1]["quality"]
     teacher, before = quality["teacher"]["perplexity"], quality["before"]["perplexity"]
     print(f"\n{options.source}: teacher {teacher:.2f}, student before {before:.2f}, {options.steps} steps\n")
@@ -82,7 +95,8 @@ def main() -> None:
     first, second = (np.mean(scores[arm], axis=0) for arm in ARMS)
     low, high = interval(second - first, tokens)
     change = math.exp((second - first).sum() / tokens.sum()) - 1
-    print(f"\nperplexity, distilled against alone: {change:+.2%} (95 % interval {math.expm1(low):+.2%} to {math.expm1(high):+.2%})")
+    bounds = f"{math.expm1(low):+.2%} to {math.expm1(high):+.2%}"
+    print(f"\nperplexity, distilled against cross-entropy alone: {change:+.2%} (95 % interval {bounds})")
 
 
 if __name__ == "__main__":

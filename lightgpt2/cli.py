@@ -10,12 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import transformers
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import lightgpt2
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
@@ -49,7 +50,7 @@ class Trainer(pl.Trainer):
     """Lightning's trainer with one verb more."""
 
     def check(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
-        """Builds everything and trains nothing; the Check callback ends the fit before its first step."""
+        """Builds everything and trains nothing; reports every mistake in the configuration."""
         with contextlib.suppress(Checked):
             self.fit(model, datamodule=datamodule)
 
@@ -217,6 +218,7 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments in place of the command line's.
     """
     _quiet()
+    set_parsing_settings(add_print_completion_argument=True)
     raising: dict[str, Any] = {"exit_on_error": False}
     try:
         LightGPT2CLI(
@@ -226,7 +228,9 @@ def main(args: list[str] | None = None) -> None:
             trainer_class=Trainer,
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=1,
-            parser_kwargs=raising | {verb: raising | {"description": text} for verb, text in VERBS.items()},
+            parser_kwargs=raising
+            | {"description": lightgpt2.__doc__}
+            | {verb: raising | {"description": text} for verb, text in VERBS.items()},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -87,7 +87,9 @@ def test_smollm2_on_wikitext_is_the_plain_one(tmp_path: Path, monkeypatch: pytes
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name in ("train", "valid"):
-        part = [a for a in articles if 300 < len(a) < 1500][: 4 if name == "valid" else 6][0 if name == "valid" else 4 :]
+        part = [a for a in articles if 300 < len(a) < 1500][: 4 if name == "valid" else 6][
+            0 if name == "valid" else 4 :
+        ]
         (corpus / f"{name}.txt").write_text("\n\n".join(a.replace("\n", " ") for a in part))
     settings = {"sequence_length": 128, "stride": 64, "test_fraction": 0.0}
     perplexities = [scored(gguf, corpus, tmp_path, batch, **settings) for batch in (1, 8, 16)]
