@@ -3,7 +3,7 @@
 import random
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +65,6 @@ class Method(LightningModule):
         trust_remote_code: Whether code in a model's folder may run. Off unless asked.
     """
 
-    sources: ClassVar[tuple[str, ...]]  # init arguments that decide the shape of the model: what makes a run this run
     model: PreTrainedModel
     operations: list[Operation]
 

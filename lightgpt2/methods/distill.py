@@ -65,8 +65,6 @@ class Distill(Method):
         trust_remote_code: Whether code in a model's folder may run. Off unless asked.
     """
 
-    sources = ("teacher", "student", "layers")
-
     def __init__(
         self,
         teacher: str,

@@ -23,8 +23,6 @@ class FineTune(Method):
         trust_remote_code: Whether code in the model's folder may run. Off unless asked.
     """
 
-    sources = ("model",)
-
     def __init__(
         self,
         model: str | dict[str, Any],
