@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--source", default="pydoc", help="as data.source")
     parser.add_argument("--folder", type=Path, required=True, help="working folder; runs in it are gone on with")
     parser.add_argument("--teacher-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     folder: Path = options.folder

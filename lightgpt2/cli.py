@@ -164,17 +164,17 @@ class LightGPT2CLI(LightningCLI):
             settings.ckpt_path = self._find_checkpoint(str(wanted))
             return
         settings.ckpt_path = None
-        if wanted is None and not (folder.is_dir() and self._owns_folder()):
+        if wanted is None and not folder.is_dir():
+            print("Model: the configuration's own, not trained by this run", flush=True)
             return
+        if wanted is None:
+            claim(self.place, self.identity, resuming=True)
         print(f"Model: {folder}", flush=True)
         asked = vars(settings.model.init_args)
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
         settings.model = Namespace(
             class_path="lightgpt2.methods.FineTune", init_args=Namespace(model=str(folder), **kept)
         )
-
-    def _owns_folder(self) -> bool:
-        return self.place.owner() == self.identity
 
     def _standard(self) -> list[pl.Callback]:
         if self.subcommand == "check":

@@ -1,5 +1,6 @@
 """The artefact at fit end, and the table that says what the stage bought."""
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -47,6 +48,8 @@ class Artefact(Callback):
         if not self.figures and isinstance(trainer.logger, TensorBoardLogger):
             for events in self._stale_logs:  # of a finished run that this one does again
                 events.unlink()
+        for leftover in (*self.run.folder.glob(".scoring-*"), *self.run.folder.glob(".*.tmp")):  # of a killed process
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         text = yaml.safe_dump(self.config, sort_keys=False)
         with atomic_file(self.run.config) as temporary:
             temporary.write_text(text, encoding="utf-8")
