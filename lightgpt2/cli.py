@@ -111,7 +111,8 @@ class LightGPT2CLI(LightningCLI):
             logger, trainer.enable_checkpointing = False, False
         elif logger in (None, True):
             logger = self._tensorboard()
-        callbacks = [*(trainer.callbacks or []), *callbacks]
+        extra = trainer.callbacks or []
+        callbacks = [*(extra if isinstance(extra, list) else [extra]), *callbacks]
         try:
             return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
@@ -145,6 +146,10 @@ class LightGPT2CLI(LightningCLI):
         trainer = self._settings.trainer
         none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
         problems = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
+        if trainer.limit_train_batches not in (None, 0, 1.0) or trainer.overfit_batches:
+            problems.append("trainer.limit_train_batches: cuts optimizer steps apart; give trainer.max_steps instead")
+        if str(trainer.strategy).startswith(("fsdp", "deepspeed")):
+            problems.append(f"trainer.strategy: {trainer.strategy} is not supported yet; use auto or ddp")
         if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
             problems.append("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
         return problems
@@ -162,6 +167,8 @@ class LightGPT2CLI(LightningCLI):
         folder = Path(str(wanted)) if wanted is not None else self.place.model
         if wanted is not None and not folder.is_dir():
             settings.ckpt_path = self._find_checkpoint(str(wanted))
+            if settings.ckpt_path is None:
+                raise UserError(f"--ckpt_path: there is no {wanted} checkpoint to score; run fit first")
             return
         settings.ckpt_path = None
         if wanted is None and not folder.is_dir():

@@ -1,6 +1,7 @@
 """Stages that make each other's input."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,9 +46,22 @@ def provide(absent: dict[str, str]) -> None:
             command += ["--ckpt_path", "last"]
         print(f"{path} is needed and not there: making it with lightgpt2 {' '.join(command)}", flush=True)
         started = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", "lightgpt2", *command], check=False).returncode
+        code = _wait(subprocess.Popen([sys.executable, "-m", "lightgpt2", *command]))
         if code == 130:
             raise Interrupted(f"{config} was interrupted; the same command goes on with it")
         if code or not Path(path).exists():
             raise UserError(f"needs.{path}: lightgpt2 {' '.join(command)} did not make it; see its message above")
         print(f"{path} made in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a stage, which gets the terminal's Ctrl-C itself and saves; passes on a SIGTERM, which it does not get."""
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -78,6 +78,22 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, method: str, ki
     assert_same_run(tmp_path, "whole", "killed")
 
 
+def test_resuming_takes_the_command_line_s_optimizer_and_refuses_other_batches(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", documents=24)
+    settings = config("FineTune", tmp_path, max_steps=4)
+    settings["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
+    write_config(tmp_path / "config.yaml", settings)
+    arguments = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
+    succeed(tmp_path, *arguments)
+    done = run_cli(tmp_path, *arguments, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "8")
+    assert done.returncode == 2
+    assert "trainer.accumulate_grad_batches: 1 there, 2 here" in done.stderr
+    (tmp_path / "checkpoints/config/model/model.safetensors").rename(tmp_path / "old.safetensors")
+    succeed(tmp_path, *arguments, "--model.optimizer.lr", "1e-5", "--trainer.max_steps", "6")
+    rates = logged(tmp_path, "config")["train/lr"]
+    assert list(rates.values()) == pytest.approx([3e-3] * 4 + [1e-5] * 2)
+
+
 @pytest.mark.parametrize("method", ["FineTune", "Distill"])
 def test_two_processes_equal_one_and_resume(tmp_path: Path, method: str) -> None:
     """DDP on two processes against one with the same global batch, and killed against uninterrupted."""

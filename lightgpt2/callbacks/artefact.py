@@ -48,6 +48,9 @@ class Artefact(Callback):
         if not self.figures and isinstance(trainer.logger, TensorBoardLogger):
             for events in self._stale_logs:  # of a finished run that this one does again
                 events.unlink()
+        if not self.figures:  # a fresh start: a checkpoint of the run that it does again must not be taken for its own
+            self.run.last.unlink(missing_ok=True)
+            self.run.best.unlink(missing_ok=True)
         for leftover in (*self.run.folder.glob(".scoring-*"), *self.run.folder.glob(".*.tmp")):  # of a killed process
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         text = yaml.safe_dump(self.config, sort_keys=False)
@@ -68,6 +71,9 @@ class Artefact(Callback):
         """Saves the artefact; the last checkpoint is written after it, so no finished run lacks one."""
         assert isinstance(pl_module, Method)
         self.seconds = time.monotonic() - self._started
+        self._save(trainer, pl_module)
+
+    def _save(self, trainer: Trainer, pl_module: Method) -> None:
         state = trainer.strategy.lightning_module_state_dict()
         if not trainer.is_global_zero:
             return
@@ -79,6 +85,8 @@ class Artefact(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the artefact from disk and prints the table."""
         assert isinstance(pl_module, Method)
+        if not self.run.model.exists():  # a finished run was resumed: no step was taken, so nothing was saved
+            self._save(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         self.figures["after"] = self._score_folder(trainer, pl_module, self.run.model, "after")

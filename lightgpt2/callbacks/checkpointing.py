@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightgpt2.errors import Interrupted
+from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.base import NonFiniteLossError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.runs import Identity, Run
@@ -122,10 +122,23 @@ class Checkpointing(Checkpoint):
         Lightning has counted the micro-batch that was fetched but not yet used; it will be fetched again.
         """
         checkpoint["run"] = self.identity
+        checkpoint["batching"] = _batching(trainer)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["current"], progress["total"]):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Checks that micro-batches mean what they meant: Lightning's counters are of them.
+
+        Raises:
+            UserError: They do not.
+        """
+        if trainer.state.fn == "fit" and checkpoint["batching"] != (ours := _batching(trainer)):
+            changed = [f"{key}: {checkpoint['batching'][key]} there, {ours[key]} here" for key in ours]
+            raise UserError(
+                f"--ckpt_path: the checkpoint was trained with other batches ({', '.join(changed)}); resume with the same"
+            )
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         trainer.save_checkpoint(path)
@@ -134,3 +147,13 @@ class Checkpointing(Checkpoint):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
+
+
+def _batching(trainer: Trainer) -> dict[str, int]:
+    """How an optimizer step is cut into micro-batches."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "data.batch_size": int(data.batch_size),
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "processes": trainer.world_size,
+    }

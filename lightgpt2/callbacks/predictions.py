@@ -59,6 +59,6 @@ def _documents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         sums[row["document"]][0] += row["nll"]
         sums[row["document"]][1] += row["tokens"]
     return [
-        {"document": d, "nll": nll, "tokens": int(n), "perplexity": math.exp(nll / n) if n else None}
+        {"document": d, "nll": nll, "tokens": int(n), "perplexity": math.exp(min(nll / n, 700)) if n else None}
         for d, (nll, n) in sorted(sums.items())
     ]

@@ -2,6 +2,7 @@
 
 import random
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,24 +171,38 @@ class Method(LightningModule):
         return min(limits, default=1000 * per_epoch)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trainable, fused where that computes the same."""
-        config = self.optimizer_config
+        """AdamW over what is trainable, matrices with weight decay and vectors without."""
         trainable = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            # float(): the types of jsonargparse are not plain, and a checkpoint holds plain values only
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": float(config.weight_decay)},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        # Fused AdamW unscales gradients itself, after Lightning would have clipped them.
-        fused = self.trainer.precision != "16-mixed"
-        betas = (float(config.beta1), float(config.beta2))
-        optimizer = torch.optim.AdamW(groups, lr=float(config.lr), betas=betas, fused=fused)
-        total = self.total_steps
+        matrices, vectors = ([p for p in trainable if (p.ndim >= 2) is wide] for wide in (True, False))
+        settings = self._group_settings()
+        groups = [{"params": p, **s} for p, s in zip((matrices, vectors), settings, strict=True)]
+        scheduler = LambdaLR(optimizer := torch.optim.AdamW(groups), self._lr_factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-        def factor(step: int) -> float:
-            return warmup_decay(step, total, config.warmup_steps, config.decay, config.final_lr)
+    def _group_settings(self) -> list[dict[str, Any]]:
+        """What the configuration says of each parameter group; plain values, as a checkpoint holds nothing else."""
+        config = self.optimizer_config
+        common = {
+            "lr": float(config.lr),
+            "betas": (float(config.beta1), float(config.beta2)),
+            # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
+            "fused": not str(self.trainer.precision).endswith("-mixed"),
+        }
+        return [{**common, "weight_decay": float(config.weight_decay)}, {**common, "weight_decay": 0.0}]
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+    def _lr_factor(self) -> Callable[[int], float]:
+        config, total = self.optimizer_config, self.total_steps
+        return lambda step: warmup_decay(step, total, config.warmup_steps, config.decay, config.final_lr)
+
+    def _apply_settings(self) -> None:
+        """Puts the configuration's settings over those that a checkpoint restored: the command line has the last word."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
+        settings = self._group_settings()
+        scheduler.base_lrs = [group["lr"] for group in settings]
+        factor = self._lr_factor()(scheduler.last_epoch)
+        for group, values in zip(optimizer.param_groups, settings, strict=True):
+            group.update(values, initial_lr=values["lr"], lr=values["lr"] * factor)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -206,16 +221,18 @@ class Method(LightningModule):
         """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
         terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
         local, self._terms = self._terms, []
-        if not torch.isfinite(terms).all():
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        # With fp16 an overflowing gradient is the scaler's business: it skips the step.
+        sound = torch.isfinite(terms).all() and (self.trainer.precision == "16-mixed" or torch.isfinite(norm))
+        if not sound:
             micro = next((i for i, t in enumerate(local) if not torch.isfinite(t).all()), 0)
             first = self.trainer.fit_loop.epoch_loop.batch_idx - len(local) + 1
+            what = "gradient" if torch.isfinite(terms).all() else "loss"
             raise NonFiniteLossError(
-                f"the loss is not finite at step {self.global_step + 1} (epoch {self.current_epoch}, batch {first + micro}); "
-                "the weights before it are saved. Lower model.optimizer.lr, set trainer.gradient_clip_val, or raise the "
-                "precision, and resume with --ckpt_path last, or best"
+                f"the {what} is not finite at step {self.global_step + 1} (epoch {self.current_epoch}, batch "
+                f"{first + micro}); the weights before it are saved. Lower model.optimizer.lr, set "
+                "trainer.gradient_clip_val, or raise the precision, and resume with --ckpt_path last, or best"
             )
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
         named = dict(zip(self._term_names, terms.tolist(), strict=True))
         named |= {"grad_norm": float(norm), "lr": float(optimizer.param_groups[0]["lr"])}
         self.step_metrics = {f"train/{name}": value for name, value in named.items()}
@@ -295,7 +312,8 @@ class Method(LightningModule):
             ) from error
 
     def on_train_start(self) -> None:
-        """Sets the random generators to where the checkpoint left them, or to the run's seed."""
+        """Sets the optimizer as configured, and the random generators to where the checkpoint left them or to the seed."""
+        self._apply_settings()
         rank = self.global_rank
         if self._restored_rng is not None and rank < len(self._restored_rng):
             _set_rng_state(self._restored_rng[rank])
@@ -327,4 +345,5 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])
+        for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(torch.tensor(device_state, dtype=torch.uint8), device)

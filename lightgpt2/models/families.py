@@ -94,7 +94,12 @@ def check_head(model: PreTrainedModel, key: str) -> None:
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     training = model.training
     model.eval()
-    logits = model(input_ids=ids, use_cache=False).logits
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    except RuntimeError as error:  # a shape that transformers builds but cannot run
+        raise UserError(
+            f"{key}: this model cannot run ({str(error).splitlines()[0]}); check its configuration"
+        ) from error
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     model.train(training)
     expected = hidden @ head_weight(model).T

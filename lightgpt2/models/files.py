@@ -74,6 +74,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         UserError: The disk is full; the old `target` is untouched.
     """
     with _temporary(target) as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
         temporary.mkdir()
         yield temporary
         for path in (*temporary.rglob("*"), temporary):

@@ -43,7 +43,7 @@ class Parent:
         """The parent that a source names, with the hash of its weights where they lie in one local file."""
         if isinstance(source, dict):
             return cls("config")
-        path = Path(source)
+        path = Path(source).expanduser()
         weights = path / "model.safetensors" if path.is_dir() else path
         return cls(source, sha256_file(weights) if weights.is_file() else "")
 
@@ -90,7 +90,7 @@ class Entry:
 
 def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of a model's ledger, oldest first; none for a model that LightGPT2 did not make."""
-    path = Path(source) / FILE if isinstance(source, str) else None
+    path = Path(source).expanduser() / FILE if isinstance(source, str) else None
     if path is None or not path.is_file():
         return []
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))

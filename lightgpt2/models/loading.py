@@ -119,8 +119,16 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
 
 
 def new_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model of this shape with freshly drawn weights in FP32, from torch's global generator."""
-    return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+    """A model of this shape with freshly drawn weights in FP32, from torch's global generator.
+
+    Raises:
+        UserError: The configuration contradicts itself.
+    """
+    return _guarded(
+        lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32),
+        "the configuration",
+        "model",
+    )
 
 
 def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedModel:
