@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def run_cli(folder: Path, *args: str, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
     """`lightgpt2 ARGS` in a folder; without a network, on one thread."""
     return subprocess.run(
-        [sys.executable, "-W", "error:::lightgpt2", "-m", "lightgpt2", *args],
+        [sys.executable, "-m", "lightgpt2", *args],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
