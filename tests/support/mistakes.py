@@ -74,13 +74,14 @@ class Bench:
         loading._named_config.cache_clear()  # a process would start without
         self._capsys.readouterr()
         code = 0
+        handler = signal.getsignal(signal.SIGINT)
         try:
             # Half of the time would go into the options of the verbs that are not asked for.
             self._monkeypatch.setattr("lightgpt2.cli.VERBS", {verb: VERBS[verb]})
             main([verb, "--config", "config.yaml", "--run", "r", *args])
         except SystemExit as exit_:
             code = int(str(exit_.code))
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "the signal handlers were left behind"
+        assert signal.getsignal(signal.SIGINT) is handler, "the signal handlers were left behind"
         out, err = self._capsys.readouterr()
         return code, out, err
 
