@@ -98,8 +98,9 @@ def test_windows_use_documents_shorter_than_a_window(lengths: list[int]) -> None
     assert predicted(padded) == inside
     assert padded.lengths.max() <= 32
     packed = packed_windows(split, 32)
-    whole = (int(offsets[-1]) - 1) // 32 * 32
-    assert predicted(packed) == list(range(1, whole + 1)), "only an unfinished last window is left out"
+    seen = {place + shift for place in predicted(packed) for shift in range(packed.slack + 1)}
+    everything = set(range(1, int(offsets[-1])))
+    assert seen == (everything if len(everything) >= 32 else set()), "over the epochs every token is predicted"
 
 
 @pytest.mark.parametrize("mode", ["packed", "padded"])

@@ -227,7 +227,7 @@ def test_help_describes_every_setting_and_completion_is_offered(tmp_path: Path) 
         assert words in output
     assert "report every mistake" in " ".join(succeed(tmp_path, "--help").split()).replace("reports", "report")
     assert "Write each document's score" in succeed(tmp_path, "predict", "--help")
-    assert "complete" in succeed(tmp_path, "--print_completion=bash")
+    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash")
 
 
 @pytest.mark.slow
