@@ -150,8 +150,8 @@ def lightgpt2(folder: Path, batches: list[dict[str, Any]], options: argparse.Nam
     from lightning.pytorch.callbacks import Callback
 
     from lightgpt2.callbacks.monitor import Monitor
-    from lightgpt2.methods.base import OptimizerConfig
     from lightgpt2.methods.distill import Distill, DistillLoss
+    from lightgpt2.methods.optimizer import OptimizerConfig
 
     gate = Gate(options.device)
 

@@ -21,8 +21,7 @@ from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
-from lightgpt2.callbacks.predictions import PredictionWriter
-from lightgpt2.callbacks.scores import ScorePrinter
+from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
@@ -71,7 +70,8 @@ class LightGPT2CLI(LightningCLI):
             "--needs", type=dict[str, str], default={}, help="Model folders and the configs whose fit makes them."
         )
         parser.add_class_arguments(Checkpointing, "checkpoint")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        # What is no number is refused with the other mistakes.
+        parser.link_arguments("seed_everything", "data.init_args.seed", lambda seed: seed if type(seed) is int else 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line; reports all mistakes at once."""
@@ -101,7 +101,21 @@ class LightGPT2CLI(LightningCLI):
         Raises:
             UserError: Every mistake that shows before anything heavy is built.
         """
-        self._check_and_provide()
+        problems = self._problems()
+        try:
+            made = self._make_trainer(**kwargs)
+        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            problems.insert(0, f"trainer: {' '.join(str(error).split())}")
+        self._provide_and_check(problems)
+        return made
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[str(self.subcommand)]
+
+    def _make_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
         trainer.plugins = [*plugins, AtomicCheckpointIO()]
@@ -113,21 +127,15 @@ class LightGPT2CLI(LightningCLI):
             logger = self._tensorboard()
         extra = trainer.callbacks or []
         callbacks = [*(extra if isinstance(extra, list) else [extra]), *callbacks]
-        try:
-            return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
-        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _settings(self) -> Namespace:
-        return self.config[str(self.subcommand)]
-
-    def _check_and_provide(self) -> None:
-        """Looks for mistakes, first where that needs no other stage: that may take hours."""
+    def _problems(self) -> list[str]:
+        """Mistakes that show without any model."""
         problems = self._limit_problems() if self.subcommand in ("fit", "check") else []
-        problems += self.datamodule.problems()
+        return problems + self.datamodule.problems()
+
+    def _provide_and_check(self, problems: list[str]) -> None:
+        """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
             if self.subcommand == "check":
@@ -146,13 +154,30 @@ class LightGPT2CLI(LightningCLI):
         trainer = self._settings.trainer
         none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
         problems = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
+        if type(seed := self._settings.seed_everything) is not int:
+            problems.append(f"seed_everything: {seed} is no number; give one, so that the run can be repeated")
         if trainer.limit_train_batches not in (None, 0, 1.0) or trainer.overfit_batches:
             problems.append("trainer.limit_train_batches: cuts optimizer steps apart; give trainer.max_steps instead")
-        if str(trainer.strategy).startswith(("fsdp", "deepspeed")):
-            problems.append(f"trainer.strategy: {trainer.strategy} is not supported yet; use auto or ddp")
+        problems += self._strategy_problems(trainer.strategy)
         if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
             problems.append("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
         return problems
+
+    def _strategy_problems(self, strategy: Any) -> list[str]:
+        if str(strategy).startswith(
+            ("fsdp", "deepspeed")
+        ):  # FSDP's first version flattens parameters: their shapes are lost
+            return [
+                f"trainer.strategy: {strategy} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see README)"
+            ]
+        if isinstance(strategy, Namespace) and strategy.class_path.endswith(".ModelParallelStrategy"):
+            wanted = {"tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+            return [
+                f"trainer.strategy.{key}: {strategy.init_args[key]} is not supported; give {value}"
+                for key, value in wanted.items()
+                if strategy.init_args[key] != value
+            ]
+        return []
 
     def _find_checkpoint(self, wanted: str) -> str | None:
         path, step, notes = find_checkpoint(self.place, wanted, self.identity)

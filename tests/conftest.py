@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # the threads of two processes on two cores would wait for each other, spinning
 
 pytest_plugins = ["tests.support.mistakes"]
 
@@ -17,3 +18,10 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("LIGHTGPT2_DATA names no folder")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Keeps tests of one fitted chain in one process, so that it is fitted once."""
+    for item in items:
+        if "chain" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(f"chain {item.callspec.params['chain']}"))

@@ -1,5 +1,6 @@
 """A run that was killed and resumed is the run that was not."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,33 @@ def assert_same_run(folder: Path, first: str, second: str) -> None:
         assert curves[0][tag] == curves[1][tag], tag
 
 
-# One epoch is 11 optimizer steps of 2 micro-batches of 4 windows. Kills fall before the first checkpoint, early, at a
-# checkpoint, in the middle of an accumulation, and in later epochs.
-@pytest.mark.parametrize(("method", "kills"), [("FineTune", [5, 9, 12, 17, 8]), ("Distill", [10, 17, 30])])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, method: str, kills: list[int]) -> None:
+def random_kills(count: int, total: int, every: int) -> list[int]:
+    """How many micro-batches each process does before it is killed: at random, all before the end of the run.
+
+    Args:
+        count: Number of kills.
+        total: Micro-batches of the run.
+        every: Micro-batches between two checkpoints.
+    """
+    draw, position, kills = random.SystemRandom(), 0, []
+    for left in range(count, 0, -1):
+        room = total - 1 - position - every * (left - 1)
+        kills.append(draw.randint(1, min(room, 2 * total // count)))
+        position += kills[-1] // every * every
+    print("kills:", kills)  # pytest shows it where the test fails
+    return kills
+
+
+# One epoch is 11 optimizer steps of 2 micro-batches of 4 windows, and a checkpoint comes every 4: kills fall before the first
+# one and after it, inside an accumulation, and in later epochs.
+@pytest.mark.parametrize("method", ["FineTune", "Distill"])
+def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
     if method == "Distill":
         write_model(tmp_path / "teacher")
     write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
-    fit_killed(tmp_path, "killed", kills)
+    fit_killed(tmp_path, "killed", random_kills(5, total=68, every=8))
     assert_same_run(tmp_path, "whole", "killed")
 
 
@@ -94,9 +112,19 @@ def test_resuming_takes_the_command_line_s_optimizer_and_refuses_other_batches(t
     assert list(rates.values()) == pytest.approx([3e-3] * 4 + [1e-5] * 2)
 
 
-@pytest.mark.parametrize("method", ["FineTune", "Distill"])
-def test_two_processes_equal_one_and_resume(tmp_path: Path, method: str) -> None:
-    """DDP on two processes against one with the same global batch, and killed against uninterrupted."""
+_FSDP2 = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [("FineTune", "ddp"), ("Distill", "ddp"), ("Distill", _FSDP2)],
+    ids=["FineTune-ddp", "Distill-ddp", "Distill-fsdp2"],
+)
+def test_two_processes_equal_one_and_resume(tmp_path: Path, method: str, strategy: Any) -> None:
+    """Two processes against one with the same global batch, and killed against uninterrupted."""
     write_corpus(tmp_path / "corpus", documents=24)
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     settings = config(method, tmp_path, max_steps=24, accumulate_grad_batches=2)
@@ -107,15 +135,15 @@ def test_two_processes_equal_one_and_resume(tmp_path: Path, method: str) -> None
     settings["data"]["init_args"]["mode"] = "padded"  # windows of different lengths: the mean is over all their tokens
     write_config(tmp_path / "one.yaml", settings)
     settings["data"]["init_args"]["batch_size"] = 2
-    settings["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    settings["trainer"] |= {"devices": 2, "strategy": strategy}
     write_config(tmp_path / "config.yaml", settings)
     succeed(tmp_path, "fit", "--config", "one.yaml", "--run", "one")
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "two")
     one, two = logged(tmp_path, "one"), logged(tmp_path, "two")
-    losses = [tag for tag in one if tag.startswith("train/") and tag not in (*_CLOCK, "train/grad_norm")]
-    for tag in [*losses, "val/loss"]:
+    for tag in one.keys() - {*_CLOCK}:
         assert list(one[tag]) == list(two[tag])
-        assert list(two[tag].values()) == pytest.approx(list(one[tag].values()), rel=2e-5), tag
+        near = 1e-3 if tag == "train/grad_norm" else 2e-5
+        assert list(two[tag].values()) == pytest.approx(list(one[tag].values()), rel=near), tag
     if method == "Distill":
-        fit_killed(tmp_path, "killed", [13, 9])
+        fit_killed(tmp_path, "killed", random_kills(2, total=48, every=8))
         assert_same_run(tmp_path, "two", "killed")

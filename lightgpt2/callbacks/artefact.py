@@ -18,7 +18,7 @@ from lightgpt2.methods.distill import Distill
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.ledger import FILE, Entry, Parent, extended
 from lightgpt2.models.loading import load_model
-from lightgpt2.models.saving import measure_sizes, save_model
+from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.report.table import comparison
 from lightgpt2.runs import Run
 
@@ -43,12 +43,16 @@ class Artefact(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
         assert isinstance(pl_module, Method)
-        if not trainer.is_global_zero:
-            return
-        if not self.figures and isinstance(trainer.logger, TensorBoardLogger):
-            for events in self._stale_logs:  # of a finished run that this one does again
-                events.unlink()
-        if not self.figures:  # a fresh start: a checkpoint of the run that it does again must not be taken for its own
+        fresh = trainer.ckpt_path is None
+        if trainer.is_global_zero:
+            self._prepare_folder(trainer, fresh)
+        if fresh:
+            if isinstance(pl_module, Distill):
+                self._measure(trainer, pl_module, pl_module.teacher, "teacher")
+            self._measure(trainer, pl_module, pl_module.model, "before")
+
+    def _prepare_folder(self, trainer: Trainer, fresh: bool) -> None:
+        if fresh:  # a checkpoint of the run that it does again must not be taken for its own
             self.run.last.unlink(missing_ok=True)
             self.run.best.unlink(missing_ok=True)
         for leftover in (*self.run.folder.glob(".scoring-*"), *self.run.folder.glob(".*.tmp")):  # of a killed process
@@ -57,11 +61,9 @@ class Artefact(Callback):
         with atomic_file(self.run.config) as temporary:
             temporary.write_text(text, encoding="utf-8")
         if isinstance(trainer.logger, TensorBoardLogger):
+            for events in self._stale_logs if fresh else []:  # of a finished run that this one does again
+                events.unlink()
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```", 0)
-        if not self.figures:
-            if isinstance(pl_module, Distill):
-                self.figures["teacher"] = self._measure(trainer, pl_module, pl_module.teacher, "teacher")
-            self.figures["before"] = self._measure(trainer, pl_module, pl_module.model, "before")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -74,10 +76,9 @@ class Artefact(Callback):
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, pl_module: Method) -> None:
-        state = trainer.strategy.lightning_module_state_dict()
+        weights = whole_weights(pl_module.model)
         if not trainer.is_global_zero:
             return
-        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         save_model(pl_module.model, data.tokenizer, self.run.model, weights)
         self._write_ledger(trainer, pl_module)
@@ -114,12 +115,15 @@ class Artefact(Callback):
         """Restores them."""
         self.figures, self.seconds = state_dict["figures"], state_dict["seconds"]
 
-    def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel, label: str) -> dict[str, Any]:
+    def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel, label: str) -> None:
         """Figures of a model in memory, through a temporary folder: what is scored is what a folder holds."""
+        weights = whole_weights(model)
+        if not trainer.is_global_zero:
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
-            save_model(model, data.tokenizer, Path(temporary) / "model")
-            return self._score_folder(trainer, method, Path(temporary) / "model", label)
+            save_model(model, data.tokenizer, Path(temporary) / "model", weights)
+            self.figures[label] = self._score_folder(trainer, method, Path(temporary) / "model", label)
 
     def _score_folder(self, trainer: Trainer, method: Method, folder: Path, label: str) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ class Monitor(Callback):
             return
         names = ("val/loss", "val/perplexity")
         self._write(trainer, {name: float(trainer.callback_metrics[name]) for name in names})
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+        if isinstance(trainer.logger, TensorBoardLogger):
             self._write_samples(trainer, trainer.logger, pl_module)
 
     def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -57,7 +57,9 @@ class Monitor(Callback):
         prompts = data.prompts("valid", method.task.samples, method.task.prompt_tokens)
         if not prompts:  # none asked for, or no document is long enough
             return
-        texts = method.task.continuations(method.model, data.tokenizer, prompts)
+        texts = method.continuations(prompts)  # on all processes: each may hold a part of the model
+        if not trainer.is_global_zero:
+            return
         shown = data.tokenizer.batch_decode(prompts, skip_special_tokens=True)
         rows = "\n\n".join(f"    {p} ▸ {t}".replace("\n", "\n    ") for p, t in zip(shown, texts, strict=True))
         logger.experiment.add_text("samples", rows, trainer.global_step)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
 _RESAMPLES = 2000
+
+Window = tuple[int, float, int]  # document, summed negative log likelihood in nats, scored tokens
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class Score:
     nll: NDArray[np.float64]
     tokens: NDArray[np.int64]
     sizes: NDArray[np.int64]
+
+    @classmethod
+    def of_windows(cls, windows: Iterable[Window], sizes: NDArray[np.int64]) -> Self:
+        """Adds up the scores of windows by document.
+
+        Args:
+            windows: The windows of all documents, in any order.
+            sizes: UTF-8 bytes of each document `[n]`.
+        """
+        nll, tokens = np.zeros(len(sizes)), np.zeros(len(sizes), dtype=np.int64)
+        for document, value, count in windows:
+            nll[document] += value
+            tokens[document] += count
+        return cls(nll, tokens, sizes)
 
     @property
     def perplexity(self) -> float:
@@ -51,6 +67,13 @@ class Score:
             means.append(float(draw @ self.nll) / max(1.0, float(draw @ self.tokens)))
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         return _exp(low), _exp(high)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Each document's own figures: `document`, `nll`, `tokens`, `perplexity`."""
+        return [
+            {"document": i, "nll": float(nll), "tokens": int(tokens), "perplexity": _exp(nll / tokens)}
+            for i, (nll, tokens) in enumerate(zip(self.nll, self.tokens, strict=True))
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures for the ledger."""
@@ -87,10 +110,18 @@ def score(
         label: What the progress bar says.
     """
     model.eval()
-    nll, tokens = np.zeros(len(sizes)), np.zeros(len(sizes), dtype=np.int64)
+    windows: list[Window] = []
     for batch in tqdm(loader, desc=label, leave=False):
         moved = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        documents = batch["document"].numpy()
-        np.add.at(nll, documents, task.nll(model, moved).cpu().numpy())
-        np.add.at(tokens, documents, (batch["labels"] != IGNORE).sum(dim=1).numpy())
-    return Score(nll, tokens, sizes)
+        tokens = (batch["labels"] != IGNORE).sum(dim=1)
+        windows += as_windows({"document": batch["document"], "nll": task.nll(model, moved), "tokens": tokens})
+    return Score.of_windows(windows, sizes)
+
+
+def as_windows(scored: dict[str, torch.Tensor]) -> list[Window]:
+    """The scores of a batch of windows, as plain numbers.
+
+    Args:
+        scored: `document`, `nll` and `tokens` of each window, `[B]` each.
+    """
+    return list(zip(*(scored[key].tolist() for key in ("document", "nll", "tokens")), strict=True))

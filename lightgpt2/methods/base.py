@@ -1,51 +1,27 @@
 """What all training methods share: the optimizer, the step's bookkeeping, validation, and what a checkpoint needs."""
 
-import random
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE
-from lightgpt2.functional.schedules import Decay, warmup_decay
-from lightgpt2.models.families import check_head
+from lightgpt2.methods import random_state
+from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
 from lightgpt2.models.surgery import Operation
 from lightgpt2.tasks.language_modeling import LanguageModeling
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW and its learning-rate schedule.
-
-    Attributes:
-        lr: Peak learning rate.
-        weight_decay: Decoupled weight decay of matrices; vectors (biases, norms) have none.
-        beta1: Decay of the gradient's running mean.
-        beta2: Decay of its running square.
-        warmup_steps: Optimizer steps over which the learning rate rises from zero.
-        decay: How it falls from there to the end of the run.
-        final_lr: The learning rate at the end, as a share of the peak.
-    """
-
-    lr: PositiveFloat = 5e-4
-    weight_decay: NonNegativeFloat = 0.01
-    beta1: OpenUnitInterval = 0.9
-    beta2: OpenUnitInterval = 0.95
-    warmup_steps: NonNegativeInt = 0
-    decay: Decay = "cosine"
-    final_lr: ClosedUnitInterval = 0.0
 
 
 class NonFiniteLossError(UserError):
@@ -156,6 +132,20 @@ class Method(LightningModule):
         self.model.train()
         if self.compile_model:
             self.model.base_model.compile()
+        if self.device_mesh is not None:
+            self.shard(self.device_mesh["data_parallel"])
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs.
+
+        Args:
+            mesh: One dimension of processes, each of which built the same model.
+        """
+        for block in blocks(self.model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        for name in ("training_step", "validation_step", "test_step", "predict_step", "continuations"):
+            register_fsdp_forward_method(self, name)
 
     @property
     def total_steps(self) -> int:
@@ -173,26 +163,14 @@ class Method(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over what is trainable, matrices with weight decay and vectors without."""
         trainable = [p for p in self.parameters() if p.requires_grad]
-        matrices, vectors = ([p for p in trainable if (p.ndim >= 2) is wide] for wide in (True, False))
-        settings = self._group_settings()
-        groups = [{"params": p, **s} for p, s in zip((matrices, vectors), settings, strict=True)]
-        scheduler = LambdaLR(optimizer := torch.optim.AdamW(groups), self._lr_factor())
+        parts = ([p for p in trainable if (p.ndim >= 2) is wide] for wide in (True, False))
+        groups = [{"params": p, **settings} for p, settings in zip(parts, self._group_settings(), strict=True)]
+        scheduler = LambdaLR(optimizer := torch.optim.AdamW(groups), self.optimizer_config.factor(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _group_settings(self) -> list[dict[str, Any]]:
-        """What the configuration says of each parameter group; plain values, as a checkpoint holds nothing else."""
-        config = self.optimizer_config
-        common = {
-            "lr": float(config.lr),
-            "betas": (float(config.beta1), float(config.beta2)),
-            # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
-            "fused": not str(self.trainer.precision).endswith("-mixed"),
-        }
-        return [{**common, "weight_decay": float(config.weight_decay)}, {**common, "weight_decay": 0.0}]
-
-    def _lr_factor(self) -> Callable[[int], float]:
-        config, total = self.optimizer_config, self.total_steps
-        return lambda step: warmup_decay(step, total, config.warmup_steps, config.decay, config.final_lr)
+        # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
+        return self.optimizer_config.groups(fused=not str(self.trainer.precision).endswith("-mixed"))
 
     def _apply_settings(self) -> None:
         """Puts the configuration's settings over those that a checkpoint restored: the command line has the last word."""
@@ -200,7 +178,7 @@ class Method(LightningModule):
         scheduler: Any = self.lr_schedulers()
         settings = self._group_settings()
         scheduler.base_lrs = [group["lr"] for group in settings]
-        factor = self._lr_factor()(scheduler.last_epoch)
+        factor = self.optimizer_config.factor(self.total_steps)(scheduler.last_epoch)
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(values, initial_lr=values["lr"], lr=values["lr"] * factor)
 
@@ -222,6 +200,8 @@ class Method(LightningModule):
         terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
         local, self._terms = self._terms, []
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        if isinstance(norm, DTensor):  # of gradients that are spread over processes
+            norm = norm.full_tensor()
         # With fp16 an overflowing gradient is the scaler's business: it skips the step.
         sound = torch.isfinite(terms).all() and (self.trainer.precision == "16-mixed" or torch.isfinite(norm))
         if not sound:
@@ -246,10 +226,13 @@ class Method(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Adds a batch of windows to the split's token-weighted mean; returns each window's score."""
-        nll = self.task.nll(self.model, batch)
+        scored = self._scored(batch)
+        self.val_nll.update(scored["nll"] / scored["tokens"].clamp(min=1), weight=scored["tokens"])
+        return scored
+
+    def _scored(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         tokens = (batch["labels"] != IGNORE).sum(dim=1)
-        self.val_nll.update(nll / tokens.clamp(min=1), weight=tokens)
-        return {"document": batch["document"], "nll": nll, "tokens": tokens}
+        return {"document": batch["document"], "nll": self.task.nll(self.model, batch), "tokens": tokens}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the split's loss and perplexity."""
@@ -265,31 +248,35 @@ class Method(LightningModule):
         loss = self.val_nll.compute()
         self.val_nll.reset()
         # Shown here; the Monitor callback writes them to the loggers, against the number of steps.
-        self.log_dict({f"{name}/loss": loss, f"{name}/perplexity": loss.exp()}, prog_bar=True, logger=False)
+        values = {f"{name}/loss": loss, f"{name}/perplexity": loss.exp()}
+        self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)  # the same on all processes already
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Rows for the predictions file: each window's score, or each document's continuation."""
-        documents = batch["document"].tolist()
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """What the predictions file is made of: each window's score, or each document's continuation."""
         if self.task.predict == "scores":
-            nll = self.task.nll(self.model, batch).tolist()
-            tokens = (batch["labels"] != IGNORE).sum(dim=1).tolist()
-            return [{"document": d, "nll": v, "tokens": n} for d, v, n in zip(documents, nll, tokens, strict=True)]
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            return self._scored(batch)
         prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]
-        texts = self.task.continuations(self.model, tokenizer, prompts)
-        shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        return [
-            {"document": d, "prompt": p, "continuation": t} for d, p, t in zip(documents, shown, texts, strict=True)
-        ]
+        shown = self.trainer.datamodule.tokenizer.batch_decode(prompts, skip_special_tokens=True)  # type: ignore[attr-defined]
+        rows = zip(batch["document"].tolist(), shown, self.continuations(prompts), strict=True)
+        return [{"document": document, "prompt": prompt, "continuation": text} for document, prompt, text in rows]
+
+    def continuations(self, prompts: list[list[int]]) -> list[str]:
+        """What the model makes of the beginnings of texts.
+
+        Args:
+            prompts: Token lists.
+        """
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        return self.task.continuations(self.model, tokenizer, prompts)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning leaves out: the state of every random generator of every process."""
-        states: list[Any] = [_rng_state()]
+        states: list[Any] = [random_state.capture()]
         if dist.is_initialized():
             states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, _rng_state())
+            dist.all_gather_object(states, random_state.capture())
         checkpoint["rng"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -316,34 +303,11 @@ class Method(LightningModule):
         self._apply_settings()
         rank = self.global_rank
         if self._restored_rng is not None and rank < len(self._restored_rng):
-            _set_rng_state(self._restored_rng[rank])
+            random_state.restore(self._restored_rng[rank])
         else:
             # Whatever was drawn before this line (a new model's weights, say) leaves no trace in the training.
-            seed = torch.initial_seed() % 2**32 + rank
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            random_state.reseed(torch.initial_seed() % 2**32 + rank)
 
     def parent_record(self) -> Parent:
         """The ledger's record of the model this stage starts from."""
         return Parent.of(self.parent[0])
-
-
-def _rng_state() -> dict[str, Any]:
-    """States of all generators of this process, as plain numbers: what every pickle and `weights_only=True` can carry."""
-    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (algorithm, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)),
-        "torch": torch.get_rng_state().tolist(),
-        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if state["cuda"] and torch.cuda.is_available():
-        for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(torch.tensor(device_state, dtype=torch.uint8), device)

@@ -13,14 +13,18 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import NonNegativeFloat, OpenUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE, Divergence, masked_mse
 from lightgpt2.functional.layers import check_layers, even_layers
 from lightgpt2.functional.vocabulary import LossWeights, Teacher, vocabulary_loss
-from lightgpt2.methods.base import Method, OptimizerConfig
+from lightgpt2.methods.base import Method
+from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models import surgery
+from lightgpt2.models.families import blocks
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
@@ -156,6 +160,12 @@ class Distill(Method):
         )
         if self.compile_model:
             teacher.base_model.compile()
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spreads the student over processes, and the teacher's blocks."""
+        super().shard(mesh)
+        for block in blocks(self.teacher):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
     def _chosen_layers(self, teacher: PretrainedConfig) -> list[int]:
         """The teacher's layers that a student without a source of its own is made of."""

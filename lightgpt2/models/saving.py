@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.models.families import is_tied
@@ -32,11 +33,28 @@ class Sizes:
         return asdict(self)
 
 
+def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of a model that may be spread over processes; all of them must call this, the first gets the result.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The weights by name, tied ones once.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        n for n, _ in model.named_parameters()
+    }
+    return {name: value for name, value in weights.items() if name not in tied}
+
+
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
-    state_dict: dict[str, Tensor] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes model, tokenizer and generation config to a folder, atomically.
 
@@ -44,13 +62,13 @@ def save_model(
         model: The model to save.
         tokenizer: Its tokenizer.
         folder: Target; replaced if it exists.
-        state_dict: Weights to save in place of the model's own, as a distributed strategy gathered them.
+        weights: What to save in place of the model's own weights, which may be spread over processes.
 
     Raises:
         UserError: The disk is full.
     """
     with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=state_dict)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
 
 

@@ -1,0 +1,49 @@
+"""AdamW and its learning-rate schedule, as a configuration says them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat
+
+from lightgpt2.functional.schedules import Decay, warmup_decay
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay of matrices; vectors (biases, norms) have none.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of its running square.
+        warmup_steps: Optimizer steps over which the learning rate rises from zero.
+        decay: How it falls from there to the end of the run.
+        final_lr: The learning rate at the end, as a share of the peak.
+    """
+
+    lr: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 0.01
+    beta1: OpenUnitInterval = 0.9
+    beta2: OpenUnitInterval = 0.95
+    warmup_steps: NonNegativeInt = 0
+    decay: Decay = "cosine"
+    final_lr: ClosedUnitInterval = 0.0
+
+    def groups(self, fused: bool) -> list[dict[str, Any]]:
+        """Settings of the two parameter groups, matrices and vectors; plain values, as a checkpoint holds nothing else.
+
+        Args:
+            fused: Whether to use AdamW's fused kernel.
+        """
+        common = {"lr": float(self.lr), "betas": (float(self.beta1), float(self.beta2)), "fused": fused}
+        return [{**common, "weight_decay": float(self.weight_decay)}, {**common, "weight_decay": 0.0}]
+
+    def factor(self, total: int) -> Callable[[int], float]:
+        """The factor on the peak learning rate by optimizer step.
+
+        Args:
+            total: Optimizer steps of the run.
+        """
+        return lambda step: warmup_decay(step, total, self.warmup_steps, self.decay, self.final_lr)
