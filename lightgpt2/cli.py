@@ -70,7 +70,7 @@ class LightGPT2CLI(LightningCLI):
             "--needs", type=dict[str, str], default={}, help="Model folders and the configs whose fit makes them."
         )
         parser.add_class_arguments(Checkpointing, "checkpoint")
-        # What is no number is refused with the other mistakes.
+        # True lets Lightning choose the run's seed, after this
         parser.link_arguments("seed_everything", "data.init_args.seed", lambda seed: seed if type(seed) is int else 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -102,10 +102,11 @@ class LightGPT2CLI(LightningCLI):
             UserError: Every mistake that shows before anything heavy is built.
         """
         problems = self._problems()
-        try:
-            made = self._make_trainer(**kwargs)
-        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
-            problems.insert(0, f"trainer: {' '.join(str(error).split())}")
+        if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
+            try:
+                made = self._make_trainer(**kwargs)
+            except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+                problems.insert(0, f"trainer: {' '.join(str(error).split())}")
         self._provide_and_check(problems)
         return made
 
@@ -154,8 +155,6 @@ class LightGPT2CLI(LightningCLI):
         trainer = self._settings.trainer
         none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
         problems = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
-        if type(seed := self._settings.seed_everything) is not int:
-            problems.append(f"seed_everything: {seed} is no number; give one, so that the run can be repeated")
         if trainer.limit_train_batches not in (None, 0, 1.0) or trainer.overfit_batches:
             problems.append("trainer.limit_train_batches: cuts optimizer steps apart; give trainer.max_steps instead")
         problems += self._strategy_problems(trainer.strategy)

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,17 @@ def foreign(path: Path) -> None:
     torch.save({**checkpoint, "run": {**checkpoint["run"], "model.teacher": "other"}}, path)
 
 
+def flip_a_bit(path: Path) -> None:
+    """In the middle of the largest tensor."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    with path.open("r+b") as file:
+        file.seek(largest.header_offset + largest.file_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (
         lambda path: os.truncate(path, path.stat().st_size // 2),
@@ -35,6 +47,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: os.truncate(path, 0), "is truncated or was not written by lightgpt2"),
     "no checkpoint": (lambda path: torch.save([1, 2], path), "is truncated or was not written by lightgpt2"),
     "malicious": (lambda path: torch.save({"run": Evil()}, path), "is truncated or was not written by lightgpt2"),
+    "bit flip": (flip_a_bit, "is damaged"),
     "foreign": (foreign, "is of another run (model.teacher: other there, teacher here)"),
 }
 

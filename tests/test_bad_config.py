@@ -74,6 +74,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"trainer.check_val_every_n_epoch": 1, "trainer.val_check_interval": 5000},
         ["trainer.val_check_interval: 5000 is more than the 97 batches of an epoch", "at most"],
     ),
+    "first FSDP": ({"trainer.strategy": "fsdp"}, ["trainer.strategy: fsdp is not supported", "ModelParallelStrategy"]),
+    "tensor parallelism": (
+        {
+            "trainer.strategy": {
+                "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+                "init_args": {"tensor_parallel_size": 2, "save_distributed_checkpoint": False},
+            }
+        },
+        ["trainer.strategy.tensor_parallel_size: 2 is not supported", "give 1"],
+    ),
     "no such device": ({"trainer.devices": 0}, ["trainer: ", "devices=0"]),
     "no such accelerator": ({"trainer.accelerator": "tpu"}, ["trainer: ", "torch_xla"]),
 }  # fmt: skip
@@ -90,7 +100,9 @@ def test_one_mistake_gives_one_message(finished: Bench, name: str) -> None:
     assert len(message) < 300, "a message for people is no dump"
 
 
-def test_valid_configuration_is_not_refused(bench: Bench) -> None:
+@pytest.mark.parametrize("changes", [{}, {"seed_everything": True}], ids=["as it is", "a seed chosen by Lightning"])
+def test_valid_configuration_is_not_refused(bench: Bench, changes: dict[str, Any]) -> None:
+    bench.configure(changes)
     assert "ok" in bench.succeed("check").splitlines()
     assert files() == {}, "check writes nothing"
 
