@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 import transformers
@@ -181,7 +181,7 @@ class LightGPT2CLI(LightningCLI):
     def _find_checkpoint(self, wanted: str) -> str | None:
         path, step, notes = find_checkpoint(self.place, wanted, self.identity)
         for note in notes:
-            print(note, flush=True)
+            _tell(note)
         self._first_step = step
         return str(path) if path else None
 
@@ -196,11 +196,11 @@ class LightGPT2CLI(LightningCLI):
             return
         settings.ckpt_path = None
         if wanted is None and not folder.is_dir():
-            print("Model: the configuration's own, not trained by this run", flush=True)
+            _tell("Model: the configuration's own, not trained by this run")
             return
         if wanted is None:
             claim(self.place, self.identity, resuming=True)
-        print(f"Model: {folder}", flush=True)
+        _tell(f"Model: {folder}")
         asked = vars(settings.model.init_args)
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
         settings.model = Namespace(
@@ -217,12 +217,19 @@ class LightGPT2CLI(LightningCLI):
             return [*bar, ScorePrinter()]
         checkpointing = self._get(self.config_init, "checkpoint")
         checkpointing.attach(self.place, self.identity)
-        return [Monitor(), Artefact(self.place, self.resolved), checkpointing, *bar]
+        artefact = Artefact(self.place, self.resolved, resuming=self._settings.get("ckpt_path") is not None)
+        return [Monitor(), artefact, checkpointing, *bar]
 
     def _tensorboard(self) -> TensorBoardLogger:
         # What a killed process logged after its last checkpoint is about to be logged again.
         purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
         return TensorBoardLogger(self.place.logs.parent, name=self.place.name, version="", **purge)
+
+
+def _tell(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line, in the first of the processes that Lightning launches."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=stream, flush=True)
 
 
 def _quiet() -> None:
@@ -268,9 +275,8 @@ def main(args: list[str] | None = None) -> None:
             args=args,
         )
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            for problem in error.problems:
-                print(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", file=sys.stderr)
+        for problem in error.problems:
+            _tell(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
     except KeyboardInterrupt:
         print("lightgpt2: interrupted before anything was trained", file=sys.stderr)

@@ -21,7 +21,8 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Keeps tests of one fitted chain in one process, so that it is fitted once."""
+    """Keeps tests of one fitted chain in one process, so that it is fitted once; and begins with the longest tests."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")
     for item in items:
         if "chain" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group(f"chain {item.callspec.params['chain']}"))

@@ -32,10 +32,11 @@ class Artefact(Callback):
     Args:
         run: The run that the artefact belongs to.
         config: Its resolved configuration, kept beside the checkpoints, in the ledger and in TensorBoard.
+        resuming: Whether a checkpoint will bring what was measured before. (With FSDP2 it is loaded after the fit has begun.)
     """
 
-    def __init__(self, run: Run, config: dict[str, Any]) -> None:
-        self.run, self.config = run, config
+    def __init__(self, run: Run, config: dict[str, Any], resuming: bool) -> None:
+        self.run, self.config, self.fresh = run, config, not resuming
         self._stale_logs = list(run.logs.glob("events.out.tfevents.*"))  # now: later this run's own are among them
         self.figures: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
@@ -43,16 +44,15 @@ class Artefact(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
         assert isinstance(pl_module, Method)
-        fresh = trainer.ckpt_path is None
         if trainer.is_global_zero:
-            self._prepare_folder(trainer, fresh)
-        if fresh:
+            self._prepare_folder(trainer)
+        if self.fresh:
             if isinstance(pl_module, Distill):
                 self._measure(trainer, pl_module, pl_module.teacher, "teacher")
             self._measure(trainer, pl_module, pl_module.model, "before")
 
-    def _prepare_folder(self, trainer: Trainer, fresh: bool) -> None:
-        if fresh:  # a checkpoint of the run that it does again must not be taken for its own
+    def _prepare_folder(self, trainer: Trainer) -> None:
+        if self.fresh:  # a checkpoint of the run that it does again must not be taken for its own
             self.run.last.unlink(missing_ok=True)
             self.run.best.unlink(missing_ok=True)
         for leftover in (*self.run.folder.glob(".scoring-*"), *self.run.folder.glob(".*.tmp")):  # of a killed process
@@ -61,7 +61,7 @@ class Artefact(Callback):
         with atomic_file(self.run.config) as temporary:
             temporary.write_text(text, encoding="utf-8")
         if isinstance(trainer.logger, TensorBoardLogger):
-            for events in self._stale_logs if fresh else []:  # of a finished run that this one does again
+            for events in self._stale_logs if self.fresh else []:  # of a finished run that this one does again
                 events.unlink()
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```", 0)
 
