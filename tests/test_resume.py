@@ -23,6 +23,9 @@ def config(method: str, folder: Path, **trainer: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4, "vocab_size": 300}
     if method == "FineTune":
         init["model"] = {"model_type": "gpt2", **SHAPES["gpt2"]}
+    elif method == "LoRA":
+        del data["vocab_size"]
+        init |= {"model": str(folder / "teacher"), "lora": {"dropout": 0.1}}
     else:
         del data["vocab_size"]
         # narrower than the teacher, so that the trained projections are in the checkpoint too
@@ -85,10 +88,10 @@ def random_kills(count: int, total: int, every: int) -> list[int]:
 
 # One epoch is 11 optimizer steps of 2 micro-batches of 4 windows, and a checkpoint comes every 4: kills fall before the first
 # one and after it, inside an accumulation, and in later epochs.
-@pytest.mark.parametrize("method", ["FineTune", "Distill"])
+@pytest.mark.parametrize("method", ["FineTune", "Distill", "LoRA"])
 def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
-    if method == "Distill":
+    if method != "FineTune":
         write_model(tmp_path / "teacher")
     write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")

@@ -49,7 +49,7 @@ class Artefact(Callback):
         if self.fresh:
             if isinstance(pl_module, Distill):
                 self._measure(trainer, pl_module, pl_module.teacher, "teacher")
-            self._measure(trainer, pl_module, pl_module.model, "before")
+            self._measure(trainer, pl_module, pl_module.start, "before")
 
     def _prepare_folder(self, trainer: Trainer) -> None:
         if self.fresh:  # a checkpoint of the run that it does again must not be taken for its own
@@ -80,7 +80,7 @@ class Artefact(Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        save_model(pl_module.model, data.tokenizer, self.run.model, weights)
+        pl_module.save(self.run.model, data.tokenizer, weights)
         self._write_ledger(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

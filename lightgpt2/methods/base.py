@@ -1,6 +1,8 @@
 """What all training methods share: the optimizer, the step's bookkeeping, validation, and what a checkpoint needs."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE
@@ -20,6 +22,7 @@ from lightgpt2.methods import random_state
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
+from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
@@ -87,6 +90,21 @@ class Method(LightningModule):
     @abstractmethod
     def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and its terms to log, each summed over the micro-batch's supervised tokens."""
+
+    @property
+    def start(self) -> PreTrainedModel:
+        """The model as it is before the first step, to be scored."""
+        return self.model
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, Tensor]) -> None:
+        """Writes the artefact.
+
+        Args:
+            folder: The artefact's folder.
+            tokenizer: The tokenizer that goes with it.
+            weights: The weights of `self.model`, gathered from all processes.
+        """
+        save_model(self.model, tokenizer, folder, weights)
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -272,7 +290,9 @@ class Method(LightningModule):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what Lightning leaves out: the state of every random generator of every process."""
+        """Leaves out what is frozen, and adds what Lightning leaves out: the state of every random generator."""
+        for name in self._frozen():
+            checkpoint["state_dict"].pop(name, None)
         states: list[Any] = [random_state.capture()]
         if dist.is_initialized():
             states = [None] * dist.get_world_size()
@@ -283,20 +303,25 @@ class Method(LightningModule):
         """Keeps the generators' states until training starts; building and loading draw from them."""
         self._restored_rng = checkpoint["rng"]
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Restores the weights.
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Restores the weights; what is frozen stays as it is.
 
         Raises:
             UserError: They are of a model of another shape.
         """
+        names = self._frozen()
+        frozen = {name: value for name, value in self.state_dict().items() if name in names}
         try:
-            return super().load_state_dict(*args, **kwargs)
+            return super().load_state_dict({**frozen, **state_dict}, *args, **kwargs)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
             raise UserError(
                 f"--ckpt_path: the checkpoint is of a model of another shape ({first}); resume with the settings that "
                 "wrote it, or start anew with another --run"
             ) from error
+
+    def _frozen(self) -> set[str]:
+        return {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
     def on_train_start(self) -> None:
         """Sets the optimizer as configured, and the random generators to where the checkpoint left them or to the seed."""

@@ -56,6 +56,7 @@ def _blocks_path(model: PreTrainedModel) -> str:
 
 
 _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers}
+_SHAPE_KEEPING = ("lora",)
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
@@ -67,6 +68,8 @@ def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrained
     for operation in operations:
         parameters = dict(operation)
         name = parameters.pop("op")
+        if name in _SHAPE_KEEPING:
+            continue
         if name not in _OPERATIONS:
             raise ValueError(f"unknown operation {name!r}; known: {', '.join(_OPERATIONS)}")
         model = _OPERATIONS[name](model, **parameters)

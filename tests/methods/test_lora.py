@@ -1,0 +1,125 @@
+"""Adapters: the published count, what is trained, what a checkpoint holds, and what the libraries make of the folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from lightgpt2.errors import UserError
+from lightgpt2.methods.lora import LoRA, LoraAdapters
+from lightgpt2.models.loading import load_config, new_model
+from lightgpt2.models.surgery import replay
+from tests.support.cli import succeed, write_config
+from tests.support.mistakes import Bench
+from tests.support.models import make_model, write_corpus, write_model
+
+
+def test_published_setting_on_gpt2_trains_exactly_the_published_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hu et al. 2021: c_attn, r = 8."""
+    with torch.device("meta"):
+        gpt2 = new_model(load_config({"model_type": "gpt2"}, "model.model"))
+    monkeypatch.setattr(LoRA, "load_parent", lambda self: gpt2)
+    method = LoRA("gpt2", LoraAdapters(target_modules=["c_attn"]))
+    method.build()
+    (operation,) = method.operations
+    assert (operation["matched"], operation["trainable"], operation["parameters"]) == (12, 294_912, 124_734_720)
+    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 294_912
+
+
+def config(family: str, **lora: Any) -> dict[str, Any]:
+    return {
+        "model": {"class_path": "lightgpt2.methods.LoRA", "init_args": {
+            "model": family, "lora": {"r": 4, **lora}, "optimizer": {"lr": 1.0e-2},
+        }},
+        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": {
+            "source": "corpus", "sequence_length": 32, "batch_size": 4,
+        }},
+        "trainer": {
+            "accelerator": "cpu", "max_steps": 12, "check_val_every_n_epoch": None, "val_check_interval": 6,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("gpt2", {"target_modules": ["c_attn"]}),
+        ("gpt2", {"use_dora": True, "target_modules": "all-linear"}),
+        ("llama", {"use_rslora": True, "modules_to_save": ["norm"]}),
+    ],
+    ids=["c_attn", "dora-all-linear", "rslora-with-a-whole-module"],
+)
+def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
+    tmp_path: Path, family: str, lora: dict[str, Any]
+) -> None:
+    write_corpus(tmp_path / "corpus")
+    write_model(tmp_path / family, family)
+    write_config(tmp_path / "lora.yaml", config(family, **lora))
+    output = succeed(tmp_path, "fit", "--config", "lora.yaml")
+    run = tmp_path / "checkpoints/lora"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / family)
+    merged = AutoModelForCausalLM.from_pretrained(run / "model")
+    ids = torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, run / "adapter").eval()(ids).logits
+        torch.testing.assert_close(merged(ids).logits, adapted, rtol=1e-5, atol=1e-5)
+    assert (plain - adapted).abs().max() > 0.01, "the adapters do nothing"
+
+    ledger = json.loads((run / "model/ledger.json").read_text())[-1]
+    (operation,) = ledger["operations"]
+    state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert sum(value.numel() for value in state.values()) == operation["trainable"], (
+        "a checkpoint holds what is trained"
+    )
+    assert operation["trainable"] < operation["parameters"] / 2
+    assert ledger["quality"]["after"]["perplexity"] < ledger["quality"]["before"]["perplexity"]
+    assert f"{ledger['quality']['after']['perplexity']:.2f}" in output
+    assert replay(base.config, ledger["operations"]).state_dict().keys() == merged.state_dict().keys()
+    shown = succeed(tmp_path, "validate", "--config", "lora.yaml", "--ckpt_path", "last")
+    perplexity = float(shown.split("perplexity ")[1].split()[0])
+    assert perplexity == pytest.approx(ledger["quality"]["after"]["perplexity"], rel=1e-5)
+
+
+def test_nothing_but_adapters_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoRA, "load_parent", lambda self: make_model("gpt2"))
+    method = LoRA("gpt2")
+    method.build()
+    assert all("lora_" in name for name, p in method.named_parameters() if p.requires_grad)
+    assert method.operations[0]["target_modules"] == ["c_attn"], "PEFT's own choice for the family"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target_modules": ["nowhere"]},
+        {"target_modules": ["c_attn", "nowhere"]},
+        {"target_modules": "nowhere"},
+        {"target_modules": "("},
+        {"modules_to_save": ["nowhere"]},
+    ],
+)
+def test_adapters_that_match_no_module_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]) -> None:
+    monkeypatch.setattr(LoRA, "load_parent", lambda self: make_model("gpt2"))
+    with pytest.raises(UserError, match=r"^model\.lora.*: ."):
+        LoRA("gpt2", LoraAdapters(**wrong)).build()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"r": 0}, ["model.lora.r: Not of type PositiveInt", "v>0"]),
+        ({"target_modules": ["nowhere"]}, ["model.lora.target_modules: the model has no module nowhere", "c_attn"]),
+    ],
+    ids=["rank 0", "no such module"],
+)
+def test_wrong_adapters_give_one_message(bench: Bench, changes: dict[str, Any], words: list[str]) -> None:
+    bench.configure({"model": config("teacher", **changes)["model"]})
+    (message,) = bench.refuse("check")
+    assert message.startswith(words[0])
+    assert all(word in message for word in words), message
