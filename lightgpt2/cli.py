@@ -26,7 +26,7 @@ from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
 from lightgpt2.pipeline import missing, provide
-from lightgpt2.runs import Run, claim, find_checkpoint, identity
+from lightgpt2.runs import Run, claim, find_checkpoint, identity, unfinished
 
 VERBS = {
     "fit": "Train, save the model, score it from disk, and print what changed.",
@@ -48,10 +48,18 @@ _TRAINER_DEFAULTS = {
 class Trainer(pl.Trainer):
     """Lightning's trainer with one verb more."""
 
-    def check(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
-        """Builds everything and trains nothing; reports every mistake in the configuration."""
+    def check(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Builds everything and trains nothing; reports every mistake in the configuration.
+
+        Args:
+            model: The method.
+            datamodule: The data.
+            ckpt_path: As for fit: a checkpoint to resume from, which is loaded too.
+        """
         with contextlib.suppress(Checked):
-            self.fit(model, datamodule=datamodule)
+            self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
 class LightGPT2CLI(LightningCLI):
@@ -71,7 +79,7 @@ class LightGPT2CLI(LightningCLI):
         )
         parser.add_class_arguments(Checkpointing, "checkpoint")
         # True lets Lightning choose the run's seed, after this
-        parser.link_arguments("seed_everything", "data.init_args.seed", lambda seed: seed if type(seed) is int else 0)
+        parser.link_arguments("seed_everything", "data.init_args.seed", _data_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line; reports all mistakes at once."""
@@ -107,6 +115,8 @@ class LightGPT2CLI(LightningCLI):
                 made = self._make_trainer(**kwargs)
             except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
                 problems.insert(0, f"trainer: {' '.join(str(error).split())}")
+            else:
+                problems += self._size_problems(made)
         self._provide_and_check(problems)
         return made
 
@@ -133,13 +143,23 @@ class LightGPT2CLI(LightningCLI):
     def _problems(self) -> list[str]:
         """Mistakes that show without any model."""
         problems = self._limit_problems() if self.subcommand in ("fit", "check") else []
+        trainer = self._settings.trainer
+        for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+            if not _whole(trainer.get(key)):
+                problems.append(f"trainer.{key}: a part of a split has no score; remove it, and make the split smaller")
+        for key in ("fast_dev_run", "barebones"):
+            if trainer.get(key):
+                problems.append(f"trainer.{key}: not supported; lightgpt2 check builds everything and trains nothing")
+        if trainer.enable_checkpointing is False:
+            problems.append("trainer.enable_checkpointing: a run always has checkpoints; remove it")
+        problems += self._strategy_problems(trainer.strategy)
         return problems + self.datamodule.problems()
 
     def _provide_and_check(self, problems: list[str]) -> None:
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
-            if self.subcommand == "check":
+            if self.subcommand != "fit":
                 makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
                 problems.append(f"needs: not there yet: {makers}")
             if problems:
@@ -155,21 +175,21 @@ class LightGPT2CLI(LightningCLI):
         trainer = self._settings.trainer
         none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
         problems = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
-        if trainer.limit_train_batches not in (None, 0, 1.0) or trainer.overfit_batches:
+        if not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches:
             problems.append("trainer.limit_train_batches: cuts optimizer steps apart; give trainer.max_steps instead")
-        problems += self._strategy_problems(trainer.strategy)
         if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
             problems.append("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
         return problems
 
     def _strategy_problems(self, strategy: Any) -> list[str]:
-        if str(strategy).startswith(
-            ("fsdp", "deepspeed")
-        ):  # FSDP's first version flattens parameters: their shapes are lost
-            return [
-                f"trainer.strategy: {strategy} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see README)"
-            ]
-        if isinstance(strategy, Namespace) and strategy.class_path.endswith(".ModelParallelStrategy"):
+        name = (strategy.class_path if isinstance(strategy, Namespace) else str(strategy)).rpartition(".")[2]
+        # FSDP's first version flattens parameters: their shapes are lost.
+        if name.lower().startswith(("fsdp", "deepspeed")):
+            return [f"trainer.strategy: {name} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see README)"]
+        if name == "ModelParallelStrategy" and isinstance(strategy, Namespace):
+            task = self._settings.model.init_args.task
+            if self.subcommand == "predict" and task and task.init_args.predict == "continuations":
+                return ["trainer.strategy: continuations differ in length between processes; use auto, or ddp"]
             wanted = {"tensor_parallel_size": 1, "save_distributed_checkpoint": False}
             return [
                 f"trainer.strategy.{key}: {strategy.init_args[key]} is not supported; give {value}"
@@ -177,6 +197,20 @@ class LightGPT2CLI(LightningCLI):
                 if strategy.init_args[key] != value
             ]
         return []
+
+    def _size_problems(self, trainer: pl.Trainer) -> list[str]:
+        strategy, processes = self._settings.trainer.strategy, trainer.num_devices * trainer.num_nodes
+        if not isinstance(strategy, Namespace) or "data_parallel_size" not in strategy.init_args:
+            return []
+        if (size := strategy.init_args.data_parallel_size) == processes:
+            return []
+        return [f"trainer.strategy.data_parallel_size: {size} with {processes} processes; give {processes}"]
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
 
     def _find_checkpoint(self, wanted: str) -> str | None:
         path, step, notes = find_checkpoint(self.place, wanted, self.identity)
@@ -195,6 +229,11 @@ class LightGPT2CLI(LightningCLI):
                 raise UserError(f"--ckpt_path: there is no {wanted} checkpoint to score; run fit first")
             return
         settings.ckpt_path = None
+        if wanted is None and unfinished(self.place, self.identity):
+            raise UserError(
+                f"--run {self.place.name}: its newest checkpoint is of another step than its model, or there is no model yet; "
+                "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
+            )
         if wanted is None and not folder.is_dir():
             _tell("Model: the configuration's own, not trained by this run")
             return
@@ -224,6 +263,16 @@ class LightGPT2CLI(LightningCLI):
         # What a killed process logged after its last checkpoint is about to be logged again.
         purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
         return TensorBoardLogger(self.place.logs.parent, name=self.place.name, version="", **purge)
+
+
+def _whole(limit: Any) -> bool:
+    """Whether a limit on batches is none; to Lightning 1.0 is all of them, and 1 is one."""
+    return limit is None or (isinstance(limit, float) and limit == 1.0)
+
+
+def _data_seed(seed: Any) -> int:
+    """Seed of the training order; that of the run, unless Lightning is to choose it or refuses it, which it does later."""
+    return seed if type(seed) is int and seed >= 0 else 0
 
 
 def _tell(text: str, stream: TextIO | None = None) -> None:
@@ -278,6 +327,12 @@ def main(args: list[str] | None = None) -> None:
         for problem in error.problems:
             _tell(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
-    except KeyboardInterrupt:
-        print("lightgpt2: interrupted before anything was trained", file=sys.stderr)
+    except MisconfigurationException as error:
+        _tell(f"lightgpt2: error: trainer: {' '.join(str(error).split())}", sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning makes an exit of a Ctrl-C that falls outside the training steps.
+        if not isinstance(stop.__context__ if isinstance(stop, SystemExit) else stop, KeyboardInterrupt):
+            raise
+        _tell("lightgpt2: interrupted between steps; what was saved is untouched", sys.stderr)
         sys.exit(130)

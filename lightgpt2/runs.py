@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lightgpt2.errors import UserError
+from lightgpt2.models import ledger
 
 Identity = dict[str, Any]
 
@@ -98,7 +99,7 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
     """
     if Path(run.name).name != run.name or run.name.startswith("."):
         raise UserError(f"--run {run.name}: not the name of a folder; give one without slashes and leading dots")
-    if not run.folder.exists() or not any(run.folder.iterdir()):
+    if not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
         return
     fix = "give this run a name with --run NAME, or remove the folder"
     theirs = run.owner()
@@ -106,10 +107,24 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
         raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; {fix}")
     if theirs != ours:
         raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({_differences(ours, theirs)}); {fix}")
-    if run.last.exists() and not run.model.exists() and not resuming:
+    if not resuming and unfinished(run, ours):
         raise UserError(
             f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
         )
+
+
+def unfinished(run: Run, ours: Identity) -> bool:
+    """Whether a run's newest checkpoint is of another step than its model, or there is no model yet.
+
+    Args:
+        run: The run.
+        ours: Its identity.
+    """
+    if not run.last.exists():
+        return False
+    step, problem = _inspect(run.last, ours)
+    entries = ledger.read(str(run.model))
+    return not run.model.exists() or (problem is None and bool(entries) and entries[-1]["steps"] != step)
 
 
 def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:

@@ -1,5 +1,8 @@
 """A mistake in a configuration: one message that names the key and the fix, exit code 2, and nothing touched."""
 
+import fcntl
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,30 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "validation never": (
         {"trainer.check_val_every_n_epoch": 1, "trainer.val_check_interval": 5000},
         ["trainer.val_check_interval: 5000 is more than the 97 batches of an epoch", "at most"],
+    ),
+    "seed out of range": ({"seed_everything": 99999999999}, ["seed_everything: ", "99999999999"]),
+    "negative seed": ({"seed_everything": -1}, ["seed_everything: ", "-1"]),
+    "part of a split": ({"trainer.limit_val_batches": 1}, ["trainer.limit_val_batches: a part of a split has no score"]),
+    "a batch an epoch": ({"trainer.limit_train_batches": 1}, ["trainer.limit_train_batches: cuts optimizer steps apart"]),
+    "one step to try": ({"trainer.fast_dev_run": True}, ["trainer.fast_dev_run: not supported", "lightgpt2 check"]),
+    "no checkpoints": ({"trainer.enable_checkpointing": False}, ["trainer.enable_checkpointing: ", "remove it"]),
+    "prompt as long as the model": (
+        {"model.task.prompt_tokens": 64},
+        ["model.task.prompt_tokens: 64 leaves none of the model's 64 positions", "at most 63"],
+    ),
+    "text for a shape": ({"model.layers": None, "model.student": {"n_layer": "two"}}, ["model.student: ", "n_layer"]),
+    "more shards than processes": (
+        {
+            "trainer.strategy": {
+                "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+                "init_args": {"data_parallel_size": 3, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+            }
+        },
+        ["trainer.strategy.data_parallel_size: 3 with 1 processes", "give 1"],
+    ),
+    "first FSDP by its class": (
+        {"trainer.strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}},
+        ["trainer.strategy: FSDPStrategy is not supported", "ModelParallelStrategy"],
     ),
     "first FSDP": ({"trainer.strategy": "fsdp"}, ["trainer.strategy: fsdp is not supported", "ModelParallelStrategy"]),
     "tensor parallelism": (
@@ -220,6 +247,56 @@ def test_unfinished_run_is_not_started_afresh(finished: Bench) -> None:
     assert message.startswith("--run r: ")
     assert "holds an unfinished run" in message
     assert "--ckpt_path last" in message
+
+
+def test_interrupted_extension_is_neither_started_afresh_nor_scored_as_finished(finished: Bench) -> None:
+    path = Path("checkpoints/r/model/ledger.json")
+    entries = json.loads(path.read_text())
+    entries[-1]["steps"] = 2  # as a run leaves it that was finished at step 2 and killed when it was resumed
+    path.write_text(json.dumps(entries))
+    (message,) = finished.refuse("fit")
+    assert "holds an unfinished run; resume it with --ckpt_path last" in message
+    (message,) = finished.refuse("validate")
+    assert "score the checkpoint with --ckpt_path last" in message
+
+
+def test_interruption_before_the_first_step_leaves_the_finished_run_alone(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = files()
+    monkeypatch.setattr("lightgpt2.callbacks.artefact.score", interrupted)
+    code, _, err = finished.run("fit")
+    assert (code, err.splitlines()[-1]) == (130, "lightgpt2: interrupted between steps; what was saved is untouched")
+    assert before.items() <= files().items()
+
+
+def test_run_of_another_process_is_not_touched(bench: Bench) -> None:
+    Path("checkpoints/r").mkdir(parents=True)
+    other = os.open("checkpoints/r", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    (message,) = bench.refuse("fit", touches=True)
+    assert "another process is at work in checkpoints/r" in message
+    os.close(other)
+
+
+def test_predictions_do_not_keep_a_run_from_being_fitted(bench: Bench) -> None:
+    Path("checkpoints/r").mkdir(parents=True)
+    Path("checkpoints/r/predictions.jsonl").write_text("{}\n")
+    bench.succeed("check")
+
+
+def test_scoring_does_not_train_what_is_missing(bench: Bench) -> None:
+    bench.configure({"model.teacher": "checkpoints/t/model", "needs": {"checkpoints/t/model": "t.yaml"}})
+    (message,) = bench.refuse("validate")
+    assert message == "needs: not there yet: checkpoints/t/model (fit makes it with t.yaml)"
+
+
+def test_printed_configuration_can_be_checked(bench: Bench) -> None:
+    Path("config.yaml").write_text(bench.succeed("fit", "--print_config"))
+    bench.succeed("check")
 
 
 def test_failed_repetition_keeps_the_finished_run(finished: Bench) -> None:

@@ -178,6 +178,12 @@ def test_bad_model_folder(bench: Bench, name: str) -> None:
     assert not Path("executed").exists()
 
 
+def test_damaged_ledger_is_found_before_training(bench: Bench) -> None:
+    Path("teacher/ledger.json").write_text("[{")
+    (message,) = bench.refuse("check")
+    assert message.startswith("teacher/ledger.json: damaged")
+
+
 def test_missing_weight(bench: Bench) -> None:
     config = json.loads(Path("teacher/config.json").read_text())
     Path("teacher/config.json").write_text(json.dumps({**config, "n_layer": 5}))

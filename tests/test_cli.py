@@ -173,11 +173,11 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    config_file = tmp_path / "checkpoints/long/config.yaml"
     deadline = time.monotonic() + 90
-    while not config_file.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(8)
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        if (tmp_path / "tb-logs/long").is_dir() and logged(tmp_path, "long").get("train/loss"):
+            break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

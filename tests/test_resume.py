@@ -1,5 +1,6 @@
 """A run that was killed and resumed is the run that was not."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,7 @@ def fit_killed(folder: Path, name: str, kills: list[int]) -> None:
 
 
 def assert_same_run(folder: Path, first: str, second: str) -> None:
-    weights = [(folder / "checkpoints" / name / "model" / "model.safetensors").read_bytes() for name in (first, second)]
-    assert weights[0] == weights[1]
+    assert_same_weights(folder, first, second)
     states = [torch.load(folder / "checkpoints" / name / "last.ckpt", weights_only=True) for name in (first, second)]
     torch.testing.assert_close(states[0]["state_dict"], states[1]["state_dict"], rtol=0, atol=0)
     torch.testing.assert_close(states[0]["optimizer_states"], states[1]["optimizer_states"], rtol=0, atol=0)
@@ -97,6 +97,34 @@ def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path,
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
     fit_killed(tmp_path, "killed", random_kills(5, total=68, every=8))
     assert_same_run(tmp_path, "whole", "killed")
+
+
+def assert_same_weights(folder: Path, first: str, second: str) -> None:
+    weights = [(folder / "checkpoints" / name / "model" / "model.safetensors").read_bytes() for name in (first, second)]
+    assert weights[0] == weights[1]
+
+
+def test_longer_run_goes_on_inside_the_epoch_where_a_shorter_one_ended(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", documents=24)
+    settings = config("FineTune", tmp_path, max_epochs=2, accumulate_grad_batches=2)
+    settings["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
+    write_config(tmp_path / "config.yaml", settings)
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", "--trainer.max_steps", "5")
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", "--ckpt_path", "last")
+    assert_same_weights(tmp_path, "whole", "longer")
+
+
+def test_checkpoint_inside_an_accumulation_goes_on_exactly(tmp_path: Path) -> None:
+    """The best one, written after a validation between two micro-batches of one step, when there is no other yet."""
+    write_corpus(tmp_path / "corpus", documents=24)
+    settings = config("FineTune", tmp_path, max_steps=14, accumulate_grad_batches=2, num_sanity_val_steps=0)
+    settings["checkpoint"]["every_n_steps"] = 100
+    settings["trainer"]["val_check_interval"] = 7
+    write_config(tmp_path / "config.yaml", settings)
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    fit_killed(tmp_path, "killed", [11])
+    assert_same_weights(tmp_path, "whole", "killed")
 
 
 def test_resuming_takes_the_command_line_s_optimizer_and_refuses_other_batches(tmp_path: Path) -> None:
@@ -142,6 +170,8 @@ def test_two_processes_equal_one_and_resume(tmp_path: Path, method: str, strateg
     write_config(tmp_path / "config.yaml", settings)
     succeed(tmp_path, "fit", "--config", "one.yaml", "--run", "one")
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "two")
+    ledger = json.loads((tmp_path / "checkpoints/two/model/ledger.json").read_text())
+    assert ledger[-1]["method"] == method
     one, two = logged(tmp_path, "one"), logged(tmp_path, "two")
     for tag in one.keys() - {*_CLOCK}:
         assert list(one[tag]) == list(two[tag])

@@ -1,5 +1,7 @@
 """The artefact at fit end, and the table that says what the stage bought."""
 
+import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -12,10 +14,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel
 
+from lightgpt2.errors import UserError
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
 from lightgpt2.methods.distill import Distill
-from lightgpt2.models.files import atomic_file, write_json
+from lightgpt2.models.files import atomic_file, restore_folder, write_json
 from lightgpt2.models.ledger import FILE, Entry, Parent, extended
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
@@ -38,6 +41,7 @@ class Artefact(Callback):
     def __init__(self, run: Run, config: dict[str, Any], resuming: bool) -> None:
         self.run, self.config, self.fresh = run, config, not resuming
         self._stale_logs = list(run.logs.glob("events.out.tfevents.*"))  # now: later this run's own are among them
+        self._held: int | None = None
         self.figures: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
 
@@ -45,29 +49,56 @@ class Artefact(Callback):
         """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
         assert isinstance(pl_module, Method)
         if trainer.is_global_zero:
-            self._prepare_folder(trainer)
+            self._lock()
+            self._prepare_folder()
         if self.fresh:
             if isinstance(pl_module, Distill):
                 self._measure(trainer, pl_module, pl_module.teacher, "teacher")
             self._measure(trainer, pl_module, pl_module.start, "before")
 
-    def _prepare_folder(self, trainer: Trainer) -> None:
-        if self.fresh:  # a checkpoint of the run that it does again must not be taken for its own
-            self.run.last.unlink(missing_ok=True)
-            self.run.best.unlink(missing_ok=True)
+    def _lock(self) -> None:
+        """Keeps other processes out of the run's folder until the fit has ended, however it ends."""
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        self._held = os.open(self.run.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--run {self.run.name}: another process is at work in {self.run.folder}; wait for it, or give this run "
+                "another name"
+            ) from error
+
+    def _release(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _prepare_folder(self) -> None:
+        restore_folder(self.run.model)
         for leftover in (*self.run.folder.glob(".scoring-*"), *self.run.folder.glob(".*.tmp")):  # of a killed process
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        text = yaml.safe_dump(self.config, sort_keys=False)
+        if not self.run.config.exists():
+            self._write_config()
+
+    def _write_config(self) -> None:
         with atomic_file(self.run.config) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            for events in self._stale_logs if self.fresh else []:  # of a finished run that this one does again
-                events.unlink()
-            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```", 0)
+            temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Replaces what a finished run that is done again has left, and starts the clock."""
         self._started = time.monotonic() - self.seconds
+        if not trainer.is_global_zero:
+            return
+        self._write_config()
+        if self.fresh:
+            for path in (self.run.last, self.run.best):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.run.model, ignore_errors=True)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            for events in self._stale_logs if self.fresh else []:
+                events.unlink(missing_ok=True)
+            text = f"```yaml\n{self.run.config.read_text(encoding='utf-8')}\n```"
+            trainer.logger.experiment.add_text("config", text, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the artefact; the last checkpoint is written after it, so no finished run lacks one."""
@@ -106,6 +137,14 @@ class Artefact(Callback):
             trainer.logger.log_hyperparams(_flat(self.config), final)
             trainer.logger.save()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets others into the run's folder."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lets others into the run's folder."""
+        self._release()
+
     def state_dict(self) -> dict[str, Any]:
         """Figures so far and seconds trained."""
         seconds = time.monotonic() - self._started if hasattr(self, "_started") else self.seconds
@@ -141,7 +180,7 @@ class Artefact(Callback):
         after = self.figures.get("after", {})
         entry = Entry(
             stage=self.run.name,
-            method=type(method).__name__,
+            method=self.config["model"]["class_path"].rpartition(".")[2],
             config=self.config,
             parent=method.parent_record(),
             operations=method.operations,

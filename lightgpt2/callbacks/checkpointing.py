@@ -1,6 +1,7 @@
 """Checkpoints from which a run goes on exactly, and a stop that loses nothing."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import FrameType
@@ -63,6 +64,10 @@ class Checkpointing(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the signals that ask to stop."""
         self._saved_step = trainer.global_step
+        resumed = trainer.ckpt_path
+        if resumed is not None and trainer.is_global_zero and Path(resumed) != self.run.last:
+            with atomic_file(self.run.last) as temporary:  # what lies there is of steps that are about to be done again
+                shutil.copyfile(resumed, temporary)
 
         def ask(signum: int, frame: FrameType | None) -> None:
             if self._stop:
@@ -117,9 +122,10 @@ class Checkpointing(Checkpoint):
         self.best_loss = state_dict["best_loss"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Marks the checkpoint as this run's, and rewinds its count of micro-batches to a whole number of optimizer steps.
+        """Marks the checkpoint as this run's, and makes its counters those of a whole number of optimizer steps.
 
-        Lightning has counted the micro-batch that was fetched but not yet used; it will be fetched again.
+        Lightning has counted the micro-batch that was fetched but not yet used, which will be fetched again; and it counts
+        an epoch as done that the end of the run cut off, which a longer run goes on with.
         """
         checkpoint["run"] = self.identity
         checkpoint["batching"] = _batching(trainer)
@@ -127,6 +133,11 @@ class Checkpointing(Checkpoint):
         for counts in (progress["current"], progress["total"]):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        epoch, within = divmod(trainer.global_step, data.steps_per_epoch)
+        if within:
+            for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Checks that micro-batches mean what they meant: Lightning's counters are of them.
@@ -135,9 +146,12 @@ class Checkpointing(Checkpoint):
             UserError: They do not.
         """
         if trainer.state.fn == "fit" and checkpoint["batching"] != (ours := _batching(trainer)):
-            changed = [f"{key}: {checkpoint['batching'][key]} there, {ours[key]} here" for key in ours]
+            theirs = checkpoint["batching"]
+            changed = [
+                f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]
+            ]
             raise UserError(
-                f"--ckpt_path: the checkpoint was trained with other batches ({', '.join(changed)}); resume with the same"
+                f"--ckpt_path: the checkpoint was trained on other batches ({', '.join(changed)}); resume with the same"
             )
 
     def _save(self, trainer: Trainer, path: Path) -> None:
@@ -149,10 +163,15 @@ class Checkpointing(Checkpoint):
         self._handlers = {}
 
 
-def _batching(trainer: Trainer) -> dict[str, int]:
-    """How an optimizer step is cut into micro-batches."""
+def _batching(trainer: Trainer) -> dict[str, Any]:
+    """What decides the batches: the splits, the windows, and how an optimizer step is cut into micro-batches."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return {
+        "documents": {name: split["documents"] for name, split in data.meta["splits"].items()},
+        "sha256 of the data": data.meta["sha256"],
+        "data.sequence_length": int(data.sequence_length),
+        "data.mode": data.mode,
+        "data.seed": int(data.seed),
         "data.batch_size": int(data.batch_size),
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         "processes": trainer.world_size,

@@ -46,9 +46,10 @@ class ScorePrinter(Callback):
         if not trainer.is_global_zero:
             return
         result = Score.of_windows(windows, trainer.datamodule.document_sizes(split))  # type: ignore[attr-defined]
-        low, high = result.interval()
+        interval = result.interval()
+        bounds = "{:.4f} - {:.4f}".format(*interval) if interval else "none of one document"
         print(
-            f"{split}: perplexity {result.perplexity:.4f} (95 % interval {low:.4f} - {high:.4f}), "
+            f"{split}: perplexity {result.perplexity:.4f} (95 % interval {bounds}), "
             f"{result.bits_per_byte:.4f} bits per byte, {result.tokens.sum():,} tokens in {len(result.sizes):,} documents",
             flush=True,
         )

@@ -107,7 +107,7 @@ class Corpus:
         path = Path(self.source).expanduser()
         if not path.exists():
             raise UserError(f"data.source: {self.source} does not exist; give a file, a folder or a hub id")
-        files = sorted(p for p in path.rglob("*") if p.suffix in _READERS) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if p.suffix in _READERS and p.is_file()) if path.is_dir() else [path]
         if not files:
             raise UserError(f"data.source: {self.source} holds no {', '.join(_READERS)} file")
         return files

@@ -57,8 +57,10 @@ class Score:
         """Bits that the model needs for each byte of the text: comparable between tokenizers."""
         return float(self.nll.sum() / math.log(2) / self.sizes.sum())
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Bootstrap percentile interval of the perplexity over documents (Efron 1979), with a fixed seed."""
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Bootstrap percentile interval of the perplexity over documents (Efron 1979), with a fixed seed; none of one."""
+        if len(self.nll) < 2:
+            return None
         generator = np.random.default_rng(0)
         count = len(self.nll)
         means = []
@@ -79,7 +81,7 @@ class Score:
         """The figures for the ledger."""
         return {
             "perplexity": self.perplexity,
-            "interval_95": list(self.interval()),
+            "interval_95": self.interval(),
             "bits_per_byte": self.bits_per_byte,
             "tokens": int(self.tokens.sum()),
             "documents": len(self.tokens),

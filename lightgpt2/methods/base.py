@@ -20,6 +20,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.methods import random_state
 from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.models import ledger
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
 from lightgpt2.models.saving import save_model
@@ -61,6 +62,7 @@ class Method(LightningModule):
         self.step_metrics: dict[str, float] = {}
         self._terms: list[Tensor] = []
         self._restored_rng: list[dict[str, Any]] | None = None
+        self._rng_before_step: dict[str, Any] | None = None
 
     # -- what a method defines ---------------------------------------------------------------------------------------
 
@@ -127,11 +129,21 @@ class Method(LightningModule):
         except UserError as error:
             return error.problems
         positions = {config.max_position_embeddings: key for key, config in configs.items()}
-        return [
+        found = [
             f"data.sequence_length: {data.sequence_length} is longer than the {n} positions of {key}; give at most that"
             for n, key in positions.items()
             if data.sequence_length > n
         ]
+        if self.task.prompt_tokens >= (room := next(iter(configs.values())).max_position_embeddings):
+            found.append(
+                f"model.task.prompt_tokens: {self.task.prompt_tokens} leaves none of the model's {room} positions for a "
+                f"continuation; give at most {room - 1}"
+            )
+        try:
+            ledger.read(self.parent[0])
+        except UserError as error:
+            found += error.problems
+        return found
 
     def configure_model(self) -> None:
         """Builds the model once, before optimizers exist and before a checkpoint is loaded."""
@@ -202,6 +214,11 @@ class Method(LightningModule):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Notes the random generators' states where an optimizer step begins, for a checkpoint inside it."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._rng_before_step = random_state.capture()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One micro-batch's share of the step's loss."""
         loss, terms = self.losses(batch)
@@ -239,6 +256,7 @@ class Method(LightningModule):
         """Steps, then frees the gradients: Lightning would hold them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        self._rng_before_step = None
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -293,10 +311,12 @@ class Method(LightningModule):
         """Leaves out what is frozen, and adds what Lightning leaves out: the state of every random generator."""
         for name in self._frozen():
             checkpoint["state_dict"].pop(name, None)
-        states: list[Any] = [random_state.capture()]
+        # A step that has begun will be done again from its first micro-batch.
+        mine = self._rng_before_step or random_state.capture()
+        states: list[Any] = [mine]
         if dist.is_initialized():
             states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, random_state.capture())
+            dist.all_gather_object(states, mine)
         checkpoint["rng"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -314,7 +334,8 @@ class Method(LightningModule):
         try:
             return super().load_state_dict({**frozen, **state_dict}, *args, **kwargs)
         except RuntimeError as error:
-            first = str(error).splitlines()[1].strip()
+            lines = str(error).splitlines()
+            first = (lines[1:] or lines)[0].strip()
             raise UserError(
                 f"--ckpt_path: the checkpoint is of a model of another shape ({first}); resume with the settings that "
                 "wrote it, or start anew with another --run"

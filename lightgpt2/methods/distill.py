@@ -150,7 +150,7 @@ class Distill(Method):
             self.operations = [{"op": "extract_layers", "layers": self._chosen_layers(teacher.config)}]
             self.model = surgery.apply(teacher, self.operations).requires_grad_(True)
         elif isinstance(self._student_source, dict):
-            self.model = new_model(self.configs()["model.student"])
+            self.model = new_model(self.configs()["model.student"], "model.student")
         else:
             self.model = load_model(self._student_source, "model.student", self.trust_remote_code)
         self.pairs = self._pair_layers(teacher.config, self.model.config)

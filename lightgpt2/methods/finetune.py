@@ -53,7 +53,7 @@ class FineTune(Method):
             return
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        self.model = new_model(load_config({"vocab_size": len(tokenizer), **special, **source}, key))
+        self.model = new_model(load_config({"vocab_size": len(tokenizer), **special, **source}, key), key)
 
     def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with the next token."""

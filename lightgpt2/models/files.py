@@ -87,6 +87,19 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def restore_folder(target: Path) -> None:
+    """Cleans up after a process that was killed while it replaced `target`.
+
+    Args:
+        target: What `atomic_folder` was writing.
+    """
+    for old in target.parent.glob(f".{target.name}.*.old"):
+        if target.exists():
+            shutil.rmtree(old)
+        else:  # killed between the two renames
+            old.replace(target)
+
+
 def write_json(target: Path, value: Any) -> None:
     """Writes JSON atomically."""
     with atomic_file(target) as temporary:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightgpt2 import __version__
+from lightgpt2.errors import UserError
 from lightgpt2.models.files import sha256_file
 from lightgpt2.models.surgery import Operation
 
@@ -89,11 +90,18 @@ class Entry:
 
 
 def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of a model's ledger, oldest first; none for a model that LightGPT2 did not make."""
+    """The entries of a model's ledger, oldest first; none for a model that LightGPT2 did not make.
+
+    Raises:
+        UserError: It is damaged.
+    """
     path = Path(source).expanduser() / FILE if isinstance(source, str) else None
     if path is None or not path.is_file():
         return []
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); restore it, or remove it and lose the model's history") from error
     return entries
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -30,7 +31,10 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 def _is_path(source: str) -> bool:
     """Whether the source is meant as a file or folder: it exists, or no hub id looks like it."""
-    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    path = Path(source)
+    return (
+        path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or path.parts[0] == "checkpoints"
+    )
 
 
 def _arguments(source: str) -> dict[str, Any]:
@@ -56,8 +60,15 @@ def _check_folder(source: str, key: str) -> None:
         raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
 
 
-def _guarded(load: Callable[[], Result], source: str, key: str) -> Result:
-    """Runs one load and turns what the libraries raise into one line with a fix."""
+def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = True) -> Result:
+    """Runs one load and turns what the libraries raise into one line with a fix.
+
+    Args:
+        load: What to run.
+        source: What is loaded.
+        key: Config key to name in errors.
+        named: Whether `source` is the name of a model, and not a description of one.
+    """
     try:
         return load()
     except (SafetensorError, json.JSONDecodeError) as error:
@@ -67,19 +78,29 @@ def _guarded(load: Callable[[], Result], source: str, key: str) -> Result:
             f"{key}: {source} has its weights in a pickle that is damaged or would run code; give a folder with "
             "*.safetensors"
         ) from error
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        StrictDataclassError,
+    ) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
                 "true"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if not _is_path(source):
+        if named and not _is_path(source):
             raise UserError(
                 f"{key}: {source!r} could not be loaded from the hub or its local cache ({reason}); check the name and "
                 f"the network, or give the path of a local folder: --{key} path/to/folder"
             ) from error
-        raise UserError(f"{key}: {source} could not be loaded ({reason}); give a complete model folder") from error
+        fix = "give a complete model folder" if named else "correct it"
+        raise UserError(f"{key}: {source} could not be loaded ({reason}); {fix}") from error
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -98,7 +119,9 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         model_type = values.pop("model_type", None)
         if model_type is None:
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example gpt2 or llama")
-        config = _guarded(lambda: AutoConfig.for_model(model_type, **values), f"model_type {model_type}", key)
+        config = _guarded(
+            lambda: AutoConfig.for_model(model_type, **values), f"model_type {model_type}", key, named=False
+        )
         unknown = [name for name in values if not hasattr(config.__class__(), name)]
         if unknown:
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; correct or remove that")
@@ -118,8 +141,12 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
     )
 
 
-def new_model(config: PretrainedConfig) -> PreTrainedModel:
+def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     """A model of this shape with freshly drawn weights in FP32, from torch's global generator.
+
+    Args:
+        config: The shape.
+        key: Config key to name in errors.
 
     Raises:
         UserError: The configuration contradicts itself.
@@ -127,7 +154,8 @@ def new_model(config: PretrainedConfig) -> PreTrainedModel:
     return _guarded(
         lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32),
         "the configuration",
-        "model",
+        key,
+        named=False,
     )
 
 

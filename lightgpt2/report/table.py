@@ -24,11 +24,10 @@ def comparison(figures: dict[str, dict[str, Any]]) -> str:
 
 
 def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
-    low, high = values["interval_95"]
     return (
         name,
         f"{values['perplexity']:.2f}",
-        f"{low:.2f} - {high:.2f}",
+        " - ".join(f"{bound:.2f}" for bound in values["interval_95"] or ()),
         f"{values['bits_per_byte']:.4f}",
         f"{values['parameters']:,}",
         f"{values['embedding']:,}",

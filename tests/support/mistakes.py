@@ -81,6 +81,8 @@ class Bench:
             main([verb, "--config", "config.yaml", "--run", "r", *args])
         except SystemExit as exit_:
             code = int(str(exit_.code))
+        if code == 130:  # Lightning ignores a further Ctrl-C while the process ends
+            signal.signal(signal.SIGINT, handler)
         assert signal.getsignal(signal.SIGINT) is handler, "the signal handlers were left behind"
         out, err = self._capsys.readouterr()
         return code, out, err
