@@ -104,13 +104,15 @@ def assert_same_weights(folder: Path, first: str, second: str) -> None:
     assert weights[0] == weights[1]
 
 
-def test_longer_run_goes_on_inside_the_epoch_where_a_shorter_one_ended(tmp_path: Path) -> None:
+def test_longer_run_goes_on_in_the_epoch_where_a_shorter_one_ended(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
     settings = config("FineTune", tmp_path, max_epochs=2, accumulate_grad_batches=2)
     settings["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
     write_config(tmp_path / "config.yaml", settings)
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", "--trainer.max_steps", "5")
+    for steps in ("5", "11"):  # inside the first epoch, then at its very end
+        more = ["--trainer.max_steps", steps, *(["--ckpt_path", "last"] if steps != "5" else [])]
+        succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", *more)
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", "--ckpt_path", "last")
     assert_same_weights(tmp_path, "whole", "longer")
 

@@ -101,6 +101,8 @@ def test_saved_folder_is_a_plain_one_and_ties_count_once(tmp_path: Path, family:
     save_model(model, tokenizer, tmp_path / "m")
     names = {p.name for p in (tmp_path / "m").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    modes = {p.stat().st_mode for p in (tmp_path / "m").iterdir()}
+    assert len(modes) == 1, "who may read the configuration may read the weights"
     loaded = load_model(str(tmp_path / "m"), "model.model")
     sizes = measure_sizes(loaded, tmp_path / "m")
     assert sizes.parameters == sum(p.numel() for p in model.parameters())
