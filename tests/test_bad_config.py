@@ -167,6 +167,18 @@ def test_check_reports_all_mistakes_of_sense_at_once(bench: Bench) -> None:
     ]  # fmt: skip
 
 
+def test_check_looks_at_every_model_though_one_is_missing(bench: Bench) -> None:
+    bench.configure(
+        {"model.teacher": "checkpoints/none", "model.student": "./nowhere"}
+    )  # and layers, which cannot be then
+    messages = bench.refuse("check")
+    assert sorted(message.partition(":")[0] for message in messages) == [
+        "model.layers",
+        "model.student",
+        "model.teacher",
+    ]
+
+
 def test_zero_steps_are_refused_before_another_stage_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightgpt2.cli.provide", lambda *_: pytest.fail("trained the teacher first"))
     bench.configure({"trainer.max_steps": 0, "needs": {"teacher": "teacher.yaml"}})

@@ -113,7 +113,19 @@ class Distill(Method):
     def configs(self) -> dict[str, PretrainedConfig]:
         """The student's configuration and the teacher's; checks that the two fit together."""
         source, problems = self._student_source, []
-        teacher = load_config(self._teacher_source, "model.teacher", self.trust_remote_code)
+        if source is not None and self.layers is not None:
+            problems.append("model.layers: cannot be given together with model.student; remove one of them")
+        named = {"model.teacher": self._teacher_source, "model.student": source}
+        loaded: dict[str, PretrainedConfig] = {}
+        for key, name in named.items():
+            if isinstance(name, str):
+                try:
+                    loaded[key] = load_config(name, key, self.trust_remote_code)
+                except UserError as error:
+                    problems += error.problems
+        if "model.teacher" not in loaded or (isinstance(source, str) and "model.student" not in loaded):
+            raise UserError(problems)
+        teacher = loaded["model.teacher"]
         if source is None:
             student = copy.deepcopy(teacher)
             try:
@@ -126,9 +138,7 @@ class Distill(Method):
             }
             student = load_config({**values, "model_type": teacher.model_type, **source}, "model.student")
         else:
-            student = load_config(source, "model.student", self.trust_remote_code)
-        if source is not None and self.layers is not None:
-            problems.append("model.layers: cannot be given together with model.student; remove one of them")
+            student = loaded["model.student"]
         if student.vocab_size != teacher.vocab_size:
             problems.append(
                 f"model.student: its vocabulary has {student.vocab_size} tokens and the teacher's {teacher.vocab_size}; "
