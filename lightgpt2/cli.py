@@ -294,6 +294,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
     # The monitor logs every step, whatever that interval is.
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Raised inside PEFT by a rename in transformers.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     # Raised inside Lightning by a rename in torch.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 

@@ -77,6 +77,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
         temporary.mkdir()
         yield temporary
+        for path in temporary.glob("*.safetensors"):  # which safetensors makes for their owner alone
+            path.chmod(temporary.stat().st_mode & 0o666)
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         old = target.with_name(f".{target.name}.{os.getpid()}.old")

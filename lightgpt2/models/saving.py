@@ -1,6 +1,5 @@
 """The artefact: a standard Hugging Face folder that needs no LightGPT2 to load."""
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -71,8 +70,6 @@ def save_model(
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
-        for file in temporary.glob("*.safetensors"):  # which safetensors makes for their owner alone
-            shutil.copymode(temporary / "config.json", file)
 
 
 def measure_sizes(model: PreTrainedModel, folder: Path) -> Sizes:

@@ -62,6 +62,7 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
     write_config(tmp_path / "lora.yaml", config(family, **lora))
     output = succeed(tmp_path, "fit", "--config", "lora.yaml")
     run = tmp_path / "checkpoints/lora"
+    assert len({path.stat().st_mode for path in (run / "adapter").iterdir()}) == 1
     base = AutoModelForCausalLM.from_pretrained(tmp_path / family)
     merged = AutoModelForCausalLM.from_pretrained(run / "model")
     ids = torch.arange(60).view(2, 30)
