@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightgpt2
+from lightgpt2 import trainer_settings
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
@@ -109,14 +110,15 @@ class LightGPT2CLI(LightningCLI):
         Raises:
             UserError: Every mistake that shows before anything heavy is built.
         """
-        problems = self._problems()
+        problems = trainer_settings.problems(self._settings, str(self.subcommand)) + self.datamodule.problems()
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
             try:
                 made = self._make_trainer(**kwargs)
             except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
                 problems.insert(0, f"trainer: {' '.join(str(error).split())}")
             else:
-                problems += self._size_problems(made)
+                processes = made.num_devices * made.num_nodes
+                problems += trainer_settings.size_problems(self._settings.trainer.strategy, processes)
         self._provide_and_check(problems)
         return made
 
@@ -140,21 +142,6 @@ class LightGPT2CLI(LightningCLI):
         callbacks = [*(extra if isinstance(extra, list) else [extra]), *callbacks]
         return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 
-    def _problems(self) -> list[str]:
-        """Mistakes that show without any model."""
-        problems = self._limit_problems() if self.subcommand in ("fit", "check") else []
-        trainer = self._settings.trainer
-        for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
-            if not _whole(trainer.get(key)):
-                problems.append(f"trainer.{key}: a part of a split has no score; remove it, and make the split smaller")
-        for key in ("fast_dev_run", "barebones"):
-            if trainer.get(key):
-                problems.append(f"trainer.{key}: not supported; lightgpt2 check builds everything and trains nothing")
-        if trainer.enable_checkpointing is False:
-            problems.append("trainer.enable_checkpointing: a run always has checkpoints; remove it")
-        problems += self._strategy_problems(trainer.strategy)
-        return problems + self.datamodule.problems()
-
     def _provide_and_check(self, problems: list[str]) -> None:
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
@@ -170,41 +157,6 @@ class LightGPT2CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would load the file unchecked and let it override the command line."""
-
-    def _limit_problems(self) -> list[str]:
-        trainer = self._settings.trainer
-        none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
-        problems = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
-        if not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches:
-            problems.append("trainer.limit_train_batches: cuts optimizer steps apart; give trainer.max_steps instead")
-        if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
-            problems.append("trainer.max_steps: nothing ends the run; give trainer.max_steps or trainer.max_epochs")
-        return problems
-
-    def _strategy_problems(self, strategy: Any) -> list[str]:
-        name = (strategy.class_path if isinstance(strategy, Namespace) else str(strategy)).rpartition(".")[2]
-        # FSDP's first version flattens parameters: their shapes are lost.
-        if name.lower().startswith(("fsdp", "deepspeed")):
-            return [f"trainer.strategy: {name} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see README)"]
-        if name == "ModelParallelStrategy" and isinstance(strategy, Namespace):
-            task = self._settings.model.init_args.task
-            if self.subcommand == "predict" and task and task.init_args.predict == "continuations":
-                return ["trainer.strategy: continuations differ in length between processes; use auto, or ddp"]
-            wanted = {"tensor_parallel_size": 1, "save_distributed_checkpoint": False}
-            return [
-                f"trainer.strategy.{key}: {strategy.init_args[key]} is not supported; give {value}"
-                for key, value in wanted.items()
-                if strategy.init_args[key] != value
-            ]
-        return []
-
-    def _size_problems(self, trainer: pl.Trainer) -> list[str]:
-        strategy, processes = self._settings.trainer.strategy, trainer.num_devices * trainer.num_nodes
-        if not isinstance(strategy, Namespace) or "data_parallel_size" not in strategy.init_args:
-            return []
-        if (size := strategy.init_args.data_parallel_size) == processes:
-            return []
-        return [f"trainer.strategy.data_parallel_size: {size} with {processes} processes; give {processes}"]
 
     def _set_seed(self) -> None:
         try:
@@ -263,11 +215,6 @@ class LightGPT2CLI(LightningCLI):
         # What a killed process logged after its last checkpoint is about to be logged again.
         purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
         return TensorBoardLogger(self.place.logs.parent, name=self.place.name, version="", **purge)
-
-
-def _whole(limit: Any) -> bool:
-    """Whether a limit on batches is none; to Lightning 1.0 is all of them, and 1 is one."""
-    return limit is None or (isinstance(limit, float) and limit == 1.0)
 
 
 def _data_seed(seed: Any) -> int:

@@ -120,7 +120,7 @@ def test_longer_run_goes_on_in_the_epoch_where_a_shorter_one_ended(tmp_path: Pat
 def test_checkpoint_inside_an_accumulation_goes_on_exactly(tmp_path: Path) -> None:
     """The best one, written after a validation between two micro-batches of one step, when there is no other yet."""
     write_corpus(tmp_path / "corpus", documents=24)
-    settings = config("FineTune", tmp_path, max_steps=14, accumulate_grad_batches=2, num_sanity_val_steps=0)
+    settings = config("FineTune", tmp_path, max_steps=14, accumulate_grad_batches=2)
     settings["checkpoint"]["every_n_steps"] = 100
     settings["trainer"]["val_check_interval"] = 7
     write_config(tmp_path / "config.yaml", settings)
