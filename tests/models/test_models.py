@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lightgpt2.models import surgery
 from lightgpt2.models.families import backbone, blocks, check_head, head_weight, recorded_states
-from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.files import atomic_folder, restore_folder
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer, new_model
 from lightgpt2.models.saving import measure_sizes, save_model
@@ -160,3 +160,16 @@ def test_gguf_loads_dequantized_and_saves_as_a_plain_folder(tmp_path: Path, smol
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     with torch.no_grad():
         torch.testing.assert_close(again(IDS).logits, smaller(IDS).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["between the renames", "after them"])
+def test_process_killed_while_replacing_a_folder_loses_none(tmp_path: Path, replaced: bool) -> None:
+    old = tmp_path / ".m.123.old"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    if replaced:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "config.json").write_text("new")
+    restore_folder(tmp_path / "m")
+    assert (tmp_path / "m" / "config.json").read_text() == ("new" if replaced else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
