@@ -2,11 +2,10 @@
 
 import contextlib
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning.pytorch as pl
 import transformers
@@ -17,13 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightgpt2
-from lightgpt2 import trainer_settings
+from lightgpt2 import trainer_settings, verbs
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
-from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.errors import UserError, exit_with_message, tell
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
 from lightgpt2.pipeline import missing, provide
@@ -167,7 +166,7 @@ class LightGPT2CLI(LightningCLI):
     def _find_checkpoint(self, wanted: str) -> str | None:
         path, step, notes = find_checkpoint(self.place, wanted, self.identity)
         for note in notes:
-            _tell(note)
+            tell(note)
         self._first_step = step
         return str(path) if path else None
 
@@ -187,11 +186,11 @@ class LightGPT2CLI(LightningCLI):
                 "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
             )
         if wanted is None and not folder.is_dir():
-            _tell("Model: the configuration's own, not trained by this run")
+            tell("Model: the configuration's own, not trained by this run")
             return
         if wanted is None:
             claim(self.place, self.identity, resuming=True)
-        _tell(f"Model: {folder}")
+        tell(f"Model: {folder}")
         asked = vars(settings.model.init_args)
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
         settings.model = Namespace(
@@ -222,12 +221,6 @@ def _data_seed(seed: Any) -> int:
     return seed if type(seed) is int and seed >= 0 else 0
 
 
-def _tell(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line, in the first of the processes that Lightning launches."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=stream, flush=True)
-
-
 def _quiet() -> None:
     """Silences advice from libraries that does not apply here."""
     transformers.utils.logging.set_verbosity_error()
@@ -256,32 +249,22 @@ def main(args: list[str] | None = None) -> None:
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
     raising: dict[str, Any] = {"exit_on_error": False}
-    try:
-        LightGPT2CLI(
-            Method,
-            pl.LightningDataModule,
-            save_config_callback=None,
-            trainer_class=Trainer,
-            trainer_defaults=_TRAINER_DEFAULTS,
-            seed_everything_default=1,
-            parser_kwargs=raising
-            | {"description": lightgpt2.__doc__}
-            | {verb: raising | {"description": text} for verb, text in VERBS.items()},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            args=args,
-        )
-    except UserError as error:
-        for problem in error.problems:
-            _tell(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", sys.stderr)
-        sys.exit(130 if isinstance(error, Interrupted) else 2)
-    except MisconfigurationException as error:
-        _tell(f"lightgpt2: error: trainer: {' '.join(str(error).split())}", sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning makes an exit of a Ctrl-C that falls outside the training steps.
-        if not isinstance(stop.__context__ if isinstance(stop, SystemExit) else stop, KeyboardInterrupt):
-            raise
-        _tell("lightgpt2: interrupted between steps; what was saved is untouched", sys.stderr)
-        sys.exit(130)
+    with exit_with_message():
+        try:
+            LightGPT2CLI(
+                Method,
+                pl.LightningDataModule,
+                save_config_callback=None,
+                trainer_class=Trainer,
+                trainer_defaults=_TRAINER_DEFAULTS,
+                seed_everything_default=1,
+                parser_kwargs=raising
+                | {"description": f"{lightgpt2.__doc__} Also: {', '.join(verbs.VERBS)} (lightgpt2 VERB --help)."}
+                | {verb: raising | {"description": text} for verb, text in VERBS.items()},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
