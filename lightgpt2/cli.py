@@ -138,7 +138,13 @@ class LightGPT2CLI(LightningCLI):
         elif logger in (None, True):
             logger = self._tensorboard()
         extra = trainer.callbacks or []
-        callbacks = [*(extra if isinstance(extra, list) else [extra]), *callbacks]
+        extra = extra if isinstance(extra, list) else [extra]
+        for callback in extra:
+            if hasattr(callback, "attach"):
+                callback.attach(self.place)
+        # Some work on the artefact: they come after what writes it.
+        late = [callback for callback in extra if getattr(callback, "order", 0)]
+        callbacks = [*(c for c in extra if c not in late), *callbacks, *sorted(late, key=lambda c: c.order)]
         return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 
     def _provide_and_check(self, problems: list[str]) -> None:
@@ -151,7 +157,7 @@ class LightGPT2CLI(LightningCLI):
             if problems:
                 raise UserError(problems)
             provide(absent)
-        if problems := [*problems, *self.model.problems(self.datamodule)]:
+        if problems := [*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))]:
             raise UserError(problems)
 
     def _parse_ckpt_path(self) -> None:
@@ -228,6 +234,7 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it then raises
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # INT8 casts its input, it says at every call
     # Loading a batch is a slice of a memory-mapped file: worker processes would only cost.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A checkpoint is scored without the callbacks that trained it.

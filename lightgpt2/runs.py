@@ -36,6 +36,10 @@ class Run:
         """The artefact."""
         return self.folder / "model"
 
+    def sibling(self, form: str) -> Path:
+        """The artefact in another format."""
+        return self.folder / f"model-{form}"
+
     @property
     def last(self) -> Path:
         """The newest checkpoint."""

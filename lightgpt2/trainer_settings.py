@@ -41,6 +41,8 @@ def size_problems(strategy: Any, processes: int) -> list[str]:
 
 def _limits(trainer: Namespace) -> list[str]:
     none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
+    if trainer.callbacks and "max_steps" in none:  # which may work on the model as it is
+        none.remove("max_steps")
     found = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
     if not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches:
         found.append("trainer.limit_train_batches: cuts optimizer steps apart; give trainer.max_steps instead")

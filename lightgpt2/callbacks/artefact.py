@@ -1,5 +1,6 @@
 """The artefact at fit end, and the table that says what the stage bought."""
 
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -14,12 +15,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel
 
+from lightgpt2.callbacks.monitor import peak_memory_mb, reset_peak_memory
 from lightgpt2.errors import UserError
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
 from lightgpt2.methods.distill import Distill
 from lightgpt2.models.files import atomic_file, restore_folder, write_json
-from lightgpt2.models.ledger import FILE, Entry, Parent, extended
+from lightgpt2.models.ledger import FILE, QUALITY, Entry, Parent, extended
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.report.table import comparison
@@ -43,7 +45,10 @@ class Artefact(Callback):
         self._stale_logs = list(run.logs.glob("events.out.tfevents.*"))  # now: later this run's own are among them
         self._held: int | None = None
         self.figures: dict[str, dict[str, Any]] = {}
+        self.curve: list[list[float]] = []
         self.seconds = 0.0
+        self.peak_memory = 0.0
+        self._saved = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
@@ -87,8 +92,11 @@ class Artefact(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces what a finished run that is done again has left, and starts the clock."""
         self._started = time.monotonic() - self.seconds
-        if not trainer.is_global_zero:
-            return
+        reset_peak_memory()  # which loading and scoring have raised
+        if trainer.is_global_zero:
+            self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
         self._write_config()
         if self.fresh:
             for path in (self.run.last, self.run.best):
@@ -100,10 +108,16 @@ class Artefact(Callback):
             text = f"```yaml\n{self.run.config.read_text(encoding='utf-8')}\n```"
             trainer.logger.experiment.add_text("config", text, trainer.global_step)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes a point of the validation curve."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.curve.append([trainer.global_step, float(trainer.callback_metrics["val/perplexity"])])
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the artefact; the last checkpoint is written after it, so no finished run lacks one."""
         assert isinstance(pl_module, Method)
         self.seconds = time.monotonic() - self._started
+        self.peak_memory = max(self.peak_memory, peak_memory_mb())
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, pl_module: Method) -> None:
@@ -112,12 +126,31 @@ class Artefact(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         pl_module.save(self.run.model, data.tokenizer, weights)
+        self._saved = True
+        self._count_zeros(pl_module)
         self._write_ledger(trainer, pl_module)
+
+    def _count_zeros(self, method: Method) -> None:
+        """Completes the ledger's record of the pruning by what lies on disk."""
+        weights, pruned = method.masks.counts
+        if not method.pruning:
+            return
+        zeros = method.zeros(self.run.model, [name for name, _ in method.masks.items()])
+        if zeros < pruned:
+            raise RuntimeError(f"{pruned} weights were pruned and {zeros} are zero on disk")
+        method.pruning |= {
+            "tensors": len(method.masks),
+            "weights": weights,
+            "pruned": pruned,
+            "achieved": zeros / weights,
+        }
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the artefact from disk and prints the table."""
         assert isinstance(pl_module, Method)
-        if not self.run.model.exists():  # a finished run was resumed: no step was taken, so nothing was saved
+        if not self._saved and (self.fresh or not self.run.model.exists()):  # no step was to be taken, or none was left
+            if trainer.is_global_zero:
+                self._begin(trainer)
             self._save(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -148,11 +181,13 @@ class Artefact(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Figures so far and seconds trained."""
         seconds = time.monotonic() - self._started if hasattr(self, "_started") else self.seconds
-        return {"figures": self.figures, "seconds": seconds}
+        peak = max(self.peak_memory, peak_memory_mb())
+        return {"figures": self.figures, "seconds": seconds, "curve": self.curve, "peak_memory": peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
         self.figures, self.seconds = state_dict["figures"], state_dict["seconds"]
+        self.curve, self.peak_memory = state_dict["curve"], state_dict["peak_memory"]
 
     def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel, label: str) -> None:
         """Figures of a model in memory, through a temporary folder: what is scored is what a folder holds."""
@@ -176,23 +211,25 @@ class Artefact(Callback):
 
     def _write_ledger(self, trainer: Trainer, method: Method) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        quality = ("perplexity", "interval_95", "bits_per_byte", "tokens", "documents")
         after = self.figures.get("after", {})
         entry = Entry(
+            operations=[],
             stage=self.run.name,
             method=self.config["model"]["class_path"].rpartition(".")[2],
             config=self.config,
             parent=method.parent_record(),
-            operations=method.operations,
             data=data.describe(),
             seed=torch.initial_seed(),
             steps=trainer.global_step,
             seconds=round(self.seconds, 1),
-            quality={name: {k: figures[k] for k in quality} for name, figures in self.figures.items()},
-            sizes={k: v for k, v in after.items() if k not in quality},
+            quality={name: {k: figures[k] for k in QUALITY} for name, figures in self.figures.items()},
+            sizes={k: v for k, v in after.items() if k not in QUALITY},
+            curve=self.curve,
+            training={"peak_memory_mb": round(self.peak_memory, 1)} if self.peak_memory else {},
             teacher=Parent.of(method.teacher_source) if method.teacher_source else None,
         )
-        write_json(self.run.model / FILE, extended(method.parent[0], entry))
+        for folder, operations in method.ledgers(self.run.model).items():
+            write_json(folder / FILE, extended(method.parent[0], dataclasses.replace(entry, operations=operations)))
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

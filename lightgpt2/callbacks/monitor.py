@@ -1,8 +1,12 @@
 """What a person watches while a run goes on: progress bar and TensorBoard."""
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,3 +75,15 @@ def peak_memory_mb() -> float:
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def reset_peak_memory() -> None:
+    """Begins the peak anew from what is in use now; on a CPU where the system can (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # the C library keeps freed memory for itself otherwise
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -3,5 +3,6 @@
 from lightgpt2.methods.distill import Distill
 from lightgpt2.methods.finetune import FineTune
 from lightgpt2.methods.lora import LoRA
+from lightgpt2.methods.qlora import QLoRA
 
-__all__ = ["Distill", "FineTune", "LoRA"]
+__all__ = ["Distill", "FineTune", "LoRA", "QLoRA"]

@@ -1,7 +1,7 @@
 """What all training methods share: the optimizer, the step's bookkeeping, validation, and what a checkpoint needs."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.functional.pruning import Masks
 from lightgpt2.methods import random_state
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models import ledger
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
+from lightgpt2.models.pruning import prunable, saved_zeros
+from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
 from lightgpt2.tasks.language_modeling import LanguageModeling
@@ -58,6 +61,8 @@ class Method(LightningModule):
         self.compile_model = compile
         self.trust_remote_code = trust_remote_code
         self.operations = []
+        self.masks = Masks()
+        self.pruning: Operation = {}
         self.val_nll = MeanMetric().set_dtype(torch.float64)
         self.step_metrics: dict[str, float] = {}
         self._terms: list[Tensor] = []
@@ -108,6 +113,22 @@ class Method(LightningModule):
         """
         save_model(self.model, tokenizer, folder, weights)
 
+    def zeros(self, folder: Path, names: list[str]) -> int:
+        """How many of the named parameters' elements are zero in what `save` wrote to a folder."""
+        return saved_zeros(folder / "model.safetensors", names)
+
+    def ledgers(self, folder: Path) -> dict[Path, list[Operation]]:
+        """The folders that `save` wrote, each with what was done to the model in it."""
+        return {folder: [*self.operations, *([self.pruning] if self.pruning else [])]}
+
+    def misfits(self, quantized: str) -> str | None:
+        """Why this method cannot train a quantized model, with what to do; nothing where it can.
+
+        Args:
+            quantized: What its weights are quantized to.
+        """
+        return "such weights cannot be trained; give the model in full precision, or use lightgpt2.methods.QLoRA"
+
     # -- building ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -118,11 +139,12 @@ class Method(LightningModule):
             UserError: A model cannot be found, or one setting contradicts another; with all such problems.
         """
 
-    def problems(self, data: Any) -> list[str]:
+    def problems(self, data: Any, training: bool) -> list[str]:
         """What is wrong with the settings, as far as shows without weights, one line each.
 
         Args:
             data: The data module.
+            training: Whether the model is to be trained, and not only scored.
         """
         try:
             configs = self.configs()
@@ -139,8 +161,12 @@ class Method(LightningModule):
                 f"model.task.prompt_tokens: {self.task.prompt_tokens} leaves none of the model's {room} positions for a "
                 f"continuation; give at most {room - 1}"
             )
+        source, key = self.parent
+        quantized = quantization_of(configs[key]) if training and key in configs else None
+        if quantized and (reason := self.misfits(quantized)):
+            found.append(f"{key}: {source} is quantized to {quantized.upper()}: {reason}")
         try:
-            ledger.read(self.parent[0])
+            ledger.read(source)
         except UserError as error:
             found += error.problems
         return found
@@ -150,7 +176,7 @@ class Method(LightningModule):
         if hasattr(self, "model"):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if problems := self.problems(data):
+        if problems := self.problems(data, training=self.trainer.state.fn == "fit"):
             raise UserError(problems)
         self.build()
         check_head(self.model, self.parent[1])
@@ -160,10 +186,25 @@ class Method(LightningModule):
                 f"{self.model.config.vocab_size}; use the model's own tokenizer"
             )
         self.model.train()
+        self._hold_zeros()
         if self.compile_model:
             self.model.base_model.compile()
         if self.device_mesh is not None:
+            if len(self.masks):
+                raise UserError(
+                    "trainer.strategy: masks of pruned weights are not supported with FSDP2; use auto, or ddp"
+                )
             self.shard(self.device_mesh["data_parallel"])
+
+    def _hold_zeros(self) -> None:
+        """Masks what an earlier stage pruned, so that it stays zero through this one."""
+        operation = ledger.held_pruning(ledger.read(self.parent[0]))
+        adapters = any(".lora_" in name for name, _ in self.model.named_parameters())
+        # Frozen weights need no mask.
+        if operation is not None and adapters is (operation["targets"] == "lora"):
+            self.pruning = {**operation, "held": True}
+            held = prunable(self.model, operation["targets"], "the pruning of an earlier stage")
+            self.masks.set({name: p.detach() != 0 for name, p in held.items()})
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs.
@@ -232,6 +273,7 @@ class Method(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
+        self.masks.gradients_(self._parameters_by_name)
         terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
         local, self._terms = self._terms, []
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
@@ -256,7 +298,23 @@ class Method(LightningModule):
         """Steps, then frees the gradients: Lightning would hold them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        self.masks.weights_(self._parameters_by_name)  # momentum and weight decay know nothing of masks
         self._rng_before_step = None
+
+    @property
+    def _parameters_by_name(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters()) if len(self.masks) else {}
+
+    def prune(self, masks: Mapping[str, Tensor], operation: Operation) -> None:
+        """Sets weights to zero, for good.
+
+        Args:
+            masks: Boolean masks by the names of `self.model`'s parameters, true where a weight stays.
+            operation: The ledger's record of it.
+        """
+        self.masks.set(masks)
+        self.masks.weights_(self._parameters_by_name)
+        self.pruning = operation
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -309,8 +367,9 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen, and adds what Lightning leaves out: the state of every random generator."""
-        for name in self._frozen():
-            checkpoint["state_dict"].pop(name, None)
+        for name in self._unchanging(checkpoint["state_dict"]):
+            del checkpoint["state_dict"][name]
+        checkpoint["pruning"] = self.pruning
         # A step that has begun will be done again from its first micro-batch.
         mine = self._rng_before_step or random_state.capture()
         states: list[Any] = [mine]
@@ -320,19 +379,22 @@ class Method(LightningModule):
         checkpoint["rng"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the generators' states until training starts; building and loading draw from them."""
+        """Keeps the generators' states until training starts, as building and loading draw from them; makes room for masks."""
         self._restored_rng = checkpoint["rng"]
+        self.pruning = checkpoint["pruning"]
+        self.masks.allocate(checkpoint["state_dict"], "masks.")
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restores the weights; what is frozen stays as it is.
 
         Raises:
             UserError: They are of a model of another shape.
         """
-        names = self._frozen()
-        frozen = {name: value for name, value in self.state_dict().items() if name in names}
         try:
-            return super().load_state_dict({**frozen, **state_dict}, *args, **kwargs)
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+            wrong = {*result.unexpected_keys, *result.missing_keys} - self._unchanging(result.missing_keys)
+            if wrong:
+                raise RuntimeError(f"{min(wrong)} is on one side only")
         except RuntimeError as error:
             lines = str(error).splitlines()
             first = (lines[1:] or lines)[0].strip()
@@ -340,9 +402,12 @@ class Method(LightningModule):
                 f"--ckpt_path: the checkpoint is of a model of another shape ({first}); resume with the settings that "
                 "wrote it, or start anew with another --run"
             ) from error
+        return result
 
-    def _frozen(self) -> set[str]:
-        return {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    def _unchanging(self, names: Iterable[str]) -> set[str]:
+        """Those entries of the state dict that training leaves alone: frozen weights, and what quantized ones bring along."""
+        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {name for name in names if name in frozen or any(name.startswith(f"{each}.") for each in frozen)}
 
     def on_train_start(self) -> None:
         """Sets the optimizer as configured, and the random generators to where the checkpoint left them or to the seed."""

@@ -10,8 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
+
+LINEAR = (nn.Linear, Conv1D)  # GPT-2's own kind is no nn.Linear: half of the public tools pass it over
 
 # model_type -> name of the list of blocks inside the base model
 _BLOCKS = {"gpt2": "h", "llama": "layers"}

@@ -4,16 +4,19 @@ import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lightgpt2 import __version__
 from lightgpt2.errors import UserError
+from lightgpt2.models import adapters
 from lightgpt2.models.files import sha256_file
 from lightgpt2.models.surgery import Operation
 
 FILE = "ledger.json"
+QUALITY = ("perplexity", "interval_95", "bits_per_byte", "tokens", "documents")
 
 
 def config_hash(config: Any) -> str:
@@ -45,8 +48,13 @@ class Parent:
         if isinstance(source, dict):
             return cls("config")
         path = Path(source).expanduser()
-        weights = path / "model.safetensors" if path.is_dir() else path
-        return cls(source, sha256_file(weights) if weights.is_file() else "")
+        files = [path / "model.safetensors", path / adapters.WEIGHTS] if path.is_dir() else [path]
+        found = next((file for file in files if file.is_file()), None)
+        return cls(source, sha256_file(found) if found else "")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass
@@ -65,8 +73,11 @@ class Entry:
         seconds: Wall time of the training, in seconds, over all its sessions.
         quality: Scores by the name of the model that was scored.
         sizes: Parameters and megabytes of the artefact.
+        curve: Validation perplexity by optimizer step, `[[step, perplexity], ...]`.
+        training: What the training took: `peak_memory_mb`, in units of 10^6 bytes.
         teacher: The model it was distilled from, if any.
         versions: Versions of the libraries.
+        finished: When the entry was written, ISO 8601.
         config_sha256: Digest of `config`.
     """
 
@@ -81,8 +92,11 @@ class Entry:
     seconds: float
     quality: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    curve: list[list[float]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
     teacher: Parent | None = None
     versions: dict[str, str] = field(default_factory=versions)
+    finished: str = field(default_factory=_now)
     config_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -108,3 +122,18 @@ def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
 def extended(source: str | dict[str, Any], entry: Entry) -> list[dict[str, Any]]:
     """The ledger of `source` with one more entry."""
     return [*read(source), asdict(entry)]
+
+
+def held_pruning(entries: list[dict[str, Any]]) -> Operation | None:
+    """The pruning whose zeros a model still has: its last one, unless adapters were merged into the weights since.
+
+    Args:
+        entries: The model's ledger.
+    """
+    held: Operation | None = None
+    for operation in (operation for entry in entries for operation in entry["operations"]):
+        if operation["op"] == "global_l1":
+            held = operation
+        elif operation["op"] == "merge":  # which makes pruned weights dense again
+            held = None
+    return held

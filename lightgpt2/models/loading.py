@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -159,24 +160,37 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     )
 
 
-def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A pretrained model in FP32, dequantized where its file is quantized.
+def load_model(
+    source: str,
+    key: str,
+    trust_remote_code: bool = False,
+    quantization: BitsAndBytesConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A pretrained model: in FP32, a GGUF file dequantized, a folder in NF4 or INT8 as it is.
 
     Args:
         source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
+        quantization: What to make of the linear layers' weights while loading.
+        dtype: Type of all other weights.
 
     Raises:
         UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
     """
     load_config(source, key, trust_remote_code)
     arguments = _arguments(source)
-    if "gguf_file" in arguments:
+    gguf = "gguf_file" in arguments
+    if gguf and quantization is not None:
+        raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
+    if gguf:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
+    elif quantization is not None:
+        arguments["quantization_config"] = quantization
     loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
         lambda: AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+            **arguments, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         ),
         source,
         key,
@@ -186,7 +200,7 @@ def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTra
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
-    if getattr(model.config, "quantization_config", None) is not None:
+    if gguf:
         _forget_quantization(model)
     return model
 

@@ -17,14 +17,14 @@ class Sizes:
     """How big a saved model is.
 
     Attributes:
-        parameters: Number of parameters, tied ones counted once.
-        nonzero: Those that are not zero.
+        parameters: Number of parameters, tied ones counted once, quantized ones as what they stand for.
+        nonzero: Those that are not zero; None for a quantized model.
         embedding: Those of the token embedding, and of the head where it is not tied to it.
         megabytes: Bytes of the weight files on disk, in units of 10^6.
     """
 
     parameters: int
-    nonzero: int
+    nonzero: int | None
     embedding: int
     megabytes: float
 
@@ -72,12 +72,20 @@ def save_model(
         tokenizer.save_pretrained(temporary)
 
 
+def stored_megabytes(model: PreTrainedModel) -> float:
+    """Memory of a model's weights and buffers as they are stored, tied ones once, in units of 10^6 bytes."""
+    tensors = [*model.state_dict().values(), *(b for _, b in model.named_buffers())]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
+    return sum(storages.values()) / 1e6
+
+
 def measure_sizes(model: PreTrainedModel, folder: Path) -> Sizes:
     """Sizes of a model that was loaded from `folder`."""
     embedding = model.get_input_embeddings().weight.numel()
+    quantized = getattr(model.config, "quantization_config", None) is not None
     return Sizes(
-        parameters=sum(p.numel() for p in model.parameters()),
-        nonzero=sum(int(p.count_nonzero()) for p in model.parameters()),
+        parameters=model.num_parameters(),
+        nonzero=None if quantized else sum(int(p.count_nonzero()) for p in model.parameters()),
         embedding=embedding if is_tied(model) else 2 * embedding,
         megabytes=folder_megabytes(folder),
     )

@@ -56,7 +56,7 @@ def _blocks_path(model: PreTrainedModel) -> str:
 
 
 _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers}
-_SHAPE_KEEPING = ("lora",)
+_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "nf4", "int8")
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:

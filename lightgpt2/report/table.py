@@ -2,6 +2,7 @@
 
 from typing import Any
 
+_PRECISION_HEADER = ("", "perplexity", "95 % interval", "weights MB", "MB on disk", "linear layers quantized")
 _HEADER = ("", "perplexity", "95 % interval", "bits/byte", "parameters", "embedding", "MB on disk")
 
 
@@ -12,8 +13,21 @@ def comparison(figures: dict[str, dict[str, Any]]) -> str:
         figures: For each model's name its `perplexity`, `interval_95`, `bits_per_byte`, `parameters`, `embedding`
             and `megabytes`.
     """
-    rows = [_HEADER, *(_row(name, values) for name, values in figures.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    return _aligned([_HEADER, *(_row(name, values) for name, values in figures.items())])
+
+
+def precisions(figures: dict[str, dict[str, Any]]) -> str:
+    """A table with one row a precision of one model: quality with its interval, memory of the weights, and bytes on disk.
+
+    Args:
+        figures: For each precision what `comparison` wants, and `memory`; `megabytes` may be None; `quantized` says how
+            many of the linear layers are.
+    """
+    return _aligned([_PRECISION_HEADER, *(_precision_row(name, values) for name, values in figures.items())])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
@@ -32,4 +46,15 @@ def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
         f"{values['parameters']:,}",
         f"{values['embedding']:,}",
         f"{values['megabytes']:.2f}",
+    )
+
+
+def _precision_row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        f"{values['perplexity']:.2f}",
+        " - ".join(f"{bound:.2f}" for bound in values["interval_95"] or ()),
+        f"{values['memory']:.2f}",
+        "" if values["megabytes"] is None else f"{values['megabytes']:.2f}",
+        values.get("quantized", "none"),
     )

@@ -1,0 +1,92 @@
+"""Quantized siblings of the artefact, at fit end."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from lightgpt2.errors import UserError
+from lightgpt2.inference.scoring import score
+from lightgpt2.methods.base import Method
+from lightgpt2.models import ledger
+from lightgpt2.models.files import restore_folder, write_json
+from lightgpt2.models.ledger import Parent
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.quantization import Format, quantize_folder
+from lightgpt2.models.saving import measure_sizes, stored_megabytes
+from lightgpt2.report.table import precisions
+from lightgpt2.runs import Run
+
+
+class PostTrainingQuantization(Callback):
+    """Writes the artefact in NF4 and INT8 beside it, as `model-nf4/` and `model-int8/`, and scores each from disk.
+
+    By bitsandbytes, through transformers, which loads the folders on processors and on CUDA. All linear layers of the blocks
+    are quantized, or it fails; embeddings, norms and the vocabulary head stay. The table has the artefact in FP32 and in
+    bfloat16 too: what half precision alone would save is no merit of quantization.
+
+    ```yaml
+    trainer:
+      callbacks:
+        - class_path: lightgpt2.callbacks.PostTrainingQuantization
+          init_args: {formats: [nf4, int8]}
+    ```
+
+    Args:
+        formats: What to write.
+    """
+
+    order = 1  # after the artefact
+
+    def __init__(self, formats: list[Format] | None = None) -> None:
+        self.formats: list[Format] = ["nf4", "int8"] if formats is None else formats
+        if not self.formats or len(set(self.formats)) < len(self.formats):
+            raise UserError("trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once")
+        self.run: Run
+
+    def attach(self, run: Run) -> None:
+        """Says whose artefact it is."""
+        self.run = run
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Quantizes, scores, prints."""
+        assert isinstance(pl_module, Method)
+        if not trainer.is_global_zero:
+            return
+        rows = {"fp32": self._figures(trainer, pl_module, "fp32"), "bf16": self._figures(trainer, pl_module, "bf16")}
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        entries = ledger.read(str(self.run.model))
+        for form in self.formats:
+            folder = self.run.sibling(form)
+            restore_folder(folder)
+            made = quantize_folder(self.run.model, folder, form, data.tokenizer, pl_module.trust_remote_code)
+            rows[form] = self._figures(trainer, pl_module, form) | {"quantized": f"{made['matched']}/{made['linears']}"}
+            entry = {
+                **entries[-1],
+                "method": "PostTrainingQuantization",
+                "parent": vars(Parent.of(str(self.run.model))),
+                "operations": [made],
+                "quality": {"after": {key: rows[form][key] for key in ledger.QUALITY}},
+                "sizes": {
+                    key: rows[form][key] for key in ("parameters", "nonzero", "embedding", "megabytes", "memory")
+                },
+            }
+            for key in ("curve", "training", "benchmark", "sweeps"):
+                entry.pop(key, None)
+            write_json(folder / ledger.FILE, [*entries, entry])
+        print(precisions(rows), flush=True)
+
+    def _figures(self, trainer: Trainer, method: Method, precision: str) -> dict[str, Any]:
+        """Quality and sizes of the artefact in one precision, as it loads from disk."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        half = precision == "bf16"
+        folder = self.run.model if half or precision == "fp32" else self.run.sibling(precision)
+        dtype = torch.bfloat16 if half else torch.float32
+        model = load_model(str(folder), "model", method.trust_remote_code, dtype=dtype)
+        sizes = measure_sizes(model, folder).as_dict()
+        if half:  # which no file has
+            sizes["megabytes"] = None
+        model.to(device=trainer.strategy.root_device)
+        loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
+        result = score(model, method.task, loader, documents, f"Scoring {precision}")
+        return {**result.as_dict(), **sizes, "memory": stored_megabytes(model)}

@@ -1,0 +1,122 @@
+"""Global unstructured pruning: which weights stay, over many tensors at once.
+
+Magnitude pruning with one threshold over all tensors (Han et al. 2015, arXiv:1506.02626), and random pruning as its control.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def magnitudes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The importance of each weight under the L1 criterion: its absolute value, in FP32."""
+    return {name: tensor.detach().float().abs() for name, tensor in tensors.items()}
+
+
+def random_scores(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Importances drawn at random, the same ones for the same seed and shapes, on the CPU.
+
+    Args:
+        tensors: The tensors, in a fixed order.
+        seed: Seed of a generator of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+
+
+def keep_masks(
+    scores: Mapping[str, Tensor], amount: float, gone: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Masks under which exactly `round(amount * n)` of all `n` weights go, those with the lowest scores.
+
+    (More only where more went before.) Of equal scores the one that comes first goes first, so the result depends on nothing
+    but the arguments.
+
+    Args:
+        scores: Importance of each weight by tensor name, each at least 0.
+        amount: Share that goes, in [0, 1).
+        gone: Masks of weights that went before; those go again before any other.
+
+    Returns:
+        A boolean tensor for each name, true where the weight stays, on the device of its scores.
+
+    Raises:
+        ValueError: `amount` is outside [0, 1).
+    """
+    if not 0 <= amount < 1:
+        raise ValueError(f"an amount of {amount} is outside [0, 1)")
+    ranked = {
+        name: s if not gone or name not in gone else s.masked_fill(~gone[name].to(s.device), -1)
+        for name, s in scores.items()
+    }
+    flat = torch.cat([s.flatten() for s in ranked.values()])
+    count = max(round(amount * flat.numel()), int((flat < 0).sum()))
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    if count:
+        threshold = flat.kthvalue(count).values
+        below = flat < threshold
+        ties = (flat == threshold).nonzero().squeeze(1)[: count - int(below.sum())]
+        keep[below] = False
+        keep[ties] = False
+    parts = keep.split([s.numel() for s in ranked.values()])
+    return {name: part.view_as(s).clone() for (name, s), part in zip(ranked.items(), parts, strict=True)}
+
+
+class Masks(nn.Module):
+    """Boolean masks of a model's parameters, in its checkpoints as buffers; true where a weight stays."""
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Each masked parameter's name with its mask."""
+        return ((key.replace("/", "."), cast(Tensor, mask)) for key, mask in self._buffers.items())
+
+    def set(self, masks: Mapping[str, Tensor]) -> None:
+        """Replaces the masks of the named parameters.
+
+        Args:
+            masks: Masks by the parameters' names.
+        """
+        for name, mask in masks.items():
+            self._buffers[name.replace(".", "/")] = mask  # a buffer's own name may hold no dot
+
+    def allocate(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Makes room for masks that a state dict is about to bring.
+
+        Args:
+            state_dict: A state dict.
+            prefix: What comes before the names of this module's own entries there.
+        """
+        for key, value in state_dict.items():
+            if key.startswith(prefix):
+                self._buffers[key.removeprefix(prefix)] = torch.ones_like(value)
+
+    @torch.no_grad()
+    def weights_(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Sets the masked weights to zero.
+
+        Args:
+            parameters: The model's parameters by name.
+        """
+        for name, mask in self.items():
+            parameters[name].masked_fill_(~mask, 0)
+
+    @torch.no_grad()
+    def gradients_(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Sets the masked weights' gradients to zero.
+
+        Args:
+            parameters: The model's parameters by name.
+        """
+        for name, mask in self.items():
+            if (gradient := parameters[name].grad) is not None:
+                gradient.masked_fill_(~mask, 0)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Number of weights under masks, and of those that are zero for it."""
+        sizes = [(mask.numel(), int(mask.count_nonzero())) for _, mask in self.items()]
+        return sum(n for n, _ in sizes), sum(n - kept for n, kept in sizes)

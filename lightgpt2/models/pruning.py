@@ -1,0 +1,61 @@
+"""Which tensors of a model can be pruned, and what is zero in a saved one."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightgpt2.errors import UserError
+from lightgpt2.models.families import LINEAR, blocks
+
+_LORA = re.compile(r"\.lora_[AB]\.")
+
+
+def prunable(model: PreTrainedModel, targets: str, key: str) -> dict[str, nn.Parameter]:
+    """The trainable matrices that a choice of targets means; never embeddings, norms, biases or the vocabulary head.
+
+    Args:
+        model: The model, with adapters where there are any.
+        targets: `lora` (the adapters' matrices), `linear` (the weights of all linear layers in the blocks), or a regular
+            expression that is searched for in the full names of the blocks' matrices.
+        key: Config key to name in errors.
+
+    Returns:
+        Parameters by name, in the model's order.
+
+    Raises:
+        UserError: It means none, or is not a regular expression.
+    """
+    inside = {id(p) for p in blocks(model).parameters() if p.requires_grad and p.ndim == 2}
+    matrices = {name: p for name, p in model.named_parameters() if id(p) in inside}
+    if targets == "lora":
+        found = {name: p for name, p in matrices.items() if _LORA.search(name)}
+    elif targets == "linear":
+        linear = {id(m.weight) for m in blocks(model).modules() if isinstance(m, LINEAR)}
+        found = {name: p for name, p in matrices.items() if id(p) in linear and not _LORA.search(name)}
+    else:
+        try:
+            found = {name: p for name, p in matrices.items() if re.search(targets, name)}
+        except re.error as error:
+            raise UserError(f"{key}: {targets!r} is not a regular expression ({error}); correct it") from error
+    if not found:
+        example = next(iter(matrices), "none")
+        raise UserError(
+            f"{key}: {targets!r} matches no trainable matrix of this model; give lora, linear, or a regular expression on "
+            f"names such as {example}"
+        )
+    return found
+
+
+def saved_zeros(file: Path, names: Iterable[str]) -> int:
+    """How many elements of the named tensors are zero in a safetensors file.
+
+    Args:
+        file: The file.
+        names: Names of tensors in it.
+    """
+    with safe_open(file, framework="pt") as tensors:
+        return sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in map(tensors.get_tensor, names))

@@ -1,0 +1,145 @@
+"""Models in NF4 and INT8 by bitsandbytes, through transformers: made, counted, and taken back to full precision.
+
+NF4: 4-bit NormalFloat in blocks of 64 with doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314). INT8: LLM.int8(),
+a scale for each output channel, columns with outliers in half precision (Dettmers et al. 2022, arXiv:2208.07339).
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+from lightgpt2.errors import UserError
+from lightgpt2.models.families import LINEAR, is_tied
+from lightgpt2.models.loading import load_model, new_model
+from lightgpt2.models.saving import save_model
+from lightgpt2.models.surgery import Operation
+
+Format = Literal["nf4", "int8"]
+
+
+def compute_type() -> torch.dtype:
+    """What NF4 weights are multiplied in: half precision where a GPU is at hand, FP32 on processors, most of which lack it."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def settings(form: Format) -> BitsAndBytesConfig:
+    """The library's settings for a format."""
+    if form == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_type(),
+    )
+
+
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """What a model's weights are quantized to: `nf4`, `int8`, another method's name, or nothing.
+
+    Args:
+        config: Its configuration.
+    """
+    found: Any = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    values: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    if values.get("load_in_8bit"):
+        return "int8"
+    if values.get("load_in_4bit"):
+        return str(values.get("bnb_4bit_quant_type", "fp4"))
+    return str(values.get("quant_method", "unknown"))
+
+
+def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model whose linear layers are quantized while it loads.
+
+    Args:
+        source: Hub id or folder of a model in full precision.
+        key: Config key to name in errors.
+        form: The format.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: It cannot be loaded, or not every linear layer of its blocks was quantized.
+    """
+    model = load_model(source, key, trust_remote_code, settings(form))
+    coverage(model, form)
+    return model
+
+
+def _quantized(model: PreTrainedModel) -> dict[str, Any]:
+    """The quantized linear layers by name."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt  # slow to import, and needed for this only
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit | Linear8bitLt)}
+
+
+def coverage(model: PreTrainedModel, form: Format) -> Operation:
+    """What of a model is quantized, counted: the ledger's record.
+
+    Args:
+        model: The quantized model.
+        form: The format.
+
+    Returns:
+        With `matched` of `linears` layers, and under `kept` the name of each layer that was left and why.
+
+    Raises:
+        UserError: A layer was passed over that should not have been.
+    """
+    done = _quantized(model)
+    left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]
+    head = model.get_output_embeddings()
+    why = "tied to the embedding" if is_tied(model) else "the vocabulary head"
+    kept = {name: why for name in left if model.get_submodule(name) is head}
+    if not done or len(kept) < len(left):
+        passed = ", ".join(sorted(set(left) - set(kept))) or "all"
+        raise UserError(f"{form}: linear layers were left in full precision ({passed}); this model is not supported")
+    return {"op": form, "matched": len(done), "linears": len(done) + len(left), "kept": kept}
+
+
+def quantize_folder(
+    source: Path, target: Path, form: Format, tokenizer: PreTrainedTokenizerFast, trust_remote_code: bool = False
+) -> Operation:
+    """Writes the quantized sibling of a model folder; plain transformers loads it.
+
+    Args:
+        source: The folder of a model in full precision.
+        target: Folder to write, atomically.
+        form: The format.
+        tokenizer: The model's tokenizer.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Returns:
+        The ledger's record; see `coverage`.
+    """
+    model = load_quantized(str(source), "PostTrainingQuantization", form, trust_remote_code)
+    save_model(model, tokenizer, target)
+    return coverage(model, form)
+
+
+@torch.no_grad()
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """A model in full precision that computes what an NF4 model computes.
+
+    Args:
+        model: The NF4 model.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    plain = new_model(config)
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    plain.name_or_path = model.name_or_path
+    weights = model.state_dict()  # which also undoes the packing that some processors' kernels want
+    for name, module in _quantized(model).items():
+        weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+        weights[f"{name}.weight"] = weight.T if isinstance(plain.get_submodule(name), Conv1D) else weight
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    return plain.eval()
