@@ -113,6 +113,8 @@ class LightGPT2CLI(LightningCLI):
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
             try:
                 made = self._make_trainer(**kwargs)
+            except UserError as error:
+                problems += error.problems
             except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
                 problems.insert(0, f"trainer: {' '.join(str(error).split())}")
             else:

@@ -24,7 +24,7 @@ def config(method: str, folder: Path, **trainer: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4, "vocab_size": 300}
     if method == "FineTune":
         init["model"] = {"model_type": "gpt2", **SHAPES["gpt2"]}
-    elif method == "LoRA":
+    elif method in ("LoRA", "QLoRA"):
         del data["vocab_size"]
         init |= {"model": str(folder / "teacher"), "lora": {"dropout": 0.1}}
     else:
@@ -86,17 +86,43 @@ def random_kills(count: int, total: int, every: int) -> list[int]:
     return kills
 
 
+def kills_in(phases: list[tuple[int, int]], every: int) -> list[int]:
+    """As `random_kills`: one kill in each range of micro-batches of the run, counted from its beginning."""
+    position, kills = 0, []
+    for first, last in phases:
+        at = random.SystemRandom().randint(first, last)
+        kills.append(at - position)
+        position = at // every * every
+    print("kills:", kills)
+    return kills
+
+
 # One epoch is 11 optimizer steps of 2 micro-batches of 4 windows, and a checkpoint comes every 4: kills fall before the first
 # one and after it, inside an accumulation, and in later epochs.
-@pytest.mark.parametrize("method", ["FineTune", "Distill", "LoRA"])
+@pytest.mark.parametrize("method", ["FineTune", "Distill", "QLoRA"])
 def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
     if method != "FineTune":
         write_model(tmp_path / "teacher")
     write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
-    fit_killed(tmp_path, "killed", random_kills(5, total=68, every=8))
+    fit_killed(tmp_path, "killed", random_kills(3 if method == "QLoRA" else 5, total=68, every=8))
     assert_same_run(tmp_path, "whole", "killed")
+
+
+def test_scheduled_pruning_goes_on_exactly(tmp_path: Path) -> None:
+    """Adapters pruned along the schedule: killed before it begins, on its way, and in its hold phase."""
+    write_corpus(tmp_path / "corpus", documents=24)
+    write_model(tmp_path / "teacher")
+    settings = config("LoRA", tmp_path, max_steps=34, accumulate_grad_batches=2)
+    schedule = {"targets": "lora", "amount": 0.8, "schedule": "cubic", "warmup": 0.2, "hold": 0.3, "every": 3}
+    settings["trainer"]["callbacks"] = [{"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": schedule}]
+    write_config(tmp_path / "config.yaml", settings)
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    fit_killed(tmp_path, "killed", kills_in([(1, 13), (18, 44), (50, 66)], every=8))  # steps 7 to 24 are on the way
+    assert_same_run(tmp_path, "whole", "killed")
+    ledger = json.loads((tmp_path / "checkpoints/killed/model/ledger.json").read_text())
+    assert ledger[-1]["operations"][1]["achieved"] == pytest.approx(0.8, abs=1e-3)
 
 
 def assert_same_weights(folder: Path, first: str, second: str) -> None:

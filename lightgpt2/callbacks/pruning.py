@@ -13,6 +13,7 @@ from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.functional.schedules import cubic
 from lightgpt2.methods.base import Method
 from lightgpt2.models.pruning import prunable
+from lightgpt2.runs import Run
 
 Criterion = Literal["l1", "random"]
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ class GlobalL1Pruning(Callback):
         every: Optimizer steps between two steps of `cubic`.
         criterion: `l1`, or `random` as a control.
         seed: Seed of `random`.
-
-    Raises:
-        UserError: The schedule is longer than the run.
     """
 
     def __init__(
@@ -61,11 +59,17 @@ class GlobalL1Pruning(Callback):
         criterion: Criterion = "l1",
         seed: NonNegativeInt = 0,
     ) -> None:
-        self.targets, self.amount, self.schedule = targets, amount, schedule
-        self.warmup, self.hold, self.every = warmup, hold, every
+        self.targets, self.schedule, self.every = targets, schedule, int(every)
+        # Plain numbers: checkpoints hold nothing else
+        self.amount, self.warmup, self.hold = float(amount), float(warmup), float(hold)
         self.criterion, self.seed = criterion, seed
-        if warmup + hold >= 1:
-            raise UserError(f"{_KEY}.warmup: {warmup} and hold: {hold} leave no step to prune at; give a sum below 1")
+
+    def attach(self, run: Run) -> None:
+        """Checks the settings, before anything is built."""
+        if self.warmup + self.hold >= 1:
+            raise UserError(
+                f"{_KEY}.warmup: {self.warmup} and hold: {self.hold} leave no step to prune at; give a sum below 1"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for what cannot be pruned, before anything is trained or scored."""

@@ -40,13 +40,13 @@ class PostTrainingQuantization(Callback):
 
     def __init__(self, formats: list[Format] | None = None) -> None:
         self.formats: list[Format] = ["nf4", "int8"] if formats is None else formats
-        if not self.formats or len(set(self.formats)) < len(self.formats):
-            raise UserError("trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once")
         self.run: Run
 
     def attach(self, run: Run) -> None:
-        """Says whose artefact it is."""
+        """Says whose artefact it is; checks the settings."""
         self.run = run
+        if not self.formats or len(set(self.formats)) < len(self.formats):
+            raise UserError("trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Quantizes, scores, prints."""

@@ -22,7 +22,7 @@ def test_published_setting_on_gpt2_trains_exactly_the_published_number(monkeypat
     """Hu et al. 2021: c_attn, r = 8."""
     with torch.device("meta"):
         gpt2 = new_model(load_config({"model_type": "gpt2"}, "model.model"))
-    monkeypatch.setattr(LoRA, "load_parent", lambda self: gpt2)
+    monkeypatch.setattr(LoRA, "load_base", lambda self: gpt2)
     method = LoRA("gpt2", LoraAdapters(target_modules=["c_attn"]))
     method.build()
     (operation,) = method.operations
@@ -73,7 +73,8 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
     assert (plain - adapted).abs().max() > 0.01, "the adapters do nothing"
 
     ledger = json.loads((run / "model/ledger.json").read_text())[-1]
-    (operation,) = ledger["operations"]
+    operation, merge = ledger["operations"]
+    assert merge == {"op": "merge", "dense": True}
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert sum(value.numel() for value in state.values()) == operation["trainable"], (
         "a checkpoint holds what is trained"
@@ -88,7 +89,7 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
 
 
 def test_nothing_but_adapters_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoRA, "load_parent", lambda self: make_model("gpt2"))
+    monkeypatch.setattr(LoRA, "load_base", lambda self: make_model("gpt2"))
     method = LoRA("gpt2")
     method.build()
     assert all("lora_" in name for name, p in method.named_parameters() if p.requires_grad)
@@ -106,7 +107,7 @@ def test_nothing_but_adapters_is_trained(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_adapters_that_match_no_module_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]) -> None:
-    monkeypatch.setattr(LoRA, "load_parent", lambda self: make_model("gpt2"))
+    monkeypatch.setattr(LoRA, "load_base", lambda self: make_model("gpt2"))
     with pytest.raises(UserError, match=r"^model\.lora.*: ."):
         LoRA("gpt2", LoraAdapters(**wrong)).build()
 

@@ -1,0 +1,187 @@
+"""GlobalL1Pruning through the real command: exact on disk, held by later stages, refused where it would do harm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.methods.test_lora import config as lora_config
+from tests.support.cli import logged
+from tests.support.mistakes import Bench
+
+IDS = torch.arange(60).view(2, 30)
+
+
+def pruning(**settings: Any) -> dict[str, Any]:
+    return {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": settings}
+
+
+def finetune(**settings: Any) -> dict[str, Any]:
+    model = {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "teacher", "optimizer": {"lr": 1e-3}}}
+    return {"model": model, "trainer.max_steps": 20, "trainer.callbacks": [pruning(**settings)]}
+
+
+def adapters(source: str, **settings: Any) -> dict[str, Any]:
+    model = lora_config(source)["model"]
+    if source != "teacher":
+        del model["init_args"]["lora"]
+    return {"model": model, "trainer.callbacks": [pruning(**settings)] if settings else []}
+
+
+def last_entry(run: str, folder: str = "model") -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(Path("checkpoints", run, folder, "ledger.json").read_text())[-1]
+    return entry
+
+
+def zeros(file: str, part: str) -> tuple[int, int]:
+    chosen = [t for name, t in load_file(Path("checkpoints") / file).items() if part in name and t.ndim == 2]
+    return sum(t.numel() - int(t.count_nonzero()) for t in chosen), sum(t.numel() for t in chosen)
+
+
+def test_scheduled_pruning_of_linear_layers_reaches_the_target_on_disk(bench: Bench) -> None:
+    bench.configure(finetune(targets="linear", amount=0.6, schedule="cubic", warmup=0.2, hold=0.3, every=3))
+    bench.succeed("fit")
+    gone, total = zeros("r/model/model.safetensors", ".h.")
+    assert gone == round(0.6 * total)
+    (operation,) = last_entry("r")["operations"]
+    assert operation == {
+        "op": "global_l1", "criterion": "l1", "targets": "linear", "amount": 0.6,
+        "tensors": 16, "weights": total, "pruned": gone, "achieved": gone / total,
+    }  # fmt: skip
+    assert zeros("r/model/model.safetensors", "wte")[0] == 0
+    curve = logged(Path(), "r")["train/sparsity"]
+    values = list(curve.values())
+    assert values == sorted(values)
+    assert min(curve) > 4, "nothing goes in the warm-up"
+    assert all(value == pytest.approx(0.6, abs=1e-4) for step, value in curve.items() if step > 14), "the hold phase"
+    assert 0 < values[0] < 0.6
+
+
+def test_masks_hold_through_resumption_and_the_next_stage(bench: Bench) -> None:
+    bench.configure(finetune(targets="linear", amount=0.5))
+    bench.succeed("fit")
+    before = load_file("checkpoints/r/model/model.safetensors")
+    bench.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps", "24")
+    after = load_file("checkpoints/r/model/model.safetensors")
+    linear = [name for name, t in before.items() if ".h." in name and t.ndim == 2]
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in linear)
+    assert any(not torch.equal(before[name], after[name]) for name in linear), "nothing was trained"
+    following = finetune()
+    following["model"]["init_args"]["model"] = "checkpoints/r/model"
+    bench.configure(following | {"trainer.callbacks": []})
+    bench.succeed("fit", "--run", "next")
+    later = load_file("checkpoints/next/model/model.safetensors")
+    assert all(torch.equal(before[name] == 0, later[name] == 0) for name in linear)
+    assert any(not torch.equal(after[name], later[name]) for name in linear), "nothing was trained"
+    (operation,) = last_entry("next")["operations"]
+    assert operation["held"]
+    assert operation["achieved"] == 0.5
+
+
+def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
+    """Trained, pruned by 80 % without a step, tuned: three stages; PEFT's adapter and the merged model agree at each."""
+    bench.configure(adapters("teacher"))
+    bench.succeed("fit", "--run", "trained")
+    bench.configure(adapters("checkpoints/trained/adapter", targets="lora", amount=0.8) | {"trainer.max_steps": 0})
+    bench.succeed("fit", "--run", "pruned")
+    bench.configure(adapters("checkpoints/pruned/adapter"))
+    bench.succeed("fit", "--run", "tuned")
+    base = AutoModelForCausalLM.from_pretrained("teacher")
+    files = {
+        run: load_file(f"checkpoints/{run}/adapter/adapter_model.safetensors") for run in ("trained", "pruned", "tuned")
+    }
+    for run in ("pruned", "tuned"):
+        gone, total = zeros(f"{run}/adapter/adapter_model.safetensors", "lora_")
+        assert gone == round(0.8 * total)
+        assert zeros(f"{run}/model/model.safetensors", "c_attn")[0] < 0.1 * total, "merged weights are dense"
+        operations = {operation["op"]: operation for operation in last_entry(run)["operations"]}
+        assert operations["global_l1"]["achieved"] == gone / total
+        assert operations["merge"]["dense"]
+        merged = AutoModelForCausalLM.from_pretrained(f"checkpoints/{run}/model")
+        with torch.no_grad():
+            adapted = PeftModel.from_pretrained(base, f"checkpoints/{run}/adapter").eval()(IDS).logits
+            torch.testing.assert_close(merged(IDS).logits, adapted, rtol=1e-5, atol=1e-5)
+        base = AutoModelForCausalLM.from_pretrained("teacher")
+    kept = {name: files["pruned"][name] != 0 for name in files["pruned"]}
+    assert all(torch.equal(files["pruned"][n], files["trained"][n] * kept[n]) for n in kept), (
+        "pruning only sets to zero"
+    )
+    assert all(torch.equal(files["tuned"][n] != 0, kept[n]) for n in kept)
+    assert any(not torch.equal(files["tuned"][n], files["pruned"][n]) for n in kept)
+    qualities = {run: last_entry(run)["quality"] for run in files}
+    assert qualities["pruned"]["before"]["perplexity"] == pytest.approx(qualities["trained"]["after"]["perplexity"])
+    assert len(json.loads(Path("checkpoints/tuned/adapter/ledger.json").read_text())) == 3
+
+
+def test_random_pruning_removes_as_much_but_other_weights(bench: Bench) -> None:
+    for criterion in ("l1", "random"):
+        bench.configure(finetune(targets="c_fc", amount=0.7, criterion=criterion) | {"trainer.max_steps": 0})
+        bench.succeed("fit", "--run", criterion)
+    teacher = load_file("teacher/model.safetensors")
+    files = {name: load_file(f"checkpoints/{name}/model/model.safetensors") for name in ("l1", "random")}
+    chosen = [name for name in teacher if "c_fc.weight" in name]
+    norms = {}
+    for criterion, tensors in files.items():
+        gone = {name: tensors[name] == 0 for name in chosen}
+        assert sum(int(g.sum()) for g in gone.values()) == round(0.7 * 4 * 32 * 128)
+        assert all(torch.equal(tensors[name], teacher[name]) for name in teacher if name not in chosen), "only those"
+        norms[criterion] = sum(float(teacher[name][gone[name]].abs().sum()) for name in chosen)
+    assert norms["l1"] < 0.7 * norms["random"]
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "amount of one": (finetune(amount=1.0), "trainer.callbacks.amount: "),
+    "negative amount": (finetune(amount=-0.1), "trainer.callbacks.amount: "),
+    "no such targets": (
+        finetune(targets="nowhere"),
+        "trainer.callbacks.GlobalL1Pruning.targets: 'nowhere' matches no trainable matrix of this model; give lora, linear",
+    ),
+    "no regular expression": (
+        finetune(targets="("),
+        "trainer.callbacks.GlobalL1Pruning.targets: '(' is not a regular expression",
+    ),
+    "adapters of a model without": (
+        finetune(targets="lora"),
+        "trainer.callbacks.GlobalL1Pruning.targets: 'lora' matches no trainable matrix",
+    ),
+    "frozen weights": (
+        adapters("teacher", targets="linear"),
+        "trainer.callbacks.GlobalL1Pruning.targets: 'linear' matches no trainable matrix",
+    ),
+    "untrained adapters": (
+        adapters("teacher", targets="lora") | {"trainer.max_steps": 0},
+        "trainer.callbacks.GlobalL1Pruning.targets: the adapters are untrained (B is all zero",
+    ),
+    "schedule longer than the run": (
+        finetune(schedule="cubic", warmup=0.6, hold=0.4),
+        "trainer.callbacks.GlobalL1Pruning.warmup: 0.6 and hold: 0.4 leave no step to prune at",
+    ),
+    "schedule without steps": (
+        finetune(schedule="cubic") | {"trainer.max_steps": 0},
+        "trainer.callbacks.GlobalL1Pruning.schedule: cubic needs steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_give_one_message_before_anything_is_trained(bench: Bench, name: str) -> None:
+    changes, words = MISTAKES[name]
+    bench.configure(changes)
+    (message,) = bench.refuse("fit", touches=True)
+    assert message.startswith(words), message
+    assert not Path("checkpoints/r/model").exists()
+
+
+def test_less_than_what_an_earlier_stage_pruned_is_refused(bench: Bench) -> None:
+    bench.configure(finetune(targets="linear", amount=0.5) | {"trainer.max_steps": 0})
+    bench.succeed("fit", "--run", "first")
+    following = finetune(targets="linear", amount=0.3)
+    following["model"]["init_args"]["model"] = "checkpoints/first/model"
+    bench.configure(following)
+    (message,) = bench.refuse("fit", touches=True)
+    assert "amount: 0.3 is less than the 0.5000 that an earlier stage pruned" in message

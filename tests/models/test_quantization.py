@@ -1,0 +1,94 @@
+"""NF4 and INT8: every linear layer, loadable without LightGPT2, and back to full precision exactly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lightgpt2.errors import UserError
+from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.quantization import (
+    Format,
+    coverage,
+    dequantized,
+    load_quantized,
+    quantization_of,
+    quantize_folder,
+)
+from lightgpt2.models.saving import measure_sizes, save_model, stored_megabytes
+from tests.support.models import make_model, write_model, write_tokenizer
+
+IDS = torch.arange(60).view(2, 30)
+LAYERS = {"gpt2": 4 * 4, "llama": 4 * 7}
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Path, family: str, form: Format) -> None:
+    source = write_model(tmp_path / "m", family)
+    made = quantize_folder(source, tmp_path / "q", form, write_tokenizer(tmp_path / "t"))
+    assert made == {
+        "op": form, "matched": LAYERS[family], "linears": LAYERS[family] + 1, "kept": {"lm_head": "tied to the embedding"}
+    }  # fmt: skip
+    stored = load_file(tmp_path / "q/model.safetensors")
+    narrow = [name for name, t in stored.items() if t.dtype in (torch.uint8, torch.int8) and name.endswith(".weight")]
+    assert len(narrow) == LAYERS[family], "what the ledger counts lies on disk"
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "q").eval()
+    assert quantization_of(loaded.config) == form
+    with torch.no_grad():
+        error = (loaded(IDS).logits.float() - plain(IDS).logits).norm() / plain(IDS).logits.norm()
+    assert 0 < error < 0.3
+    sizes = measure_sizes(loaded, tmp_path / "q")
+    assert sizes.parameters == plain.num_parameters()
+    assert sizes.nonzero is None
+    assert stored_megabytes(loaded) < stored_megabytes(plain)
+    assert (tmp_path / "q/model.safetensors").stat().st_size < (source / "model.safetensors").stat().st_size
+
+
+def test_memory_counts_tied_weights_once_and_quantized_ones_as_stored(tmp_path: Path) -> None:
+    plain = make_model("gpt2", n_embd=128)  # wide enough for the formats' own tables not to count
+    buffers = sum(b.numel() * b.element_size() for b in plain.buffers())
+    assert stored_megabytes(plain) * 1e6 == 4 * sum(p.numel() for p in plain.parameters()) + buffers
+    save_model(plain, write_tokenizer(tmp_path / "t"), tmp_path / "m")
+    quantized = load_quantized(str(tmp_path / "m"), "model.model", "nf4")
+    linear = sum(p.numel() for n, p in plain.named_parameters() if ".h." in n and p.ndim == 2)
+    saved = (stored_megabytes(plain) - stored_megabytes(quantized)) * 1e6
+    assert linear * 3.4 < saved < linear * 3.5, "of 4 bytes half a byte stays, and the scales"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_dequantized_model_computes_what_the_nf4_model_computes(tmp_path: Path, family: str) -> None:
+    source = write_model(tmp_path / "m", family)
+    quantized = load_quantized(str(source), "model.model", "nf4").eval()
+    plain = dequantized(quantized)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(IDS).logits, quantized(IDS).logits, rtol=1e-4, atol=1e-4)
+    original = load_model(str(source), "model.model")
+    assert plain.state_dict().keys() == original.state_dict().keys()
+    name = "transformer.h.1.mlp.c_fc.weight" if family == "gpt2" else "model.layers.1.mlp.up_proj.weight"
+    weight = original.get_parameter(name).detach()
+    weight = weight.T.contiguous() if family == "gpt2" else weight
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    expected = dequantize_4bit(packed, state)
+    torch.testing.assert_close(plain.get_parameter(name), expected.T if family == "gpt2" else expected, rtol=0, atol=0)
+    assert not hasattr(plain.config, "quantization_config")
+
+
+def test_layer_that_was_passed_over_is_an_error(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    model: Any = load_quantized(str(source), "model.model", "nf4")
+    model.transformer.h[1].mlp.c_fc = torch.nn.Linear(32, 128)
+    with pytest.raises(UserError, match=r"nf4: linear layers were left .*h\.1\.mlp\.c_fc"):
+        coverage(model, "nf4")
+
+
+def test_what_is_quantized_already_says_so(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    assert quantization_of(load_config(str(source), "model.model")) is None
+    quantize_folder(source, tmp_path / "q", "nf4", write_tokenizer(tmp_path / "t"))
+    assert quantization_of(load_config(str(tmp_path / "q"), "model.model")) == "nf4"
