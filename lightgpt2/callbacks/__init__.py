@@ -2,5 +2,6 @@
 
 from lightgpt2.callbacks.pruning import GlobalL1Pruning
 from lightgpt2.callbacks.quantization import PostTrainingQuantization
+from lightgpt2.callbacks.sweep import SparsitySweep
 
-__all__ = ["GlobalL1Pruning", "PostTrainingQuantization"]
+__all__ = ["GlobalL1Pruning", "PostTrainingQuantization", "SparsitySweep"]

@@ -26,6 +26,26 @@ def precisions(figures: dict[str, dict[str, Any]]) -> str:
     return _aligned([_PRECISION_HEADER, *(_precision_row(name, values) for name, values in figures.items())])
 
 
+def sweep_table(found: dict[str, Any]) -> str:
+    """A table with one row a value: perplexity with its interval in each arm; and the largest value inside the budget.
+
+    Args:
+        found: A sweep as the ledger has it.
+    """
+    arms = found["arms"]
+    rows = [(found["key"], *(title for arm in arms for title in (f"{arm} perplexity", "95 % interval")))]
+    for i, value in enumerate(found["values"]):
+        cells = ((f"{arm[i]['perplexity']:.2f}", _interval(arm[i])) for arm in arms.values())
+        rows.append((f"{value:g}", *(text for pair in cells for text in pair)))
+    largest = found["largest_inside_budget"]
+    verdict = "no value is" if largest is None else f"the largest value inside it is {largest:g}"
+    return f"{_aligned(rows)}\n\nWith a budget of {found['budget']:g} of perplexity above the first row {verdict}."
+
+
+def _interval(values: dict[str, Any]) -> str:
+    return " - ".join(f"{bound:.2f}" for bound in values["interval_95"] or ())
+
+
 def _aligned(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -41,7 +61,7 @@ def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         f"{values['perplexity']:.2f}",
-        " - ".join(f"{bound:.2f}" for bound in values["interval_95"] or ()),
+        _interval(values),
         f"{values['bits_per_byte']:.4f}",
         f"{values['parameters']:,}",
         f"{values['embedding']:,}",
@@ -53,7 +73,7 @@ def _precision_row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         f"{values['perplexity']:.2f}",
-        " - ".join(f"{bound:.2f}" for bound in values["interval_95"] or ()),
+        _interval(values),
         f"{values['memory']:.2f}",
         "" if values["megabytes"] is None else f"{values['megabytes']:.2f}",
         values.get("quantized", "none"),

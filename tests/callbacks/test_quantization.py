@@ -1,0 +1,59 @@
+"""PostTrainingQuantization through the real command: siblings of the artefact, scored from disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.support.mistakes import Bench
+
+
+def finetune(formats: Any, **more: Any) -> dict[str, Any]:
+    model = {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "teacher", "optimizer": {"lr": 1e-3}}}
+    callback = {"class_path": "lightgpt2.callbacks.PostTrainingQuantization", "init_args": {"formats": formats}}
+    return {"model": model, "trainer.callbacks": [callback], **more}
+
+
+def test_siblings_are_scored_from_disk_beside_full_and_half_precision(bench: Bench) -> None:
+    bench.configure(finetune(["nf4", "int8"]))
+    shown = bench.succeed("fit")
+    run = Path("checkpoints/r")
+    whole = json.loads((run / "model/ledger.json").read_text())
+    table = {
+        line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(("fp32", "bf16", "nf4", "int8"))
+    }
+    assert set(table) == {"fp32", "bf16", "nf4", "int8"}
+    assert table["fp32"][1] == f"{whole[-1]['quality']['after']['perplexity']:.2f}"
+    for form in ("nf4", "int8"):
+        ledger = json.loads((run / f"model-{form}/ledger.json").read_text())
+        assert ledger[:-1] == whole
+        (operation,) = ledger[-1]["operations"]
+        assert operation == {"op": form, "matched": 16, "linears": 17, "kept": {"lm_head": "tied to the embedding"}}
+        assert len(ledger[-1]["parent"]["sha256"]) == 64
+        figure = ledger[-1]["quality"]["after"]["perplexity"]
+        assert figure == pytest.approx(whole[-1]["quality"]["after"]["perplexity"], rel=0.1)
+        assert f"{figure:.2f}" == table[form][1]
+        assert "16/17" in table[form]
+        shown = bench.succeed("validate", "--ckpt_path", str(run / f"model-{form}"))
+        assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, rel=1e-6)
+        loaded = AutoModelForCausalLM.from_pretrained(run / f"model-{form}")
+        assert loaded.num_parameters() == ledger[-1]["sizes"]["parameters"] == whole[-1]["sizes"]["parameters"]
+    memory = {name: float(row[2]) for name, row in table.items()}  # one document has no interval
+    assert memory["fp32"] == pytest.approx(2 * memory["bf16"], rel=0.05), "half precision's share is shown apart"
+    assert memory["nf4"] < memory["int8"] < memory["fp32"]
+
+
+@pytest.mark.parametrize("formats", [[], ["nf4", "nf4"]])
+def test_formats_that_make_nothing_or_the_same_twice_are_refused(bench: Bench, formats: list[str]) -> None:
+    bench.configure(finetune(formats))
+    (message,) = bench.refuse("fit")
+    assert message == "trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once"
+
+
+def test_unknown_format_is_refused(bench: Bench) -> None:
+    bench.configure(finetune(["int4"]))
+    (message,) = bench.refuse("fit")
+    assert message.startswith("trainer.callbacks.formats")
+    assert "'nf4', 'int8'" in message
