@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -91,7 +92,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
-                "true"
+                "true (lightgpt2 benchmark: --trust-remote-code)"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if named and not _is_path(source):
@@ -171,12 +172,20 @@ def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTra
         UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
     """
     load_config(source, key, trust_remote_code)
+    model = _load_whole(source, key, trust_remote_code, dtype=torch.float32)
+    if getattr(model.config, "quantization_config", None) is not None:
+        _forget_quantization(model)
+    return model
+
+
+def _load_whole(source: str, key: str, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    """Loads with transformers, dequantizes GGUF, and refuses a model that lacks weights."""
     arguments = _arguments(source)
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
         lambda: AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+            **arguments, **options, trust_remote_code=trust_remote_code, output_loading_info=True
         ),
         source,
         key,
@@ -186,9 +195,82 @@ def load_model(source: str, key: str, trust_remote_code: bool = False) -> PreTra
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
-    if getattr(model.config, "quantization_config", None) is not None:
-        _forget_quantization(model)
     return model
+
+
+def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
+    """What a model's file is quantized to: `nf4`, `int8`, `gguf`, or another method's name; None for plain weights.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: Its configuration cannot be loaded.
+    """
+    config = load_config(source, key, trust_remote_code)
+    if "gguf_file" in _arguments(source):
+        return "gguf"
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    if values.get("load_in_8bit"):
+        return "int8"
+    if values.get("load_in_4bit"):
+        return str(values.get("bnb_4bit_quant_type", "fp4"))
+    return str(values.get("quant_method"))
+
+
+def load_for_inference(
+    source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A pretrained model as it is deployed: in half precision, or quantized; on its device.
+
+    Args:
+        source: Hub id, folder or GGUF file; a folder that is quantized keeps its own quantization.
+        key: Config key to name in errors.
+        precision: `fp32`, `bf16`, `fp16`, `int8` or `nf4`. The last two are bitsandbytes'.
+        attention: What transformers calls `attn_implementation`.
+        device: `cpu` or `cuda:N`.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: It cannot be loaded, or there was nothing in it to quantize.
+    """
+    stored = stored_precision(source, key, trust_remote_code)
+    options: dict[str, Any] = {"attn_implementation": attention}
+    if stored not in (None, "gguf"):
+        options |= {"dtype": "auto", "device_map": {"": device}}
+    elif precision in _DTYPES:
+        options["dtype"] = _DTYPES[precision]
+    else:
+        # bitsandbytes' INT8 kernels compute in FP16; a CPU does so in FP32.
+        fast = torch.float16 if precision == "int8" else torch.bfloat16
+        options |= {"dtype": torch.float32 if device == "cpu" else fast, "device_map": {"": device}}
+        options["quantization_config"] = _quantization(precision, options["dtype"])
+    model = _load_whole(source, key, trust_remote_code, **options)
+    if "device_map" not in options:
+        model.to(device)
+    elif not any(hasattr(p, "quant_state") or hasattr(p, "SCB") for p in model.parameters()) and stored is None:
+        raise UserError(f"{key}: {source} has no layer that can be quantized to {precision}")
+    return model.eval()
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _quantization(precision: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Settings of bitsandbytes for a model that is quantized while it loads."""
+    if precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=precision,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
