@@ -138,7 +138,14 @@ class LightGPT2CLI(LightningCLI):
         elif logger in (None, True):
             logger = self._tensorboard()
         extra = trainer.callbacks or []
-        callbacks = [*(extra if isinstance(extra, list) else [extra]), *callbacks]
+        extra = extra if isinstance(extra, list) else [extra]
+        for callback in extra:
+            if hasattr(callback, "attach") and not isinstance(callback, Checkpointing):
+                callback.attach(self.place)
+        # Some work on the artefact: after the callback that writes it, in the order that they say themselves.
+        before = [callback for callback in extra if getattr(callback, "order", 0) == 0]
+        after = sorted((c for c in extra if getattr(c, "order", 0)), key=lambda callback: callback.order)
+        callbacks = [*before, *callbacks, *after]
         return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 
     def _provide_and_check(self, problems: list[str]) -> None:
