@@ -66,6 +66,7 @@ def test_the_verb_fails_when_nothing_could_be_measured(
     assert "error" in json.loads((tmp_path / "benchmark.json").read_text())["arms"][0]
 
 
+@pytest.mark.slow
 def test_the_verb_refuses_before_anything_starts(tmp_path: Path) -> None:
     done = run_cli(tmp_path, "benchmark", "./missing", "--rounds", "1")
     assert (done.returncode, done.stdout) == (2, "")

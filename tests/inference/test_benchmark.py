@@ -197,6 +197,7 @@ def test_end_of_text_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert {count: len(times["others"]) for count, times in measured["generate"].items()} == {"4": 3, "8": 7}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported_and_the_others_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Child.ask
     asked: list[tuple[int, str]] = []
@@ -229,6 +230,7 @@ def test_a_child_that_ends_by_itself_says_its_last_words(monkeypatch: pytest.Mon
     child.close()
 
 
+@pytest.mark.slow
 def test_a_child_does_not_inherit_its_parents_peak(folder: Path) -> None:
     ballast = torch.ones(250_000_000)  # 1 GB
     child = Child()
@@ -240,7 +242,8 @@ def test_a_child_does_not_inherit_its_parents_peak(folder: Path) -> None:
     assert peaks["peak_reserved_mb"] is None
 
 
-def test_a_model_that_runs_out_of_memory_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_model_that_runs_out_of_memory_says_so(folder: Path) -> None:
     """A batch that no machine has room for."""
     huge = Settings(prompt_tokens=4, new_tokens=[4], forward_tokens=64, batches=[10**10], rounds=1)
     child = Child()
