@@ -3,13 +3,16 @@
 `pipeline`, `benchmark`, `sweep` and `report` start at once: what takes seconds to import is imported by what needs it.
 """
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from lightgpt2.errors import UserError, exit_with_message
+from lightgpt2.errors import Interrupted, UserError, exit_with_message
 
 
 def _pipeline(options: Namespace) -> None:
@@ -43,8 +46,81 @@ def _report_options(parser: ArgumentParser) -> None:
     )
 
 
+def _benchmark(options: Namespace) -> None:
+    from lightgpt2.inference.arms import Settings, plan
+    from lightgpt2.inference.benchmark import choose_device, measure
+    from lightgpt2.models.files import write_json
+    from lightgpt2.report.benchmark_table import benchmark_table
+
+    settings = Settings(
+        options.prompt_tokens, options.new_tokens, options.forward_tokens, options.batches, options.rounds
+    )
+    output, traces = Path(options.output), Path(options.traces)
+    _check_writable("--output", output, output.parent)
+    _check_writable("--traces", traces, traces)
+    device = choose_device(options.device)
+    arms = plan(options.models, options.precision, options.attention, settings, options.trust_remote_code)
+    try:
+        result = measure(arms, settings, device, traces)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {options.output} was not written") from None
+    write_json(output, result)
+    if all("error" in arm for arm in result["arms"]):
+        raise UserError([f"{arm['name']}: {arm['error']}" for arm in result["arms"]])
+    print(benchmark_table(result), flush=True)
+    print(f"\nfigures: {options.output}   traces: {options.traces}", flush=True)
+
+
+def _check_writable(option: str, path: Path, folder: Path) -> None:
+    """Says now what would otherwise show when everything has been measured."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if path != folder and path.is_dir():
+        raise UserError(f"{option}: {path} is a folder; give a file")
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{option}: {path} cannot be written, {existing} does not allow it; give another place")
+
+
+def _benchmark_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "models", type=str, nargs="+", help="Model folders, GGUF files or hub models. First: the baseline."
+    )
+    parser.add_argument(
+        "--precision",
+        type=Literal["fp32", "bf16", "fp16", "int8", "nf4"],
+        nargs="+",
+        help="Precisions to measure every model in; default: fp32, or what a folder is quantized to already.",
+    )
+    parser.add_argument(
+        "--attention",
+        type=Literal["sdpa", "eager", "flash"],
+        nargs="+",
+        default=["sdpa"],
+        help="Kinds of attention; flash is sdpa held to its flash kernel.",
+    )
+    parser.add_argument("--rounds", type=PositiveInt, default=5, help="How often every model is measured, in turns.")
+    parser.add_argument(
+        "--new-tokens", type=PositiveInt, nargs="+", default=[128, 256], help="Numbers of new tokens to generate."
+    )
+    parser.add_argument("--prompt-tokens", type=PositiveInt, default=32, help="Length of the random prompt.")
+    parser.add_argument(
+        "--batches", type=PositiveInt, nargs="+", default=[1, 16], help="Batch sizes of the forward pass."
+    )
+    parser.add_argument(
+        "--forward-tokens", type=PositiveInt, default=128, help="Length of the sequences of the forward pass."
+    )
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to measure.")
+    parser.add_argument("--output", type=str, default="benchmark.json", help="File for the figures.")
+    parser.add_argument("--traces", type=str, default="tb-logs/benchmark", help="Folder for the profiler's traces.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Let code in the models' folders run.")
+
+
 VERBS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
     "pipeline": ("Run the stages of a recipe that are not done yet, in order.", _pipeline_options, _pipeline),
+    "benchmark": (
+        "Measure speed and memory of models side by side, each in a process of its own.",
+        _benchmark_options,
+        _benchmark,
+    ),
     "report": (
         "Write what each stage of finished runs bought, as report.md and report.html.",
         _report_options,

@@ -15,8 +15,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel
 
-from lightgpt2.callbacks.monitor import peak_memory_mb, reset_peak_memory
 from lightgpt2.errors import UserError
+from lightgpt2.inference.memory import peak_mb, reset_peak
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
 from lightgpt2.methods.distill import Distill
@@ -92,7 +92,7 @@ class Artefact(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces what a finished run that is done again has left, and starts the clock."""
         self._started = time.monotonic() - self.seconds
-        reset_peak_memory()  # which loading and scoring have raised
+        reset_peak()  # which loading and scoring have raised
         if trainer.is_global_zero:
             self._begin(trainer)
 
@@ -117,7 +117,7 @@ class Artefact(Callback):
         """Saves the artefact; the last checkpoint is written after it, so no finished run lacks one."""
         assert isinstance(pl_module, Method)
         self.seconds = time.monotonic() - self._started
-        self.peak_memory = max(self.peak_memory, peak_memory_mb())
+        self.peak_memory = max(self.peak_memory, peak_mb(torch.cuda.is_available()))
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, pl_module: Method) -> None:
@@ -181,7 +181,7 @@ class Artefact(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Figures so far and seconds trained."""
         seconds = time.monotonic() - self._started if hasattr(self, "_started") else self.seconds
-        peak = max(self.peak_memory, peak_memory_mb())
+        peak = max(self.peak_memory, peak_mb(torch.cuda.is_available()))
         return {"figures": self.figures, "seconds": seconds, "curve": self.curve, "peak_memory": peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,18 +1,13 @@
 """What a person watches while a run goes on: progress bar and TensorBoard."""
 
-import contextlib
-import ctypes
-import gc
-import resource
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightgpt2.inference.memory import peak_mb
 from lightgpt2.methods.base import Method
 
 
@@ -40,7 +35,9 @@ class Monitor(Callback):
         pl_module.log_dict(
             {"loss": metrics["train/loss"], "tokens/s": speed}, prog_bar=True, logger=False, batch_size=1
         )
-        self._write(trainer, {**metrics, "train/tokens_per_s": speed, "train/memory_mb": peak_memory_mb()})
+        self._write(
+            trainer, {**metrics, "train/tokens_per_s": speed, "train/memory_mb": peak_mb(torch.cuda.is_available())}
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the validation scores and sample continuations of a fit."""
@@ -67,23 +64,3 @@ class Monitor(Callback):
         shown = data.tokenizer.batch_decode(prompts, skip_special_tokens=True)
         rows = "\n\n".join(f"    {p} ▸ {t}".replace("\n", "\n    ") for p, t in zip(shown, texts, strict=True))
         logger.experiment.add_text("samples", rows, trainer.global_step)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory so far in units of 10^6 bytes: allocated on CUDA, resident on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def reset_peak_memory() -> None:
-    """Begins the peak anew from what is in use now; on a CPU where the system can (Linux)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # the C library keeps freed memory for itself otherwise
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -6,6 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lightgpt2.errors import UserError
+from lightgpt2.inference.memory import weights_mb
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
@@ -13,7 +14,7 @@ from lightgpt2.models.files import restore_folder, write_json
 from lightgpt2.models.ledger import Parent
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.quantization import Format, quantize_folder
-from lightgpt2.models.saving import measure_sizes, stored_megabytes
+from lightgpt2.models.saving import measure_sizes
 from lightgpt2.report.table import precisions
 from lightgpt2.runs import Run
 
@@ -89,4 +90,4 @@ class PostTrainingQuantization(Callback):
         model.to(device=trainer.strategy.root_device)
         loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
         result = score(model, method.task, loader, documents, f"Scoring {precision}")
-        return {**result.as_dict(), **sizes, "memory": stored_megabytes(model)}
+        return {**result.as_dict(), **sizes, "memory": weights_mb(model)}

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -92,7 +92,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
-                "true"
+                "true (lightgpt2 benchmark: --trust-remote-code)"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if named and not _is_path(source):
@@ -165,7 +165,8 @@ def load_model(
     key: str,
     trust_remote_code: bool = False,
     quantization: BitsAndBytesConfig | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    **options: Any,
 ) -> PreTrainedModel:
     """A pretrained model: in FP32, a GGUF file dequantized, a folder in NF4 or INT8 as it is.
 
@@ -174,7 +175,8 @@ def load_model(
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
         quantization: What to make of the linear layers' weights while loading.
-        dtype: Type of all other weights.
+        dtype: Type of all other weights; `auto` is what the file says.
+        options: Further arguments of transformers' `from_pretrained`.
 
     Raises:
         UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
@@ -190,7 +192,7 @@ def load_model(
         arguments["quantization_config"] = quantization
     loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
         lambda: AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            **arguments, **options, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         ),
         source,
         key,

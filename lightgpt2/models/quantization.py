@@ -6,7 +6,7 @@ a scale for each output channel, columns with outliers in half precision (Dettme
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -14,27 +14,30 @@ from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import LINEAR, is_tied
-from lightgpt2.models.loading import load_model, new_model
+from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
 
 Format = Literal["nf4", "int8"]
 
 
-def compute_type() -> torch.dtype:
-    """What NF4 weights are multiplied in: half precision where a GPU is at hand, FP32 on processors, most of which lack it."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
+    """The library's settings for a format.
 
+    NF4 weights are multiplied in half precision on CUDA, and in FP32 on processors, most of which are slow with less.
 
-def settings(form: Format) -> BitsAndBytesConfig:
-    """The library's settings for a format."""
+    Args:
+        form: The format.
+        cuda: Whether it is for CUDA. The default is whether there is a card.
+    """
     if form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
+    fast = torch.cuda.is_available() if cuda is None else cuda
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_type(),
+        bnb_4bit_compute_dtype=torch.bfloat16 if fast else torch.float32,
     )
 
 
@@ -53,6 +56,55 @@ def quantization_of(config: PretrainedConfig) -> str | None:
     if values.get("load_in_4bit"):
         return str(values.get("bnb_4bit_quant_type", "fp4"))
     return str(values.get("quant_method", "unknown"))
+
+
+def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
+    """What a model's file is quantized to: as `quantization_of`, or `gguf`; nothing for plain weights.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: Its configuration cannot be loaded.
+    """
+    config = load_config(source, key, trust_remote_code)
+    return "gguf" if source.endswith(".gguf") else quantization_of(config)
+
+
+def load_for_inference(
+    source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A pretrained model as it is deployed: in half precision, or quantized; on its device.
+
+    Args:
+        source: Hub id, folder or GGUF file; a folder that is quantized keeps its own quantization.
+        key: Config key to name in errors.
+        precision: `fp32`, `bf16`, `fp16`, `int8` or `nf4`. The last two are bitsandbytes'.
+        attention: What transformers calls `attn_implementation`.
+        device: `cpu` or `cuda:N`.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: It cannot be loaded, or a layer was passed over that should have been quantized.
+    """
+    cuda = device != "cpu"
+    options: dict[str, Any] = {"attn_implementation": attention}
+    if stored_precision(source, key, trust_remote_code) not in (None, "gguf"):
+        return load_model(source, key, trust_remote_code, dtype="auto", device_map={"": device}, **options).eval()
+    if precision in _DTYPES:
+        return load_model(source, key, trust_remote_code, dtype=_DTYPES[precision], **options).to(device).eval()
+    form = cast(Format, precision)
+    # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32.
+    fast = torch.float16 if form == "int8" else torch.bfloat16
+    dtype = fast if cuda else torch.float32
+    model = load_model(source, key, trust_remote_code, settings(form, cuda), dtype, **options, device_map={"": device})
+    coverage(model, form)
+    return model.eval()
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -72,13 +72,6 @@ def save_model(
         tokenizer.save_pretrained(temporary)
 
 
-def stored_megabytes(model: PreTrainedModel) -> float:
-    """Memory of a model's weights and buffers as they are stored, tied ones once, in units of 10^6 bytes."""
-    tensors = [*model.state_dict().values(), *(b for _, b in model.named_buffers())]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
-    return sum(storages.values()) / 1e6
-
-
 def measure_sizes(model: PreTrainedModel, folder: Path) -> Sizes:
     """Sizes of a model that was loaded from `folder`."""
     embedding = model.get_input_embeddings().weight.numel()

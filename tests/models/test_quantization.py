@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lightgpt2.errors import UserError
+from lightgpt2.inference.memory import weights_mb
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.quantization import (
     Format,
@@ -19,7 +20,7 @@ from lightgpt2.models.quantization import (
     quantization_of,
     quantize_folder,
 )
-from lightgpt2.models.saving import measure_sizes, save_model, stored_megabytes
+from lightgpt2.models.saving import measure_sizes, save_model
 from tests.support.models import make_model, write_model, write_tokenizer
 
 IDS = torch.arange(60).view(2, 30)
@@ -46,18 +47,18 @@ def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Pa
     sizes = measure_sizes(loaded, tmp_path / "q")
     assert sizes.parameters == plain.num_parameters()
     assert sizes.nonzero is None
-    assert stored_megabytes(loaded) < stored_megabytes(plain)
+    assert weights_mb(loaded) < weights_mb(plain)
     assert (tmp_path / "q/model.safetensors").stat().st_size < (source / "model.safetensors").stat().st_size
 
 
 def test_memory_counts_tied_weights_once_and_quantized_ones_as_stored(tmp_path: Path) -> None:
     plain = make_model("gpt2", n_embd=128)  # wide enough for the formats' own tables not to count
     buffers = sum(b.numel() * b.element_size() for b in plain.buffers())
-    assert stored_megabytes(plain) * 1e6 == 4 * sum(p.numel() for p in plain.parameters()) + buffers
+    assert weights_mb(plain) * 1e6 == 4 * sum(p.numel() for p in plain.parameters()) + buffers
     save_model(plain, write_tokenizer(tmp_path / "t"), tmp_path / "m")
     quantized = load_quantized(str(tmp_path / "m"), "model.model", "nf4")
     linear = sum(p.numel() for n, p in plain.named_parameters() if ".h." in n and p.ndim == 2)
-    saved = (stored_megabytes(plain) - stored_megabytes(quantized)) * 1e6
+    saved = (weights_mb(plain) - weights_mb(quantized)) * 1e6
     assert linear * 3.4 < saved < linear * 3.5, "of 4 bytes half a byte stays, and the scales"
 
 
