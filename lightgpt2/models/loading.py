@@ -202,7 +202,7 @@ def load_model(
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
-    if gguf:
+    if gguf and getattr(model.config, "quantization_config", None) is not None:
         _forget_quantization(model)
     return model
 
