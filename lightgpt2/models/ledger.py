@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightgpt2 import __version__
 from lightgpt2.errors import UserError
 from lightgpt2.models import adapters
 from lightgpt2.models.files import sha256_file
-from lightgpt2.models.surgery import Operation
+
+if TYPE_CHECKING:  # the report reads ledgers, and needs no torch for it
+    from lightgpt2.models.surgery import Operation
 
 FILE = "ledger.json"
 QUALITY = ("perplexity", "interval_95", "bits_per_byte", "tokens", "documents")
@@ -85,7 +87,7 @@ class Entry:
     method: str
     config: dict[str, Any]
     parent: Parent
-    operations: list[Operation]
+    operations: "list[Operation]"
     data: dict[str, Any]
     seed: int
     steps: int
@@ -114,6 +116,8 @@ def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
         return []
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError("no list of entries")
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); restore it, or remove it and lose the model's history") from error
     return entries
