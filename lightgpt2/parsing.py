@@ -31,7 +31,7 @@ def find_config(name: str, key: str = "--config", beside: Path | None = None) ->
     Raises:
         UserError: There is no such file, or it is not a mapping in YAML.
     """
-    return _find(name, key, [beside] if beside else [], shipped_configs())
+    return _find(name, key, [beside / name] if beside else [], Path(), shipped_configs())
 
 
 def find_recipe(name: str) -> Path:
@@ -40,15 +40,14 @@ def find_recipe(name: str) -> Path:
     Raises:
         UserError: There is no such file, or it is not a mapping in YAML.
     """
-    recipes = shipped_configs() / "recipes"
-    bare = Path(name).name if Path(name).parent == Path("recipes") else name
-    return _find(name if Path(name).is_file() else bare, "recipe", [], recipes)
+    folder = Path("recipes") if Path(name).parent == Path("recipes") else Path()
+    return _find(name, "recipe", [], folder, shipped_configs() / "recipes")
 
 
-def _find(name: str, key: str, folders: list[Path], shipped: Path) -> Path:
-    """The YAML file that a path means, from the working folder or another, or a bare name among the shipped ones."""
-    bare = [shipped / name] if Path(name).parent == Path() else []
-    candidates = [Path(name), *(folder / name for folder in folders), *bare]
+def _find(name: str, key: str, elsewhere: list[Path], folder: Path, shipped: Path) -> Path:
+    """The YAML file that a path means: from the working folder, or elsewhere, or one in `folder`, a shipped one."""
+    inside = [shipped / Path(name).name] if Path(name).parent == folder else []
+    candidates = [Path(name), *elsewhere, *inside]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         known = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))

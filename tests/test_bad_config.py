@@ -251,6 +251,15 @@ def test_run_name_is_the_name_of_a_folder(bench: Bench, name: str) -> None:
     assert not Path("checkpoints").exists()
 
 
+def test_a_run_neither_lies_in_another_nor_holds_others(finished: Bench) -> None:
+    (message,) = finished.refuse("fit", "--run=r/inner")
+    assert message.startswith("--run r/inner: checkpoints/r is the folder of a run itself; give")
+    Path("checkpoints/group").mkdir()
+    Path("checkpoints/r").rename("checkpoints/group/r")
+    (message,) = finished.refuse("fit", "--run=group")
+    assert message.startswith("--run group: checkpoints/group holds other runs (r); give")
+
+
 def test_unfinished_run_is_not_started_afresh(finished: Bench) -> None:
     for path in Path("checkpoints/r/model").iterdir():
         path.unlink()
