@@ -276,12 +276,12 @@ def test_a_new_version_makes_everything_anew(done: Chain, monkeypatch: pytest.Mo
 
 def test_all_reasons_are_given_and_the_text_is_named_once(done: Chain) -> None:
     Path("other.txt").write_text("other")
-    done.change("c", data__source="other.txt", trainer__max_steps=6, model__lr=None)
+    done.change("c", data__source="other.txt", trainer__max_steps=6, model__lr=None, model__x=None)
     done.stages["c"]["from"] = "a"
     done.write()
     _, reason = done.plans()["c"]
     assert reason.split("; ") == [
-        "model.lr: 1.0 -> null", "data.source: text -> other.txt", "trainer.max_steps: 5 -> 6",
+        "model.lr: 1.0 -> null", "data.source: text -> other.txt", "trainer.max_steps: 5 -> 6", "model.x: not set -> null",
         "model.model: b/model -> a/model",
     ]  # fmt: skip
 
@@ -310,7 +310,9 @@ def test_a_model_that_was_made_on_the_way_is_no_change(pipe: Chain) -> None:
     running = {"state": "running", "parts": begun}
     assert plan(running, parts(recipe, recipe.stages[0]), run) == ("resume", "it was interrupted")
     shutil.rmtree("checkpoints")
+    shutil.rmtree("needed")
     pipe.started()
+    assert pipe.plans()["a"][0] == "skip"
     Path("needed/model.safetensors").write_text("another")
     assert pipe.plans()["a"] == ("run", "model.start: needed has changed")
 
@@ -440,8 +442,8 @@ def test_killed_while_a_stale_run_was_removed(done: Chain) -> None:
 
 @pytest.fixture
 def busy(pipe: Chain) -> Iterator[subprocess.Popen[str]]:
-    """A pipeline that is at work on its second stage, and would be for minutes."""
-    pipe.change("b", trainer__max_steps=9_000, trainer__seconds=0.05)
+    """A pipeline that is at work on its second stage, and would be for a while."""
+    pipe.change("b", trainer__max_steps=400, trainer__seconds=0.05)
     process = pipe.process()
     wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
     yield process

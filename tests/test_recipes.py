@@ -209,10 +209,14 @@ def test_overrides_are_keys_of_the_command_line() -> None:
 
 
 def test_an_override_never_reaches_another_stage() -> None:
-    stages = [A | {"overrides": {"model.optimizer": {"lr": 1.0}}}, A | {"name": "b", "from": None}]
-    first, second = read_recipe(write_recipe(stages)).stages
-    assert first.settings["model"]["init_args"]["optimizer"]["lr"] == 1.0
-    assert second.settings["model"]["init_args"]["optimizer"]["lr"] != 1.0
+    shared = {"r": 4}  # which YAML writes once, with an anchor
+    first = {"model.lora": shared, "model.lora.r": 8, "model.optimizer": {"lr": 1.0}}
+    stages = [A | {"overrides": first}, A | {"name": "b", "from": None, "overrides": {"model.lora": shared}}]
+    one, two = (stage.settings["model"]["init_args"] for stage in read_recipe(write_recipe(stages)).stages)
+    assert "&id001" in Path("chain.yaml").read_text()
+    assert (one["lora"]["r"], two["lora"]["r"]) == (8, 4)
+    assert one["optimizer"]["lr"] == 1.0
+    assert two["optimizer"]["lr"] != 1.0
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -41,6 +41,10 @@ def main() -> None:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, _: None if trainer.get("deaf") else stopped.append(signum))
 
+    for needed in config.get("needs", {}):
+        if not Path(needed).exists():
+            replace(Path(needed) / "model.safetensors", "made")
+
     last, step = folder / "last.ckpt", 0
     given = [(Path(p) / "model.safetensors").read_text() for p in model.values() if str(p).startswith("checkpoints/")]
     weights = digest({k: v for k, v in model.items() if not str(v).startswith("checkpoints/")}, given)
