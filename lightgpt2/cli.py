@@ -221,7 +221,7 @@ class LightGPT2CLI(LightningCLI):
     def _tensorboard(self) -> TensorBoardLogger:
         # What a killed process logged after its last checkpoint is about to be logged again.
         purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
-        return TensorBoardLogger(self.place.logs.parent, name=self.place.name, version="", **purge)
+        return TensorBoardLogger(self.place.logs.parent, name=self.place.logs.name, version="", **purge)
 
 
 def _data_seed(seed: Any) -> int:

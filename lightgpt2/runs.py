@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lightgpt2.errors import UserError
-from lightgpt2.models import ledger
 
 Identity = dict[str, Any]
 
@@ -21,7 +19,7 @@ class Run:
     """Where a run's files lie, under the working folder.
 
     Attributes:
-        name: The run's name.
+        name: The run's name: that of a folder, or `GROUP/NAME` for one of several that belong together.
     """
 
     name: str
@@ -101,8 +99,13 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
         UserError: The name is none for a folder; or the folder belongs to another run, or holds an unfinished run that
             a fresh start would overwrite.
     """
-    if Path(run.name).name != run.name or run.name.startswith("."):
-        raise UserError(f"--run {run.name}: not the name of a folder; give one without slashes and leading dots")
+    parts = run.name.split("/")
+    if len(parts) > 2 or not all(map(is_folder_name, parts)):
+        raise UserError(
+            f"--run {run.name}: not the name of a folder, nor of one inside another; give NAME or GROUP/NAME without "
+            "leading dots"
+        )
+    _check_nesting(run)
     if not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
         return
     fix = "give this run a name with --run NAME, or remove the folder"
@@ -117,6 +120,25 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
         )
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a name is that of a visible folder, and no path."""
+    return bool(name) and Path(name).name == name and not name.startswith(".")
+
+
+def _check_nesting(run: Run) -> None:
+    """Refuses a run inside the folder of another, and one around others: none could be removed without the other."""
+    inside = sorted(path.parent.name for path in run.folder.glob("*/config.yaml"))
+    if inside:
+        raise UserError(
+            f"--run {run.name}: {run.folder} holds other runs ({', '.join(inside)}); give this run another name with "
+            "--run NAME"
+        )
+    if "/" in run.name and (run.folder.parent / "config.yaml").exists():
+        raise UserError(
+            f"--run {run.name}: {run.folder.parent} is the folder of a run itself; give this run another GROUP"
+        )
+
+
 def unfinished(run: Run, ours: Identity) -> bool:
     """Whether a run's newest checkpoint is of another step than its model, or there is no model yet.
 
@@ -124,6 +146,8 @@ def unfinished(run: Run, ours: Identity) -> bool:
         run: The run.
         ours: Its identity.
     """
+    from lightgpt2.models import ledger  # here, since it takes seconds and who only asks where a run lies does without
+
     if not run.last.exists():
         return False
     step, problem = _inspect(run.last, ours)
@@ -133,6 +157,8 @@ def unfinished(run: Run, ours: Identity) -> bool:
 
 def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
     """Optimizer step of a checkpoint, and what is wrong with it if anything is."""
+    import torch  # here, since it takes seconds and who only asks where a run lies does without
+
     if not path.is_file():
         return 0, "does not exist"
     try:

@@ -243,12 +243,21 @@ def test_folder_of_something_else_is_not_touched(bench: Bench, content: str | No
     assert "--run NAME" in message
 
 
-@pytest.mark.parametrize("name", ["../r", "a/b", ".data", ".."])
+@pytest.mark.parametrize("name", ["../r", "a/b/c", ".data", "..", "a/.b", "a/..", "a/", "/a"])
 def test_run_name_is_the_name_of_a_folder(bench: Bench, name: str) -> None:
     (message,) = bench.refuse("fit", f"--run={name}")
     assert message.startswith(f"--run {name}: not the name of a folder")
-    assert "give one without slashes" in message
+    assert "give NAME or GROUP/NAME" in message
     assert not Path("checkpoints").exists()
+
+
+def test_a_run_neither_lies_in_another_nor_holds_others(finished: Bench) -> None:
+    (message,) = finished.refuse("fit", "--run=r/inner")
+    assert message.startswith("--run r/inner: checkpoints/r is the folder of a run itself; give")
+    Path("checkpoints/group").mkdir()
+    Path("checkpoints/r").rename("checkpoints/group/r")
+    (message,) = finished.refuse("fit", "--run=group")
+    assert message.startswith("--run group: checkpoints/group holds other runs (r); give")
 
 
 def test_unfinished_run_is_not_started_afresh(finished: Bench) -> None:

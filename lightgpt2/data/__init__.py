@@ -1,5 +1,17 @@
 """Corpora and LightningDataModules, one a file."""
 
-from lightgpt2.data.language_modeling import LanguageModelingData
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightgpt2.data.language_modeling import LanguageModelingData
 
 __all__ = ["LanguageModelingData"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the data module when it is asked for: who wants a corpus's fingerprint does not wait for Lightning."""
+    if name == "LanguageModelingData":
+        from lightgpt2.data.language_modeling import LanguageModelingData
+
+        return LanguageModelingData
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

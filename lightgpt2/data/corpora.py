@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from datasets import get_dataset_split_names, load_dataset
-
 from lightgpt2.errors import UserError
 
 Result = TypeVar("Result")
@@ -39,9 +37,9 @@ class Corpus:
         separator: Regular expression at which a text file is cut into documents.
     """
 
-    source: str
-    text_field: str
-    separator: str
+    source: str = "pydoc"
+    text_field: str = "text"
+    separator: str = r"\n\s*\n"
 
     def fingerprint(self) -> str:
         """Digest of everything that decides which documents come out, without reading local files whole."""
@@ -143,9 +141,13 @@ class Corpus:
         return name, config or None
 
     def _hub_splits(self) -> list[str]:
+        from datasets import get_dataset_split_names  # here, since it takes seconds and a fingerprint does without
+
         return self._reached(lambda: get_dataset_split_names(*self._hub_name()))
 
     def _hub(self) -> Iterator[tuple[Split | None, str]]:
+        from datasets import load_dataset
+
         named = self.splits()
         for split in self._hub_splits():
             table = self._reached(partial(load_dataset, *self._hub_name(), split=split))
@@ -225,6 +227,8 @@ def _cut(blocks: Iterable[str], separator: str) -> Iterator[str]:
 
 def _rows(reader: str, file: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of a structured file, streamed."""
+    from datasets import load_dataset
+
     try:
         yield from load_dataset(reader, data_files=str(file), split="train", streaming=True, **options)
     except UserError:

@@ -55,9 +55,9 @@ class LanguageModelingData(LightningDataModule):
 
     def __init__(
         self,
-        source: str = "pydoc",
-        text_field: str = "text",
-        separator: str = r"\n\s*\n",
+        source: str = Corpus.source,
+        text_field: str = Corpus.text_field,
+        separator: str = Corpus.separator,
         sequence_length: PositiveInt = 128,
         stride: PositiveInt | None = None,
         batch_size: PositiveInt = 8,

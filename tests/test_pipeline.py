@@ -1,0 +1,645 @@
+"""A recipe's stages: what is done about each and why, and that a killed pipeline is the one that was not.
+
+Most tests put `tests/support/fake_fit.py` in the place of `lightgpt2 fit`; those at the end run the real command.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightgpt2 import verbs
+from lightgpt2.fingerprints import fingerprint, parts, plan, weights
+from lightgpt2.recipes import read_recipe
+from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.models import SHAPES, write_corpus
+
+FAKE = ROOT / "tests/support/fake_fit.py"
+NAMES = ("a", "b", "c")
+HEAVY = ("torch", "lightning", "transformers", "datasets", "numpy")
+
+
+class Chain:
+    """A working folder with a recipe of three stages, and the command in this process with a stand-in for `fit`."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        Path("text").mkdir()
+        Path("text/one.txt").write_text("some text")
+        for name, method in (("first.yaml", "FineTune"), ("student.yaml", "Distill"), ("next.yaml", "FineTune")):
+            model: dict[str, Any] = {"class_path": f"x.{method}", "init_args": {"lr": 1.0}}
+            data = {"class_path": "x.Data", "init_args": {"source": "text"}}
+            write_config(Path(name), {"model": model, "data": data, "trainer": {"max_steps": 5}})
+        self.stages: dict[str, dict[str, Any]] = {
+            "a": {"config": "first.yaml", "overrides": {}},
+            "b": {"config": "student.yaml", "overrides": {}},
+            "c": {"config": "next.yaml", "overrides": {}},
+        }
+        self.write()
+        fake = folder / "python"
+        fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
+        fake.chmod(0o755)
+        self.python = str(fake)
+
+    def write(self, name: str = "chain.yaml") -> None:
+        """Writes the recipe."""
+        write_config(Path(name), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
+
+    def change(self, stage: str, **overrides: Any) -> None:
+        """Changes overrides of a stage, written with two underscores for a dot."""
+        self.stages[stage]["overrides"] |= {key.replace("__", "."): value for key, value in overrides.items()}
+        self.write()
+
+    def run(self, *options: str) -> tuple[int, str, str]:
+        """Runs the command: exit code, standard output, standard error."""
+        Path("started").unlink(missing_ok=True)
+        self._capsys.readouterr()
+        code = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", self.python)
+            try:
+                verbs.run(["pipeline", "chain.yaml", *options])
+            except SystemExit as stop:
+                code = int(str(stop.code))
+        return code, *self._capsys.readouterr()
+
+    def started(self, *options: str) -> list[str]:
+        """Runs the command, which must succeed; the stages that it has started, and from where."""
+        code, _, err = self.run(*options)
+        assert (code, err) == (0, "")
+        return starts()
+
+    def plans(self) -> dict[str, tuple[str, str]]:
+        """What `--dry-run` says of each stage; it must touch nothing."""
+        before = everything()
+        code, out, err = self.run("--dry-run")
+        assert (code, err) == (0, "")
+        assert everything() == before
+        split = [line.split(maxsplit=2) for line in out.splitlines()]
+        return {name: (action, reason) for name, action, reason in split}
+
+    def process(self) -> subprocess.Popen[str]:
+        """The command in a process and a process group of its own."""
+        script = f"import sys; from lightgpt2.verbs import main; sys.executable = {self.python!r}; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", script, "pipeline", "chain.yaml"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+def starts() -> list[str]:
+    return Path("started").read_text().splitlines() if Path("started").exists() else []
+
+
+def everything() -> dict[Path, tuple[int, bytes]]:
+    """Every file with its time and content, but the stand-in's list of what was started."""
+    files = (path for path in Path().rglob("*") if path.is_file() and path.name != "started")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def artefacts(folder: Path = Path()) -> dict[str, bytes]:
+    """The weights of each stage."""
+    runs = sorted((folder / "checkpoints/chain").glob("*/model/model.safetensors"))
+    return {path.parts[-3]: path.read_bytes() for path in runs}
+
+
+def state() -> dict[str, Any]:
+    """What the pipeline has noted."""
+    return json.loads(Path("checkpoints/chain/pipeline.json").read_text())
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chain:
+    """A recipe of which nothing is done."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return Chain(tmp_path, capsys)
+
+
+@pytest.fixture
+def done(pipe: Chain) -> Chain:
+    """A recipe of which everything is done."""
+    assert pipe.started() == [f"chain/{name} new" for name in NAMES]
+    return pipe
+
+
+# -- what is done, and why -----------------------------------------------------------------------------------------------
+
+
+def test_starts_without_importing_anything_heavy() -> None:
+    script = f"import sys, lightgpt2.pipeline; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_finished_pipeline_says_what_it_did_and_does_nothing_again(pipe: Chain) -> None:
+    _, out, _ = pipe.run()
+    assert [line.split()[:2] for line in out.splitlines()[-4:-1]] == [[name, "ran,"] for name in NAMES]
+    assert "lightgpt2 report checkpoints/chain" in out.splitlines()[-1]
+    before = everything()
+    code, out, _ = pipe.run()
+    assert (code, starts()) == (0, [])
+    assert everything() == before
+    assert [line.split() for line in out.splitlines()[-4:-1]] == [[name, "skipped"] for name in NAMES]
+
+
+def test_each_stage_is_noted_and_has_its_configuration(done: Chain) -> None:
+    for name, record in state().items():
+        assert (record["state"], record["outputs"]) == (
+            "finished",
+            {"model": weights(Path(f"checkpoints/chain/{name}/model"))},
+        )
+        assert record["fingerprint"] == fingerprint(record["parts"])
+        assert record["seconds"] > 0
+        assert time.strptime(record["finished"][:19], "%Y-%m-%dT%H:%M:%S")
+        assert record["finished"].endswith("+00:00")
+    config = yaml.safe_load(Path("checkpoints/chain/b.yaml").read_text())
+    assert config["run"] == "chain/b"
+    assert config["model"] == {
+        "class_path": "x.Distill",
+        "init_args": {"lr": 1.0, "teacher": "checkpoints/chain/a/model"},
+    }
+
+
+def test_dry_run_of_a_new_recipe(pipe: Chain) -> None:
+    assert pipe.plans() == {
+        "a": ("run", "not done yet"),
+        "b": ("run", "its input a/model will be made anew"),
+        "c": ("run", "its input b/model will be made anew"),
+    }
+    assert not Path("checkpoints").exists()
+
+
+def test_a_changed_override_makes_its_stage_and_the_following_anew(done: Chain) -> None:
+    done.change("b", trainer__max_steps=7)
+    skip = ("skip", "done, and nothing has changed")
+    anew = ("run", "its input b/model will be made anew")
+    assert done.plans() == {"a": skip, "b": ("run", "trainer.max_steps: 5 -> 7"), "c": anew}
+    old = artefacts()
+    assert done.started() == ["chain/b new", "chain/c new"]
+    new = artefacts()
+    assert [name for name in NAMES if old[name] != new[name]] == ["b", "c"]
+    assert done.started() == []
+
+
+def test_a_stage_whose_input_came_out_the_same_is_not_made_anew(done: Chain) -> None:
+    done.change("a", trainer__log_every_n_steps=3)
+    assert done.plans()["a"] == ("run", "trainer.log_every_n_steps: not set -> 3")
+    assert done.started() == ["chain/a new"]
+
+
+def test_a_change_is_taken_back_before_anything_was_removed(done: Chain) -> None:
+    """What is stale stays until its own stage begins."""
+    done.change("a", trainer__fail_at=0)
+    done.change("b", trainer__max_steps=7)
+    code, _, err = done.run()
+    assert (code, starts()) == (2, ["chain/a new"])
+    assert "stages.a: lightgpt2 fit --config checkpoints/chain/a.yaml --run chain/a failed" in err
+    assert set(artefacts()) == {"b", "c"}
+    del done.stages["a"]["overrides"]["trainer.fail_at"], done.stages["b"]["overrides"]["trainer.max_steps"]
+    done.write()
+    assert done.started() == ["chain/a new"], "whose weights are what they were"
+
+
+def spoil_weights() -> None:
+    path = Path("checkpoints/chain/b/model/model.safetensors")
+    path.write_text(path.read_text()[::-1])
+
+
+def swap_source() -> None:
+    Path("base/model.safetensors").write_text("other")
+
+
+# What a person may do, and what is then said of the stages that are not skipped.
+CHANGES: dict[str, tuple[Callable[[], object], dict[str, str]]] = {
+    "artefact removed": (
+        lambda: shutil.rmtree("checkpoints/chain/b/model"),
+        {"b": "its artefact is gone", "c": "its input b/model will be made anew"},
+    ),
+    "run removed": (lambda: shutil.rmtree("checkpoints/chain/c"), {"c": "its artefact is gone"}),
+    "artefact replaced": (
+        spoil_weights,
+        {"b": "its artefact has changed", "c": "its input b/model will be made anew"},
+    ),
+    "more text": (
+        lambda: Path("text/two.txt").write_text("more"),
+        {
+            "a": "the text has changed",
+            "b": "its input a/model will be made anew",
+            "c": "its input b/model will be made anew",
+        },
+    ),
+    "another model": (swap_source, {"c": "model.start: base has changed"}),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_has_changed_on_disk_is_seen_and_named(
+    pipe: Chain, change: Callable[[], object], expected: dict[str, str]
+) -> None:
+    Path("base").mkdir()
+    Path("base/model.safetensors").write_text("weights")
+    pipe.change("c", model__start="base")
+    pipe.started()
+    assert {action for action, _ in pipe.plans().values()} == {"skip"}
+    change()
+    plans = pipe.plans()
+    assert {name: reason for name, (action, reason) in plans.items() if action == "run"} == expected
+    pipe.started()
+    assert {action for action, _ in pipe.plans().values()} == {"skip"}
+
+
+def test_a_new_version_makes_everything_anew(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state()["a"]["parts"]["lightgpt2"]
+    monkeypatch.setattr("lightgpt2.fingerprints.__version__", "9.9")
+    assert done.plans()["a"] == ("run", f"lightgpt2 {before} -> 9.9")
+
+
+def test_all_reasons_are_given_and_the_text_is_named_once(done: Chain) -> None:
+    Path("other.txt").write_text("other")
+    done.change("c", data__source="other.txt", trainer__max_steps=6, model__lr=None, model__x=None)
+    done.stages["c"]["from"] = "a"
+    done.write()
+    _, reason = done.plans()["c"]
+    assert reason.split("; ") == [
+        "model.lr: 1.0 -> null", "data.source: text -> other.txt", "trainer.max_steps: 5 -> 6", "model.x: not set -> null",
+        "model.model: b/model -> a/model",
+    ]  # fmt: skip
+
+
+def test_where_things_lie_is_no_part_of_a_fingerprint(done: Chain) -> None:
+    config = yaml.safe_load(Path("next.yaml").read_text())
+    write_config(Path("renamed.yaml"), {**config, "needs": {"some/model": "first.yaml"}})
+    done.stages["c"]["config"] = "renamed.yaml"
+    done.write()
+    assert done.plans()["c"][0] == "skip"
+
+
+def test_a_model_that_was_made_on_the_way_is_no_change(pipe: Chain) -> None:
+    """What `needs` names is not there when the stage is begun."""
+    config = yaml.safe_load(Path("first.yaml").read_text())
+    config["model"]["init_args"]["start"] = "needed"
+    write_config(Path("first.yaml"), {**config, "needs": {"needed": "maker.yaml"}})
+    recipe = read_recipe("chain.yaml")
+    begun = parts(recipe, recipe.stages[0])
+    assert begun["sources"] == {"model.start": None}
+    Path("needed").mkdir()
+    Path("needed/model.safetensors").write_text("made")
+    run = recipe.run("a")
+    run.folder.mkdir(parents=True)
+    run.last.write_text("")
+    running = {"state": "running", "parts": begun}
+    assert plan(running, parts(recipe, recipe.stages[0]), run) == ("resume", "it was interrupted")
+    shutil.rmtree("checkpoints")
+    shutil.rmtree("needed")
+    pipe.started()
+    assert pipe.plans()["a"][0] == "skip"
+    Path("needed/model.safetensors").write_text("another")
+    assert pipe.plans()["a"] == ("run", "model.start: needed has changed")
+
+
+def test_inputs_may_be_other_folders_of_a_stage(done: Chain) -> None:
+    done.stages["c"]["from"] = "b/adapter"
+    done.write()
+    code, _, err = done.run()
+    assert code == 2
+    assert "stages.c.from: checkpoints/chain/b/adapter holds no weights; b made model" in err
+    Path("checkpoints/chain/b/adapter").mkdir()
+    for part in ("one", "two"):
+        Path(f"checkpoints/chain/b/adapter/{part}.safetensors").write_text(part)
+    assert done.plans()["c"] == ("run", "model.model: b/model -> b/adapter")
+
+
+def test_weights_in_several_files_are_one(tmp_path: Path) -> None:
+    assert weights(tmp_path) is None
+    for part in ("one", "two"):
+        (tmp_path / f"{part}.safetensors").write_text(part)
+    whole = weights(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert weights(tmp_path) == whole
+    (tmp_path / "two.safetensors").write_text("2")
+    assert weights(tmp_path) != whole
+
+
+# -- interruptions -------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_stage_is_resumed_or_begun_again(pipe: Chain) -> None:
+    pipe.change("a", trainer__fail_at=2)  # before its first checkpoint, which is at 3
+    assert pipe.run()[0] == 2
+    assert state()["a"]["state"] == "running"
+    assert pipe.plans()["a"] == ("run", "it was interrupted before its first checkpoint")
+    pipe.change("a", trainer__fail_at=4)
+    assert pipe.plans()["a"] == ("run", "trainer.fail_at: 2 -> 4")
+    assert pipe.run()[0] == 2
+    assert pipe.plans()["a"] == ("resume", "it was interrupted")
+    pipe.run()
+    assert starts() == ["chain/a last"]
+    pipe.change("a", trainer__fail_at=None)
+    assert pipe.started()[0] == "chain/a new", "a changed stage never goes on from an old checkpoint"
+
+
+def test_an_interrupted_stage_whose_input_has_moved_is_begun_again(pipe: Chain) -> None:
+    pipe.change("c", trainer__fail_at=4)
+    assert pipe.run()[0] == 2
+    pipe.stages = {"a": pipe.stages["a"], "second": pipe.stages["b"], "c": pipe.stages["c"]}
+    pipe.write()
+    assert pipe.run()[0] == 2
+    assert starts() == ["chain/second new", "chain/c new"], "the same weights in another folder"
+
+
+def test_a_stage_that_trains_nothing_is_run_again(pipe: Chain) -> None:
+    pipe.change("b", trainer__max_steps=0, trainer__dies=True)
+    code, _, err = pipe.run()
+    assert code == 2
+    assert "was killed by signal 9. The stages before it stay" in err
+    pipe.change("b", trainer__dies=None)
+    assert pipe.started() == ["chain/b new", "chain/c new"]
+
+
+def test_a_stage_that_died_after_it_had_scored_is_resumed(pipe: Chain) -> None:
+    pipe.change("a", trainer__dies=True)
+    assert pipe.run()[0] == 2
+    assert pipe.plans()["a"] == ("resume", "it was interrupted")
+
+
+@pytest.mark.parametrize("lacks", ["saves", "scores"])
+def test_a_stage_without_a_scored_artefact_is_an_error(pipe: Chain, lacks: str) -> None:
+    pipe.change("b", **{f"trainer__{lacks}": False})
+    code, _, err = pipe.run()
+    assert code == 2
+    assert "stages.b: it ended without an artefact that was scored (checkpoints/chain/b/model)" in err
+    assert starts() == ["chain/a new", "chain/b new"]
+    assert state()["b"]["state"] == "running"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_equals_uninterrupted(pipe: Chain) -> None:
+    pipe.change("a", trainer__max_steps=20, trainer__seconds=0.01)
+    pipe.change("b", trainer__max_steps=10, trainer__seconds=0.02)
+    began = time.monotonic()
+    pipe.started()
+    whole = artefacts()
+    seconds = time.monotonic() - began
+    draw, kills = random.SystemRandom(), list[float]()
+    for _ in range(4):
+        shutil.rmtree("checkpoints")
+        for _ in range(3):
+            kills.append(draw.uniform(0.2, seconds))
+            process = pipe.process()
+            time.sleep(kills[-1])
+            with contextlib.suppress(ProcessLookupError):  # it had ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        pipe.started()
+        assert artefacts() == whole, kills
+        leftovers = [path.name for path in Path("checkpoints/chain").iterdir() if path.name.startswith(".")]
+        assert leftovers == []
+
+
+def test_killed_before_a_stale_run_was_removed(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old checkpoint is still there, and is not what the changed stage goes on from."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    done.change("b", trainer__max_steps=7)
+    with monkeypatch.context() as patch:
+        patch.setattr("lightgpt2.pipeline._discard", killed)
+        assert done.run()[0] == 130
+    assert done.plans()["b"] == ("run", "trainer.max_steps: 5 -> 7")
+
+
+def test_killed_while_a_stale_run_was_removed(done: Chain) -> None:
+    """Its folder was out of the way, and not yet gone, or not yet noted as begun again."""
+    whole = artefacts()
+    Path("checkpoints/chain/b").rename("checkpoints/chain/.b.stale")
+    Path("checkpoints/chain/.pipeline.json.1.tmp").write_text("{")
+    assert done.plans()["b"] == ("run", "its artefact is gone")
+    assert done.started() == ["chain/b new"]
+    assert artefacts() == whole
+    assert not list(Path("checkpoints/chain").glob(".*"))
+
+
+@pytest.fixture
+def busy(pipe: Chain) -> Iterator[subprocess.Popen[str]]:
+    """A pipeline that is at work on its second stage, and would be for a while."""
+    pipe.change("b", trainer__max_steps=400, trainer__seconds=0.05)
+    process = pipe.process()
+    wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_sigterm_lets_the_stage_save_and_stops_the_pipeline(pipe: Chain, busy: subprocess.Popen[str]) -> None:
+    busy.terminate()
+    _, err = busy.communicate(timeout=30)
+    assert busy.returncode == 130
+    assert err.strip() == "lightgpt2: b was interrupted; the same command goes on from there"
+    assert pipe.plans()["b"] == ("resume", "it was interrupted")
+
+
+def test_sigterm_at_the_end_of_a_stage_stops_before_the_next(pipe: Chain) -> None:
+    pipe.change("b", trainer__max_steps=30, trainer__seconds=0.02, trainer__deaf=True)
+    process = pipe.process()
+    wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "lightgpt2: interrupted between two stages; the same command goes on from there"
+    assert state()["b"]["state"] == "finished"
+    assert starts() == ["chain/a new", "chain/b new"]
+    assert pipe.started() == ["chain/c new"]
+
+
+def test_ctrl_c_reaches_the_stage_and_stops_the_pipeline(pipe: Chain, busy: subprocess.Popen[str]) -> None:
+    os.killpg(busy.pid, signal.SIGINT)  # as a terminal does; the stand-in does not handle it
+    _, err = busy.communicate(timeout=30)
+    assert busy.returncode == 130
+    assert err.strip().endswith("lightgpt2: b was interrupted; the same command goes on from there")
+    assert pipe.plans()["c"][0] == "run"
+
+
+def test_two_pipelines_do_not_share_a_folder(pipe: Chain, busy: subprocess.Popen[str]) -> None:
+    before = state()
+    code, out, err = pipe.run()
+    assert (code, out) == (2, "")
+    assert "checkpoints/chain: another pipeline, or a stage of one, is at work there" in err
+    assert state() == before
+    os.kill(busy.pid, signal.SIGKILL)  # the pipeline alone: its stage goes on
+    busy.wait()
+    assert pipe.run()[0] == 2
+
+
+# -- folders of others ---------------------------------------------------------------------------------------------------
+
+
+def test_what_the_pipeline_did_not_make_is_not_touched(done: Chain) -> None:
+    done.stages |= {"d": done.stages["b"], "e": done.stages["c"]}
+    done.change("a", trainer__max_steps=6)
+    for name in ("d", "e"):
+        Path(f"checkpoints/chain/{name}").mkdir()
+    before = everything()
+    code, _, err = done.run()
+    assert (code, starts()) == (2, [])
+    assert [line.split(":")[2].strip() for line in err.splitlines()] == ["checkpoints/chain/d", "checkpoints/chain/e"]
+    assert "was not made by this pipeline" in err
+    assert everything() == before
+
+
+def test_a_run_of_the_recipe_s_name_is_not_touched(pipe: Chain) -> None:
+    Path("checkpoints/chain").mkdir(parents=True)
+    Path("checkpoints/chain/config.yaml").write_text("")
+    code, _, err = pipe.run()
+    assert (code, starts()) == (2, [])
+    assert "checkpoints/chain: is the folder of a run; rename the recipe" in err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": {}}'])
+def test_a_damaged_state_is_a_message(done: Chain, content: str) -> None:
+    Path("checkpoints/chain/pipeline.json").write_text(content)
+    code, _, err = done.run()
+    assert (code, starts()) == (2, [])
+    assert "checkpoints/chain/pipeline.json: damaged" in err
+
+
+# -- the real command ----------------------------------------------------------------------------------------------------
+
+
+def real_recipe(folder: Path) -> None:
+    """Two stages on a small corpus: a model from scratch, and half of its layers distilled."""
+    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
+    rates = {"lr": 3.0e-3, "warmup_steps": 3}
+    data = {"source": "corpus", "sequence_length": 32, "batch_size": 4}
+    config: dict[str, Any] = {
+        "seed_everything": 5,
+        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
+        "checkpoint": {"every_n_steps": 10},
+        "trainer": {
+            "accelerator": "cpu", "max_steps": 60, "val_check_interval": 30, "check_val_every_n_epoch": None,
+            "enable_progress_bar": False,
+        },
+    }  # fmt: skip
+    for name, method, init in (
+        ("maker.yaml", "FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
+        ("student.yaml", "Distill", {"teacher": "nowhere", "layers": 2}),
+    ):
+        arguments = {"optimizer": rates, "task": task, **init}
+        model = {"class_path": f"lightgpt2.methods.{method}", "init_args": arguments}
+        write_config(folder / name, {**config, "model": model})
+    stages = [
+        {"name": "baseline", "config": "maker.yaml", "overrides": {"data.vocab_size": 300}},
+        {"name": "distilled", "config": "student.yaml", "overrides": {"trainer.max_steps": 40}},
+    ]
+    write_config(folder / "chain.yaml", {"stages": stages})
+    write_corpus(folder / "corpus", documents=24)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the real recipe was run."""
+    folder = tmp_path_factory.mktemp("real")
+    real_recipe(folder)
+    succeed(folder, "pipeline", "chain.yaml")
+    return folder
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
+def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
+    ledger = json.loads((real / "checkpoints/chain/distilled/model/ledger.json").read_text())
+    assert [(e["stage"], e["method"], e["steps"]) for e in ledger] == [
+        ("chain/baseline", "FineTune", 60), ("chain/distilled", "Distill", 40),
+    ]  # fmt: skip
+    first = state_of(real)["baseline"]["outputs"]["model"]
+    assert ledger[1]["parent"] == {"source": "checkpoints/chain/baseline/model", "sha256": first}
+    assert ledger[1]["teacher"] == ledger[1]["parent"]
+    assert {path.name for path in (real / "tb-logs").iterdir()} == {"chain"}
+    assert list(logged(real, "chain/distilled")["train/loss"]) == list(range(1, 41))
+    before = times(real)
+    began = time.monotonic()
+    output = succeed(real, "pipeline", "chain.yaml")
+    assert time.monotonic() - began < 15
+    assert output.count("skipped") == 2
+    assert times(real) == before, "nothing was started, nothing was written"
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "checkpoints/chain/pipeline.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
+def test_a_real_stage_is_made_anew_and_the_next_only_if_the_weights_changed(real: Path) -> None:
+    recipe = yaml.safe_load((real / "chain.yaml").read_text())
+    recipe["stages"][0]["overrides"]["trainer.enable_model_summary"] = True
+    write_config(real / "chain.yaml", recipe)
+    before, weights_before = times(real), artefacts(real)
+    output = succeed(real, "pipeline", "chain.yaml")
+    assert "[1/2] baseline: run (trainer.enable_model_summary: not set -> true)" in output
+    assert "[2/2] distilled: skip" in output
+    after = times(real)
+    model = real / "checkpoints/chain/baseline/model/model.safetensors"
+    assert after[model] != before[model]
+    assert artefacts(real) == weights_before
+    assert list(logged(real, "chain/baseline")["train/loss"]) == list(range(1, 61)), "the old curves went with the run"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
+def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp_path: Path) -> None:
+    real_recipe(tmp_path)
+    draw = random.SystemRandom()
+    for stage in ("baseline", "distilled"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lightgpt2", "pipeline", "chain.yaml"], cwd=tmp_path, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        begun = tmp_path / "checkpoints/chain" / stage / "config.yaml"
+        wait_for(lambda begun=begun, process=process: begun.exists() or process.poll() is not None, 120)
+        time.sleep(draw.uniform(0, 2))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert state_of(tmp_path)[stage]["state"] == "running"
+    succeed(tmp_path, "pipeline", "chain.yaml")
+    assert artefacts(tmp_path) == artefacts(real)
+
+
+@pytest.mark.slow
+def test_a_real_failure_names_its_stage(tmp_path: Path) -> None:
+    real_recipe(tmp_path)
+    recipe = yaml.safe_load((tmp_path / "chain.yaml").read_text())
+    recipe["stages"][0]["overrides"]["model.layer"] = 3
+    write_config(tmp_path / "chain.yaml", recipe)
+    done = run_cli(tmp_path, "pipeline", "chain.yaml")
+    assert done.returncode == 2
+    errors = done.stderr.splitlines()
+    assert errors[0] == "lightgpt2: error: model.layer: no such key; see --help"
+    assert errors[1].startswith("lightgpt2: error: stages.baseline: lightgpt2 fit")
+    assert "failed; see its message above" in errors[1]
