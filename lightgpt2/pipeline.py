@@ -63,7 +63,7 @@ def provide(absent: dict[str, str]) -> None:
             options += ["--ckpt_path", "last"]
         print(f"{path} is needed and not there: making it with lightgpt2 fit {' '.join(options)}", flush=True)
         started = time.monotonic()
-        code, stopped = _fit(options)
+        code, stopped = fit(options)
         if stopped:
             raise Interrupted(f"{config} was interrupted; the same command goes on with it")
         if code or not Path(path).exists():
@@ -71,7 +71,7 @@ def provide(absent: dict[str, str]) -> None:
         print(f"{path} made in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
+def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
     """Runs `lightgpt2 fit` in a process of its own.
 
     That process gets the terminal's Ctrl-C itself and saves; a SIGTERM, which it does not get, is passed on.
@@ -119,17 +119,31 @@ def run_recipe(name: str, dry_run: bool = False) -> None:
         Interrupted: A stage was interrupted.
     """
     recipe = read_recipe(name)
-    _check_folders(recipe)
     if dry_run:
+        _check_folders(recipe)
         _show_plans(recipe)
         return
+    run_stages(recipe)
+    print(f"What each stage bought: lightgpt2 report {recipe.folder}", flush=True)
+
+
+def run_stages(recipe: Recipe) -> None:
+    """Runs the stages of a recipe that are not done yet, or not from what they would be made from now.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        UserError: Its folder is another's, or a stage failed.
+        Interrupted: A stage was interrupted.
+    """
+    _check_folders(recipe)
     with _lock(recipe.folder) as held:
         _clean(recipe.folder)
         done = [_settle(recipe, number, held) for number in range(len(recipe.stages))]
     width = max(len(stage.name) for stage in recipe.stages)
     for stage, seconds in zip(recipe.stages, done, strict=True):
-        print(f"{stage.name:{width}}  {'skipped' if seconds is None else f'ran, {seconds:.0f} s'}")
-    print(f"What each stage bought: lightgpt2 report {recipe.folder}", flush=True)
+        print(f"{stage.name:{width}}  {'skipped' if seconds is None else f'ran, {seconds:.0f} s'}", flush=True)
 
 
 def _clean(folder: Path) -> None:
@@ -219,7 +233,7 @@ def _settle(recipe: Recipe, number: int, held: int) -> float | None:
         _discard(run)  # before it is noted: a stage with the new parts and an old checkpoint would be resumed
         _note(recipe, stage, "running", made_from)
     started = time.monotonic()
-    code, stopped = _fit(options, held)
+    code, stopped = fit(options, held)
     seconds = time.monotonic() - started
     if code == 0:
         _finish(recipe, stage, made_from, seconds)

@@ -38,6 +38,11 @@ class Run:
         """The artefact in another format."""
         return self.folder / f"model-{form}"
 
+    def made(self) -> list[Path]:
+        """What a finished run has left beside its checkpoints: the artefact, its other formats, and figures."""
+        names = ("model", "model-*", "adapter", "benchmark.json", "sweep.json")
+        return [path for name in names for path in self.folder.glob(name)]
+
     @property
     def last(self) -> Path:
         """The newest checkpoint."""

@@ -114,6 +114,40 @@ def _benchmark_options(parser: ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="Let code in the models' folders run.")
 
 
+def _sweep(options: Namespace) -> None:
+    from lightgpt2.sweep import run_sweep
+
+    run_sweep(
+        options.config, options.key, options.values, options.run, options.targets, float(options.budget), options.set
+    )
+
+
+def _sweep_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", type=str, required=True, help="As for fit: a path, or a shipped configuration.")
+    parser.add_argument(
+        "--key",
+        type=str,
+        default="sparsity",
+        help="What is swept: sparsity, or the dotted key of a number of the config.",
+    )
+    parser.add_argument(
+        "--values", type=float, nargs="+", default=[], help="Its values; of sparsity, 0 to 0.9 in steps of 0.1."
+    )
+    parser.add_argument("--run", type=str | None, help="Name of the run; default: the config's stem.")
+    parser.add_argument(
+        "--targets",
+        type=str | None,
+        help="What is pruned: lora, linear, or a regular expression. Default: lora if there are any.",
+    )
+    parser.add_argument(
+        "--budget",
+        type=NonNegativeFloat,
+        default=1.0,
+        help="How much the perplexity may rise above that of sparsity 0.",
+    )
+    parser.add_argument("--set", type=str, nargs="+", default=[], help="Further settings, key=value each.")
+
+
 VERBS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
     "pipeline": ("Run the stages of a recipe that are not done yet, in order.", _pipeline_options, _pipeline),
     "benchmark": (
@@ -121,6 +155,7 @@ VERBS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespac
         _benchmark_options,
         _benchmark,
     ),
+    "sweep": ("Score a model at many sparsities, or at many values of a setting.", _sweep_options, _sweep),
     "report": (
         "Write what each stage of finished runs bought, as report.md and report.html.",
         _report_options,

@@ -101,7 +101,8 @@ class Artefact(Callback):
         if self.fresh:
             for path in (self.run.last, self.run.best):
                 path.unlink(missing_ok=True)
-            shutil.rmtree(self.run.model, ignore_errors=True)
+            for stale in self.run.made():
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         if isinstance(trainer.logger, TensorBoardLogger):
             for events in self._stale_logs if self.fresh else []:
                 events.unlink(missing_ok=True)

@@ -34,7 +34,8 @@ class InferenceBenchmark(Callback):
         batches: Batch sizes of the forward pass.
         forward_tokens: Length of the sequences of the forward pass.
         half: Half precision to measure beside FP32; null for none.
-        attention: sdpa, eager, or flash, which is sdpa held to its flash kernel.
+        attention: sdpa, eager, or flash, which is sdpa held to its flash kernel. The model in FP32 is measured with each,
+            its other forms with the first.
     """
 
     order = 2  # after the model was written, scored and quantized
@@ -47,10 +48,10 @@ class InferenceBenchmark(Callback):
         batches: list[PositiveInt] = [1, 16],  # noqa: B006 - it is copied
         forward_tokens: PositiveInt = 128,
         half: Literal["bf16", "fp16"] | None = "bf16",
-        attention: Literal["sdpa", "eager", "flash"] = "sdpa",
+        attention: list[Literal["sdpa", "eager", "flash"]] = ["sdpa"],  # noqa: B006 - it is copied
     ) -> None:
         self.settings = Settings(prompt_tokens, [*new_tokens], forward_tokens, [*batches], rounds)
-        self.half, self.attention = half, attention
+        self.half, self.attention = half, [*attention]
         self.run: Run
 
     def attach(self, run: Run) -> None:
@@ -69,6 +70,8 @@ class InferenceBenchmark(Callback):
         trained = next(iter(pl_module.configs().values()))
         positions = trained.max_position_embeddings
         name = f"trainer.callbacks.{type(self).__name__}"
+        if not self.attention or len(set(self.attention)) < len(self.attention):
+            raise UserError(f"{name}.attention: give sdpa, eager or flash, each once at most")
         if problems := self.settings.problems(positions, "the model's", lambda key: f"{name}.{key}"):
             raise UserError(problems)
 
@@ -94,15 +97,21 @@ class InferenceBenchmark(Callback):
 
     def _arms(self, trust_remote_code: bool) -> list[Arm]:
         model = self.run.model
-        chosen = [(model, "fp32"), *([(model, self.half)] if self.half else [])]
+        first, *others = self.attention
+        chosen = [(model, "fp32", first), *((model, "fp32", other) for other in others)]
+        if self.half:
+            chosen.append((model, self.half, first))
         for precision in _QUANTIZED:
-            sibling = model.with_name(f"{model.name}-{precision}")
+            sibling = self.run.sibling(precision)
             if (sibling / "config.json").is_file() and stored_precision(str(sibling), "model", trust_remote_code):
-                chosen.append((sibling, precision))
+                chosen.append((sibling, precision, first))
         return [
-            Arm(f"{folder.name} {precision}", str(folder), precision, self.attention, trust_remote_code)
-            for folder, precision in chosen
-        ]
+            Arm(
+                " ".join([folder.name, precision, *([attention] if attention != first else [])]),
+                str(folder), precision, attention, trust_remote_code,
+            )
+            for folder, precision, attention in chosen
+        ]  # fmt: skip
 
     def _write_ledger(self, result: dict[str, Any]) -> None:
         entries = ledger.read(str(self.run.model))
