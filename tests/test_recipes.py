@@ -233,7 +233,7 @@ def test_every_stage_of_a_shipped_recipe_fits_the_real_signatures(
         assert stop.value.code == 0, err
         resolved = yaml.safe_load(out)
         assert resolved["run"] == f"{path.stem}/{stage.name}"
-        assert resolved["trainer"]["max_steps"] == stage.settings["trainer"]["max_steps"]
+        assert resolved["trainer"]["max_steps"] == stage.settings["trainer"].get("max_steps", -1)
         for key in stage.inputs:
             name = key.rpartition(".")[2]
             assert resolved["model"]["init_args"][name] == stage.settings["model"]["init_args"][name]

@@ -128,7 +128,7 @@ def extended(source: str | dict[str, Any], entry: Entry) -> list[dict[str, Any]]
     return [*read(source), asdict(entry)]
 
 
-def held_pruning(entries: list[dict[str, Any]]) -> Operation | None:
+def held_pruning(entries: list[dict[str, Any]]) -> "Operation | None":
     """The pruning whose zeros a model still has: its last one, unless adapters were merged into the weights since.
 
     Args:
