@@ -347,7 +347,7 @@ def test_an_interrupted_stage_is_resumed_or_begun_again(pipe: Chain) -> None:
     pipe.change("a", trainer__fail_at=2)  # before its first checkpoint, which is at 3
     assert pipe.run()[0] == 2
     assert state()["a"]["state"] == "running"
-    assert pipe.plans()["a"] == ("run", "it was interrupted before its first checkpoint")
+    assert pipe.plans()["a"] == ("run", "it ended before its first checkpoint")
     pipe.change("a", trainer__fail_at=4)
     assert pipe.plans()["a"] == ("run", "trainer.fail_at: 2 -> 4")
     assert pipe.run()[0] == 2
