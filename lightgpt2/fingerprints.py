@@ -202,4 +202,4 @@ def plan(record: Record | None, made_from: Parts, run: Run) -> Plan:
         return Plan("run", "; ".join(reasons))
     if run.last.exists() or run.best.exists():
         return Plan("resume", "it was interrupted")
-    return Plan("run", "it was interrupted before its first checkpoint")
+    return Plan("run", "it ended before its first checkpoint")

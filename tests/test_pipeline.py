@@ -1,10 +1,9 @@
 """A recipe's stages: what is done about each and why, and that a killed pipeline is the one that was not.
 
-Most tests put `tests/support/fake_fit.py` in the place of `lightgpt2 fit`; those at the end run the real command.
+`tests/support/fake_fit.py` stands in the place of `lightgpt2 fit`; the real command is in test_pipeline_real.py.
 """
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -19,112 +18,13 @@ from typing import Any
 import pytest
 import yaml
 
-from lightgpt2 import verbs
 from lightgpt2.fingerprints import fingerprint, parts, plan, weights
 from lightgpt2.recipes import read_recipe
-from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
-from tests.support.models import SHAPES, write_corpus
+from tests.support.cli import ROOT, write_config
+from tests.support.pipelines import Chain, artefacts, everything, starts, state, wait_for
 
-FAKE = ROOT / "tests/support/fake_fit.py"
 NAMES = ("a", "b", "c")
 HEAVY = ("torch", "lightning", "transformers", "datasets", "numpy")
-
-
-class Chain:
-    """A working folder with a recipe of three stages, and the command in this process with a stand-in for `fit`."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-        Path("text").mkdir()
-        Path("text/one.txt").write_text("some text")
-        for name, method in (("first.yaml", "FineTune"), ("student.yaml", "Distill"), ("next.yaml", "FineTune")):
-            model: dict[str, Any] = {"class_path": f"x.{method}", "init_args": {"lr": 1.0}}
-            data = {"class_path": "x.Data", "init_args": {"source": "text"}}
-            write_config(Path(name), {"model": model, "data": data, "trainer": {"max_steps": 5}})
-        self.stages: dict[str, dict[str, Any]] = {
-            "a": {"config": "first.yaml", "overrides": {}},
-            "b": {"config": "student.yaml", "overrides": {}},
-            "c": {"config": "next.yaml", "overrides": {}},
-        }
-        self.write()
-        fake = folder / "python"
-        fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
-        fake.chmod(0o755)
-        self.python = str(fake)
-
-    def write(self, name: str = "chain.yaml") -> None:
-        """Writes the recipe."""
-        write_config(Path(name), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
-
-    def change(self, stage: str, **overrides: Any) -> None:
-        """Changes overrides of a stage, written with two underscores for a dot."""
-        self.stages[stage]["overrides"] |= {key.replace("__", "."): value for key, value in overrides.items()}
-        self.write()
-
-    def run(self, *options: str) -> tuple[int, str, str]:
-        """Runs the command: exit code, standard output, standard error."""
-        Path("started").unlink(missing_ok=True)
-        self._capsys.readouterr()
-        code = 0
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "executable", self.python)
-            try:
-                verbs.run(["pipeline", "chain.yaml", *options])
-            except SystemExit as stop:
-                code = int(str(stop.code))
-        return code, *self._capsys.readouterr()
-
-    def started(self, *options: str) -> list[str]:
-        """Runs the command, which must succeed; the stages that it has started, and from where."""
-        code, _, err = self.run(*options)
-        assert (code, err) == (0, "")
-        return starts()
-
-    def plans(self) -> dict[str, tuple[str, str]]:
-        """What `--dry-run` says of each stage; it must touch nothing."""
-        before = everything()
-        code, out, err = self.run("--dry-run")
-        assert (code, err) == (0, "")
-        assert everything() == before
-        split = [line.split(maxsplit=2) for line in out.splitlines()]
-        return {name: (action, reason) for name, action, reason in split}
-
-    def process(self) -> subprocess.Popen[str]:
-        """The command in a process and a process group of its own."""
-        script = f"import sys; from lightgpt2.verbs import main; sys.executable = {self.python!r}; main()"
-        return subprocess.Popen(
-            [sys.executable, "-c", script, "pipeline", "chain.yaml"],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-
-def starts() -> list[str]:
-    return Path("started").read_text().splitlines() if Path("started").exists() else []
-
-
-def everything() -> dict[Path, tuple[int, bytes]]:
-    """Every file with its time and content, but the stand-in's list of what was started."""
-    files = (path for path in Path().rglob("*") if path.is_file() and path.name != "started")
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-def artefacts(folder: Path = Path()) -> dict[str, bytes]:
-    """The weights of each stage."""
-    runs = sorted((folder / "checkpoints/chain").glob("*/model/model.safetensors"))
-    return {path.parts[-3]: path.read_bytes() for path in runs}
-
-
-def state() -> dict[str, Any]:
-    """What the pipeline has noted."""
-    return json.loads(Path("checkpoints/chain/pipeline.json").read_text())
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -347,7 +247,7 @@ def test_an_interrupted_stage_is_resumed_or_begun_again(pipe: Chain) -> None:
     pipe.change("a", trainer__fail_at=2)  # before its first checkpoint, which is at 3
     assert pipe.run()[0] == 2
     assert state()["a"]["state"] == "running"
-    assert pipe.plans()["a"] == ("run", "it was interrupted before its first checkpoint")
+    assert pipe.plans()["a"] == ("run", "it ended before its first checkpoint")
     pipe.change("a", trainer__fail_at=4)
     assert pipe.plans()["a"] == ("run", "trainer.fail_at: 2 -> 4")
     assert pipe.run()[0] == 2
@@ -522,124 +422,3 @@ def test_a_damaged_state_is_a_message(done: Chain, content: str) -> None:
     code, _, err = done.run()
     assert (code, starts()) == (2, [])
     assert "checkpoints/chain/pipeline.json: damaged" in err
-
-
-# -- the real command ----------------------------------------------------------------------------------------------------
-
-
-def real_recipe(folder: Path) -> None:
-    """Two stages on a small corpus: a model from scratch, and half of its layers distilled."""
-    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
-    rates = {"lr": 3.0e-3, "warmup_steps": 3}
-    data = {"source": "corpus", "sequence_length": 32, "batch_size": 4}
-    config: dict[str, Any] = {
-        "seed_everything": 5,
-        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
-        "checkpoint": {"every_n_steps": 10},
-        "trainer": {
-            "accelerator": "cpu", "max_steps": 60, "val_check_interval": 30, "check_val_every_n_epoch": None,
-            "enable_progress_bar": False,
-        },
-    }  # fmt: skip
-    for name, method, init in (
-        ("maker.yaml", "FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
-        ("student.yaml", "Distill", {"teacher": "nowhere", "layers": 2}),
-    ):
-        arguments = {"optimizer": rates, "task": task, **init}
-        model = {"class_path": f"lightgpt2.methods.{method}", "init_args": arguments}
-        write_config(folder / name, {**config, "model": model})
-    stages = [
-        {"name": "baseline", "config": "maker.yaml", "overrides": {"data.vocab_size": 300}},
-        {"name": "distilled", "config": "student.yaml", "overrides": {"trainer.max_steps": 40}},
-    ]
-    write_config(folder / "chain.yaml", {"stages": stages})
-    write_corpus(folder / "corpus", documents=24)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the real recipe was run."""
-    folder = tmp_path_factory.mktemp("real")
-    real_recipe(folder)
-    succeed(folder, "pipeline", "chain.yaml")
-    return folder
-
-
-def times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
-def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
-    ledger = json.loads((real / "checkpoints/chain/distilled/model/ledger.json").read_text())
-    assert [(e["stage"], e["method"], e["steps"]) for e in ledger] == [
-        ("chain/baseline", "FineTune", 60), ("chain/distilled", "Distill", 40),
-    ]  # fmt: skip
-    first = state_of(real)["baseline"]["outputs"]["model"]
-    assert ledger[1]["parent"] == {"source": "checkpoints/chain/baseline/model", "sha256": first}
-    assert ledger[1]["teacher"] == ledger[1]["parent"]
-    assert {path.name for path in (real / "tb-logs").iterdir()} == {"chain"}
-    assert list(logged(real, "chain/distilled")["train/loss"]) == list(range(1, 41))
-    before = times(real)
-    began = time.monotonic()
-    output = succeed(real, "pipeline", "chain.yaml")
-    assert time.monotonic() - began < 15
-    assert output.count("skipped") == 2
-    assert times(real) == before, "nothing was started, nothing was written"
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "checkpoints/chain/pipeline.json").read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
-def test_a_real_stage_is_made_anew_and_the_next_only_if_the_weights_changed(real: Path) -> None:
-    recipe = yaml.safe_load((real / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["trainer.enable_model_summary"] = True
-    write_config(real / "chain.yaml", recipe)
-    before, weights_before = times(real), artefacts(real)
-    output = succeed(real, "pipeline", "chain.yaml")
-    assert "[1/2] baseline: run (trainer.enable_model_summary: not set -> true)" in output
-    assert "[2/2] distilled: skip" in output
-    after = times(real)
-    model = real / "checkpoints/chain/baseline/model/model.safetensors"
-    assert after[model] != before[model]
-    assert artefacts(real) == weights_before
-    assert list(logged(real, "chain/baseline")["train/loss"]) == list(range(1, 61)), "the old curves went with the run"
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
-def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp_path: Path) -> None:
-    real_recipe(tmp_path)
-    draw = random.SystemRandom()
-    for stage in ("baseline", "distilled"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lightgpt2", "pipeline", "chain.yaml"], cwd=tmp_path, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        begun = tmp_path / "checkpoints/chain" / stage / "config.yaml"
-        wait_for(lambda begun=begun, process=process: begun.exists() or process.poll() is not None, 120)
-        time.sleep(draw.uniform(0, 2))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert state_of(tmp_path)[stage]["state"] == "running"
-    succeed(tmp_path, "pipeline", "chain.yaml")
-    assert artefacts(tmp_path) == artefacts(real)
-
-
-@pytest.mark.slow
-def test_a_real_failure_names_its_stage(tmp_path: Path) -> None:
-    real_recipe(tmp_path)
-    recipe = yaml.safe_load((tmp_path / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["model.layer"] = 3
-    write_config(tmp_path / "chain.yaml", recipe)
-    done = run_cli(tmp_path, "pipeline", "chain.yaml")
-    assert done.returncode == 2
-    errors = done.stderr.splitlines()
-    assert errors[0] == "lightgpt2: error: model.layer: no such key; see --help"
-    assert errors[1].startswith("lightgpt2: error: stages.baseline: lightgpt2 fit")
-    assert "failed; see its message above" in errors[1]

@@ -1,0 +1,116 @@
+"""A bench for pipelines: a recipe whose stages `fake_fit.py` makes in the place of `lightgpt2 fit`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightgpt2 import verbs
+from tests.support.cli import ROOT, write_config
+
+FAKE = ROOT / "tests/support/fake_fit.py"
+
+
+class Chain:
+    """A working folder with a recipe of three stages, and the command in this process with a stand-in for `fit`."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        Path("text").mkdir()
+        Path("text/one.txt").write_text("some text")
+        for name, method in (("first.yaml", "FineTune"), ("student.yaml", "Distill"), ("next.yaml", "FineTune")):
+            model: dict[str, Any] = {"class_path": f"x.{method}", "init_args": {"lr": 1.0}}
+            data = {"class_path": "x.Data", "init_args": {"source": "text"}}
+            write_config(Path(name), {"model": model, "data": data, "trainer": {"max_steps": 5}})
+        self.stages: dict[str, dict[str, Any]] = {
+            "a": {"config": "first.yaml", "overrides": {}},
+            "b": {"config": "student.yaml", "overrides": {}},
+            "c": {"config": "next.yaml", "overrides": {}},
+        }
+        self.write()
+        fake = folder / "python"
+        fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
+        fake.chmod(0o755)
+        self.python = str(fake)
+
+    def write(self, name: str = "chain.yaml") -> None:
+        """Writes the recipe."""
+        write_config(Path(name), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
+
+    def change(self, stage: str, **overrides: Any) -> None:
+        """Changes overrides of a stage, written with two underscores for a dot."""
+        self.stages[stage]["overrides"] |= {key.replace("__", "."): value for key, value in overrides.items()}
+        self.write()
+
+    def run(self, *options: str) -> tuple[int, str, str]:
+        """Runs the command: exit code, standard output, standard error."""
+        Path("started").unlink(missing_ok=True)
+        self._capsys.readouterr()
+        code = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", self.python)
+            try:
+                verbs.run(["pipeline", "chain.yaml", *options])
+            except SystemExit as stop:
+                code = int(str(stop.code))
+        return code, *self._capsys.readouterr()
+
+    def started(self, *options: str) -> list[str]:
+        """Runs the command, which must succeed; the stages that it has started, and from where."""
+        code, _, err = self.run(*options)
+        assert (code, err) == (0, "")
+        return starts()
+
+    def plans(self) -> dict[str, tuple[str, str]]:
+        """What `--dry-run` says of each stage; it must touch nothing."""
+        before = everything()
+        code, out, err = self.run("--dry-run")
+        assert (code, err) == (0, "")
+        assert everything() == before
+        split = [line.split(maxsplit=2) for line in out.splitlines()]
+        return {name: (action, reason) for name, action, reason in split}
+
+    def process(self) -> subprocess.Popen[str]:
+        """The command in a process and a process group of its own."""
+        script = f"import sys; from lightgpt2.verbs import main; sys.executable = {self.python!r}; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", script, "pipeline", "chain.yaml"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+def starts() -> list[str]:
+    """The stages that the last command has started, and from where."""
+    return Path("started").read_text().splitlines() if Path("started").exists() else []
+
+
+def everything() -> dict[Path, tuple[int, bytes]]:
+    """Every file with its time and content, but the stand-in's list of what was started."""
+    files = (path for path in Path().rglob("*") if path.is_file() and path.name != "started")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def artefacts(folder: Path = Path()) -> dict[str, bytes]:
+    """The weights of each stage."""
+    runs = sorted((folder / "checkpoints/chain").glob("*/model/model.safetensors"))
+    return {path.parts[-3]: path.read_bytes() for path in runs}
+
+
+def state(folder: Path = Path()) -> dict[str, Any]:
+    """What the pipeline has noted."""
+    return json.loads((folder / "checkpoints/chain/pipeline.json").read_text())
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until something holds; fails the test if it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
