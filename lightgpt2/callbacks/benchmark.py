@@ -115,6 +115,9 @@ class InferenceBenchmark(Callback):
 
     def _write_ledger(self, result: dict[str, Any]) -> None:
         entries = ledger.read(str(self.run.model))
+        for arm in result["arms"]:  # quantization scores half precision too, for comparison
+            if arm["precision"] == self.half and self.half in entries[-1]["quality"]:
+                arm["quality"] = entries[-1]["quality"][self.half]
         entries[-1]["benchmark"] = result
         write_json(self.run.model / ledger.FILE, entries)
 

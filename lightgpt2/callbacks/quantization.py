@@ -57,6 +57,8 @@ class PostTrainingQuantization(Callback):
         rows = {"fp32": self._figures(trainer, pl_module, "fp32"), "bf16": self._figures(trainer, pl_module, "bf16")}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         entries = ledger.read(str(self.run.model))
+        entries[-1]["quality"]["bf16"] = {key: rows["bf16"][key] for key in ledger.QUALITY}
+        write_json(self.run.model / ledger.FILE, entries)
         for form in self.formats:
             folder = self.run.sibling(form)
             restore_folder(folder)

@@ -141,9 +141,16 @@ def text_of(model: Model) -> tuple[Any, ...]:
 
 
 def _identity(history: Sequence[Entry]) -> str:
-    """The same for a run's own ledger and its copy in a descendant's, which may lack a later benchmark."""
-    keys = ("stage", "method", "config_sha256", "parent", "operations", "seed", "steps", "seconds")
-    return json.dumps([[entry.get(key) for key in keys] for entry in history], sort_keys=True, default=str)
+    """The same for a run's own ledger and its copy in a descendant's, which may lack a later benchmark.
+
+    Or the last operation: what was made from an adapter folder descends from the run though nothing was merged there.
+    """
+    keys = ("stage", "method", "config_sha256", "parent", "seed", "steps", "seconds")
+    parts = [
+        [*(entry.get(key) for key in keys), [o for o in operations(entry) if o.get("op") != "merge"]]
+        for entry in history
+    ]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 @dataclass

@@ -188,11 +188,10 @@ def _data(entry: Entry) -> list[str]:
 
 
 def _training(entry: Entry) -> str:
-    speed = write("tokens/s", number(part(entry, "training").get("tokens_per_s")))
     seconds, memory = number(entry.get("seconds")), number(part(entry, "training").get("peak_memory_mb"))
     return (
         f"Training: seed {escape(entry.get('seed', NOT_NOTED))}, {escape(entry.get('steps', NOT_NOTED))} optimizer steps, "
-        f"seconds: {write('s', seconds)}, tokens/s: {speed}, peak memory in MB: {write('MB', memory)}"
+        f"seconds: {write('s', seconds)}, peak memory in MB: {write('MB', memory)}"
     )
 
 

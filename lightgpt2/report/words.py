@@ -51,7 +51,7 @@ def did(entry: Entry) -> str:
         return ", ".join(quantizer(o) for o in operations(entry)) or "quantized"
     done = [clause for operation in operations(entry) if (clause := _clause(operation))]
     method = _METHODS.get(str(entry.get("method")), f"made by {escape(entry.get('method', 'an unnamed method'))}")
-    return ", ".join([method, *done])
+    return ", ".join(["not trained" if entry.get("steps") == 0 else method, *done])
 
 
 def quantizer(operation: dict[str, Any]) -> str:
@@ -67,7 +67,11 @@ def _clause(operation: dict[str, Any]) -> str:
             achieved = number(operation.get("achieved"))
             share = write("per cent", None if achieved is None else 100 * achieved)
             targets, criterion = escape(operation.get("targets", "")), escape(operation.get("criterion", ""))
+            if operation.get("held"):
+                return f"with {share} % of the {targets} weights held at zero, as an earlier stage had pruned them"
             return f"{share} % of the {targets} weights pruned ({criterion})"
+        case {"op": "dequantize"}:
+            return f"on a base in {escape(str(operation.get('from', '')).upper())}, dequantized to merge into"
         case {"op": "merge"}:
             return "adapters merged"
     return ""

@@ -125,7 +125,7 @@ def chain() -> dict[str, list[Entry]]:
         arm("quick/distilled", "model", "bf16", 163.9, 30.1, 41.2),
     )
     distilled["curve"] = [[100, 201.0], [300, 61.3], [600, 44.9]]
-    distilled["training"] = {"peak_memory_mb": 2710.0, "tokens_per_s": 124.0}
+    distilled["training"] = {"peak_memory_mb": 2710.0}
     lora: Entry = {"op": "lora", "r": 8, "alpha": 32, "matched": 6, "trainable": 147456, "parameters": 82060032}
     merge: Entry = {"op": "merge", "matched": 6, "dense": True}
     adapted = entry("quick/adapted", "LoRA", 39.1, 81912576, distilled, operations=[lora, merge])

@@ -128,7 +128,6 @@ def changed(name: str, path: str, value: Any) -> dict[str, list[Entry]]:
         (TUNED, "benchmark.arms.0.ratio.forward 1x128.median", 1.234, ["1.234"]),
         (TUNED, "benchmark.machine.threads", 9, ["9 threads"]),
         (DISTILLED, "training.peak_memory_mb", 3456.7, ["3,456.7"]),
-        (DISTILLED, "training.tokens_per_s", 234.5, ["tokens/s: 234.5"]),
         (DISTILLED, "operations.0.layers", [1, 3], ["layers 1, 3"]),
         (
             PRUNED,
