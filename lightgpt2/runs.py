@@ -40,7 +40,7 @@ class Run:
 
     def made(self) -> list[Path]:
         """What a finished run has left beside its checkpoints: the artefact, its other formats, and figures."""
-        names = ("model", "model-*", "adapter", "benchmark.json", "sweep.json")
+        names = ("model", "model-*", "adapter", "benchmark.json", "sweep.json", "sweep.svg")
         return [path for name in names for path in self.folder.glob(name)]
 
     @property

@@ -3,22 +3,21 @@
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightgpt2.errors import Interrupted, UserError
-from lightgpt2.models.files import write_json
+from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.parsing import find_config
 from lightgpt2.pipeline import fit, run_stages
 from lightgpt2.recipes import Recipe, Stage
+from lightgpt2.report.plots import sweep_plot
 from lightgpt2.report.table import sweep_table
 from lightgpt2.runs import Run
 from lightgpt2.settings import Settings, flat, override, section
 
 SPARSITY = "sparsity"
-FILE = "sweep.json"
 
 
 def run_sweep(
@@ -117,9 +116,12 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
     inside = [v for v, row in zip(values, rows, strict=True) if row["perplexity"] <= lowest + budget]
     found = {"key": key, "values": values, "arms": {"fit": rows}, "budget": budget}
     found["largest_inside_budget"] = max(inside) if inside and math.isfinite(lowest) else None
-    write_json(recipe.folder / FILE, found)
+    write_json(recipe.folder / "sweep.json", found)
     first = recipe.run(stages[0].name).model / "ledger.json"  # where the report finds it
     entries = json.loads(first.read_text(encoding="utf-8"))
     entries[-1].setdefault("sweeps", {})[key] = found
     write_json(first, entries)
-    print(f"{sweep_table(found)}\n\n{Path(recipe.folder / FILE)}", flush=True)
+    if plot := sweep_plot(found, key, group):
+        with atomic_file(recipe.folder / "sweep.svg") as temporary:
+            temporary.write_text(plot.file(), encoding="utf-8")
+    print(f"{sweep_table(found)}\n\n{recipe.folder}/sweep.json, sweep.svg", flush=True)

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ def _sweep(options: Namespace) -> None:
     from lightgpt2.sweep import run_sweep
 
     run_sweep(
-        options.config, options.key, options.values, options.run, options.targets, float(options.budget), options.set
+        options.config, options.key, options["values"], options.run, options.targets, float(options.budget), options.set
     )
 
 
@@ -177,7 +178,10 @@ def run(args: list[str]) -> None:
         try:
             options = parser.parse_args(args[1:])
         except ArgumentError as error:
-            raise UserError(f"{' '.join(str(error).split())}; see lightgpt2 {args[0]} --help") from error
+            reason = re.sub(
+                r'Parser key "(\w+)"', lambda m: f"--{m[1].replace('_', '-')}", " ".join(str(error).split())
+            )
+            raise UserError(f"{reason}; see lightgpt2 {args[0]} --help") from error
         work(options)
 
 

@@ -16,7 +16,7 @@ from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
-from lightgpt2.models.files import write_json
+from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import whole_weights
@@ -65,7 +65,7 @@ class SparsitySweep(Callback):
         prunable(pl_module.model, self.targets, f"{_KEY}.targets")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes and scores; writes `sweep.json`, the ledger, TensorBoard and a table."""
+        """Prunes and scores; writes `sweep.json`, its plot, the ledger, TensorBoard and a table."""
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
@@ -98,11 +98,16 @@ class SparsitySweep(Callback):
     def _write(self, trainer: Trainer, found: dict[str, Any]) -> None:
         figures = [row["perplexity"] for row in found["arms"]["l1"]]
         found |= {"budget": self.budget, "largest_inside_budget": largest_inside(self.levels, figures, self.budget)}
+        from lightgpt2.report.plots import sweep_plot  # slow to import, and needed here only
+
         write_json(self.run.folder / "sweep.json", found)
+        if plot := sweep_plot(found, "sparsity", self.run.name):
+            with atomic_file(self.run.folder / "sweep.svg") as temporary:
+                temporary.write_text(plot.file(), encoding="utf-8")
         entries = ledger.read(str(self.run.model))
         entries[-1].setdefault("sweeps", {})["sparsity"] = found
         write_json(self.run.model / ledger.FILE, entries)
-        print(sweep_table(found), flush=True)
+        print(f"{sweep_table(found)}\n\n{self.run.folder}/sweep.json, sweep.svg", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             for criterion, rows in found["arms"].items():
                 for level, row in zip(self.levels, rows, strict=True):

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,26 +192,41 @@ def _point(values: Sequence[Any]) -> tuple[float, float]:
     return (math.nan if x is None else x), (math.nan if y is None else y)
 
 
+def sweep_plot(sweep: Mapping[str, Any], key: str, run: str, name: str = "sweep") -> Plot | None:
+    """Perplexity against what was swept, a line for each arm.
+
+    Args:
+        sweep: A sweep as the ledger has it.
+        key: What was swept.
+        run: Whose model it was.
+        name: Name of the picture.
+
+    Returns:
+        The picture; nothing where there are no points.
+    """
+    values, arms = sweep.get("values"), sweep.get("arms")
+    if not isinstance(values, list) or not isinstance(arms, dict):
+        return None
+    # Values that are no numbers stand beside each other in their order.
+    places = [i if number(value) is None else value for i, value in enumerate(values)]
+    lines = {
+        str(arm): [
+            _point((x, p.get("perplexity"))) for x, p in zip(places, points, strict=False) if isinstance(p, dict)
+        ]
+        for arm, points in arms.items()
+        if isinstance(points, list)
+    }
+    return _lines(name, f"Perplexity against {key}, {run}", lines, key, "o")
+
+
 def _sweeps(rows: Sequence[Model]) -> list[Plot]:
-    plots: list[Plot | None] = []
-    for row in rows:
-        for key, sweep in part(row.entry, "sweeps").items() if row.kind == "stage" else ():
-            values = sweep.get("values") if isinstance(sweep, dict) else None
-            if not isinstance(values, list):
-                continue
-            # Values that are no numbers stand beside each other in their order.
-            places = [i if number(value) is None else value for i, value in enumerate(values)]
-            lines = {
-                str(arm): [
-                    _point((x, p.get("perplexity")))
-                    for x, p in zip(places, points, strict=False)
-                    if isinstance(p, dict)
-                ]
-                for arm, points in part(sweep, "arms").items()
-                if isinstance(points, list)
-            }
-            name = f"sweep-{len(plots) + 1}"
-            plots.append(_lines(name, f"Perplexity against {key}, {row.name}", lines, str(key), "o"))
+    found = [
+        (str(key), sweep, row.name)
+        for row in rows
+        for key, sweep in (part(row.entry, "sweeps").items() if row.kind == "stage" else ())
+        if isinstance(sweep, dict)
+    ]
+    plots = [sweep_plot(sweep, key, run, f"sweep-{i}") for i, (key, sweep, run) in enumerate(found, start=1)]
     return [plot for plot in plots if plot]
 
 
