@@ -1,0 +1,153 @@
+"""What the chain's stages cost and save on this machine, at GPT-2's shapes.
+
+    python -m benchmarks.chain [--parts training inference decode] [--device cuda]
+
+Random weights, since only time and memory are measured. `training`: peak memory of the training steps by method, each a
+`lightgpt2 fit` of its own, as the ledger has it. `inference`: every precision with every attention, as `lightgpt2 benchmark`
+measures them. `decode`: greedy decoding with a compiled static cache (CUDA graphs on CUDA) against eager decoding, in turns.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from transformers import GPT2LMHeadModel
+
+from benchmarks.common import gpt2, machine
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.inference.arms import Settings, plan
+from lightgpt2.inference.benchmark import measure
+from lightgpt2.models.loading import load_tokenizer
+from lightgpt2.models.saving import save_model
+from lightgpt2.report.benchmark_table import benchmark_table
+
+PARTS = ("training", "inference", "decode")
+METHODS = {"full fine-tuning": "FineTune", "LoRA, c_attn, r = 8": "LoRA", "QLoRA, c_attn, r = 8": "QLoRA"}
+
+
+def write_model(folder: Path, layers: int, width: int, heads: int, vocabulary: int) -> Path:
+    """A randomly initialised GPT-2 and a tokenizer of the embedded text."""
+    tokenizer = folder.with_name(f"{folder.name}-tokenizer")
+    train_tokenizer([text for _, text in Corpus("pydoc").documents()][:50], min(vocabulary, 2048), tokenizer)
+    save_model(gpt2(layers, width, heads, 1024, vocabulary), load_tokenizer(str(tokenizer), "tokenizer"), folder)
+    return folder
+
+
+def fit_memory(folder: Path, method: str, model: Path, options: argparse.Namespace) -> float:
+    """Peak memory of a few training steps in MB, in a process of its own."""
+    init: dict[str, Any] = {"model": str(model)}
+    if method != "FineTune":
+        init["lora"] = {"r": 8, "alpha": 32, "target_modules": ["c_attn"]}
+    data = {"source": "pydoc", "sequence_length": options.length, "batch_size": options.batch, "valid_fraction": 0.01}
+    cuda = options.device == "cuda"
+    config = {
+        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init},
+        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
+        "trainer": {
+            "accelerator": "gpu" if cuda else "cpu", "devices": 1, "max_steps": 5, "limit_val_batches": None,
+            "check_val_every_n_epoch": None, "val_check_interval": 1000, "precision": "bf16-mixed" if cuda else "32-true",
+        },
+    }  # fmt: skip
+    path = folder / f"{model.name}-{method}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, "-m", "lightgpt2", "fit", "--config", str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    ledger = json.loads((folder / "checkpoints" / path.stem / "model" / "ledger.json").read_text(encoding="utf-8"))
+    return float(ledger[-1]["training"]["peak_memory_mb"])
+
+
+def training(folder: Path, model: Path, options: argparse.Namespace) -> None:
+    """Peak memory by method, and above what the same process holds with next to no model."""
+    tiny = write_model(folder / "tiny", 1, 16, 2, 300)
+    print(
+        "| method | peak MB | above a process with a tiny model, MB | against full fine-tuning |\n| --- | --- | --- | --- |"
+    )
+    whole = 0.0
+    for name, method in METHODS.items():
+        peak = fit_memory(folder, method, model, options)
+        above = peak - fit_memory(folder, method, tiny, options)
+        whole = whole or above
+        print(f"| {name} | {peak:.0f} | {above:.0f} | {above / whole - 1:+.1%} |", flush=True)
+
+
+def inference(folder: Path, model: Path, options: argparse.Namespace) -> None:
+    """All precisions with all kinds of attention."""
+    new = [options.new_tokens, 2 * options.new_tokens]
+    settings = Settings(options.prompt, new, options.length, [1, 16], options.rounds)
+    arms = plan([str(model)], ["fp32", "bf16", "int8", "nf4"], ["eager", "sdpa", "flash"], settings)
+    device = "cuda:0" if options.device == "cuda" else "cpu"
+    print(benchmark_table(measure(arms, settings, device, folder / "traces")))
+
+
+def decode(model: Path, options: argparse.Namespace) -> None:
+    """Tokens/s with the default cache, eager, and with a compiled static one; the first run of each is not counted."""
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    loaded = GPT2LMHeadModel.from_pretrained(model, dtype=dtype).to(options.device).eval()
+    loaded.generation_config.eos_token_id = None
+    prompt = torch.ones(1, options.prompt, dtype=torch.long, device=options.device)
+
+    def seconds(count: int, **more: Any) -> float:
+        start = time.perf_counter()
+        loaded.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=count, max_new_tokens=count,
+            pad_token_id=0, **more,
+        )  # fmt: skip
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    arms: dict[str, dict[str, Any]] = {"eager": {}, "compiled, static cache": {"cache_implementation": "static"}}
+    if options.device == "cpu":  # transformers compiles by itself on CUDA only
+        loaded.forward = torch.compile(loaded.forward) if options.compile else loaded.forward
+    for more in arms.values():
+        for _ in range(3):
+            seconds(options.new_tokens, **more)
+    rounds = [[seconds(options.new_tokens, **more) for more in arms.values()] for _ in range(options.rounds)]
+    print("| decode | tokens/s | against eager |\n| --- | --- | --- |")
+    for i, name in enumerate(arms):
+        speeds = [options.new_tokens / times[i] for times in rounds]
+        ratios = [times[0] / times[i] for times in rounds]
+        print(f"| {name} | {statistics.median(speeds):.1f} | {statistics.median(ratios):.2f}x |")
+
+
+def main() -> None:
+    """Prints the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="Compile on a CPU too.")
+    defaults = {
+        "layers": 12, "width": 768, "heads": 12, "vocabulary": 50257, "batch": 8, "length": 128, "prompt": 32,
+        "new_tokens": 128, "rounds": 5,
+    }  # fmt: skip
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    options = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    print(machine(), flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_model(folder / "gpt2", options.layers, options.width, options.heads, options.vocabulary)
+        for part in options.parts:
+            print(f"\n{part}\n", flush=True)
+            if part == "decode":
+                decode(model, options)
+            else:
+                {"training": training, "inference": inference}[part](folder, model, options)
+
+
+if __name__ == "__main__":
+    main()
