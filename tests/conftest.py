@@ -20,9 +20,13 @@ def real_data() -> Path:
     return Path(folder)
 
 
+_MADE_ONCE = ("chain", "real", "result")  # what these fixtures of a module make takes many seconds
+
+
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Keeps tests of one fitted chain in one process, so that it is fitted once; and begins with the longest tests."""
+    """Keeps tests that share something costly in one process, so that it is made once; and begins with the longest tests."""
     items.sort(key=lambda item: item.path.name != "test_resume.py")
     for item in items:
-        if "chain" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group(f"chain {item.callspec.params['chain']}"))
+        for name in set(_MADE_ONCE).intersection(item.fixturenames):
+            kind = item.callspec.params.get(name, "") if hasattr(item, "callspec") else ""
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {name} {kind}"))

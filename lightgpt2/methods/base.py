@@ -382,7 +382,7 @@ class Method(LightningModule):
         """Keeps the generators' states until training starts, as building and loading draw from them; makes room for masks."""
         self._restored_rng = checkpoint["rng"]
         self.pruning = checkpoint["pruning"]
-        self.masks.allocate(checkpoint["state_dict"], "masks.")
+        self.masks.allocate(checkpoint.get("state_dict", {}), "masks.")  # FSDP2's strategy keeps the weights to itself
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restores the weights; what is frozen stays as it is.
@@ -392,9 +392,9 @@ class Method(LightningModule):
         """
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
-            wrong = {*result.unexpected_keys, *result.missing_keys} - self._unchanging(result.missing_keys)
-            if wrong:
-                raise RuntimeError(f"{min(wrong)} is on one side only")
+            absent = sorted({*result.missing_keys} - self._unchanging(result.missing_keys))
+            if absent or result.unexpected_keys:
+                raise RuntimeError(f"Missing key(s): {absent[:1]}, unexpected key(s): {result.unexpected_keys[:1]}")
         except RuntimeError as error:
             lines = str(error).splitlines()
             first = (lines[1:] or lines)[0].strip()
