@@ -122,12 +122,12 @@ class Artefact(Callback):
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, pl_module: Method) -> None:
+        self._saved = True  # on all processes: they gather the weights together or not at all
         weights = whole_weights(pl_module.model)
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         pl_module.save(self.run.model, data.tokenizer, weights)
-        self._saved = True
         self._count_zeros(pl_module)
         self._write_ledger(trainer, pl_module)
 
