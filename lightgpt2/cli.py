@@ -146,7 +146,10 @@ class LightGPT2CLI(LightningCLI):
                 callback.attach(self.place)
         # Some work on the artefact: they come after what writes it.
         late = [callback for callback in extra if getattr(callback, "order", 0)]
-        callbacks = [*(c for c in extra if c not in late), *callbacks, *sorted(late, key=lambda c: c.order)]
+        late.sort(key=lambda callback: callback.order)
+        early = [callback for callback in extra if callback not in late]
+        checking = self.subcommand == "check"  # which ends the fit when all others have looked
+        callbacks = [*early, *late, *callbacks] if checking else [*early, *callbacks, *late]
         return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 
     def _provide_and_check(self, problems: list[str]) -> None:

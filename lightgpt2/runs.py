@@ -38,9 +38,9 @@ class Run:
         """The artefact in another format."""
         return self.folder / f"model-{form}"
 
-    def made(self) -> list[Path]:
-        """What a finished run has left beside its checkpoints: the artefact, its other formats, and figures."""
-        names = ("model", "model-*", "adapter", "benchmark.json", "sweep.json", "sweep.svg")
+    def derived(self) -> list[Path]:
+        """What was made of the artefact: its other formats, and figures."""
+        names = ("model-*", "benchmark.json", "sweep.json", "sweep.svg")
         return [path for name in names for path in self.folder.glob(name)]
 
     @property

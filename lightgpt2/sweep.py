@@ -51,10 +51,11 @@ def run_sweep(
         problems += _key_problems(settings, key, values)
     if problems:
         raise UserError(problems)
+    stem = str(settings.get("run") or path.stem)
     if key == SPARSITY:
-        _sweep_sparsity(settings, Run(run or path.stem), values, targets, budget)
+        _sweep_sparsity(settings, Run(run or stem), values, targets, budget)
     else:
-        _sweep_key(settings, run or f"{path.stem}-{key}", key, values, budget)
+        _sweep_key(settings, run or f"{stem.replace('/', '-')}-{key}", key, values, budget)
 
 
 def _parsed(changes: list[str]) -> Settings:
@@ -76,7 +77,14 @@ def _key_problems(settings: Settings, key: str, values: list[float]) -> list[str
 
 
 def _numbers(found: Settings) -> list[str]:
-    return [key for key, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return [key for key, value in found.items() if _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and float(value) is not None
+    except (TypeError, ValueError):  # YAML takes 1e-2 for text, which jsonargparse does not
+        return False
 
 
 def _sweep_sparsity(settings: Settings, run: Run, levels: list[float], targets: str | None, budget: float) -> None:
@@ -104,7 +112,7 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
         mine = copy.deepcopy(settings)
         number = int(value) if float(value).is_integer() and isinstance(flat(settings)[key], int) else value
         override(mine, {key: number})
-        name = f"{value:g}"
+        name = str(number)
         stages.append(Stage(name, {**mine, "run": f"{group}/{name}"}))
     recipe = Recipe(group, stages)
     run_stages(recipe)

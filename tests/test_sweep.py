@@ -68,6 +68,7 @@ def test_any_number_is_swept_by_a_fit_for_each_value(folder: Path) -> None:
             "--key: the configuration has no model.lora.rank; give one that it sets",
         ),
         (["--key", "model.model", "--values", "1"], "--key: model.model is 'base' and no number; give one of"),
+        (["--key", "seed_everything", "--values", "1"], "--key: the configuration has no seed_everything"),
         (["--key", "model.lora.r"], "--values: give the values of model.lora.r"),
         (["--set", "trainer.max_steps"], "--set: trainer.max_steps is no setting; give key=value"),
         (["--values", "many"], "--values"),

@@ -21,8 +21,9 @@ from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
 from lightgpt2.methods.distill import Distill
 from lightgpt2.models.files import atomic_file, restore_folder, write_json
-from lightgpt2.models.ledger import FILE, QUALITY, Entry, Parent, extended
+from lightgpt2.models.ledger import FILE, QUALITY, Entry, Parent, extended, read
 from lightgpt2.models.loading import load_model
+from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.report.table import comparison
 from lightgpt2.runs import Run
@@ -101,8 +102,8 @@ class Artefact(Callback):
         if self.fresh:
             for path in (self.run.last, self.run.best):
                 path.unlink(missing_ok=True)
-            for stale in self.run.made():
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            for stale in (self.run.model, self.run.folder / "adapter"):
+                shutil.rmtree(stale, ignore_errors=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             for events in self._stale_logs if self.fresh else []:
                 events.unlink(missing_ok=True)
@@ -127,29 +128,27 @@ class Artefact(Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for stale in self.run.derived():  # of the artefact that is replaced
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         pl_module.save(self.run.model, data.tokenizer, weights)
         self._count_zeros(pl_module)
         self._write_ledger(trainer, pl_module)
 
     def _count_zeros(self, method: Method) -> None:
-        """Completes the ledger's record of the pruning by what lies on disk."""
-        weights, pruned = method.masks.counts
-        if not method.pruning:
-            return
-        zeros = method.zeros(self.run.model, [name for name, _ in method.masks.items()])
-        if zeros < pruned:
-            raise RuntimeError(f"{pruned} weights were pruned and {zeros} are zero on disk")
-        method.pruning |= {
-            "tensors": len(method.masks),
-            "weights": weights,
-            "pruned": pruned,
-            "achieved": zeros / weights,
-        }
+        """Completes the ledger's records of prunings by what lies on disk."""
+        for operation in method.prunings:
+            names = list(prunable(method.model, operation["targets"], "targets"))
+            weights, pruned = method.masks.counts(names)
+            zeros = method.zeros(self.run.model, names)
+            if zeros < pruned:
+                raise RuntimeError(f"{pruned} weights were pruned and {zeros} are zero on disk")
+            operation |= {"tensors": len(names), "weights": weights, "pruned": pruned, "achieved": zeros / weights}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the artefact from disk and prints the table."""
         assert isinstance(pl_module, Method)
-        if not self._saved and (self.fresh or not self.run.model.exists()):  # no step was to be taken, or none was left
+        unsaved = not self._saved and (self.fresh or not self.run.model.exists())
+        if trainer.strategy.broadcast(unsaved):  # no step was to be taken, or none was left
             if trainer.is_global_zero:
                 self._begin(trainer)
             self._save(trainer, pl_module)
@@ -230,7 +229,11 @@ class Artefact(Callback):
             teacher=Parent.of(method.teacher_source) if method.teacher_source else None,
         )
         for folder, operations in method.ledgers(self.run.model).items():
-            write_json(folder / FILE, extended(method.parent[0], dataclasses.replace(entry, operations=operations)))
+            mine = extended(method.parent[0], dataclasses.replace(entry, operations=operations))
+            if not self._saved and (old := read(str(folder))):  # what was measured of the same weights still holds
+                mine[-1] |= {key: old[-1][key] for key in ("benchmark", "sweeps") if key in old[-1]}
+                mine[-1]["quality"] = old[-1]["quality"] | mine[-1]["quality"]
+            write_json(folder / FILE, mine)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

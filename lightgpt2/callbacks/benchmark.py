@@ -89,9 +89,9 @@ class InferenceBenchmark(Callback):
             self.run.logs / "profile",
             bar=trainer.progress_bar_callback is not None,
         )
+        self._write_ledger(result)
         print(benchmark_table(result), flush=True)
         write_json(self.run.folder / "benchmark.json", result)
-        self._write_ledger(result)
         if isinstance(trainer.logger, TensorBoardLogger):
             self._write_logs(trainer.logger, trainer.global_step, result)
 

@@ -60,6 +60,7 @@ class GlobalL1Pruning(Callback):
         seed: NonNegativeInt = 0,
     ) -> None:
         self.targets, self.schedule, self.every = targets, schedule, int(every)
+        self._trained = False
         # Plain numbers: checkpoints hold nothing else
         self.amount, self.warmup, self.hold = float(amount), float(warmup), float(hold)
         self.criterion, self.seed = criterion, seed
@@ -77,7 +78,7 @@ class GlobalL1Pruning(Callback):
         if pl_module.device_mesh is not None:
             raise UserError(f"{_KEY}: not supported with FSDP2; use trainer.strategy auto, or ddp")
         chosen = prunable(pl_module.model, self.targets, f"{_KEY}.targets")
-        weights, gone = pl_module.masks.counts
+        weights, gone = pl_module.masks.counts(chosen)
         if gone > round(self.amount * weights) and trainer.ckpt_path is None:
             raise UserError(
                 f"{_KEY}.amount: {self.amount} is less than the {gone / weights:.4f} that an earlier stage pruned; give more"
@@ -103,19 +104,32 @@ class GlobalL1Pruning(Callback):
         """Has the sparsity logged with the step's other figures."""
         assert isinstance(pl_module, Method)
         if pl_module.step_metrics and len(pl_module.masks):
-            weights, pruned = pl_module.masks.counts
+            weights, pruned = pl_module.masks.counts()
             pl_module.step_metrics["train/sparsity"] = pruned / weights
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes before the artefact is saved."""
         assert isinstance(pl_module, Method)
+        self._trained = True
         self._prune(pl_module, self.amount)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same where nothing was to be trained."""
+        """The same where nothing was to be trained.
+
+        Raises:
+            UserError: A finished run was resumed, and was not pruned so.
+        """
         assert isinstance(pl_module, Method)
-        if pl_module.total_steps == 0:
+        if self._trained:
+            return
+        wanted = (self.targets, self.amount, self.criterion)
+        if trainer.ckpt_path is None:
             self._prune(pl_module, self.amount)
+        elif wanted not in [(done["targets"], done["amount"], done["criterion"]) for done in pl_module.prunings]:
+            raise UserError(
+                f"{_KEY}: the run has no step left, so nothing would be pruned; raise trainer.max_steps, or start another run "
+                "from its artefact with trainer.max_steps: 0"
+            )
 
     @torch.no_grad()
     def _prune(self, method: Method, amount: float) -> None:
@@ -124,7 +138,13 @@ class GlobalL1Pruning(Callback):
         scores = magnitudes(chosen) if self.criterion == "l1" else random_scores(chosen, self.seed)
         masks = keep_masks(scores, amount, dict(method.masks.items()))
         device = next(iter(chosen.values())).device
-        operation = {"op": "global_l1", "criterion": self.criterion, "targets": self.targets, "amount": self.amount}
+        operation = {
+            "op": "global_l1",
+            "criterion": self.criterion,
+            "targets": self.targets,
+            "adapters": any(".lora_" in name for name in chosen),
+            "amount": self.amount,
+        }
         method.prune({name: mask.to(device) for name, mask in masks.items()}, operation)
 
     def _check_trained(self, chosen: Mapping[str, Tensor]) -> None:

@@ -71,6 +71,9 @@ class SparsitySweep(Callback):
             return
         chosen = prunable(pl_module.model, self.targets, f"{_KEY}.targets")
         trained = {name: p.detach().clone() for name, p in chosen.items()}
+        gone = pl_module.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
+        if gone:  # the model as it is comes first, and none has less
+            self.levels = [gone, *(level for level in self.levels if level > gone)]
         scores = {"l1": magnitudes(trained), "random": random_scores(trained, self.seed)}
         arms: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
         try:

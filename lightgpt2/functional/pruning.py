@@ -3,7 +3,7 @@
 Magnitude pruning with one threshold over all tensors (Han et al. 2015, arXiv:1506.02626), and random pruning as its control.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -115,8 +115,12 @@ class Masks(nn.Module):
             if (gradient := parameters[name].grad) is not None:
                 gradient.masked_fill_(~mask, 0)
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Number of weights under masks, and of those that are zero for it."""
-        sizes = [(mask.numel(), int(mask.count_nonzero())) for _, mask in self.items()]
+    def counts(self, names: Iterable[str] | None = None) -> tuple[int, int]:
+        """Number of weights under masks, and of those that are zero for it.
+
+        Args:
+            names: The parameters that are meant. The default is all.
+        """
+        chosen = None if names is None else set(names)
+        sizes = [(m.numel(), int(m.count_nonzero())) for name, m in self.items() if chosen is None or name in chosen]
         return sum(n for n, _ in sizes), sum(n - kept for n, kept in sizes)

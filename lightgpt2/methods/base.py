@@ -62,7 +62,7 @@ class Method(LightningModule):
         self.trust_remote_code = trust_remote_code
         self.operations = []
         self.masks = Masks()
-        self.pruning: Operation = {}
+        self.prunings: list[Operation] = []
         self.val_nll = MeanMetric().set_dtype(torch.float64)
         self.step_metrics: dict[str, float] = {}
         self._terms: list[Tensor] = []
@@ -119,7 +119,7 @@ class Method(LightningModule):
 
     def ledgers(self, folder: Path) -> dict[Path, list[Operation]]:
         """The folders that `save` wrote, each with what was done to the model in it."""
-        return {folder: [*self.operations, *([self.pruning] if self.pruning else [])]}
+        return {folder: [*self.operations, *self.prunings]}
 
     def misfits(self, quantized: str) -> str | None:
         """Why this method cannot train a quantized model, with what to do; nothing where it can.
@@ -198,13 +198,11 @@ class Method(LightningModule):
 
     def _hold_zeros(self) -> None:
         """Masks what an earlier stage pruned, so that it stays zero through this one."""
-        operation = ledger.held_pruning(ledger.read(self.parent[0]))
         adapters = any(".lora_" in name for name, _ in self.model.named_parameters())
-        # Frozen weights need no mask.
-        if operation is not None and adapters is (operation["targets"] == "lora"):
-            self.pruning = {**operation, "held": True}
-            held = prunable(self.model, operation["targets"], "the pruning of an earlier stage")
-            self.masks.set({name: p.detach() != 0 for name, p in held.items()})
+        for operation in ledger.held_prunings(ledger.read(self.parent[0])):
+            if operation["adapters"] is adapters:  # else they are merged away, or frozen
+                held = prunable(self.model, operation["targets"], "the pruning of an earlier stage")
+                self.prune({name: p.detach() != 0 for name, p in held.items()}, {**operation, "held": True})
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs.
@@ -314,7 +312,7 @@ class Method(LightningModule):
         """
         self.masks.set(masks)
         self.masks.weights_(self._parameters_by_name)
-        self.pruning = operation
+        self.prunings = [done for done in self.prunings if done["targets"] != operation["targets"]] + [operation]
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -369,7 +367,7 @@ class Method(LightningModule):
         """Leaves out what is frozen, and adds what Lightning leaves out: the state of every random generator."""
         for name in self._unchanging(checkpoint["state_dict"]):
             del checkpoint["state_dict"][name]
-        checkpoint["pruning"] = self.pruning
+        checkpoint["prunings"] = self.prunings
         # A step that has begun will be done again from its first micro-batch.
         mine = self._rng_before_step or random_state.capture()
         states: list[Any] = [mine]
@@ -381,7 +379,7 @@ class Method(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the generators' states until training starts, as building and loading draw from them; makes room for masks."""
         self._restored_rng = checkpoint["rng"]
-        self.pruning = checkpoint["pruning"]
+        self.prunings = checkpoint["prunings"]
         self.masks.allocate(checkpoint.get("state_dict", {}), "masks.")  # FSDP2's strategy keeps the weights to itself
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lightgpt2.errors import UserError
 from lightgpt2.methods.finetune import FineTune
 from lightgpt2.methods.optimizer import OptimizerConfig
-from lightgpt2.models.adapters import WEIGHTS, base_of, is_adapter
+from lightgpt2.models.adapters import CONFIG, WEIGHTS, base_of, is_adapter
 from lightgpt2.models.families import LINEAR
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.loading import load_config, load_model
@@ -91,8 +91,16 @@ class LoRA(FineTune):
 
     def configs(self) -> dict[str, PretrainedConfig]:
         """The base model's configuration."""
-        key = self.parent[1]
-        return {key: load_config(self.base, key, self.trust_remote_code)}
+        source, key = self.parent
+        try:
+            return {key: load_config(self.base, key, self.trust_remote_code)}
+        except UserError as error:
+            if self.base == source:
+                raise
+            named = f"{source} names {self.base} as its base model (in {CONFIG})"
+            raise UserError(
+                [f"{key}: {named}: {problem.removeprefix(f'{key}: ')}" for problem in error.problems]
+            ) from error
 
     def misfits(self, quantized: str) -> str | None:
         """Why adapters cannot be trained on and merged into quantized weights."""
@@ -110,6 +118,7 @@ class LoRA(FineTune):
         except (ValueError, RuntimeError, SafetensorError, re.error) as error:
             name = key if is_adapter(source) else "model.lora"
             raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        self._check_vocabulary()
         self._hidden_peft_model = (peft_model,)  # the same parameters under other names: not to be registered twice
         self.operations = [*self._base_operations(), self._operation(peft_model)]
 
@@ -163,6 +172,17 @@ class LoRA(FineTune):
             "trainable": trainable,
             "parameters": total,
         }
+
+    def _check_vocabulary(self) -> None:
+        """The loss works through the head's weight itself, and what is tied cannot be merged into."""
+        from peft.tuners.lora import LoraLayer
+
+        wrapped = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        if any(isinstance(layer, LoraLayer) for layer in wrapped):
+            raise UserError(
+                "model.lora.target_modules: adapters on the embedding or the vocabulary head are not supported; choose linear "
+                "layers of the blocks, and train those whole with model.lora.modules_to_save"
+            )
 
     def _base_operations(self) -> list[Operation]:
         """What was done to the base model itself."""
@@ -218,7 +238,9 @@ class LoRA(FineTune):
 
     def zeros(self, folder: Path, names: list[str]) -> int:
         """How many of the named parameters' elements are zero in the adapter folder."""
-        saved = [f"base_model.model.{name.replace('.default', '')}" for name in names]
+        saved = [
+            f"base_model.model.{name.replace('.modules_to_save.default', '').replace('.default', '')}" for name in names
+        ]
         return saved_zeros(self._adapter(folder) / WEIGHTS, saved)
 
     @staticmethod

@@ -128,16 +128,16 @@ def extended(source: str | dict[str, Any], entry: Entry) -> list[dict[str, Any]]
     return [*read(source), asdict(entry)]
 
 
-def held_pruning(entries: list[dict[str, Any]]) -> "Operation | None":
-    """The pruning whose zeros a model still has: its last one, unless adapters were merged into the weights since.
+def held_prunings(entries: list[dict[str, Any]]) -> "list[Operation]":
+    """The prunings whose zeros a model still has, by targets the last; those of adapters end where they are merged.
 
     Args:
         entries: The model's ledger.
     """
-    held: Operation | None = None
+    held: dict[str, Operation] = {}
     for operation in (operation for entry in entries for operation in entry["operations"]):
         if operation["op"] == "global_l1":
-            held = operation
-        elif operation["op"] == "merge":  # which makes pruned weights dense again
-            held = None
-    return held
+            held[operation["targets"]] = operation
+        elif operation["op"] == "merge":
+            held = {targets: pruning for targets, pruning in held.items() if not pruning["adapters"]}
+    return list(held.values())

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lightgpt2.errors import UserError
+from lightgpt2.models import adapters
 from lightgpt2.models.families import check_family
 
 Result = TypeVar("Result")
@@ -55,6 +56,11 @@ def _check_folder(source: str, key: str) -> None:
         if path.suffix != ".gguf":
             raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
         return
+    if (path / adapters.CONFIG).is_file() and not (path / "config.json").is_file():
+        raise UserError(
+            f"{key}: {source} is a folder of adapters; give the model that they are merged into (model/ beside it), or train "
+            "on with lightgpt2.methods.LoRA"
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
     if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
@@ -202,9 +208,27 @@ def load_model(
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
-    if gguf and getattr(model.config, "quantization_config", None) is not None:
-        _forget_quantization(model)
+    if gguf:
+        model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
+        if getattr(model.config, "quantization_config", None) is not None:
+            _forget_quantization(model)
+    allow_packing(model, False)
     return model
+
+
+def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
+    """Whether NF4 layers may use a kernel that bitsandbytes has for some processors (AVX-512 BF16).
+
+    It packs the weights anew at the first forward pass in eval mode, computes in bfloat16, and lets no gradient through: fast,
+    but nothing to train on or to score with.
+
+    Args:
+        model: Any model; changed in place.
+        allowed: Whether they may.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = allowed
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import LINEAR, is_tied
-from lightgpt2.models.loading import load_config, load_model, new_model
+from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
 
@@ -92,7 +92,8 @@ def load_for_inference(
     cuda = device != "cpu"
     options: dict[str, Any] = {"attn_implementation": attention}
     if stored_precision(source, key, trust_remote_code) not in (None, "gguf"):
-        return load_model(source, key, trust_remote_code, dtype="auto", device_map={"": device}, **options).eval()
+        options |= {"dtype": "auto", "device_map": {"": device}}
+        return _fastest(load_model(source, key, trust_remote_code, **options)).eval()
     if precision in _DTYPES:
         return load_model(source, key, trust_remote_code, dtype=_DTYPES[precision], **options).to(device).eval()
     form = cast(Format, precision)
@@ -101,7 +102,15 @@ def load_for_inference(
     dtype = fast if cuda else torch.float32
     model = load_model(source, key, trust_remote_code, settings(form, cuda), dtype, **options, device_map={"": device})
     coverage(model, form)
-    return model.eval()
+    return _fastest(model).eval()
+
+
+def _fastest(model: PreTrainedModel) -> PreTrainedModel:
+    """Gives NF4 layers the kernel back that `load_model` keeps them from, where the processor has it."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    allow_packing(model, has_avx512bf16())
+    return model
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -50,7 +50,7 @@ def test_scheduled_pruning_of_linear_layers_reaches_the_target_on_disk(bench: Be
     assert gone == round(0.6 * total)
     (operation,) = last_entry("r")["operations"]
     assert operation == {
-        "op": "global_l1", "criterion": "l1", "targets": "linear", "amount": 0.6,
+        "op": "global_l1", "criterion": "l1", "targets": "linear", "adapters": False, "amount": 0.6,
         "tensors": 16, "weights": total, "pruned": gone, "achieved": gone / total,
     }  # fmt: skip
     assert zeros("r/model/model.safetensors", "wte")[0] == 0
@@ -185,3 +185,51 @@ def test_less_than_what_an_earlier_stage_pruned_is_refused(bench: Bench) -> None
     bench.configure(following)
     (message,) = bench.refuse("fit", touches=True)
     assert "amount: 0.3 is less than the 0.5000 that an earlier stage pruned" in message
+
+
+def test_two_prunings_are_counted_and_held_apart(bench: Bench) -> None:
+    """Other weights than an earlier stage's, by less; and a third stage keeps the zeros of both."""
+    bench.configure(finetune(targets="attn", amount=0.8) | {"trainer.max_steps": 0})
+    bench.succeed("fit", "--run", "first")
+    for name, source, callbacks in (
+        ("second", "first", [pruning(targets="mlp", amount=0.5)]),
+        ("third", "second", []),
+    ):
+        following = finetune() | {"trainer.callbacks": callbacks}
+        following["model"]["init_args"]["model"] = f"checkpoints/{source}/model"
+        bench.configure(following)
+        bench.succeed("fit", "--run", name)
+        for part, amount in (("attn", 0.8), ("mlp", 0.5)):
+            gone, total = zeros(f"{name}/model/model.safetensors", part)
+            assert gone == round(amount * total)
+        achieved = {done["targets"]: done["achieved"] for done in last_entry(name)["operations"]}
+        assert achieved == {"attn": pytest.approx(0.8, abs=1e-4), "mlp": 0.5}
+
+
+def test_adapters_pruned_by_a_pattern_stay_pruned(bench: Bench) -> None:
+    bench.configure(adapters("teacher", targets="c_attn", amount=0.5))
+    bench.succeed("fit", "--run", "pruned")
+    bench.configure(adapters("checkpoints/pruned/adapter"))
+    bench.succeed("fit", "--run", "tuned")
+    gone, total = zeros("tuned/adapter/adapter_model.safetensors", "lora_")
+    assert gone == round(0.5 * total)
+
+
+def test_finished_run_is_not_said_to_be_pruned(bench: Bench) -> None:
+    bench.configure(finetune() | {"trainer.callbacks": []})
+    bench.succeed("fit")
+    before = last_entry("r")
+    for steps in (0, 20):
+        bench.configure(finetune(targets="linear", amount=0.8) | {"trainer.max_steps": steps})
+        (message,) = bench.refuse("fit", "--ckpt_path", "last", touches=True)
+        assert "the run has no step left, so nothing would be pruned" in message
+    assert last_entry("r") == before
+
+
+def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them(bench: Bench) -> None:
+    changes = adapters("teacher", targets="modules_to_save", amount=0.5)
+    changes["model"]["init_args"]["lora"] |= {"modules_to_save": ["c_fc"]}
+    bench.configure(changes)
+    bench.succeed("fit")
+    gone, total = zeros("r/adapter/adapter_model.safetensors", "c_fc")
+    assert gone == round(0.5 * total)

@@ -59,3 +59,20 @@ def test_unknown_format_is_refused(bench: Bench) -> None:
     (message,) = bench.refuse("fit")
     assert message.startswith("trainer.callbacks.formats")
     assert "'nf4', 'int8'" in message
+
+
+def test_what_was_made_of_an_older_artefact_goes_with_it_and_what_holds_stays(bench: Bench) -> None:
+    bench.configure(finetune(["nf4", "int8"]))
+    bench.succeed("fit")
+    run = Path("checkpoints/r")
+    sweep = {"class_path": "lightgpt2.callbacks.SparsitySweep", "init_args": {"levels": [0.5]}}
+    bench.configure(finetune(["nf4"]) | {"trainer.callbacks": [sweep]})
+    bench.succeed("fit", "--ckpt_path", "last")  # of the same weights
+    entry = json.loads((run / "model/ledger.json").read_text())[-1]
+    assert {"before", "after", "bf16"} == set(entry["quality"])
+    assert (run / "model-int8").is_dir()
+    bench.configure(finetune(["nf4"]))
+    bench.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps", "5")  # of others
+    assert not (run / "model-int8").exists()
+    assert not (run / "sweep.json").exists()
+    assert json.loads((run / "model-nf4/ledger.json").read_text())[-1]["steps"] == 5

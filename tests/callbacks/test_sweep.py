@@ -64,3 +64,17 @@ def test_targets_that_match_nothing_are_refused_before_training(bench: Bench) ->
     bench.configure({"model": lora_config("teacher")["model"], "trainer.callbacks": [sweep(targets="linear")]})
     (message,) = bench.refuse("fit", touches=True)
     assert message.startswith("trainer.callbacks.SparsitySweep.targets: 'linear' matches no trainable matrix")
+
+
+def test_sweep_of_a_pruned_model_begins_at_its_own_sparsity(bench: Bench) -> None:
+    pruned = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": {"targets": "lora", "amount": 0.75}}
+    callbacks = [pruned, sweep(targets="lora", levels=[0.5, 0.9])]
+    bench.configure({"model": lora_config("teacher")["model"], "trainer.callbacks": callbacks})
+    bench.succeed("fit")
+    assert json.loads(Path("checkpoints/r/sweep.json").read_text())["values"] == [0.75, 0.9]
+
+
+def test_check_sees_what_fit_would_refuse(bench: Bench) -> None:
+    bench.configure({"model": lora_config("teacher")["model"], "trainer.callbacks": [sweep(targets="linear")]})
+    (message,) = bench.refuse("check")
+    assert message.startswith("trainer.callbacks.SparsitySweep.targets: ")

@@ -87,7 +87,7 @@ def test_masks_zero_weights_and_gradients_and_travel_in_a_state_dict() -> None:
     assert torch.equal(layer.weight != 0, mask)
     assert torch.equal(layer.weight.grad != 0, mask)  # type: ignore[operator]
     assert torch.equal(layer.bias, bias)
-    assert masks.counts == (24, 24 - int(mask.sum()))
+    assert masks.counts() == (24, 24 - int(mask.sum()))
     restored = Masks()
     state = {f"masks.{key}": value for key, value in masks.state_dict().items()}
     restored.allocate(state, "masks.")

@@ -104,6 +104,8 @@ def test_nothing_but_adapters_is_trained(monkeypatch: pytest.MonkeyPatch) -> Non
         {"target_modules": "nowhere"},
         {"target_modules": "("},
         {"modules_to_save": ["nowhere"]},
+        {"target_modules": ["c_attn", "wte"]},  # tied to the head, which would move with it
+        {"target_modules": ["c_attn", "lm_head"]},  # which the loss does not call
     ],
 )
 def test_adapters_that_match_no_module_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]) -> None:
@@ -125,3 +127,18 @@ def test_wrong_adapters_give_one_message(bench: Bench, changes: dict[str, Any], 
     (message,) = bench.refuse("check")
     assert message.startswith(words[0])
     assert all(word in message for word in words), message
+
+
+def test_adapters_are_no_model_and_name_theirs(bench: Bench) -> None:
+    bench.configure({"model": config("teacher")["model"]})
+    bench.succeed("fit")
+    (message,) = bench.refuse("validate", "--ckpt_path", "checkpoints/r/adapter")
+    assert "is a folder of adapters; give the model that they are merged into" in message
+    Path("teacher").rename("checkpoints/moved")
+    following = config("checkpoints/r/adapter")["model"]
+    del following["init_args"]["lora"]
+    bench.configure({"model": following})
+    (message,) = bench.refuse("fit", "--run", "next")
+    assert message.startswith(
+        "model.model: checkpoints/r/adapter names teacher as its base model (in adapter_config.json): "
+    )

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from lightgpt2.models.loading import allow_packing
 from lightgpt2.models.quantization import quantize_folder, settings
 from tests.methods.test_lora import config
 from tests.support.cli import succeed, write_config
@@ -26,6 +27,7 @@ def test_adapter_on_the_nf4_model_equals_the_merged_artefact(tmp_path: Path, fam
     succeed(tmp_path, "fit", "--config", "qlora.yaml")
     run = tmp_path / "checkpoints/qlora"
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings("nf4"))
+    allow_packing(base, False)
     merged = AutoModelForCausalLM.from_pretrained(run / "model")
     ids = torch.arange(60).view(2, 30)
     with torch.no_grad():

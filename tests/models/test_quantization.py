@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from lightgpt2.errors import UserError
 from lightgpt2.inference.memory import weights_mb
-from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.loading import allow_packing, load_config, load_model
 from lightgpt2.models.quantization import (
     Format,
     coverage,
     dequantized,
+    load_for_inference,
     load_quantized,
     quantization_of,
     quantize_folder,
@@ -40,6 +41,7 @@ def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Pa
     assert len(narrow) == LAYERS[family], "what the ledger counts lies on disk"
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "q").eval()
+    allow_packing(loaded, False)
     assert quantization_of(loaded.config) == form
     with torch.no_grad():
         error = (loaded(IDS).logits.float() - plain(IDS).logits).norm() / plain(IDS).logits.norm()
@@ -93,3 +95,18 @@ def test_what_is_quantized_already_says_so(tmp_path: Path) -> None:
     assert quantization_of(load_config(str(source), "model.model")) is None
     quantize_folder(source, tmp_path / "q", "nf4", write_tokenizer(tmp_path / "t"))
     assert quantization_of(load_config(str(tmp_path / "q"), "model.model")) == "nf4"
+
+
+def test_nothing_is_trained_or_scored_with_a_kernel_that_lets_no_gradient_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which bitsandbytes takes in eval mode on processors with AVX-512 BF16; the benchmark measures with it."""
+    source = write_model(tmp_path / "m", n_embd=64)
+    for module in ("nn.modules", "functional"):
+        monkeypatch.setattr(f"bitsandbytes.{module}.has_avx512bf16", lambda: True)
+    quantized = load_quantized(str(source), "model.model", "nf4")
+    flags = {name: m.support_avx512bf16_for_cpu for name, m in quantized.named_modules() if "c_" in name}
+    assert len(flags) == 16
+    assert not any(flags.values())
+    deployed = load_for_inference(str(source), "model.model", "nf4", "sdpa", "cpu")
+    assert all(m.support_avx512bf16_for_cpu for name, m in deployed.named_modules() if "c_" in name)
