@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ def decode(model: Path, options: argparse.Namespace) -> None:
         print(f"| {name} | {statistics.median(speeds):.1f} | {statistics.median(ratios):.2f}x |")
 
 
+def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
+    """Prints the named tables."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_model(folder / "gpt2", options.layers, options.width, options.heads, options.vocabulary)
+        for part in parts:
+            print(f"\n{part}\n", flush=True)
+            if part == "decode":
+                decode(model, options)
+            else:
+                {"training": training, "inference": inference}[part](folder, model, options)
+
+
 def main() -> None:
     """Prints the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,18 +150,8 @@ def main() -> None:
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     options = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     print(machine(), flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = write_model(folder / "gpt2", options.layers, options.width, options.heads, options.vocabulary)
-        for part in options.parts:
-            print(f"\n{part}\n", flush=True)
-            if part == "decode":
-                decode(model, options)
-            else:
-                {"training": training, "inference": inference}[part](folder, model, options)
+    tables(options.parts, options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m benchmarks.gpu [--compile] [--rounds 10]
 
 The four arms of `benchmarks.training` on the card; then where a step's time goes, part by part, with the plain and with the
-fused loss; and the share of the card's measured matrix peak. `--device cpu` with small shapes runs the same code anywhere.
+fused loss; the share of the card's measured matrix peak; and the tables of `benchmarks.chain` at the student's shapes.
+`--device cpu` with small shapes runs the same code anywhere, of the chain the decoding only.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import chain
 from benchmarks.common import CE, KD, TEMPERATURE, machine, plain_loss, random_batches
 from benchmarks.training import fused_loss, load, measure, parse, table
 from lightgpt2.functional.vocabulary import LossWeights, Teacher, vocabulary_loss
@@ -124,6 +126,12 @@ def main() -> None:
     step = statistics.median(result["lightgpt2"]["times"])
     print(f"\nmatrix peak, measured: {peak / 1e12:.2f} TFLOP/s ({dtype})")
     print(f"operations of a step: {flops / 1e12:.4f} TFLOP; lightgpt2 runs at {flops / step / peak:.1%} of the peak")
+    shapes = {
+        "layers": options.student_layers,
+        "prompt": min(32, options.length // 2),
+        "new_tokens": options.length // 4,
+    }
+    chain.tables(chain.PARTS if cuda else ["decode"], argparse.Namespace(**{**vars(options), **shapes}))
 
 
 if __name__ == "__main__":

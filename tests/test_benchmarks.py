@@ -26,3 +26,5 @@ def test_gpu_benchmark_runs_small_on_a_cpu() -> None:
     assert float(worst[1]) < 1e-5
     assert "of the peak" in done.stdout
     assert "heads and loss, fused" in done.stdout
+    for arm in ("eager", "static cache, not compiled"):
+        assert re.search(rf"^\| {arm} \| [\d.]+ \| [\d.]+x \|$", done.stdout, flags=re.MULTILINE), done.stdout

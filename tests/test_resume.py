@@ -105,7 +105,7 @@ def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path,
     if method != "FineTune":
         write_model(tmp_path / "teacher")
     write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
     fit_killed(tmp_path, "killed", random_kills(3 if method == "QLoRA" else 5, total=68, every=8))
     assert_same_run(tmp_path, "whole", "killed")
 
@@ -118,7 +118,7 @@ def test_scheduled_pruning_goes_on_exactly(tmp_path: Path) -> None:
     schedule = {"targets": "lora", "amount": 0.8, "schedule": "cubic", "warmup": 0.2, "hold": 0.3, "every": 3}
     settings["trainer"]["callbacks"] = [{"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": schedule}]
     write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
     fit_killed(tmp_path, "killed", kills_in([(1, 13), (18, 44), (50, 66)], every=8))  # steps 7 to 24 are on the way
     assert_same_run(tmp_path, "whole", "killed")
     ledger = json.loads((tmp_path / "checkpoints/killed/model/ledger.json").read_text())
@@ -135,7 +135,7 @@ def test_longer_run_goes_on_in_the_epoch_where_a_shorter_one_ended(tmp_path: Pat
     settings = config("FineTune", tmp_path, max_epochs=2, accumulate_grad_batches=2)
     settings["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
     write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
     for steps in ("5", "11"):  # inside the first epoch, then at its very end
         more = ["--trainer.max_steps", steps, *(["--ckpt_path", "last"] if steps != "5" else [])]
         succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", *more)
@@ -150,7 +150,7 @@ def test_checkpoint_inside_an_accumulation_goes_on_exactly(tmp_path: Path) -> No
     settings["checkpoint"]["every_n_steps"] = 100
     settings["trainer"]["val_check_interval"] = 7
     write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
     fit_killed(tmp_path, "killed", [11])
     assert_same_weights(tmp_path, "whole", "killed")
 
@@ -196,7 +196,7 @@ def test_two_processes_equal_one_and_resume(tmp_path: Path, method: str, strateg
     settings["data"]["init_args"]["batch_size"] = 2
     settings["trainer"] |= {"devices": 2, "strategy": strategy}
     write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "one.yaml", "--run", "one")
+    succeed(tmp_path, "fit", "--config", "one.yaml", "--run", "one", fresh=True)
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "two")
     ledger = json.loads((tmp_path / "checkpoints/two/model/ledger.json").read_text())
     assert ledger[-1]["method"] == method

@@ -1,13 +1,11 @@
-"""What all training methods share: the optimizer, the step's bookkeeping, validation, and what a checkpoint needs."""
+"""What all training methods share: building, the optimizer and the step's bookkeeping."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -17,10 +15,10 @@ from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
-from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.pruning import Masks
-from lightgpt2.methods import random_state
 from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.methods.resumable import Resumable
+from lightgpt2.methods.scored import Scored
 from lightgpt2.models import ledger
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
@@ -35,7 +33,7 @@ class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 
-class Method(LightningModule):
+class Method(Resumable, Scored):
     """A training method on one model.
 
     A subclass builds `self.model` in `build` and returns the terms of its loss, summed over the supervised tokens of a
@@ -49,7 +47,6 @@ class Method(LightningModule):
         trust_remote_code: Whether code in a model's folder may run. Off unless asked.
     """
 
-    model: PreTrainedModel
     operations: list[Operation]
 
     def __init__(
@@ -62,12 +59,10 @@ class Method(LightningModule):
         self.trust_remote_code = trust_remote_code
         self.operations = []
         self.masks = Masks()
-        self.prunings: list[Operation] = []
+        self.prunings = []
         self.val_nll = MeanMetric().set_dtype(torch.float64)
         self.step_metrics: dict[str, float] = {}
         self._terms: list[Tensor] = []
-        self._restored_rng: list[dict[str, Any]] | None = None
-        self._rng_before_step: dict[str, Any] | None = None
 
     # -- what a method defines ---------------------------------------------------------------------------------------
 
@@ -253,10 +248,10 @@ class Method(LightningModule):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Notes the random generators' states where an optimizer step begins, for a checkpoint inside it."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._rng_before_step = random_state.capture()
+    def on_train_start(self) -> None:
+        """Sets the optimizer as configured."""
+        self._apply_settings()
+        super().on_train_start()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One micro-batch's share of the step's loss."""
@@ -297,7 +292,6 @@ class Method(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
         self.masks.weights_(self._parameters_by_name)  # momentum and weight decay know nothing of masks
-        self._rng_before_step = None
 
     @property
     def _parameters_by_name(self) -> dict[str, nn.Parameter]:
@@ -313,109 +307,6 @@ class Method(LightningModule):
         self.masks.set(masks)
         self.masks.weights_(self._parameters_by_name)
         self.prunings = [done for done in self.prunings if done["targets"] != operation["targets"]] + [operation]
-
-    # -- scoring -----------------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Adds a batch of windows to the split's token-weighted mean; returns each window's score."""
-        scored = self._scored(batch)
-        self.val_nll.update(scored["nll"] / scored["tokens"].clamp(min=1), weight=scored["tokens"])
-        return scored
-
-    def _scored(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        tokens = (batch["labels"] != IGNORE).sum(dim=1)
-        return {"document": batch["document"], "nll": self.task.nll(self.model, batch), "tokens": tokens}
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the split's loss and perplexity."""
-        self._log_split("val")
-
-    test_step = validation_step
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the split's loss and perplexity."""
-        self._log_split("test")
-
-    def _log_split(self, name: str) -> None:
-        loss = self.val_nll.compute()
-        self.val_nll.reset()
-        # Shown here; the Monitor callback writes them to the loggers, against the number of steps.
-        values = {f"{name}/loss": loss, f"{name}/perplexity": loss.exp()}
-        self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)  # the same on all processes already
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """What the predictions file is made of: each window's score, or each document's continuation."""
-        if self.task.predict == "scores":
-            return self._scored(batch)
-        prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]
-        shown = self.trainer.datamodule.tokenizer.batch_decode(prompts, skip_special_tokens=True)  # type: ignore[attr-defined]
-        rows = zip(batch["document"].tolist(), shown, self.continuations(prompts), strict=True)
-        return [{"document": document, "prompt": prompt, "continuation": text} for document, prompt, text in rows]
-
-    def continuations(self, prompts: list[list[int]]) -> list[str]:
-        """What the model makes of the beginnings of texts.
-
-        Args:
-            prompts: Token lists.
-        """
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        return self.task.continuations(self.model, tokenizer, prompts)
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what is frozen, and adds what Lightning leaves out: the state of every random generator."""
-        for name in self._unchanging(checkpoint["state_dict"]):
-            del checkpoint["state_dict"][name]
-        checkpoint["prunings"] = self.prunings
-        # A step that has begun will be done again from its first micro-batch.
-        mine = self._rng_before_step or random_state.capture()
-        states: list[Any] = [mine]
-        if dist.is_initialized():
-            states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, mine)
-        checkpoint["rng"] = states
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the generators' states until training starts, as building and loading draw from them; makes room for masks."""
-        self._restored_rng = checkpoint["rng"]
-        self.prunings = checkpoint["prunings"]
-        self.masks.allocate(checkpoint.get("state_dict", {}), "masks.")  # FSDP2's strategy keeps the weights to itself
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Restores the weights; what is frozen stays as it is.
-
-        Raises:
-            UserError: They are of a model of another shape.
-        """
-        try:
-            result = super().load_state_dict(state_dict, strict=False, assign=assign)
-            absent = sorted({*result.missing_keys} - self._unchanging(result.missing_keys))
-            if absent or result.unexpected_keys:
-                raise RuntimeError(f"Missing key(s): {absent[:1]}, unexpected key(s): {result.unexpected_keys[:1]}")
-        except RuntimeError as error:
-            lines = str(error).splitlines()
-            first = (lines[1:] or lines)[0].strip()
-            raise UserError(
-                f"--ckpt_path: the checkpoint is of a model of another shape ({first}); resume with the settings that "
-                "wrote it, or start anew with another --run"
-            ) from error
-        return result
-
-    def _unchanging(self, names: Iterable[str]) -> set[str]:
-        """Those entries of the state dict that training leaves alone: frozen weights, and what quantized ones bring along."""
-        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        return {name for name in names if name in frozen or any(name.startswith(f"{each}.") for each in frozen)}
-
-    def on_train_start(self) -> None:
-        """Sets the optimizer as configured, and the random generators to where the checkpoint left them or to the seed."""
-        self._apply_settings()
-        rank = self.global_rank
-        if self._restored_rng is not None and rank < len(self._restored_rng):
-            random_state.restore(self._restored_rng[rank])
-        else:
-            # Whatever was drawn before this line (a new model's weights, say) leaves no trace in the training.
-            random_state.reseed(torch.initial_seed() % 2**32 + rank)
 
     def parent_record(self) -> Parent:
         """The ledger's record of the model this stage starts from."""

@@ -1,8 +1,14 @@
 """Runs the real command in a process of its own."""
 
+import atexit
+import functools
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +18,57 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parents[2]
 
 
-def run_cli(folder: Path, *args: str, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
-    """`lightgpt2 ARGS` in a folder; without a network, on one thread."""
-    return subprocess.run(
-        [sys.executable, "-m", "lightgpt2", *args],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+def run_cli(
+    folder: Path, *args: str, timeout: float = 240, fresh: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`lightgpt2 ARGS` in a folder; without a network, on one thread.
+
+    Args:
+        folder: Working folder.
+        *args: The command's arguments.
+        timeout: Seconds until it is killed.
+        fresh: Whether it does its imports itself; else its process is forked from one that has. With `env` it always is.
+        **env: More environment variables.
+
+    Returns:
+        Exit code and what it printed.
+    """
+    if env or fresh:
+        return subprocess.run(
+            [sys.executable, "-m", "lightgpt2", *args],
+            cwd=folder, env={**_environment(), **env}, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        streams = {stream: Path(name, stream) for stream in ("stdout", "stderr")}
+        for path in streams.values():
+            path.touch()
+        server = _server()
+        assert server.stdin
+        assert server.stdout
+        request = {"args": args, "folder": str(folder), **{stream: str(path) for stream, path in streams.items()}}
+        print(json.dumps(request), file=server.stdin, flush=True)
+        child = int(server.stdout.readline())
+        killer = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
+        killer.start()
+        status = int(server.stdout.readline())
+        killer.cancel()
+        printed = [path.read_text() for path in streams.values()]
+    return subprocess.CompletedProcess(["lightgpt2", *args], os.waitstatus_to_exitcode(status), *printed)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that forks; one for each process of the tests."""
+    command = [sys.executable, "-m", "tests.support.server"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    atexit.register(server.kill)
+    return server
 
 
 def succeed(folder: Path, *args: str, **kwargs: Any) -> str:
