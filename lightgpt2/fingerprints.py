@@ -8,7 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from lightgpt2 import __version__
 from lightgpt2.errors import UserError
+from lightgpt2.models.adapters import base_of, is_adapter
 from lightgpt2.models.files import sha256_file
+from lightgpt2.models.ledger import FILE as LEDGER
 from lightgpt2.recipes import Recipe, Stage, corpus
 from lightgpt2.runs import Run
 from lightgpt2.settings import Settings, flat, section
@@ -29,7 +31,7 @@ def parts(recipe: Recipe, stage: Stage) -> Parts:
 
     Returns:
         `settings`: the configuration by dotted keys, without paths of inputs. `inputs`: what it takes from other stages, and
-        `sources`: from other folders and files, by key, with the digest of its weights. `text`: the fingerprint of the
+        `sources`: from other folders and files, by key, with the digest of what lies there. `text`: the fingerprint of the
         corpus. `lightgpt2`: the version.
 
     Raises:
@@ -77,15 +79,17 @@ def sources(stage: Stage) -> dict[str, str | None]:
         if isinstance(name, str) and key not in stage.inputs:
             path = Path(name).expanduser()
             if path.exists() or name in needs:
-                found[key] = _source(path)
+                found[key] = _source(path, key)
     return found
 
 
-def _source(path: Path) -> str | None:
-    tokenizer = path / "tokenizer.json"
+def _source(path: Path, key: str) -> str | None:
     if path.is_file():
         return _digest((_stamp(path),))
-    return weights(path) or (_digest((_stamp(tokenizer),)) if tokenizer.is_file() else None)
+    folders = [path, *([Path(base_of(str(path), key))] if is_adapter(str(path)) else [])]
+    files = [file for folder in folders for file in sorted(folder.glob("[!.]*")) if file.is_file()]
+    stamps = [_stamp(file) for file in files if file.name != LEDGER]  # to which a later benchmark adds
+    return _digest(tuple(stamps)) if stamps else None
 
 
 def weights(folder: Path) -> str | None:

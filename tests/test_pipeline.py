@@ -125,8 +125,8 @@ def spoil_weights() -> None:
     path.write_text(path.read_text()[::-1])
 
 
-def swap_source() -> None:
-    Path("base/model.safetensors").write_text("other")
+def swap(path: str) -> Callable[[], object]:
+    return lambda: Path(path).write_text("other")
 
 
 # What a person may do, and what is then said of the stages that are not skipped.
@@ -148,7 +148,10 @@ CHANGES: dict[str, tuple[Callable[[], object], dict[str, str]]] = {
             "c": "its input b/model will be made anew",
         },
     ),
-    "another model": (swap_source, {"c": "model.start: base has changed"}),
+    "other adapters": (swap("base/adapter_model.safetensors"), {"c": "model.start: base has changed"}),
+    "another tokenizer": (swap("base/tokenizer.json"), {"c": "model.start: base has changed"}),
+    "another model under the adapters": (swap("under/pytorch_model.bin"), {"c": "model.start: base has changed"}),
+    "benchmarked since": (swap("base/ledger.json"), {}),
 }
 
 
@@ -156,8 +159,12 @@ CHANGES: dict[str, tuple[Callable[[], object], dict[str, str]]] = {
 def test_what_has_changed_on_disk_is_seen_and_named(
     pipe: Chain, change: Callable[[], object], expected: dict[str, str]
 ) -> None:
-    Path("base").mkdir()
-    Path("base/model.safetensors").write_text("weights")
+    for path, text in {
+        "base/adapter_model.safetensors": "weights", "base/tokenizer.json": "tokenizer", "under/pytorch_model.bin": "weights",
+        "base/adapter_config.json": '{"base_model_name_or_path": "under"}',
+    }.items():  # fmt: skip
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
     pipe.change("c", model__start="base")
     pipe.started()
     assert {action for action, _ in pipe.plans().values()} == {"skip"}
