@@ -23,6 +23,7 @@ def real_data() -> Path:
 _MADE_ONCE = ("chain", "real", "result")  # what these fixtures of a module make takes many seconds
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Keeps tests that share something costly in one process, so that it is made once; and begins with the longest tests."""
     items.sort(key=lambda item: item.path.name != "test_resume.py")
