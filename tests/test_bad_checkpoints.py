@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_file, atomic_folder
@@ -89,6 +90,14 @@ def test_checkpoint_of_another_shape(finished: Bench) -> None:
     assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
     assert "model.lm_head.weight" in message
     assert "resume with the settings that wrote it" in message
+
+
+def test_frozen_weights_that_were_rewritten(finished: Bench) -> None:
+    teacher = Path("teacher/model.safetensors")
+    tensors = load_file(teacher)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, teacher, {"format": "pt"})
+    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    assert message.startswith("--ckpt_path: the weights of teacher are not those that the checkpoint was trained with")
 
 
 def test_missing_checkpoint(finished: Bench) -> None:

@@ -100,6 +100,11 @@ class Distill(Method):
         return self._teacher_source
 
     @property
+    def frozen_sources(self) -> list[str]:
+        """The teacher."""
+        return [self._teacher_source]
+
+    @property
     def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
         """A student that starts from random weights uses the teacher's tokenizer."""
         return (self._teacher_source, "model.teacher") if isinstance(self._student_source, dict) else self.parent

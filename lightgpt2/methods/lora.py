@@ -85,6 +85,11 @@ class LoRA(FineTune):
         return base_of(source, key)
 
     @property
+    def frozen_sources(self) -> list[str]:
+        """The model under the adapters."""
+        return [self.base]
+
+    @property
     def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
         """The base model's."""
         return self.base, self.parent[1]

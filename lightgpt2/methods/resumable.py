@@ -1,6 +1,7 @@
 """What a method's checkpoints hold, so that a resumed run is the run that was not interrupted."""
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from lightning import LightningModule
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import Masks
 from lightgpt2.methods import random_state
+from lightgpt2.models.ledger import Parent
 from lightgpt2.models.surgery import Operation
 
 
@@ -26,6 +28,15 @@ class Resumable(LightningModule):
     _restored_rng: list[dict[str, Any]] | None = None
     _rng_before_step: dict[str, Any] | None = None
 
+    @property
+    def frozen_sources(self) -> list[str]:
+        """The models that training reads and does not change, so that no checkpoint holds them."""
+        return []
+
+    @cached_property
+    def _frozen_digests(self) -> list[str]:
+        return [Parent.of(source).sha256 for source in self.frozen_sources]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Notes the random generators' states where an optimizer step begins, for a checkpoint inside it."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -41,6 +52,7 @@ class Resumable(LightningModule):
         for name in self._unchanging(checkpoint["state_dict"]):
             del checkpoint["state_dict"][name]
         checkpoint["prunings"] = self.prunings
+        checkpoint["frozen"] = self._frozen_digests
         # A step that has begun will be done again from its first micro-batch.
         mine = self._rng_before_step or random_state.capture()
         states: list[Any] = [mine]
@@ -50,7 +62,17 @@ class Resumable(LightningModule):
         checkpoint["rng"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the generators' states until training starts, as building and loading draw from them; makes room for masks."""
+        """Keeps the generators' states until training starts, as building and loading draw from them; makes room for masks.
+
+        Raises:
+            UserError: The weights that the checkpoint left out are not those that it was trained with.
+        """
+        for source, then, now in zip(self.frozen_sources, checkpoint["frozen"], self._frozen_digests, strict=True):
+            if then != now:
+                raise UserError(
+                    f"--ckpt_path: the weights of {source} are not those that the checkpoint was trained with; bring them "
+                    "back, or start anew with another --run"
+                )
         self._restored_rng = checkpoint["rng"]
         self.prunings = checkpoint["prunings"]
         self.masks.allocate(checkpoint.get("state_dict", {}), "masks.")  # FSDP2's strategy keeps the weights to itself

@@ -24,7 +24,7 @@ _READING = (
     "Perplexity: of the saved model, on the validation split, with a 95 % bootstrap interval over documents. All models of one "
     "text were scored on the same documents, so that intervals which overlap do not say that there is no difference. Sizes: "
     "tied parameters once; MB is 10^6 bytes. Speed and memory: a fresh process for each model; half-precision rows are the "
-    "stage's own file loaded in fewer bits."
+    "stage's own file loaded in fewer bits, their perplexity that of the rounded weights, computed in FP32."
 )
 
 
