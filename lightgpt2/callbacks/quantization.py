@@ -54,16 +54,22 @@ class PostTrainingQuantization(Callback):
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
-        rows = {"fp32": self._figures(trainer, pl_module, "fp32"), "bf16": self._figures(trainer, pl_module, "bf16")}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         entries = ledger.read(str(self.run.model))
+        known = entries[-1]["quality"]["after"]  # of the same folder, in FP32
+        rows = {
+            name: self._figures(trainer, pl_module, name, known if name == "fp32" else None)
+            for name in ("fp32", "bf16")
+        }
         entries[-1]["quality"]["bf16"] = {key: rows["bf16"][key] for key in ledger.QUALITY}
         write_json(self.run.model / ledger.FILE, entries)
         for form in self.formats:
             folder = self.run.sibling(form)
             restore_folder(folder)
             made = quantize_folder(self.run.model, folder, form, data.tokenizer, pl_module.trust_remote_code)
-            rows[form] = self._figures(trainer, pl_module, form) | {"quantized": f"{made['matched']}/{made['linears']}"}
+            rows[form] = self._figures(trainer, pl_module, form, None) | {
+                "quantized": f"{made['matched']}/{made['linears']}"
+            }
             entry = {
                 **entries[-1],
                 "method": "PostTrainingQuantization",
@@ -79,19 +85,22 @@ class PostTrainingQuantization(Callback):
             write_json(folder / ledger.FILE, [*entries, entry])
         print(precisions(rows), flush=True)
 
-    def _figures(self, trainer: Trainer, method: Method, precision: str) -> dict[str, Any]:
-        """Quality and sizes of the artefact in one precision, as it loads from disk."""
+    def _figures(
+        self, trainer: Trainer, method: Method, precision: str, quality: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Quality, unless it is known, and sizes of the artefact in one precision, as it loads from disk."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         half = precision == "bf16"
         folder = self.run.model if half or precision == "fp32" else self.run.sibling(precision)
         dtype = torch.bfloat16 if half else torch.float32
         model = load_model(str(folder), "model", method.trust_remote_code, dtype=dtype)
-        sizes, memory = measure_sizes(model, folder).as_dict(), weights_mb(model)
+        sizes = {**measure_sizes(model, folder).as_dict(), "memory": weights_mb(model)}
         if half:
             sizes["megabytes"] = None  # which no file has
             # Processors without instructions for bfloat16 take up to 60 times as long. What is stored is rounded all the same.
             model.float()
         model.to(device=trainer.strategy.root_device)
-        loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
-        result = score(model, method.task, loader, documents, f"Scoring {precision}")
-        return {**result.as_dict(), **sizes, "memory": memory}
+        if quality is None:
+            loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
+            quality = score(model, method.task, loader, documents, f"Scoring {precision}").as_dict()
+        return {**quality, **sizes}
