@@ -15,6 +15,7 @@ from lightgpt2 import verbs
 from tests.support.cli import ROOT, write_config
 
 FAKE = ROOT / "tests/support/fake_fit.py"
+NAMES = ("a", "b", "c")
 
 
 class Chain:
@@ -114,3 +115,18 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.01)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chain:
+    """A recipe of which nothing is done."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return Chain(tmp_path, capsys)
+
+
+@pytest.fixture
+def done(pipe: Chain) -> Chain:
+    """A recipe of which everything is done."""
+    assert pipe.started() == [f"chain/{name} new" for name in NAMES]
+    return pipe
