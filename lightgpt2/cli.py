@@ -26,7 +26,7 @@ from lightgpt2.errors import UserError, exit_with_message, tell
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
 from lightgpt2.pipeline import missing, provide
-from lightgpt2.runs import Run, claim, find_checkpoint, identity, unfinished
+from lightgpt2.runs import Run, check_owner, claim, find_checkpoint, identity, unfinished
 
 VERBS = {
     "fit": "Train, save the model, score it from disk, and print what changed.",
@@ -200,7 +200,7 @@ class LightGPT2CLI(LightningCLI):
             tell("Model: the configuration's own, not trained by this run")
             return
         if wanted is None:
-            claim(self.place, self.identity, resuming=True)
+            check_owner(self.place, self.identity)
         tell(f"Model: {folder}")
         asked = vars(settings.model.init_args)
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}

@@ -151,8 +151,20 @@ def changes(old: Parts, new: Parts) -> list[str]:
 
 
 def _changed_settings(old: Settings, new: Settings) -> list[str]:
+    old, new = _items(old), _items(new)
     keys = [key for key in {**old, **new} if (key in old) != (key in new) or old.get(key) != new.get(key)]
     return [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys]
+
+
+def _items(settings: Settings) -> Settings:
+    """Settings with lists of mappings (of callbacks, say) taken apart too: `trainer.callbacks.1.amount`."""
+    apart: Settings = {}
+    for key, value in settings.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            apart |= _items(flat({f"{key}.{i}": item for i, item in enumerate(value, start=1)}))
+        else:
+            apart[key] = value
+    return apart
 
 
 def _shown(settings: Settings, key: str) -> str:

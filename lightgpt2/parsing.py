@@ -118,13 +118,13 @@ def _locate(message: str) -> tuple[str, list[str]]:
     The message is an indented tree: under each `Parser key "..."` what is wrong inside it, under each union of types
     why none of them fits. Its leaves are the reasons.
     """
-    unknown = re.search(r"[Uu]nrecognized arguments: --(\S+)", message)
-    if unknown:
-        key = unknown[1].partition("=")[0].replace("init_args.", "")
-        return key, [f"{key}: no such key; see --help"]
     lines = [line for line in message.splitlines() if not re.match(r"\s*Given value", line)]
     keys = [key for line in lines for key in re.findall(r'^\s*(?:- )?(?:Parser key|Key) "([^"]+)"', line)]
     path = ".".join(keys).replace("init_args.", "")
+    unknown = re.search(r"[Uu]nrecognized arguments: --(\S+)", message)
+    if unknown:
+        key = ".".join(filter(None, [path, unknown[1].partition("=")[0]])).replace("init_args.", "")
+        return key, [f"{key}: no such key; see --help"]
     option = re.search(r"(?:Group '([^']+)' does not accept option|Option|does not accept option) '([^']+)'", message)
     if option:
         key = ".".join(filter(None, [path, option[1], option[2]])).replace("init_args.", "")

@@ -93,8 +93,12 @@ def identity(config: dict[str, Any]) -> Identity:
 
 
 def _differences(ours: Identity, theirs: Identity) -> str:
+    def shown(identity: Identity, key: str) -> Any:
+        value = identity.get(key)
+        return "null" if value is None else value
+
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    return ", ".join(f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in keys)
+    return ", ".join(f"{key}: {shown(theirs, key)} there, {shown(ours, key)} here" for key in keys)
 
 
 def claim(run: Run, ours: Identity, resuming: bool) -> None:
@@ -122,6 +126,20 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
     if not resuming and unfinished(run, ours):
         raise UserError(
             f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
+        )
+
+
+def check_owner(run: Run, ours: Identity) -> None:
+    """Checks that the model in a run's folder is the one that the configuration describes.
+
+    Raises:
+        UserError: It is another run's.
+    """
+    theirs = run.owner()
+    if theirs is not None and theirs != ours:
+        raise UserError(
+            f"--run {run.name}: the model in {run.folder} was made with other settings ({_differences(ours, theirs)}); give "
+            f"those, or --ckpt_path {run.model} to score it with these"
         )
 
 

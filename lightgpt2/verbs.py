@@ -195,6 +195,7 @@ def main() -> None:
     if is_verb(sys.argv[1:]):
         run(sys.argv[1:])
     else:
-        from lightgpt2.cli import main as lightning_main
+        with exit_with_message():  # a Ctrl-C in these seconds too
+            from lightgpt2.cli import main as lightning_main
 
         lightning_main()

@@ -1,6 +1,7 @@
 """A bad checkpoint, a loss that explodes, a full disk: a clear message, and nothing lost."""
 
 import errno
+import json
 import os
 import resource
 import zipfile
@@ -103,6 +104,14 @@ def test_frozen_weights_that_were_rewritten(finished: Bench) -> None:
 def test_missing_checkpoint(finished: Bench) -> None:
     (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
     assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
+
+
+def test_resuming_with_nothing_left_to_train_says_so_and_keeps_the_ledger(finished: Bench) -> None:
+    ledger = Path("checkpoints/r/model/ledger.json")
+    before = json.loads(ledger.read_text())
+    out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=2")
+    assert "Nothing was left to train: checkpoints/r is at step 3." in out
+    assert json.loads(ledger.read_text()) == before
 
 
 def test_repetition_replaces_the_curves(finished: Bench) -> None:

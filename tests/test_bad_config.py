@@ -220,6 +220,12 @@ def test_command_itself_reports_all_mistakes(bench: Bench, tmp_path: Path) -> No
     assert not Path("checkpoints").exists()
 
 
+def test_typos_on_the_command_line_are_all_named_by_their_whole_keys(bench: Bench) -> None:
+    typos = ("model.loss.temprature", "model.optimizer.lrr", "data.batchsize", "trainer.max_stepz")
+    messages = bench.refuse("check", *(f"--{key}=2" for key in typos))
+    assert {message.partition(": no such key")[0] for message in messages} == set(typos)
+
+
 # -- the run's folder ------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +235,16 @@ def test_folder_of_another_run_is_not_touched(finished: Bench) -> None:
     assert message.startswith("--run r: ")
     assert "belongs to another run (model.layers: 2 there, 3 here)" in message
     assert "--run NAME" in message
+
+
+def test_model_of_other_settings_is_not_scored_as_if_it_were_these(finished: Bench) -> None:
+    finished.configure({"model.layers": None})
+    (message,) = finished.refuse("validate")
+    assert message.startswith(
+        "--run r: the model in checkpoints/r was made with other settings (model.layers: 2 there, null here)"
+    )
+    assert "--ckpt_path checkpoints/r/model" in message
+    assert "perplexity" in finished.succeed("validate", "--ckpt_path=checkpoints/r/model")
 
 
 @pytest.mark.parametrize("content", [None, "", "a: [", "model: 3", "model: {}"])

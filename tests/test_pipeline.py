@@ -172,6 +172,15 @@ def test_all_reasons_are_given_and_the_text_is_named_once(done: Chain) -> None:
     ]  # fmt: skip
 
 
+def test_a_changed_callback_is_named_by_what_changed(done: Chain) -> None:
+    for amount in (0.8, 0.5):
+        callbacks = [{"class_path": "x.A"}, {"class_path": "x.B", "init_args": {"targets": "lora", "amount": amount}}]
+        done.change("c", trainer__callbacks=callbacks)
+        reason = done.plans()["c"][1]
+        done.started()
+    assert reason == "trainer.callbacks.2.amount: 0.8 -> 0.5"
+
+
 def test_where_things_lie_is_no_part_of_a_fingerprint(done: Chain) -> None:
     config = yaml.safe_load(Path("next.yaml").read_text())
     write_config(Path("renamed.yaml"), {**config, "needs": {"some/model": "first.yaml"}})

@@ -154,6 +154,8 @@ class Artefact(Callback):
             self._save(trainer, pl_module)
         if not trainer.is_global_zero:
             return
+        if not (self._saved or self.fresh):
+            print(f"Nothing was left to train: {self.run.folder} is at step {trainer.global_step}.", flush=True)
         self.figures["after"] = self._score_folder(trainer, pl_module, self.run.model, "after")
         self._write_ledger(trainer, pl_module)
         names = {
@@ -230,9 +232,11 @@ class Artefact(Callback):
         )
         for folder, operations in method.ledgers(self.run.model).items():
             mine = extended(method.parent[0], dataclasses.replace(entry, operations=operations))
-            if not self._saved and (old := read(str(folder))):  # what was measured of the same weights still holds
-                mine[-1] |= {key: old[-1][key] for key in ("benchmark", "sweeps") if key in old[-1]}
-                mine[-1]["quality"] = old[-1]["quality"] | mine[-1]["quality"]
+            if not self._saved and (
+                old := read(str(folder))
+            ):  # of the same weights, which were not trained any further
+                scored = {key: mine[-1][key] for key in ("quality", "sizes")}
+                mine = [*old[:-1], {**old[-1], **scored, "quality": old[-1]["quality"] | scored["quality"]}]
             write_json(folder / FILE, mine)
 
 
