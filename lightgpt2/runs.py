@@ -133,10 +133,14 @@ def check_owner(run: Run, ours: Identity) -> None:
     """Checks that the model in a run's folder is the one that the configuration describes.
 
     Raises:
-        UserError: It is another run's.
+        UserError: It is another run's, or nobody's.
     """
     theirs = run.owner()
-    if theirs is not None and theirs != ours:
+    if theirs is None:
+        raise UserError(
+            f"--run {run.name}: {run.folder} was not made by lightgpt2; give --ckpt_path {run.model} to score it"
+        )
+    if theirs != ours:
         raise UserError(
             f"--run {run.name}: the model in {run.folder} was made with other settings ({_differences(ours, theirs)}); give "
             f"those, or --ckpt_path {run.model} to score it with these"

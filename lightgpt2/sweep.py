@@ -82,9 +82,10 @@ def _numbers(found: Settings) -> list[str]:
 
 def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, bool) and float(value) is not None
-    except (TypeError, ValueError):  # YAML takes 1e-2 for text, which jsonargparse does not
+        float(value)  # YAML takes 1e-2 for text, which jsonargparse does not
+    except (TypeError, ValueError):
         return False
+    return not isinstance(value, bool)
 
 
 def _sweep_sparsity(settings: Settings, run: Run, levels: list[float], targets: str | None, budget: float) -> None:

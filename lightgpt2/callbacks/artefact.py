@@ -232,9 +232,8 @@ class Artefact(Callback):
         )
         for folder, operations in method.ledgers(self.run.model).items():
             mine = extended(method.parent[0], dataclasses.replace(entry, operations=operations))
-            if not self._saved and (
-                old := read(str(folder))
-            ):  # of the same weights, which were not trained any further
+            old = [] if self._saved else read(str(folder))
+            if old:  # of the same weights, which were not trained any further
                 scored = {key: mine[-1][key] for key in ("quality", "sizes")}
                 mine = [*old[:-1], {**old[-1], **scored, "quality": old[-1]["quality"] | scored["quality"]}]
             write_json(folder / FILE, mine)

@@ -58,8 +58,8 @@ class PostTrainingQuantization(Callback):
         entries = ledger.read(str(self.run.model))
         known = entries[-1]["quality"]["after"]  # of the same folder, in FP32
         rows = {
-            name: self._figures(trainer, pl_module, name, known if name == "fp32" else None)
-            for name in ("fp32", "bf16")
+            "fp32": self._figures(trainer, pl_module, "fp32", known),
+            "bf16": self._figures(trainer, pl_module, "bf16"),
         }
         entries[-1]["quality"]["bf16"] = {key: rows["bf16"][key] for key in ledger.QUALITY}
         write_json(self.run.model / ledger.FILE, entries)
@@ -67,9 +67,7 @@ class PostTrainingQuantization(Callback):
             folder = self.run.sibling(form)
             restore_folder(folder)
             made = quantize_folder(self.run.model, folder, form, data.tokenizer, pl_module.trust_remote_code)
-            rows[form] = self._figures(trainer, pl_module, form, None) | {
-                "quantized": f"{made['matched']}/{made['linears']}"
-            }
+            rows[form] = self._figures(trainer, pl_module, form) | {"quantized": f"{made['matched']}/{made['linears']}"}
             entry = {
                 **entries[-1],
                 "method": "PostTrainingQuantization",
@@ -86,7 +84,7 @@ class PostTrainingQuantization(Callback):
         print(precisions(rows), flush=True)
 
     def _figures(
-        self, trainer: Trainer, method: Method, precision: str, quality: dict[str, Any] | None
+        self, trainer: Trainer, method: Method, precision: str, quality: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Quality, unless it is known, and sizes of the artefact in one precision, as it loads from disk."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
