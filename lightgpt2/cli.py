@@ -16,26 +16,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightgpt2
-from lightgpt2 import trainer_settings, verbs
+from lightgpt2 import trainer_settings
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.errors import UserError, exit_with_message, tell
+from lightgpt2.fits import missing, provide
 from lightgpt2.methods.base import Method
 from lightgpt2.parsing import parse, resolve_configs
-from lightgpt2.pipeline import missing, provide
 from lightgpt2.runs import Run, check_owner, claim, find_checkpoint, identity, unfinished
-
-VERBS = {
-    "fit": "Train, save the model, score it from disk, and print what changed.",
-    "validate": "Score a model or checkpoint on the validation split.",
-    "test": "Score a model or checkpoint on the test split.",
-    "predict": "Write each document's score or continuation to checkpoints/<run>/predictions.jsonl.",
-    "check": "Build everything and train nothing; report every mistake in the configuration.",
-}
-
+from lightgpt2.verbs import TRAINER_VERBS
 
 _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module deals out windows itself
@@ -69,7 +61,7 @@ class LightGPT2CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The verbs, and the arguments of their functions that are no options."""
         inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return dict.fromkeys(VERBS, inside)
+        return dict.fromkeys(TRAINER_VERBS, inside)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run and not to Lightning."""
@@ -95,6 +87,14 @@ class LightGPT2CLI(LightningCLI):
         self.resolved = {k: v for k, v in self.config_dump.items() if k not in ("config", "ckpt_path")}
         self.identity = identity(self.resolved)
         self._first_step = 0
+        self._misplaced: list[str] = []
+        try:
+            self._find_start(settings)
+        except UserError as error:
+            self._misplaced = error.problems
+
+    def _find_start(self, settings: Namespace) -> None:
+        """Makes sure of the run's folder, and finds what it starts from."""
         if self.subcommand in ("fit", "check"):
             ckpt_path = settings.get("ckpt_path")
             claim(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
@@ -109,7 +109,8 @@ class LightGPT2CLI(LightningCLI):
         Raises:
             UserError: Every mistake that shows before anything heavy is built.
         """
-        problems = trainer_settings.problems(self._settings, str(self.subcommand)) + self.datamodule.problems()
+        problems = [*self._misplaced, *trainer_settings.problems(self._settings, str(self.subcommand))]
+        problems += self.datamodule.problems()
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
             try:
                 made = self._make_trainer(**kwargs)
@@ -252,31 +253,44 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Entry point of the `lightgpt2` command.
+def run(cli: type[LightGPT2CLI], args: list[str] | None) -> None:
+    """Runs a verb of the trainer.
 
     Args:
+        cli: What does it.
         args: Arguments in place of the command line's.
+
+    Raises:
+        UserError: There are mistakes in them.
     """
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
     raising: dict[str, Any] = {"exit_on_error": False}
+    try:
+        cli(
+            Method,
+            pl.LightningDataModule,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=1,
+            parser_kwargs=raising
+            | {"description": lightgpt2.__doc__}
+            | {verb: raising | {"description": text} for verb, text in TRAINER_VERBS.items()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the trainer's verbs.
+
+    Args:
+        args: Arguments in place of the command line's.
+    """
     with exit_with_message():
-        try:
-            LightGPT2CLI(
-                Method,
-                pl.LightningDataModule,
-                save_config_callback=None,
-                trainer_class=Trainer,
-                trainer_defaults=_TRAINER_DEFAULTS,
-                seed_everything_default=1,
-                parser_kwargs=raising
-                | {"description": f"{lightgpt2.__doc__} Also: {', '.join(verbs.VERBS)} (lightgpt2 VERB --help)."}
-                | {verb: raising | {"description": text} for verb, text in VERBS.items()},
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                args=args,
-            )
-        except MisconfigurationException as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        run(LightGPT2CLI, args)

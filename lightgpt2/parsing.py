@@ -134,24 +134,47 @@ def _locate(message: str) -> tuple[str, list[str]]:
         names = [f"{path}.{name}" if path else name.partition(".")[2] for name in missing[1].split(", ")]
         return path, [f"{name}: required, but not given" for name in names]
     leaves = [line for line in lines if not _HEADING.match(line)]
-    leaves = [line for line in leaves if "'NoneType'" not in line] or leaves  # the useless alternative of Optional[...]
-    reasons = "; ".join(dict.fromkeys(_plain(line) for line in leaves)) or _plain(message)
+    for useless in ("'NoneType'", "Not a valid subclass"):  # the alternatives of Optional[...] and of list[...]
+        leaves = [line for line in leaves if useless not in line] or leaves
+    reasons = "; ".join(dict.fromkeys(plain(line) for line in leaves)) or plain(message)
     given = _given(message, leaves[-1]) if leaves else None
-    return path, [": ".join(filter(None, [path, f"{reasons} (given: {given})" if given else reasons]))]
+    shown = f" (given: {given})" if given and given not in reasons else ""
+    return path, [": ".join(filter(None, [path, f"{reasons}{shown}"]))]
 
 
-# A line of the tree that only says where the next ones belong.
+# A line of the tree that only says where the next ones belong, or how classes are written.
 _HEADING = re.compile(
-    r'\s*(- )?((Parser key|Key) "[^"]+":?$|Problem with given class_path|Does not validate against|Subtypes:|Errors:)'
+    r'\s*(- )?((Parser key|Key) "[^"]+":?$|Problem with given class_path|Does not validate against|Subtypes:|Errors:'
+    r"|Subclass types expect|a class path \(str\)|a dict with)"
+)
+_PLAINER = (
+    (r"a typing\.Literal\[([^]]*)\]", r"one of \1"),
+    (r"(?:a )?<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"Expected int\. Got value: (.*)", r"\1 is no whole number"),
+    (r"Expected float\. Got value: (.*)", r"\1 is no number"),
+    (r"Expected bool\. Got value: (.*)", r"\1 is neither true nor false"),
+    (r"Expected str\. Got value: (.*)", r"\1 is no text"),
+    (r"Expected dict\. Got value: (.*)", r"\1 is no mapping"),
+    (r"Expected (one of .*)\. Got value: (.*)", r"\2 is not \1"),
+    (r"Not a valid subclass of (\w+)\. Got value: (.*)", r"\2 is no \1; give its class_path and init_args"),
+    (r"module '([\w.]+)' has no attribute '(\w+)'", r"there is no \1.\2"),
+    (r"Not of type \w+: (.*) not an integer", r"\1 is no whole number"),
+    (r"Not of type \w+: invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
+    (r"Not of type \w+: could not convert string to float: (.*)", r"\1 is no number"),
+    (r"Not of type \w+: (.*) does not conform to restriction (.*)", r"\1 is not allowed; give a value \2"),
+    (r"\bv>=", "of at least "),
+    (r"\bv<=", "of at most "),
+    (r"\bv>", "above "),
+    (r"\bv<", "below "),
 )
 
 
-def _plain(text: str) -> str:
-    """A reason in the words of YAML rather than of Python's types."""
-    text = re.sub(r'^\s*(- )?((Parser key|Key) "[^"]+":)?', "", text)
-    text = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", text)
-    text = re.sub(r"(?:a )?<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    return " ".join(text.split())
+def plain(text: str) -> str:
+    """A line of jsonargparse's in the words of YAML rather than of Python's types."""
+    text = " ".join(re.sub(r'^\s*(- )?((Parser key|Key) "[^"]+":)?', "", text).split())
+    for pattern, words in _PLAINER:
+        text = re.sub(pattern, words, text)
+    return text
 
 
 def _given(message: str, leaf: str) -> str | None:

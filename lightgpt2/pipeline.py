@@ -1,12 +1,9 @@
-"""Stages that make each other's input: a recipe's in order, and those that a single configuration needs."""
+"""`lightgpt2 pipeline`: the stages of a recipe, in order, each made only when it has to be."""
 
 import fcntl
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,92 +16,13 @@ import yaml
 from lightgpt2 import fingerprints
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.fingerprints import Parts, Plan, Record, plan
+from lightgpt2.fits import fit, missing, rehearse
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.recipes import Recipe, Stage, read_recipe
 from lightgpt2.runs import Run
+from lightgpt2.settings import section
 
 _STATE = "pipeline.json"
-
-
-# -- what a single configuration needs -----------------------------------------------------------------------------------
-
-
-def _mentions(values: Any, path: str) -> bool:
-    if isinstance(values, dict):
-        return any(_mentions(value, path) for value in values.values())
-    return bool(values == path)
-
-
-def missing(needs: dict[str, str], model: dict[str, Any]) -> dict[str, str]:
-    """The model folders that a stage starts from and that are not there yet, with the configurations that make them.
-
-    Args:
-        needs: For each model folder the configuration whose `fit` makes it.
-        model: The stage's model settings; folders that they do not mention (any more) are not needed.
-    """
-    return {path: config for path, config in needs.items() if _mentions(model, path) and not Path(path).exists()}
-
-
-def provide(absent: dict[str, str]) -> None:
-    """Makes model folders, each by a `fit` in a process of its own; one that was interrupted is resumed.
-
-    Args:
-        absent: For each folder the configuration that makes it.
-
-    Raises:
-        UserError: The fit failed, or did not make the folder.
-        Interrupted: It was interrupted.
-    """
-    if "LOCAL_RANK" in os.environ:  # a process that Lightning launched beside the first, which has done this
-        return
-    for path, config in absent.items():
-        options = ["--config", config]
-        if Run(Path(config).stem).last.exists():
-            options += ["--ckpt_path", "last"]
-        print(f"{path} is needed and not there: making it with lightgpt2 fit {' '.join(options)}", flush=True)
-        started = time.monotonic()
-        code, stopped = fit(options)
-        if stopped:
-            raise Interrupted(f"{config} was interrupted; the same command goes on with it")
-        if code or not Path(path).exists():
-            raise UserError(f"needs.{path}: lightgpt2 fit {' '.join(options)} did not make it; see its message above")
-        print(f"{path} made in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
-    """Runs `lightgpt2 fit` in a process of its own.
-
-    That process gets the terminal's Ctrl-C itself and saves; a SIGTERM, which it does not get, is passed on.
-
-    Args:
-        options: Its options.
-        held: A lock that it keeps too, so that it is not left behind by a killed pipeline for another one to run into.
-
-    Returns:
-        Its exit code, and whether it or this process was asked to stop.
-    """
-    process: subprocess.Popen[bytes] | None = None
-    asked: list[int] = []
-
-    def stop(signum: int, _: Any) -> None:
-        asked.append(signum)
-        if process and signum == signal.SIGTERM:
-            process.terminate()
-
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        command = [sys.executable, "-m", "lightgpt2", "fit", *options]
-        process = subprocess.Popen(command, pass_fds=() if held is None else (held,))
-        if signal.SIGTERM in asked:  # before there was a process to pass it on to
-            process.terminate()
-        code = process.wait()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    return code, bool(asked) or code in (130, -signal.SIGINT, -signal.SIGTERM)
-
-
-# -- recipes -------------------------------------------------------------------------------------------------------------
 
 
 def run_recipe(name: str, dry_run: bool = False) -> None:
@@ -121,7 +39,9 @@ def run_recipe(name: str, dry_run: bool = False) -> None:
     recipe = read_recipe(name)
     if dry_run:
         _check_folders(recipe)
-        _show_plans(recipe)
+        plans = _plans(recipe)
+        _show(recipe, plans)
+        _rehearse(recipe, plans)
         return
     run_stages(recipe)
     print(f"What each stage bought: lightgpt2 report {recipe.folder}", flush=True)
@@ -134,12 +54,13 @@ def run_stages(recipe: Recipe) -> None:
         recipe: The recipe.
 
     Raises:
-        UserError: Its folder is another's, or a stage failed.
+        UserError: There are mistakes in the stages, the recipe's folder is another's, or a stage failed.
         Interrupted: A stage was interrupted.
     """
     _check_folders(recipe)
     with _lock(recipe.folder) as held:
         _clean(recipe.folder)
+        _rehearse(recipe, _plans(recipe))
         done = [_settle(recipe, number, held) for number in range(len(recipe.stages))]
     width = max(len(stage.name) for stage in recipe.stages)
     for stage, seconds in zip(recipe.stages, done, strict=True):
@@ -203,18 +124,36 @@ def _note(recipe: Recipe, stage: Stage, state: str, made_from: Parts, **more: An
     write_json(recipe.folder / _STATE, {**_read_state(recipe), stage.name: record})
 
 
-def _show_plans(recipe: Recipe) -> None:
-    state, remade = _read_state(recipe), set[str]()
-    width = max(len(stage.name) for stage in recipe.stages)
+def _plans(recipe: Recipe) -> list[Plan]:
+    """What is to be done about each stage, as far as can be said before any has run."""
+    state, found = _read_state(recipe), dict[str, Plan]()
     for stage in recipe.stages:
-        anew = [folder for folder in stage.inputs.values() if folder.partition("/")[0] in remade]
+        anew = [folder for folder in stage.inputs.values() if found[folder.partition("/")[0]].action != "skip"]
         if anew:
-            found = Plan("run", f"its input {', '.join(anew)} will be made anew")
+            found[stage.name] = Plan("run", f"its input {', '.join(anew)} will be made anew")
         else:
-            found = plan(state.get(stage.name), fingerprints.parts(recipe, stage), recipe.run(stage.name))
-        if found.action != "skip":
-            remade.add(stage.name)
-        print(f"{stage.name:{width}}  {found.action:6}  {found.reason}", flush=True)
+            made_from = fingerprints.parts(recipe, stage)
+            found[stage.name] = plan(state.get(stage.name), made_from, recipe.run(stage.name))
+    return list(found.values())
+
+
+def _show(recipe: Recipe, plans: list[Plan]) -> None:
+    width = max(len(stage.name) for stage in recipe.stages)
+    for stage, (action, reason) in zip(recipe.stages, plans, strict=True):
+        absent = missing(stage.settings.get("needs") or {}, section(stage.settings, "model", "init_args"))
+        made = [f"; first makes {path} with lightgpt2 fit --config {maker}" for path, maker in absent.items()]
+        print(f"{stage.name:{width}}  {action:6}  {reason}{''.join(made if action != 'skip' else [])}", flush=True)
+
+
+def _rehearse(recipe: Recipe, plans: list[Plan]) -> None:
+    """Reads the configurations of the stages that are to run.
+
+    Raises:
+        UserError: There are mistakes in them.
+    """
+    stages = [stage for stage, found in zip(recipe.stages, plans, strict=True) if found.action != "skip"]
+    if problems := rehearse({f"stages.{stage.name}": stage.settings for stage in stages}):
+        raise UserError(problems)
 
 
 def _settle(recipe: Recipe, number: int, held: int) -> float | None:

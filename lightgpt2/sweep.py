@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.fits import fit
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.parsing import find_config
-from lightgpt2.pipeline import fit, run_stages
+from lightgpt2.pipeline import run_stages
 from lightgpt2.recipes import Recipe, Stage
 from lightgpt2.report.plots import sweep_plot
 from lightgpt2.report.table import sweep_table

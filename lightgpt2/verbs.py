@@ -1,4 +1,4 @@
-"""The verbs that train nothing themselves: their options, and where their work is done.
+"""The verbs. Those that train nothing themselves, with their options; the trainer's are handed on to Lightning.
 
 `pipeline`, `benchmark`, `sweep` and `report` start at once: what takes seconds to import is imported by what needs it.
 """
@@ -13,7 +13,17 @@ from typing import Literal
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
+import lightgpt2
 from lightgpt2.errors import Interrupted, UserError, exit_with_message
+from lightgpt2.parsing import plain
+
+TRAINER_VERBS = {
+    "fit": "Train, save the model, score it from disk, and print what changed.",
+    "validate": "Score a model or checkpoint on the validation split.",
+    "test": "Score a model or checkpoint on the test split.",
+    "predict": "Write each document's score or continuation to checkpoints/<run>/predictions.jsonl.",
+    "check": "Build everything and train nothing; report every mistake in the configuration.",
+}
 
 
 def _pipeline(options: Namespace) -> None:
@@ -178,9 +188,9 @@ def run(args: list[str]) -> None:
         try:
             options = parser.parse_args(args[1:])
         except ArgumentError as error:
-            reason = re.sub(
-                r'Parser key "(\w+)"', lambda m: f"--{m[1].replace('_', '-')}", " ".join(str(error).split())
-            )
+            said = " ".join(str(error).split())
+            key = re.match(r'Parser key "(\w+)"( element \d+)?: ', said)
+            reason = f"--{key[1].replace('_', '-')}: {plain(said[key.end() :])}" if key else said
             raise UserError(f"{reason}; see lightgpt2 {args[0]} --help") from error
         work(options)
 
@@ -190,12 +200,29 @@ def is_verb(args: list[str]) -> bool:
     return bool(args) and args[0] in VERBS
 
 
+def _overview() -> str:
+    """What there is to be called, a line each."""
+    texts = TRAINER_VERBS | {verb: text for verb, (text, _, _) in VERBS.items()}
+    width = max(map(len, texts))
+    lines = [f"  {verb:{width}}  {text}" for verb, text in texts.items()]
+    usage = "usage: lightgpt2 VERB ...   (lightgpt2 VERB --help: its options)"
+    return "\n".join([lightgpt2.__doc__ or "", "", usage, "", *lines])
+
+
 def main() -> None:
     """Entry point of the `lightgpt2` command."""
-    if is_verb(sys.argv[1:]):
-        run(sys.argv[1:])
-    else:
-        with exit_with_message():  # a Ctrl-C in these seconds too
-            from lightgpt2.cli import main as lightning_main
+    args = sys.argv[1:]
+    if is_verb(args):
+        run(args)
+        return
+    with exit_with_message():  # a Ctrl-C in these seconds too
+        if args[:1] in (["-h"], ["--help"]):
+            print(_overview())
+            return
+        if not args:
+            raise UserError(f"no verb; give one of {', '.join([*TRAINER_VERBS, *VERBS])} (lightgpt2 --help)")
+        if not args[0].startswith("-") and args[0] not in TRAINER_VERBS:
+            raise UserError(f"{args[0]}: no such verb; give one of {', '.join([*TRAINER_VERBS, *VERBS])}")
+        from lightgpt2.cli import main as lightning_main
 
-        lightning_main()
+    lightning_main()

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightgpt2 import __file__ as package
 from lightgpt2.models.ledger import config_hash
 from lightgpt2.parsing import shipped_configs
+from lightgpt2.verbs import TRAINER_VERBS, VERBS
 from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
 from tests.support.environment import link_environment, run_isolated
 from tests.support.models import SHAPES, write_corpus, write_model
@@ -222,9 +224,18 @@ def test_help_describes_every_setting_and_completion_is_offered(tmp_path: Path) 
     output = succeed(tmp_path, "fit", "--model.help", "lightgpt2.methods.Distill")
     for words in ("--model.layers", "Which of the teacher's layers", "--model.loss.temperature", "Softmax temperature"):
         assert words in output
-    assert "report every mistake" in " ".join(succeed(tmp_path, "--help").split()).replace("reports", "report")
+    overview = succeed(tmp_path, "--help")
+    for verb in (*TRAINER_VERBS, *VERBS):
+        assert re.search(rf"^  {verb} +[A-Z].*\.$", overview, flags=re.MULTILINE)
     assert "Write each document's score" in succeed(tmp_path, "predict", "--help")
     assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash")
+
+
+@pytest.mark.parametrize(("args", "words"), [([], "no verb; "), (["fti"], "fti: no such verb; ")])
+def test_what_is_no_verb_is_answered_with_all_of_them(tmp_path: Path, args: list[str], words: str) -> None:
+    done = run_cli(tmp_path, *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"lightgpt2: error: {words}give one of {', '.join([*TRAINER_VERBS, *VERBS])}")
 
 
 @pytest.mark.slow

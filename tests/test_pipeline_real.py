@@ -122,11 +122,29 @@ def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp
 def test_a_real_failure_names_its_stage(tmp_path: Path) -> None:
     real_recipe(tmp_path)
     recipe = yaml.safe_load((tmp_path / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["model.layer"] = 3
+    recipe["stages"][0]["overrides"]["data.sequence_length"] = 65
     write_config(tmp_path / "chain.yaml", recipe)
     done = run_cli(tmp_path, "pipeline", "chain.yaml")
     assert done.returncode == 2
     errors = done.stderr.splitlines()
-    assert errors[0] == "lightgpt2: error: model.layer: no such key; see --help"
+    assert errors[0].startswith("lightgpt2: error: data.sequence_length: 65 is longer than the 64 positions")
     assert errors[1].startswith("lightgpt2: error: stages.baseline: lightgpt2 fit")
     assert "failed; see its message above" in errors[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_mistakes_in_all_stages_are_named_before_the_first_runs(tmp_path: Path, options: tuple[str, ...]) -> None:
+    real_recipe(tmp_path)
+    recipe = yaml.safe_load((tmp_path / "chain.yaml").read_text())
+    recipe["stages"][0]["overrides"]["model.layer"] = 3
+    recipe["stages"][1]["overrides"] |= {"trainer.max_steps": 0, "data.stride": 32}
+    write_config(tmp_path / "chain.yaml", recipe)
+    done = run_cli(tmp_path, "pipeline", "chain.yaml", *options)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "lightgpt2: error: stages.baseline.model.layer: no such key; see --help",
+        "lightgpt2: error: stages.distilled.trainer.max_steps: 0 trains nothing; give at least 1",
+        "lightgpt2: error: stages.distilled.data.stride: 32 skips tokens with windows of 32; give at most 31",
+    ]
+    assert not list((tmp_path / "checkpoints/chain").glob("*/"))

@@ -225,7 +225,7 @@ def test_every_stage_of_a_shipped_recipe_fits_the_real_signatures(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert path.read_text().startswith("# "), "the first line says what it is"
-    monkeypatch.setattr("lightgpt2.cli.VERBS", {"fit": cli.VERBS["fit"]})
+    monkeypatch.setattr("lightgpt2.cli.TRAINER_VERBS", {"fit": cli.TRAINER_VERBS["fit"]})
     if path in MEASURED:  # whose text is a file that the reader gets
         Path("WIKITEXT2").mkdir()
         Path("WIKITEXT2/train.txt").touch()

@@ -117,7 +117,7 @@ def test_adapters_that_match_no_module_are_refused(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"r": 0}, ["model.lora.r: Not of type PositiveInt", "v>0"]),
+        ({"r": 0}, ["model.lora.r: 0 is not allowed; give a value above 0"]),
         ({"target_modules": ["nowhere"]}, ["model.lora.target_modules: the model has no module nowhere", "c_attn"]),
     ],
     ids=["rank 0", "no such module"],
