@@ -35,6 +35,7 @@ from lightgpt2.report.benchmark_table import benchmark_table
 
 PARTS = ("training", "inference", "decode")
 METHODS = {"full fine-tuning": "FineTune", "LoRA, c_attn, r = 8": "LoRA", "QLoRA, c_attn, r = 8": "QLoRA"}
+CHECKPOINTING = {"": False, ", activation checkpointing": True}
 
 
 def write_model(folder: Path, layers: int, width: int, heads: int, vocabulary: int) -> Path:
@@ -45,9 +46,9 @@ def write_model(folder: Path, layers: int, width: int, heads: int, vocabulary: i
     return folder
 
 
-def fit_memory(folder: Path, method: str, model: Path, options: argparse.Namespace) -> float:
+def fit_memory(folder: Path, method: str, checkpointing: bool, model: Path, options: argparse.Namespace) -> float:
     """Peak memory of a few training steps in MB, in a process of its own."""
-    init: dict[str, Any] = {"model": str(model)}
+    init: dict[str, Any] = {"model": str(model), "activation_checkpointing": checkpointing}
     if method != "FineTune":
         init["lora"] = {"r": 8, "alpha": 32, "target_modules": ["c_attn"]}
     data = {"source": "pydoc", "sequence_length": options.length, "batch_size": options.batch, "valid_fraction": 0.03}
@@ -60,7 +61,7 @@ def fit_memory(folder: Path, method: str, model: Path, options: argparse.Namespa
             "check_val_every_n_epoch": None, "val_check_interval": 1000, "precision": "bf16-mixed" if cuda else "32-true",
         },
     }  # fmt: skip
-    path = folder / f"{model.name}-{method}.yaml"
+    path = folder / f"{model.name}-{method}-{checkpointing}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [sys.executable, "-m", "lightgpt2", "fit", "--config", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -77,10 +78,12 @@ def training(folder: Path, model: Path, options: argparse.Namespace) -> None:
     )
     whole = 0.0
     for name, method in METHODS.items():
-        peak = fit_memory(folder, method, model, options)
-        above = peak - fit_memory(folder, method, tiny, options)
-        whole = whole or above
-        print(f"| {name} | {peak:.0f} | {above:.0f} | {above / whole - 1:+.1%} |", flush=True)
+        libraries = fit_memory(folder, method, False, tiny, options)
+        for more, checkpointing in CHECKPOINTING.items():
+            peak = fit_memory(folder, method, checkpointing, model, options)
+            above = peak - libraries
+            whole = whole or above
+            print(f"| {name}{more} | {peak:.0f} | {above:.0f} | {above / whole - 1:+.1%} |", flush=True)
 
 
 def inference(folder: Path, model: Path, options: argparse.Namespace) -> None:

@@ -44,18 +44,26 @@ class Method(Resumable, Scored):
         task: What is predicted and how it is scored.
         optimizer: AdamW and its schedule.
         compile: Whether to compile the model with torch.compile, in place.
+        activation_checkpointing: Whether to keep of each block only its input for the backward pass, and compute the rest again
+            there (Chen et al. 2016, arXiv:1604.06174): less memory for more time, and the same gradients.
         trust_remote_code: Whether code in a model's folder may run. Off unless asked.
     """
 
     operations: list[Operation]
 
     def __init__(
-        self, task: LanguageModeling, optimizer: OptimizerConfig, compile: bool, trust_remote_code: bool
+        self,
+        task: LanguageModeling,
+        optimizer: OptimizerConfig,
+        compile: bool,
+        activation_checkpointing: bool,
+        trust_remote_code: bool,
     ) -> None:
         super().__init__()
         self.task = task
         self.optimizer_config = optimizer
         self.compile_model = compile
+        self.activation_checkpointing = activation_checkpointing
         self.trust_remote_code = trust_remote_code
         self.operations = []
         self.masks = Masks()
@@ -182,6 +190,8 @@ class Method(Resumable, Scored):
             )
         self.model.train()
         self._hold_zeros()
+        if self.activation_checkpointing:
+            self.model.activation_checkpointing_enable()
         if self.compile_model:
             self.model.base_model.compile()
         if self.device_mesh is not None:

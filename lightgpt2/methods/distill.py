@@ -66,6 +66,8 @@ class Distill(Method):
         task: What is predicted and how it is scored.
         optimizer: AdamW and its schedule.
         compile: Whether to compile the models with torch.compile, in place.
+        activation_checkpointing: Whether to keep of each block only its input for the backward pass, and compute the rest again
+            there (Chen et al. 2016, arXiv:1604.06174): less memory for more time, and the same gradients.
         trust_remote_code: Whether code in a model's folder may run. Off unless asked.
     """
 
@@ -79,9 +81,10 @@ class Distill(Method):
         task: LanguageModeling = LanguageModeling(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         compile: bool = False,
+        activation_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(task, optimizer, compile, trust_remote_code)
+        super().__init__(task, optimizer, compile, activation_checkpointing, trust_remote_code)
         self._teacher_source, self._student_source = teacher, student
         self.layers, self.layer_map = layers, layer_map
         self.loss = loss

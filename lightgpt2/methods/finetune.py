@@ -21,6 +21,8 @@ class FineTune(Method):
         task: What is predicted and how it is scored.
         optimizer: AdamW and its schedule.
         compile: Whether to compile the model with torch.compile, in place.
+        activation_checkpointing: Whether to keep of each block only its input for the backward pass, and compute the rest again
+            there (Chen et al. 2016, arXiv:1604.06174): less memory for more time, and the same gradients.
         trust_remote_code: Whether code in the model's folder may run. Off unless asked.
     """
 
@@ -30,9 +32,10 @@ class FineTune(Method):
         task: LanguageModeling = LanguageModeling(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         compile: bool = False,
+        activation_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(task, optimizer, compile, trust_remote_code)
+        super().__init__(task, optimizer, compile, activation_checkpointing, trust_remote_code)
         self._source = model
 
     @property

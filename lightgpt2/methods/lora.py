@@ -62,6 +62,8 @@ class LoRA(FineTune):
         task: What is predicted and how it is scored.
         optimizer: AdamW and its schedule.
         compile: Whether to compile the model with torch.compile, in place.
+        activation_checkpointing: Whether to keep of each block only its input for the backward pass, and compute the rest again
+            there (Chen et al. 2016, arXiv:1604.06174): less memory for more time, and the same gradients.
         trust_remote_code: Whether code in the model's folder may run. Off unless asked.
     """
 
@@ -72,9 +74,10 @@ class LoRA(FineTune):
         task: LanguageModeling = LanguageModeling(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         compile: bool = False,
+        activation_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(model, task, optimizer, compile, trust_remote_code)
+        super().__init__(model, task, optimizer, compile, activation_checkpointing, trust_remote_code)
         self.lora = lora
 
     @property
