@@ -101,8 +101,11 @@ def rehearse(configs: dict[str, Settings]) -> list[str]:
     """
     if not configs:
         return []
-    # In a process of its own: what it imports takes seconds, and would be kept for as long as all stages take.
-    command = [sys.executable, "-m", "lightgpt2.rehearsal"]
-    said = subprocess.run(command, input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True).stdout
-    problems: list[str] = yaml.safe_load(said)
+    # In a process of its own: what it imports takes seconds, and would be kept for as long as all stages take. In a
+    # session of its own: a Ctrl-C is this process's business.
+    done = subprocess.run(
+        [sys.executable, "-m", "lightgpt2.rehearsal"],
+        input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,
+    )  # fmt: skip
+    problems: list[str] = yaml.safe_load(done.stdout)
     return problems
