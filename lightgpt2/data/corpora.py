@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from lightgpt2.data.requirements import requirements
 from lightgpt2.errors import UserError
 
 Result = TypeVar("Result")
@@ -24,7 +25,7 @@ _SPLIT_NAMES: dict[str, Split] = {
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
-BUILT_IN = ("pydoc", "wikitext")
+BUILT_IN = ("pydoc", "requirements", "wikitext")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Corpus:
     """A named source of documents.
 
     Attributes:
-        source: A built-in corpus (`pydoc`, `wikitext`), a file or folder, or a hub id (`name` or `name:config`).
+        source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, or a hub id
+            (`name` or `name:config`).
         text_field: The column or field that holds the text, in JSONL, CSV, Parquet and hub datasets.
         separator: Regular expression at which a text file is cut into documents.
     """
@@ -44,8 +46,8 @@ class Corpus:
     def fingerprint(self) -> str:
         """Digest of everything that decides which documents come out, without reading local files whole."""
         parts: list[Any] = [self.source, self.text_field, self.separator]
-        if self.source == "pydoc":
-            parts.append(hashlib.sha256("".join(_pydoc()).encode()).hexdigest())
+        if (made := self._made()) is not None:
+            parts.append(hashlib.sha256("".join(text for _, text in made).encode()).hexdigest())
         elif self._is_local():
             parts += [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -54,7 +56,8 @@ class Corpus:
         """Finds what is wrong before anything is read.
 
         Raises:
-            UserError: A local source is missing, or the separator is not a regular expression.
+            UserError: A local source is missing, the size of a made one is no number, or the separator is not a regular
+                expression.
         """
         problems = []
         try:
@@ -62,7 +65,7 @@ class Corpus:
         except re.error as error:
             problems.append(f"data.separator: {self.separator!r} is not a regular expression ({error}); correct it")
         try:
-            if self._is_local():
+            if self._made() is None and self._is_local():
                 self._files()
         except UserError as error:
             problems += error.problems
@@ -71,8 +74,8 @@ class Corpus:
 
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none where it is one pool of documents."""
-        if self.source == "pydoc":
-            return set()
+        if (made := self._made()) is not None:
+            return {split for split, _ in made if split}
         if self._is_local():
             names = {_SPLIT_NAMES[f.stem.lower()] for f in self._files() if f.stem.lower() in _SPLIT_NAMES}
         else:
@@ -85,8 +88,8 @@ class Corpus:
         Raises:
             UserError: The source is missing, unreadable, or not text.
         """
-        if self.source == "pydoc":
-            yield from ((None, document) for document in _pydoc())
+        if (made := self._made()) is not None:
+            yield from made
         elif self._is_local():
             named = self.splits()
             for file in self._files():
@@ -94,6 +97,19 @@ class Corpus:
                 yield from ((split, document) for document in self._read(file))
         else:
             yield from self._hub()
+
+    def _made(self) -> Iterator[tuple[Split | None, str]] | None:
+        """Documents of a corpus that comes with Python or with this package; None where the source is no such one."""
+        if self.source == "pydoc":
+            return ((None, document) for document in _pydoc())
+        name, colon, size = self.source.partition(":")
+        if name != "requirements":
+            return None
+        if colon and (not size.isdecimal() or int(size) < 1):
+            raise UserError(
+                f"data.source: {self.source}: {size!r} is no number of sentences; give for example {name}:8000"
+            )
+        return requirements(int(size)) if colon else requirements()
 
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()

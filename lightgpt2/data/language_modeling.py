@@ -35,9 +35,9 @@ class LanguageModelingData(LightningDataModule):
     tokenized once into memory-mapped files under `checkpoints/.data/`.
 
     Args:
-        source: A built-in corpus (`pydoc`, the language reference inside CPython; `wikitext`), a hub dataset id (`name` or
-            `name:config`), or the path of a text, JSONL, CSV, TSV or Parquet file or a folder of them. A folder with a
-            file named `train.*` keeps the splits its files name.
+        source: A built-in corpus (`pydoc`, the language reference inside CPython; `requirements` or `requirements:SIZE`,
+            sentences of a grammar; `wikitext`), a hub dataset id (`name` or `name:config`), or the path of a text, JSONL, CSV,
+            TSV or Parquet file or a folder of them. A folder with a file named `train.*` keeps the splits its files name.
         text_field: Field that holds the text, for all but text files.
         separator: Regular expression that cuts text files into documents. The default is blank lines.
         sequence_length: Tokens the model sees at once.

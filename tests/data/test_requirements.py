@@ -1,0 +1,93 @@
+"""The grammar of requirements and its checker agree, and validation asks for combinations that training does not show."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.requirements import CONDITIONS, KINDS, MODALITIES, SUBJECTS, flaw, requirements
+from lightgpt2.errors import UserError
+
+SENTENCE = (
+    "[security] If the clock is not set, then the boot loader shall lock the service port after 3 failed attempts."
+)
+
+
+def parts(text: str) -> tuple[str, str, str, str]:
+    """Class, subject, verb and object."""
+    name, rest = text[1:].split("] ", 1)
+    subject = next(s for s in SUBJECTS if f"he {s} " in rest)
+    _, verb, rest = rest.split(f" {subject} ", 1)[1].split(" ", 2)
+    return name, subject, verb, next(o for o in KINDS[name].actions[verb] if rest.startswith(o))
+
+
+def test_every_sentence_is_well_formed_and_none_comes_twice() -> None:
+    sentences = [text for _, text in requirements(3000)]
+    assert len(set(sentences)) == 3000
+    assert [flaw(text) for text in sentences] == [None] * 3000
+    for words in (*(f"[{name}]" for name in KINDS), *MODALITIES, *SUBJECTS, *CONDITIONS):
+        assert any(words in text for text in sentences), words
+
+
+def test_a_longer_list_begins_with_the_shorter() -> None:
+    assert list(requirements(500))[:100] == list(requirements(100))
+
+
+def test_validation_combines_what_training_shows_only_apart() -> None:
+    combinations: dict[str, set[tuple[str, ...]]] = {"train": set(), "valid": set(), "test": set()}
+    for split, text in requirements():
+        combinations[split].add(parts(text))
+    train, held = combinations["train"], combinations["valid"] | combinations["test"]
+    assert not train & held
+    assert not combinations["valid"] & combinations["test"]
+    assert len(held) > 300
+    for place in range(4):
+        assert {one[place] for one in held} <= {one[place] for one in train}
+
+
+SPOILED: dict[str, tuple[Callable[[str], str], str]] = {
+    "no class": (lambda text: text.split("] ")[1], "class"),
+    "another class": (lambda text: text.replace("security", "usability"), "no action of a usability"),
+    "no modality": (lambda text: text.replace(" shall", ""), "no modality: 'lock'"),
+    "a vague modality": (lambda text: text.replace("shall", "must"), "no modality: 'must'"),
+    "unknown subject": (lambda text: text.replace("boot loader", "loader"), "no known condition and subject"),
+    "half a condition": (lambda text: text.replace(" then the", " the"), "no known condition and subject"),
+    "another object": (
+        lambda text: text.replace("the service port", "all outgoing data"),
+        "no object that one can lock",
+    ),
+    "no criterion": (lambda text: text.split(" after")[0] + ".", "no measurable criterion in a security"),
+    "no number": (lambda text: text.replace("3", "some"), "no criterion of a security"),
+    "no end": (lambda text: text[:-1], "no full stop"),
+    "goes on": (lambda text: f"{text} It shall lock the service port.", "no criterion"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), SPOILED.values(), ids=SPOILED)
+def test_the_checker_names_what_is_wrong(spoil: Callable[[str], str], words: str) -> None:
+    assert flaw(SENTENCE) is None
+    found = flaw(spoil(SENTENCE))
+    assert found is not None
+    assert words in found
+
+
+def test_no_sentence_survives_the_loss_or_exchange_of_a_word() -> None:
+    draw = random.Random(0)
+    for _, text in requirements(400):
+        words = text.split()
+        for place in range(len(words)):
+            assert flaw(" ".join(words[:place] + words[place + 1 :])), (text, place)
+        one, two = sorted(draw.sample(range(len(words)), 2))
+        words[one], words[two] = words[two], words[one]
+        assert words == text.split() or flaw(" ".join(words)), text
+
+
+def test_is_a_corpus_of_any_size_with_splits_of_its_own() -> None:
+    corpus = Corpus("requirements:50")
+    assert list(corpus.documents()) == list(requirements(50))
+    assert corpus.splits() == {"train", "valid", "test"} & {split for split, _ in requirements(50)}
+    assert Corpus("requirements").fingerprint() == Corpus("requirements").fingerprint() != corpus.fingerprint()
+    for size in ("", "0", "-5", "many"):
+        with pytest.raises(UserError, match=rf"data.source: requirements:{size}: '{size}' is no number of sentences"):
+            Corpus(f"requirements:{size}").check()
