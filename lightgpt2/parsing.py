@@ -138,7 +138,7 @@ def _locate(message: str) -> tuple[str, list[str]]:
         leaves = [line for line in leaves if useless not in line] or leaves
     reasons = "; ".join(dict.fromkeys(plain(line) for line in leaves)) or plain(message)
     given = _given(message, leaves[-1]) if leaves else None
-    shown = f" (given: {given})" if given and given not in reasons else ""
+    shown = f" (given: {given})" if given and not re.match(rf"\W?{re.escape(given)}\W", reasons) else ""
     return path, [": ".join(filter(None, [path, f"{reasons}{shown}"]))]
 
 
@@ -157,10 +157,14 @@ _PLAINER = (
     (r"Expected dict\. Got value: (.*)", r"\1 is no mapping"),
     (r"Expected (one of .*)\. Got value: (.*)", r"\2 is not \1"),
     (r"Not a valid subclass of (\w+)\. Got value: (.*)", r"\2 is no \1; give its class_path and init_args"),
+    (r"Not a valid subclass of (\w+)$", r"no \1; give its settings"),
+    (r"Expected (\w+)$", r"no \1"),
     (r"module '([\w.]+)' has no attribute '(\w+)'", r"there is no \1.\2"),
     (r"Not of type \w+: (.*) not an integer", r"\1 is no whole number"),
     (r"Not of type \w+: invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
     (r"Not of type \w+: could not convert string to float: (.*)", r"\1 is no number"),
+    (r"Not of type \w+: int\(\) argument must be .*", "no whole number"),
+    (r"Not of type \w+: does not conform to restriction (.*)", r"not allowed; give a value \1"),
     (r"Not of type \w+: (.*) does not conform to restriction (.*)", r"\1 is not allowed; give a value \2"),
     (r"\bv>=", "of at least "),
     (r"\bv<=", "of at most "),

@@ -1,8 +1,9 @@
 """One job a file. A configuration names these under `trainer.callbacks`; the others belong to every run."""
 
 from lightgpt2.callbacks.benchmark import InferenceBenchmark
+from lightgpt2.callbacks.generation import GenerationCheck
 from lightgpt2.callbacks.pruning import GlobalL1Pruning
 from lightgpt2.callbacks.quantization import PostTrainingQuantization
 from lightgpt2.callbacks.sweep import SparsitySweep
 
-__all__ = ["GlobalL1Pruning", "InferenceBenchmark", "PostTrainingQuantization", "SparsitySweep"]
+__all__ = ["GenerationCheck", "GlobalL1Pruning", "InferenceBenchmark", "PostTrainingQuantization", "SparsitySweep"]

@@ -19,7 +19,6 @@ from lightgpt2.errors import UserError
 from lightgpt2.inference.memory import peak_mb, reset_peak
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
-from lightgpt2.methods.distill import Distill
 from lightgpt2.models.files import atomic_file, restore_folder, write_json
 from lightgpt2.models.ledger import FILE, QUALITY, Entry, Parent, extended, read
 from lightgpt2.models.loading import load_model
@@ -58,8 +57,9 @@ class Artefact(Callback):
             self._lock()
             self._prepare_folder()
         if self.fresh:
-            if isinstance(pl_module, Distill):
-                self._measure(trainer, pl_module, pl_module.teacher, "teacher")
+            if pl_module.reference:
+                label, model = pl_module.reference
+                self._measure(trainer, pl_module, model, label)
             self._measure(trainer, pl_module, pl_module.start, "before")
 
     def _lock(self) -> None:
@@ -158,12 +158,9 @@ class Artefact(Callback):
             print(f"Nothing was left to train: {self.run.folder} is at step {trainer.global_step}.", flush=True)
         self.figures["after"] = self._score_folder(trainer, pl_module, self.run.model, "after")
         self._write_ledger(trainer, pl_module)
-        names = {
-            "teacher": "teacher",
-            "before": "student before" if pl_module.teacher_source else "before",
-            "after": "student after" if pl_module.teacher_source else "after",
-        }
-        print(comparison({names[key]: figures for key, figures in self.figures.items()}), flush=True)
+        student = "student " if pl_module.teacher_source else ""
+        names = {"before": f"{student}before", "after": f"{student}after"}
+        print(comparison({names.get(key, key): figures for key, figures in self.figures.items()}), flush=True)
         print(f"\nmodel: {self.run.model}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning import LightningDataModule
 from transformers import PreTrainedTokenizerFast
@@ -175,9 +176,33 @@ class LanguageModelingData(LightningDataModule):
 
     def prompts(self, split: Split, count: int, length: int) -> list[list[int]]:
         """The beginnings of the first documents of a split that are longer than `length` tokens, separator included."""
+        return [prompt for prompt, _ in self.passages(split, count, length, 0)]
+
+    def passages(self, split: Split, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
+        """The same beginnings, each with up to `more` tokens that follow in the document."""
         data = self._splits[split]
-        starts = [s for s, e in zip(data.offsets[:-1], data.offsets[1:], strict=True) if e - s > length][:count]
-        return [data.tokens[s : s + length].tolist() for s in starts]
+        bounds = zip(data.offsets[:-1], data.offsets[1:], strict=True)
+        chosen = [(s, s + length, min(e, s + length + more)) for s, e in bounds if e - s > length][:count]
+        return [(data.tokens[s:m].tolist(), data.tokens[m:e].tolist()) for s, m, e in chosen]
+
+    def calibration(self, windows: int) -> list[torch.Tensor]:
+        """Token ids of training windows, evenly spaced, `[1, sequence_length]` each.
+
+        Args:
+            windows: How many.
+
+        Raises:
+            UserError: The training split has fewer.
+        """
+        split = self._splits["train"]
+        starts = packed_windows(split, self.sequence_length).starts
+        if windows > len(starts):
+            raise UserError(
+                f"model.calibration: the training split has {len(starts)} windows of {self.sequence_length} tokens, fewer than "
+                f"{windows}; give at most that, or more text"
+            )
+        chosen = (starts[i * len(starts) // windows] for i in range(windows))
+        return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
     def describe(self) -> dict[str, Any]:
         """What the ledger keeps of the data."""

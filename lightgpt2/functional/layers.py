@@ -27,6 +27,25 @@ def even_layers(deep: int, shallow: int) -> list[int]:
     return [(2 * i * (deep - 1) + shallow - 1) // (2 * (shallow - 1)) for i in range(shallow)]
 
 
+def central_layers(deep: int, shallow: int) -> list[int]:
+    """Indices of the `shallow` layers in the middle of `deep` ones; an odd one out is left off at the end.
+
+    Args:
+        deep: Number of layers to choose from, at least 1.
+        shallow: Number of layers to choose, between 1 and `deep`.
+
+    Returns:
+        Consecutive layer indices.
+
+    Raises:
+        ValueError: `shallow` is not between 1 and `deep`.
+    """
+    if not 1 <= shallow <= deep:
+        raise ValueError(f"cannot choose {shallow} of {deep} layers")
+    first = (deep - shallow) // 2
+    return list(range(first, first + shallow))
+
+
 def check_layers(layers: Sequence[int], deep: int) -> None:
     """Checks that every index of `layers` names a layer of a model with `deep` layers.
 

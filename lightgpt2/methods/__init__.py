@@ -4,5 +4,6 @@ from lightgpt2.methods.distill import Distill
 from lightgpt2.methods.finetune import FineTune
 from lightgpt2.methods.lora import LoRA
 from lightgpt2.methods.qlora import QLoRA
+from lightgpt2.methods.trim import Trim
 
-__all__ = ["Distill", "FineTune", "LoRA", "QLoRA"]
+__all__ = ["Distill", "FineTune", "LoRA", "QLoRA", "Trim"]

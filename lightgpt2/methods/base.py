@@ -85,6 +85,11 @@ class Method(Resumable, Scored):
         return None
 
     @property
+    def reference(self) -> tuple[str, PreTrainedModel] | None:
+        """Another model to score before the first step, and what it is to the one that is trained: `teacher`, or `source`."""
+        return None
+
+    @property
     def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
         """Where the tokenizer comes from when the data names none, and the config key."""
         return self.parent

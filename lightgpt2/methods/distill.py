@@ -98,9 +98,14 @@ class Distill(Method):
         return self._student_source, "model.student"
 
     @property
-    def teacher_source(self) -> str:
+    def teacher_source(self) -> str | None:
         """The model learnt from."""
         return self._teacher_source
+
+    @property
+    def reference(self) -> tuple[str, PreTrainedModel]:
+        """The teacher."""
+        return "teacher", self.teacher
 
     @property
     def frozen_sources(self) -> list[str]:
@@ -115,11 +120,14 @@ class Distill(Method):
     @property
     def teacher(self) -> PreTrainedModel:
         """The teacher, hidden from Lightning: never in a checkpoint, an optimizer or a gradient reduction."""
-        teacher: PreTrainedModel = self._hidden_teacher[0]
-        return teacher
+        return self._hidden_teacher[0]
 
     def configs(self) -> dict[str, PretrainedConfig]:
-        """The student's configuration and the teacher's; checks that the two fit together."""
+        """The student's configuration and the teacher's; checks that the two fit together.
+
+        Raises:
+            UserError: They do not.
+        """
         source, problems = self._student_source, []
         if source is not None and self.layers is not None:
             problems.append("model.layers: cannot be given together with model.student; remove one of them")
@@ -163,7 +171,7 @@ class Distill(Method):
     def build(self) -> None:
         """Loads the teacher, makes the student, pairs their layers."""
         teacher = load_model(self._teacher_source, "model.teacher", self.trust_remote_code)
-        self._hidden_teacher = (teacher.eval().requires_grad_(False),)
+        self._hidden_teacher: tuple[PreTrainedModel, ...] = (teacher.eval().requires_grad_(False),)
         if self._student_source is None:
             self.operations = [{"op": "extract_layers", "layers": self._chosen_layers(teacher.config)}]
             self.model = surgery.apply(teacher, self.operations).requires_grad_(True)
@@ -171,6 +179,10 @@ class Distill(Method):
             self.model = new_model(self.configs()["model.student"], "model.student")
         else:
             self.model = load_model(self._student_source, "model.student", self.trust_remote_code)
+        self._pair(teacher)
+
+    def _pair(self, teacher: PreTrainedModel) -> None:
+        """Pairs the layers, with a projection for each pair where the widths differ."""
         self.pairs = self._pair_layers(teacher.config, self.model.config)
         wide, narrow = teacher.config.hidden_size, self.model.config.hidden_size
         self.projections = nn.ModuleList(

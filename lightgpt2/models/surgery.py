@@ -7,6 +7,7 @@ into.
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.functional.layers import check_layers
+from lightgpt2.models.axes import Shape
 from lightgpt2.models.families import blocks
 from lightgpt2.models.loading import new_model
+from lightgpt2.models.trimming import Importance, Kept, cut
 
 Operation = dict[str, Any]
 
@@ -55,7 +58,16 @@ def _blocks_path(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is blocks(model))
 
 
-_OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers}
+def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operation:
+    """The record of a cut: its shape, and which channels stay."""
+    return {"op": "trim", **asdict(target), "importance": importance, "kept": kept.as_dict()}
+
+
+def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, **target: int) -> PreTrainedModel:
+    return cut(model, Shape(**target), Kept.of(kept, Shape.of(model.config)))
+
+
+_OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers, "trim": _trim}
 _SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "nf4", "int8")
 
 

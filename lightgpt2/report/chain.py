@@ -79,7 +79,7 @@ def start_quality(entry: Entry) -> dict[str, Any]:
     if all(operation.get("op") in _KEEPS_THE_START for operation in operations(entry)):
         return part(entry, "quality", "before")
     teacher, parent = part(entry, "teacher"), part(entry, "parent")
-    return part(entry, "quality", "teacher") if teacher and teacher == parent else {}
+    return part(entry, "quality", "teacher" if teacher and teacher == parent else "source")
 
 
 def arms(entry: Entry) -> list[dict[str, Any]]:
@@ -124,6 +124,13 @@ def _speed(arm: dict[str, Any]) -> dict[str, float]:
 def _training(entry: Entry) -> dict[str, float]:
     memory = part(entry, "training").get("peak_memory_mb")
     return _numbers([("training seconds", entry.get("seconds")), ("training memory", memory)])
+
+
+def _written(entry: Entry) -> dict[str, float]:
+    """What was found of the text that it generated, in per cent."""
+    named = {"well formed": "well_formed", "repeated": "repeated", "repeated text": "repeated_text"}
+    found = _numbers((key, part(entry, "generation").get(name)) for key, name in named.items())
+    return {key: 100 * share for key, share in found.items()}
 
 
 def text_of(model: Model) -> tuple[Any, ...]:
@@ -251,7 +258,7 @@ def _arms_of(stage: Entry, folder: str, precisions: Collection[str]) -> list[dic
 def _stage(node: _Node, name: str, parent: Model | None) -> Model:
     measured = next(iter(_arms_of(node.entry, "model", _FULL)), {})
     figures, interval = _quality(part(node.entry, "quality", "after"))
-    figures |= _sizes(part(node.entry, "sizes")) | _speed(measured) | _training(node.entry)
+    figures |= _written(node.entry) | _sizes(part(node.entry, "sizes")) | _speed(measured) | _training(node.entry)
     return Model(name, "stage", node.entry, parent, figures, interval, machine_of(node.entry) if measured else "")
 
 
@@ -259,7 +266,7 @@ def _quantized(node: _Node, name: str, parent: Model) -> Model:
     folder = PurePath(node.folder).name or "model-" + "-".join(str(o.get("op")) for o in operations(node.entry))
     measured = next(iter(_arms_of(parent.entry, folder, ())), {})
     figures, interval = _quality(part(node.entry, "quality", "after"))
-    figures |= _sizes(part(node.entry, "sizes")) | _speed(measured)
+    figures |= _written(node.entry) | _sizes(part(node.entry, "sizes")) | _speed(measured)
     return Model(name, "quantized", node.entry, parent, figures, interval, machine_of(parent.entry) if measured else "")
 
 

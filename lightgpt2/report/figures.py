@@ -20,6 +20,9 @@ LABELS = {
     "embedding_memory": "of them embedding, MB",
     "peak": "peak memory, MB",
     "first token": "first token, ms",
+    "well formed": "well-formed, %",
+    "repeated": "tokens repeated, %",
+    "repeated text": "the text's own, %",
     "training seconds": "training, s",
     "training memory": "training peak, MB",
 }

@@ -20,6 +20,7 @@ from lightgpt2.report.savings import Saving
 from lightgpt2.report.verdicts import Comparison, against
 
 _FIRST = ("perplexity", "interval", "bits_per_byte", "parameters", "embedding", "nonzero", "disk", "weights", "peak")
+_WRITTEN = ("well formed", "repeated", "repeated text")
 _LAST = ("first token", "training seconds", "training memory")
 
 
@@ -38,7 +39,16 @@ def columns(rows: Sequence[Model]) -> list[str]:
     speeds = dict.fromkeys(key for row in rows for key in row.figures if key.startswith(("forward ", "tokens ")))
     forward = sorted((key for key in speeds if key.startswith("forward ")), key=_setting)
     tokens = sorted((key for key in speeds if key.startswith("tokens ")), key=_setting)
-    return [*_FIRST, *(forward or ["forward 1x128"]), _LAST[0], *(tokens or ["tokens 128"]), *_LAST[1:]]
+    written = [key for key in _WRITTEN if any(key in row.figures for row in rows)]
+    return [
+        *_FIRST[:3],
+        *written,
+        *_FIRST[3:],
+        *(forward or ["forward 1x128"]),
+        _LAST[0],
+        *(tokens or ["tokens 128"]),
+        *_LAST[1:],
+    ]
 
 
 def chain_table(rows: Sequence[Model]) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightgpt2.report.chain import Entry, Model, is_quantized, operations
+from lightgpt2.report.chain import Entry, Model, is_quantized, operations, part
 from lightgpt2.report.figures import (
     change,
     escape,
@@ -21,6 +21,7 @@ from lightgpt2.report.verdicts import Comparison, comparable, counts, resources
 _METHODS = {
     "FineTune": "trained with cross-entropy",
     "Distill": "distilled",
+    "Trim": "trained after the cut",
     "LoRA": "trained through LoRA adapters",
     "QLoRA": "trained through LoRA adapters on a quantized base",
     "PostTrainingQuantization": "quantized after training",
@@ -63,6 +64,12 @@ def _clause(operation: dict[str, Any]) -> str:
     match operation:
         case {"op": "extract_layers", "layers": list(layers)}:
             return f"with layers {', '.join(escape(layer) for layer in layers)} of what it was made of"
+        case {"op": "trim"}:
+            sizes = {"width": "wide", "heads": "heads", "ffn": "neurons a layer"}
+            shape = ", ".join(
+                f"{write('parameters', number(operation.get(key)))} {word}" for key, word in sizes.items()
+            )
+            return f"cut down to {shape} (by {escape(operation.get('importance', ''))})"
         case {"op": "global_l1"}:
             achieved = number(operation.get("achieved"))
             share = write("per cent", None if achieved is None else 100 * achieved)
@@ -75,6 +82,23 @@ def _clause(operation: dict[str, Any]) -> str:
         case {"op": "merge"}:
             return "adapters merged"
     return ""
+
+
+def collapse_note(entry: Entry) -> str:
+    """That what a model writes has collapsed, where it was looked at and has.
+
+    By a rule: of its tokens twice as many as of the text's repeat others, and 20 % more of all; or half as many of its pairs of
+    tokens are different ones.
+    """
+    found = part(entry, "generation")
+    shares = [number(found.get(key)) for key in ("repeated", "repeated_text", "distinct_2", "distinct_2_text")]
+    mine, text, pairs, own = (math.nan if share is None else share for share in shares)
+    if not (mine > max(2 * text, text + 0.2) or pairs < own / 2):
+        return ""
+    return (
+        f"It has *collapsed*: {mine:.1%} of the tokens that it writes repeat one of the sixteen before them (the text's own: "
+        f"{text:.1%}), and {pairs:.1%} of its pairs of tokens are different ones ({own:.1%})."
+    )
 
 
 def dense_note(entry: Entry) -> str:
@@ -111,7 +135,7 @@ def sentence(comparison: Comparison, budget: float, gain: float, saved: str = ""
     if model.parent:
         keys = [key for key in comparison.gains if not (saved and not key.startswith("forward"))]
         text += [saved, *(_resource(key, model, model.parent) for key in keys), _unmeasured(comparison)]
-    text.append(dense_note(model.entry))
+    text += [dense_note(model.entry), collapse_note(model.entry)]
     return " ".join(filter(None, text))
 
 

@@ -1,0 +1,177 @@
+"""What the finished model writes: whether it repeats itself, and whether its sentences are well-formed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lightgpt2.data.requirements import flaw
+from lightgpt2.errors import UserError
+from lightgpt2.functional.diversity import distinct, repeated
+from lightgpt2.methods.base import Method
+from lightgpt2.models import ledger
+from lightgpt2.models.files import write_json
+from lightgpt2.models.loading import load_model, separator_id
+from lightgpt2.runs import Run
+
+_BATCH = 50
+
+
+class GenerationCheck(Callback):
+    """Lets the artefact, and its quantized siblings, continue validation documents, and looks at what they write.
+
+    How often a token repeats one of the sixteen before it, and how many of all pairs of tokens are different ones, beside the
+    same figures of the documents' own continuations: a model that was made too small, or cut too deep, repeats itself. On the
+    `requirements` corpus also how many of the sentences are well-formed. Perplexity alone shows neither.
+
+    ```yaml
+    trainer:
+      callbacks:
+        - class_path: lightgpt2.callbacks.GenerationCheck
+          init_args: {samples: 200}
+    ```
+
+    Args:
+        samples: How many documents of the validation split are continued; the first ones that are long enough.
+        prompt_tokens: Their tokens that the model is given, the beginning-of-text token included.
+        new_tokens: The most tokens that it adds.
+        temperature: Softmax temperature of the sampling.
+        seed: Seed of the sampling.
+    """
+
+    order = 2  # after quantization
+
+    def __init__(
+        self,
+        samples: PositiveInt = 200,
+        prompt_tokens: PositiveInt = 8,
+        new_tokens: PositiveInt = 40,
+        temperature: PositiveFloat = 1.0,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        self.samples, self.prompt_tokens, self.new_tokens = int(samples), int(prompt_tokens), int(new_tokens)
+        self.temperature, self.seed = float(temperature), int(seed)
+        self.run: Run
+
+    def attach(self, run: Run) -> None:
+        """Says whose artefact it is."""
+        self.run = run
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds what cannot be generated, before anything is trained.
+
+        Raises:
+            UserError: The tokens do not fit into the model, or no document is long enough.
+        """
+        assert isinstance(pl_module, Method)
+        key, data = "trainer.callbacks.GenerationCheck", self._data(trainer)
+        room = pl_module.model.config.max_position_embeddings
+        if self.prompt_tokens + self.new_tokens > room:
+            raise UserError(
+                f"{key}.new_tokens: {self.prompt_tokens} tokens of prompt and {self.new_tokens} new ones are more than the "
+                f"model's {room} positions; give at most {max(1, room - self.prompt_tokens)}"
+            )
+        if not data.passages("valid", 1, self.prompt_tokens, self.new_tokens):
+            raise UserError(
+                f"{key}.prompt_tokens: no document of the validation split is longer than {self.prompt_tokens} tokens; give "
+                "less"
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Generates, measures, prints."""
+        assert isinstance(pl_module, Method)
+        if not trainer.is_global_zero:
+            return
+        folders = [self.run.model, *(path for path in self.run.derived() if (path / ledger.FILE).is_file())]
+        for folder in folders:
+            model = load_model(str(folder), "model", pl_module.trust_remote_code).to(trainer.strategy.root_device)
+            found = self._measure(model.eval(), self._data(trainer))
+            entries = ledger.read(str(folder))
+            entries[-1]["generation"] = found
+            write_json(folder / ledger.FILE, entries)
+            print(f"{folder.name}: {_told(found)}", flush=True)
+            if isinstance(trainer.logger, TensorBoardLogger):
+                self._write_logs(trainer.logger, trainer.global_step, folder, found)
+
+    @staticmethod
+    def _data(trainer: Trainer) -> Any:
+        return trainer.datamodule  # type: ignore[attr-defined]
+
+    def _measure(self, model: PreTrainedModel, data: Any) -> dict[str, Any]:
+        passages = data.passages("valid", self.samples, self.prompt_tokens, self.new_tokens)
+        prompts = [prompt for prompt, _ in passages]
+        written = self._continue(model, prompts, data.tokenizer)
+        # As long as the documents' own: both figures depend on the length.
+        pairs = [(mine, own) for mine, (_, own) in zip(written, passages, strict=True)]
+        mine, own = [m[: len(o)] for m, o in pairs], [o[: len(m)] for m, o in pairs]
+        found: dict[str, Any] = {
+            "samples": len(passages),
+            "settings": {key: getattr(self, key) for key in ("prompt_tokens", "new_tokens", "temperature", "seed")},
+            "repeated": _mean_repeated(mine),
+            "repeated_text": _mean_repeated(own),
+            "distinct_2": distinct(mine, 2),
+            "distinct_2_text": distinct(own, 2),
+        }
+        if data.corpus.source.partition(":")[0] == "requirements":
+            texts = data.tokenizer.batch_decode(
+                [p + w for p, w in zip(prompts, written, strict=True)], skip_special_tokens=True
+            )
+            flaws = [flaw(text) for text in texts]
+            found["well_formed"] = flaws.count(None) / len(flaws)
+        return found
+
+    @torch.no_grad()
+    def _continue(
+        self, model: PreTrainedModel, prompts: list[list[int]], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[int]]:
+        """Sampled continuations, each up to the token that separates documents, or ends them."""
+        ends = {token for token in (separator_id(tokenizer), tokenizer.eos_token_id) if token is not None}
+        written = []
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            for i in tqdm(range(0, len(prompts), _BATCH), desc="Generating", leave=False):
+                ids = torch.tensor(prompts[i : i + _BATCH], device=model.device)
+                output = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=self.new_tokens,
+                    do_sample=True,
+                    temperature=self.temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    eos_token_id=list(ends),
+                    pad_token_id=min(ends),
+                )
+                written += [_until(row[ids.shape[1] :], ends) for row in output.tolist()]
+        return written
+
+    def _write_logs(self, logger: TensorBoardLogger, step: int, folder: Path, found: dict[str, Any]) -> None:
+        for key in ("repeated", "repeated_text", "distinct_2", "distinct_2_text", "well_formed"):
+            if key in found:
+                logger.experiment.add_scalar(f"generation/{folder.name}/{key}", found[key], step)
+        logger.save()
+
+
+def _until(tokens: list[int], ends: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:stop]
+
+
+def _mean_repeated(sequences: list[list[int]]) -> float:
+    """Over all tokens, not over sequences: short ones count less."""
+    total = sum(map(len, sequences))
+    return sum(repeated(tokens) * len(tokens) for tokens in sequences) / total if total else 0.0
+
+
+def _told(found: dict[str, Any]) -> str:
+    text = (
+        f"repeats {found['repeated']:.1%} of its tokens (the text {found['repeated_text']:.1%}), distinct pairs "
+        f"{found['distinct_2']:.1%} (the text {found['distinct_2_text']:.1%})"
+    )
+    return f"{text}, well-formed {found['well_formed']:.1%}" if "well_formed" in found else text

@@ -1,0 +1,203 @@
+"""Trimming: a smaller model is cut out of a big one, and trained: on text alone, or with the big one as its teacher.
+
+Depth, width, heads and neurons, and training after it, as in Muralidharan et al. 2024 (Minitron, arXiv:2407.14679). Which
+channels stay is decided in `models.trimming`.
+"""
+
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import UserError
+from lightgpt2.functional.layers import central_layers, check_layers, even_layers
+from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
+from lightgpt2.methods.distill import Distill, DistillLoss
+from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.models import surgery
+from lightgpt2.models.axes import Shape
+from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
+from lightgpt2.tasks.language_modeling import LanguageModeling
+
+_ALONE = DistillLoss(ce=1.0, hidden=0.0, kd=0.0)
+
+
+class Trim(Distill):
+    """Cuts a smaller model out of a bigger one and trains it.
+
+    Args:
+        model: Hub id, model folder or GGUF file of the bigger one.
+        layers: The layers that stay: their number, or a list. The default is all.
+        layer_choice: Where a number of layers is taken from: `even`, evenly spaced with both ends, or `centre`, those in the
+            middle.
+        width: Size of the hidden states. The default is the model's.
+        heads: Attention heads of a layer. The default keeps the size of a head.
+        ffn: Neurons of a layer. The default keeps their ratio to the width.
+        importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
+            (`activation`), or the first ones (`first`), as a control.
+        calibration: Training windows on which `activation` is measured.
+        loss: Weights of the loss, for the uncut model to be the teacher. The default is cross-entropy alone.
+        layer_map: As for `Distill`, with a hidden loss.
+        task: What is predicted and how it is scored.
+        optimizer: AdamW and its schedule.
+        compile: Whether to compile the models with torch.compile, in place.
+        activation_checkpointing: Whether to keep of each block only its input for the backward pass, and compute the rest again
+            there (Chen et al. 2016, arXiv:1604.06174): less memory for more time, and the same gradients.
+        trust_remote_code: Whether code in a model's folder may run. Off unless asked.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        layers: PositiveInt | list[int] | None = None,
+        layer_choice: Literal["even", "centre"] = "even",
+        width: PositiveInt | None = None,
+        heads: PositiveInt | None = None,
+        ffn: PositiveInt | None = None,
+        importance: Importance = "norm",
+        calibration: PositiveInt = 32,
+        loss: DistillLoss | None = None,
+        layer_map: Literal["even"] | list[int] | None = None,
+        task: LanguageModeling = LanguageModeling(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        compile: bool = False,
+        activation_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(
+            model, None, layers, layer_map, loss or _ALONE, task, optimizer, compile, activation_checkpointing,
+            trust_remote_code,
+        )  # fmt: skip
+        self.learns = loss is not None
+        self.layer_choice, self.importance, self.calibration = layer_choice, importance, calibration
+        self.width, self.heads, self.ffn = width, heads, ffn
+
+    @property
+    def parent(self) -> tuple[str | dict[str, Any], str]:
+        """The model that is cut."""
+        return self._teacher_source, "model.model"
+
+    @property
+    def teacher_source(self) -> str | None:
+        """The same, where it teaches."""
+        return self._teacher_source if self.learns else None
+
+    @property
+    def reference(self) -> tuple[str, PreTrainedModel]:
+        """The model that was cut."""
+        return "teacher" if self.learns else "source", self.teacher
+
+    @property
+    def frozen_sources(self) -> list[str]:
+        """The same, where it teaches."""
+        return [self._teacher_source] if self.learns else []
+
+    @property
+    def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
+        """The model's own."""
+        return self.parent
+
+    def configs(self) -> dict[str, PretrainedConfig]:
+        """The configuration of the model and of what is cut out of it; checks that it can be.
+
+        Raises:
+            UserError: It cannot.
+        """
+        source, key = self.parent
+        config = load_config(self._teacher_source, key, self.trust_remote_code)
+        problems = []
+        smaller = load_config(self._teacher_source, key, self.trust_remote_code)
+        try:
+            smaller.num_hidden_layers = len(self._chosen_layers(config))
+            self._pair_layers(config, smaller)
+        except ValueError as error:
+            problems.append(f"model.layers: {error}")
+        target, found = self._target(config)
+        problems += found
+        if not problems and target == Shape.of(config) and smaller.num_hidden_layers == config.num_hidden_layers:
+            problems.append(f"model.layers: nothing of {source} is cut; give model.layers, width, heads or ffn")
+        if problems:
+            raise UserError(problems)
+        for name, value in target.settings(config.model_type).items():
+            setattr(smaller, name, value)
+        return {"model.layers": smaller, key: config}
+
+    def build(self) -> None:
+        """Loads the model and cuts the smaller one out of it."""
+        big = load_model(self._teacher_source, self.parent[1], self.trust_remote_code)
+        self._hidden_teacher = (big.eval().requires_grad_(False),)
+        self.operations = []
+        layers = self._chosen_layers(big.config)
+        if layers != list(range(big.config.num_hidden_layers)):
+            self.operations.append({"op": "extract_layers", "layers": layers})
+        small = surgery.apply(big, self.operations)
+        target, _ = self._target(big.config)
+        if target != Shape.of(big.config):
+            kept = choose(small, target, self._scores(small))
+            self.operations.append(surgery.trim_operation(target, kept, self.importance))
+            small = surgery.apply(small, self.operations[-1:])
+        self.model = (surgery.apply(big, []) if small is big else small).requires_grad_(True)
+        self._pair(big)
+
+    def _scores(self, model: PreTrainedModel) -> Scores:
+        if self.importance == "activation":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            return activation_scores(model, data.calibration(self.calibration))
+        return norm_scores(model) if self.importance == "norm" else first_scores(model)
+
+    def _chosen_layers(self, teacher: PretrainedConfig) -> list[int]:
+        deep = teacher.num_hidden_layers
+        if self.layers is None:
+            return list(range(deep))
+        if isinstance(self.layers, int):
+            return (central_layers if self.layer_choice == "centre" else even_layers)(deep, self.layers)
+        check_layers(self.layers, deep)
+        repeated = sorted({layer for layer in self.layers if self.layers.count(layer) > 1})
+        if repeated:
+            raise ValueError(f"layers {repeated} come more than once")
+        return self.layers
+
+    def _target(self, config: PretrainedConfig) -> tuple[Shape, list[str]]:
+        """The shape of the smaller model's blocks, and what is wrong with it."""
+        old = Shape.of(config)
+        asked = {"width": self.width, "heads": self.heads, "ffn": self.ffn}
+        problems = [
+            f"model.{name}: {new} is more than the model's {was}; give less"
+            for name, new in asked.items()
+            if new and new > (was := getattr(old, name))
+        ]
+        if problems:
+            return old, problems
+        width, shared_out = self.width or old.width, config.model_type == "gpt2"  # where heads share the width out
+        heads = self.heads or (width // old.head if shared_out and width % old.head == 0 else old.heads)
+        head = width // heads if shared_out else old.head
+        if shared_out and width % heads:
+            problems.append(f"model.heads: {heads} heads do not divide a width of {width}; give a divisor of it")
+        elif head > old.head:
+            problems.append(
+                f"model.heads: {heads} heads of a width of {width} would have {head} channels, and have {old.head}; give "
+                f"at least {-(-width // old.head)}"
+            )
+        if heads % old.groups:
+            problems.append(
+                f"model.heads: each {old.groups} heads share one head of keys and values; {heads} is no multiple of "
+                f"{old.groups}, give one"
+            )
+        ffn = self.ffn or max(1, old.ffn * width // old.width)
+        return Shape(width, heads, old.groups, head, ffn), problems
+
+    def on_train_start(self) -> None:
+        """Lets go of the uncut model, which has been scored, where it does not teach."""
+        if not self.learns:
+            self._hidden_teacher = ()
+        super().on_train_start()
+
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Those of distillation, or cross-entropy with the next token."""
+        if self.learns:
+            return super().losses(batch)
+        out = self.task.features(self.model, batch)
+        loss, _, _ = vocabulary_loss(out.final, out.weight, self.task.labels(batch), LossWeights())
+        return loss, {}

@@ -1,0 +1,118 @@
+"""What each axis of each parameter stands for: the one table by which slices are taken and importances are summed."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+# Roles of axes. `query`, `key` and `value` are the channels of the heads as the attention's projections give them, `context`
+# those that its output projection takes, `ffn` the neurons. Sections that lie behind one another are joined by `+`.
+_AXES: dict[str, dict[str, tuple[str, ...]]] = {
+    "gpt2": {
+        r"transformer\.wte\.weight": ("vocabulary", "width"),
+        r"transformer\.wpe\.weight": ("position", "width"),
+        r"transformer\.(h\.\d+\.ln_1|h\.\d+\.ln_2|ln_f)\.(weight|bias)": ("width",),
+        r"transformer\.h\.\d+\.attn\.c_attn\.weight": ("width", "query+key+value"),  # Conv1D: input, output
+        r"transformer\.h\.\d+\.attn\.c_attn\.bias": ("query+key+value",),
+        r"transformer\.h\.\d+\.attn\.c_proj\.weight": ("context", "width"),
+        r"transformer\.h\.\d+\.mlp\.c_fc\.weight": ("width", "ffn"),
+        r"transformer\.h\.\d+\.mlp\.c_fc\.bias": ("ffn",),
+        r"transformer\.h\.\d+\.mlp\.c_proj\.weight": ("ffn", "width"),
+        r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.bias": ("width",),
+        r"lm_head\.weight": ("vocabulary", "width"),
+    },
+    "llama": {
+        r"model\.embed_tokens\.weight": ("vocabulary", "width"),
+        r"model\.(layers\.\d+\.\w+layernorm|norm)\.weight": ("width",),
+        r"model\.layers\.\d+\.self_attn\.q_proj\.weight": ("query", "width"),  # Linear: output, input
+        r"model\.layers\.\d+\.self_attn\.k_proj\.weight": ("key", "width"),
+        r"model\.layers\.\d+\.self_attn\.v_proj\.weight": ("value", "width"),
+        r"model\.layers\.\d+\.self_attn\.o_proj\.weight": ("width", "context"),
+        r"model\.layers\.\d+\.self_attn\.q_proj\.bias": ("query",),
+        r"model\.layers\.\d+\.self_attn\.k_proj\.bias": ("key",),
+        r"model\.layers\.\d+\.self_attn\.v_proj\.bias": ("value",),
+        r"model\.layers\.\d+\.mlp\.(gate|up)_proj\.weight": ("ffn", "width"),
+        r"model\.layers\.\d+\.mlp\.(gate|up)_proj\.bias": ("ffn",),
+        r"model\.layers\.\d+\.mlp\.down_proj\.weight": ("width", "ffn"),
+        r"model\.layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.bias": ("width",),
+        r"lm_head\.weight": ("vocabulary", "width"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter with what its axes stand for.
+
+    Attributes:
+        name: Its name.
+        value: The parameter.
+        layer: The block that it belongs to; None for embeddings, the final norm and the head.
+        axes: For each axis the roles of its sections.
+    """
+
+    name: str
+    value: Tensor
+    layer: int | None
+    axes: tuple[tuple[str, ...], ...]
+
+
+def named_axes(model: PreTrainedModel) -> Iterator[Named]:
+    """All parameters of a model, tied ones once.
+
+    Args:
+        model: A decoder of a supported family, without adapters.
+
+    Raises:
+        ValueError: It has one that the table lacks.
+    """
+    table = _AXES[model.config.model_type]
+    for name, value in model.named_parameters():
+        axes = next((axes for pattern, axes in table.items() if re.fullmatch(pattern, name)), None)
+        if axes is None:
+            raise ValueError(f"unknown parameter {name} of a {model.config.model_type} model")
+        layer = re.search(r"\.(\d+)\.", name)
+        yield Named(name, value, int(layer[1]) if layer else None, tuple(tuple(axis.split("+")) for axis in axes))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a block, in which a model can be trimmed.
+
+    Attributes:
+        width: Size of the hidden states.
+        heads: Attention heads of a block.
+        groups: Heads that share one head of keys and values.
+        head: Channels of a head.
+        ffn: Neurons of a block.
+    """
+
+    width: int
+    heads: int
+    groups: int
+    head: int
+    ffn: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "Shape":
+        """The sizes that a configuration of a supported family gives."""
+        width, heads = config.hidden_size, config.num_attention_heads
+        if config.model_type == "gpt2":
+            return cls(width, heads, 1, width // heads, config.n_inner or 4 * width)
+        groups = heads // config.num_key_value_heads
+        return cls(width, heads, groups, config.head_dim, config.intermediate_size)
+
+    def settings(self, model_type: str) -> dict[str, int | None]:
+        """The same as configuration values of a family."""
+        if model_type == "gpt2":
+            inner = None if self.ffn == 4 * self.width else self.ffn
+            return {"n_embd": self.width, "n_head": self.heads, "n_inner": inner}
+        return {
+            "hidden_size": self.width,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads // self.groups,
+            "head_dim": self.head,
+            "intermediate_size": self.ffn,
+        }

@@ -1,0 +1,239 @@
+"""Cutting a narrower model out of a wide one: which channels stay, and taking them out of every tensor."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightgpt2.models.axes import Shape, named_axes
+from lightgpt2.models.families import blocks, recorded_states
+from lightgpt2.models.loading import new_model
+
+Importance = Literal["norm", "activation", "first"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Boolean masks of the channels that stay, true where one does.
+
+    Attributes:
+        width: Of the hidden states `[D]`.
+        qk: For each block, of what queries and keys are compared by `[heads of keys * channels]`.
+        vo: For each block, of what values bring to the output projection, likewise.
+        ffn: For each block, of the neurons `[F]`.
+    """
+
+    width: Tensor
+    qk: list[Tensor]
+    vo: list[Tensor]
+    ffn: list[Tensor]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in hexadecimal digits, for the ledger; the first channel is the highest bit."""
+        return {"width": _digits(self.width)} | {
+            name: [_digits(mask) for mask in getattr(self, name)] for name in ("qk", "vo", "ffn")
+        }
+
+    @classmethod
+    def of(cls, digits: dict[str, Any], shape: Shape) -> "Kept":
+        """What `as_dict` gave of a model of this shape."""
+        inner = shape.heads // shape.groups * shape.head
+        sizes = {"qk": inner, "vo": inner, "ffn": shape.ffn}
+        masks = {name: [_mask(text, size) for text in digits[name]] for name, size in sizes.items()}
+        return cls(_mask(digits["width"], shape.width), **masks)
+
+
+def _digits(mask: Tensor) -> str:
+    return f"{int(''.join('1' if bit else '0' for bit in mask.tolist()), 2):x}"
+
+
+def _mask(digits: str, size: int) -> Tensor:
+    return torch.tensor([bit == "1" for bit in f"{int(digits, 16):0{size}b}"], device="cpu")  # whatever the context
+
+
+# -- importance ----------------------------------------------------------------------------------------------------------
+
+Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none for the width) and role
+
+
+@torch.no_grad()
+def norm_scores(model: PreTrainedModel) -> Scores:
+    """The squared norm of the weights that read or write a channel, each tensor's share of it counted alike.
+
+    Args:
+        model: The model.
+    """
+    scores: Scores = defaultdict(lambda: torch.zeros(()))
+    sizes = _sizes(Shape.of(model.config))
+    for named in named_axes(model):
+        if named.value.ndim < 2:
+            continue
+        squares = named.value.float().square()
+        for axis, roles in enumerate(named.axes):
+            sums = squares.sum(dim=1 - axis)
+            parts = [sums] if len(roles) == 1 else sums.split([sizes[role] for role in roles])
+            for role, part in zip(roles, parts, strict=True):
+                key = (None if role == "width" else named.layer, role)
+                scores[key] = scores[key] + part / part.sum().clamp_min(torch.finfo(part.dtype).tiny)
+    return scores
+
+
+@torch.no_grad()
+def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scores:
+    """What channels carry on calibration text: the mean absolute activation times the norm of the weights that it meets.
+
+    (For the width the mean absolute hidden state alone, over all blocks. As Muralidharan et al. 2024, arXiv:2407.14679, and Sun
+    et al. 2023, arXiv:2306.11695.) Comparing queries with keys has no such output: there it is the weights' norm.
+
+    Args:
+        model: The model, in eval mode.
+        batches: Token ids `[B, T]` each.
+    """
+    scores = norm_scores(model)
+    sums: Scores = defaultdict(lambda: torch.zeros(()))
+    taken = _readers(model)
+
+    def reader(key: tuple[int | None, str]) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sums[key] = sums[key] + args[0].detach().flatten(0, -2).float().abs().sum(dim=0)
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(reader(key)) for key, (module, _) in taken.items()]
+    count = len(blocks(model))
+    try:
+        for ids in batches:
+            with recorded_states(model, list(range(count + 1))) as states:
+                model.base_model(input_ids=ids.to(model.device), use_cache=False)
+            for state in states.values():
+                sums[None, "width"] = sums[None, "width"] + state.flatten(0, -2).float().abs().mean(dim=0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    scores[None, "width"] = sums[None, "width"]
+    for key, (_, norms) in taken.items():
+        scores[key] = sums[key] * norms
+    return scores
+
+
+def _readers(model: PreTrainedModel) -> dict[tuple[int | None, str], tuple[nn.Module, Tensor]]:
+    """The modules that take a block's context and its neurons, with the norm of the weights that each channel meets."""
+    found: dict[tuple[int | None, str], tuple[nn.Module, Tensor]] = {}
+    for named in named_axes(model):
+        roles = [axis[0] for axis in named.axes]
+        for role in ("context", "ffn"):
+            if len(roles) == 2 and role in roles and roles[1 - roles.index(role)] == "width":
+                module = model.get_submodule(named.name.rpartition(".")[0])
+                # The input axis: the first of a Conv1D's weight, the second of a Linear's.
+                if roles.index(role) == (1 if isinstance(module, nn.Linear) else 0):
+                    found[named.layer, role] = (module, named.value.float().norm(dim=1 - roles.index(role)))
+    return found
+
+
+def first_scores(model: PreTrainedModel) -> Scores:
+    """The earlier a channel comes the better: the control, and all that can be said without weights."""
+    sizes = _sizes(Shape.of(model.config))
+    layers: list[int | None] = [None, *range(len(blocks(model)))]
+    return {(layer, role): -torch.arange(float(size), device="cpu") for layer in layers for role, size in sizes.items()}
+
+
+# -- choice and cut ------------------------------------------------------------------------------------------------------
+
+
+def choose(model: PreTrainedModel, target: Shape, scores: Scores) -> Kept:
+    """The channels that a trimmed model keeps: in each block the heads of the highest scores, in the old order.
+
+    Heads that share keys and values stay or go together. Where heads become narrower, each keeps its best channels; queries and
+    keys the same ones, values and outputs the same ones.
+
+    Args:
+        model: The model.
+        target: What it is cut down to.
+        scores: Importance of each channel.
+    """
+    old = Shape.of(model.config)
+    qk, vo, ffn = list[Tensor](), list[Tensor](), list[Tensor]()
+    for layer in range(len(blocks(model))):
+        compared = _by_head(scores[layer, "query"], old) + scores[layer, "key"].view(-1, old.head)
+        brought = _by_head(scores[layer, "context"], old) + scores[layer, "value"].view(-1, old.head)
+        heads = _best((compared + brought).sum(dim=1), target.heads // target.groups)
+        qk.append(_inner(compared, heads, target.head))
+        vo.append(_inner(brought, heads, target.head))
+        ffn.append(_best(scores[layer, "ffn"], target.ffn))
+    return Kept(_best(scores[None, "width"], target.width), qk, vo, ffn)
+
+
+def _by_head(channels: Tensor, shape: Shape) -> Tensor:
+    """Scores of query channels summed over the heads that share keys `[heads of keys, channels]`."""
+    return channels.view(-1, shape.groups, shape.head).sum(dim=1)
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Mask of the highest scores; of equal ones the first."""
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device="cpu")
+    mask[scores.cpu().sort(descending=True, stable=True).indices[:count]] = True
+    return mask
+
+
+def _inner(scores: Tensor, heads: Tensor, channels: int) -> Tensor:
+    return torch.cat([_best(row, channels) & stays for row, stays in zip(scores, heads, strict=True)])
+
+
+@torch.no_grad()
+def cut(model: PreTrainedModel, target: Shape, kept: Kept) -> PreTrainedModel:
+    """A model of the channels that stay, with their weights; it shares no tensor with the old one.
+
+    Args:
+        model: The model; unchanged.
+        target: The new shape.
+        kept: As many channels of each kind as that says.
+    """
+    old = Shape.of(model.config)
+    config = copy.deepcopy(model.config)
+    for key, size in target.settings(config.model_type).items():
+        setattr(config, key, size)
+    with torch.random.fork_rng(devices=[]):  # its first weights are written over
+        smaller = new_model(config).to(model.device)
+    new = dict(smaller.named_parameters())
+    for named in named_axes(model):
+        value: Tensor = named.value.detach()
+        for axis, roles in enumerate(named.axes):
+            mask = torch.cat([_stays(role, named.layer, old, kept, value.shape[axis]) for role in roles])
+            value = value.index_select(axis, mask.nonzero().squeeze(1).to(value.device))
+        new.pop(named.name).copy_(value)
+    assert not new, f"no weights for {', '.join(new)}"
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.train(model.training)
+
+
+def _stays(role: str, layer: int | None, old: Shape, kept: Kept, size: int) -> Tensor:
+    """The mask of one section of an axis."""
+    if role == "width":
+        return kept.width
+    if role in ("vocabulary", "position"):
+        return torch.ones(size, dtype=torch.bool, device="cpu")
+    assert layer is not None
+    if role == "ffn":
+        return kept.ffn[layer]
+    mask = kept.qk[layer] if role in ("query", "key") else kept.vo[layer]
+    if role in ("query", "context"):
+        mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
+    return mask
+
+
+def _sizes(shape: Shape) -> dict[str, int]:
+    inner = shape.heads * shape.head
+    shared = inner // shape.groups
+    return {
+        "width": shape.width,
+        "query": inner,
+        "context": inner,
+        "key": shared,
+        "value": shared,
+        "ffn": shape.ffn,
+    }

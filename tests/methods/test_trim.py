@@ -1,0 +1,133 @@
+"""Trimming as a stage: the real command, what it leaves on disk, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightgpt2.models.surgery import replay
+from tests.support.mistakes import Bench
+from tests.support.models import write_model
+
+_RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
+
+
+def trim(family: str = "teacher", **init: Any) -> dict[str, Any]:
+    """Changes of the bench's configuration."""
+    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
+    arguments = {"model": family, "optimizer": _RATE, "task": task, **init}
+    return {"model": {"class_path": "lightgpt2.methods.Trim", "init_args": arguments}}
+
+
+CUTS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
+    "everything": (
+        "teacher", {"layers": 2, "width": 16, "ffn": 40},
+        {"n_layer": 2, "n_embd": 16, "n_head": 1, "n_inner": 40},
+    ),
+    "layers of the centre, taught": (
+        "teacher", {"layers": 2, "layer_choice": "centre", "loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}},
+        {"n_layer": 2, "n_embd": 32, "n_head": 2},
+    ),
+    "width, taught": (
+        "teacher", {"width": 16, "heads": 2, "importance": "first", "loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}},
+        {"n_layer": 4, "n_embd": 16, "n_head": 2},
+    ),
+    "llama": (
+        "llama", {"layers": [0, 3], "width": 24, "heads": 2, "importance": "activation", "calibration": 8},
+        {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+         "intermediate_size": 36},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "init", "shape"), CUTS.values(), ids=CUTS)
+def test_what_is_cut_is_trained_saved_and_told(
+    bench: Bench, family: str, init: dict[str, Any], shape: dict[str, int]
+) -> None:
+    write_model(Path("llama"), "llama")
+    bench.configure({**trim(family, **init), "trainer.max_steps": 4})
+    output = bench.succeed("fit")
+    model = AutoModelForCausalLM.from_pretrained("checkpoints/r/model")
+    assert {key: getattr(model.config, key) for key in shape} == shape
+    source = AutoModelForCausalLM.from_pretrained(family)
+    (entry,) = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    shapes = {name: value.shape for name, value in replay(source.config, entry["operations"]).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in model.state_dict().items()}
+    quality = entry["quality"]
+    label = "teacher" if "loss" in init else "source"
+    assert set(quality) == {label, "before", "after"}
+    assert quality["after"]["perplexity"] < quality["before"]["perplexity"]
+    assert (entry["teacher"] is None) == ("loss" not in init)
+    assert f"\n{label} " in output
+    again = bench.succeed("validate", "--ckpt_path", "last")
+    assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(quality["after"]["perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [None, {"ce": 0.5, "kd": 0.5, "hidden": 1.0}], ids=["alone", "taught"])
+def test_resumed_equals_uninterrupted(bench: Bench, loss: dict[str, float] | None) -> None:
+    init = {"layers": 2, "width": 16, "importance": "activation", "loss": loss}
+    bench.configure({**trim(**init), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    whole = Path("checkpoints/r/model/model.safetensors").read_bytes()
+    shutil.rmtree("checkpoints/r")
+    bench.configure({**trim(**init), "trainer.max_steps": 3})
+    bench.succeed("fit")
+    bench.configure({**trim(**init), "trainer.max_steps": 6})
+    bench.succeed("fit", "--ckpt_path", "last")
+    assert Path("checkpoints/r/model/model.safetensors").read_bytes() == whole
+
+
+def test_importance_is_better_than_the_first_channels_before_any_training(bench: Bench) -> None:
+    """On a model whose last channels are the loud ones, which `first` gives up."""
+    teacher = AutoModelForCausalLM.from_pretrained("teacher")
+    with torch.no_grad():
+        for block in teacher.transformer.h:
+            block.mlp.c_proj.weight[:96] *= 0.01
+    teacher.save_pretrained("teacher")
+    found = {}
+    for importance in ("norm", "activation", "first"):
+        bench.configure({**trim(ffn=32, importance=importance), "trainer.max_steps": 1})
+        bench.succeed("fit")
+        entry = json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]
+        found[importance] = abs(entry["quality"]["before"]["perplexity"] - entry["quality"]["source"]["perplexity"])
+        shutil.rmtree("checkpoints/r")
+    assert max(found["norm"], found["activation"]) < 0.2 * found["first"], found
+
+
+MISTAKES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "nothing": ("teacher", {}, ["model.layers: nothing of teacher is cut"]),
+    "wider": ("teacher", {"width": 64}, ["model.width: 64 is more than the model's 32"]),
+    "more heads": ("teacher", {"heads": 4}, ["model.heads: 4 is more than the model's 2"]),
+    "more neurons": ("teacher", {"ffn": 129}, ["model.ffn: 129 is more than the model's 128"]),
+    "more layers": ("teacher", {"layers": 5}, ["model.layers: cannot choose 5 of 4 layers"]),
+    "repeated layers": ("teacher", {"layers": [0, 2, 2]}, ["model.layers: layers [2] come more than once"]),
+    "layer out of range": ("teacher", {"layers": [0, 4]}, ["model.layers: layers [4]"]),
+    "heads that do not divide": ("teacher", {"width": 15, "heads": 2}, ["model.heads: 2 heads do not divide a width of 15"]),
+    "wider heads": ("teacher", {"heads": 1}, ["model.heads: 1 heads of a width of 32 would have 32 channels, and have 16"]),
+    "half a group": ("llama", {"heads": 3}, ["model.heads: each 2 heads share one", "3 is no multiple of 2"]),
+    "no heads": ("teacher", {"heads": 0}, ["model.heads: not allowed; give a value above 0 (given: 0)"]),
+    "too little text": ("teacher", {"layers": 2, "width": 16, "importance": "activation", "calibration": 100_000},
+                        ["model.calibration: the training split has", "fewer than 100000"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "init", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_cut_that_cannot_be_is_refused(bench: Bench, family: str, init: dict[str, Any], words: list[str]) -> None:
+    write_model(Path("llama"), "llama")
+    bench.configure(trim(family, **init))
+    (message,) = bench.refuse("fit", touches="calibration" in init)
+    assert message.startswith(words[0])
+    assert all(word in message for word in words)
+
+
+def test_all_mistakes_are_named_at_once(bench: Bench) -> None:
+    bench.configure(trim(layers=9, width=64, ffn=129))
+    assert [message.partition(":")[0] for message in bench.refuse("fit")] == [
+        "model.layers",
+        "model.width",
+        "model.ffn",
+    ]

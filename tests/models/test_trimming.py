@@ -1,0 +1,172 @@
+"""What is cut out of a model: the right channels, from every tensor, and nothing else changed."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightgpt2.models.axes import Shape, named_axes
+from lightgpt2.models.loading import load_config, new_model
+from lightgpt2.models.surgery import apply, replay, trim_operation
+from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
+from tests.support.models import make_model
+
+FAMILIES = ("gpt2", "llama")
+IDS = torch.arange(60).view(2, 30) * 3
+
+
+def random_scores(model: PreTrainedModel, seed: int) -> Scores:
+    draw = torch.Generator().manual_seed(seed)
+    return {key: torch.rand(scores.shape, generator=draw) for key, scores in first_scores(model).items()}
+
+
+def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
+    with torch.device("meta"):
+        gpt2 = new_model(load_config({"model_type": "gpt2"}, "model"))
+        layers = apply(gpt2, [{"op": "extract_layers", "layers": [0, 2, 4, 7, 9, 11]}])
+        small = cut(layers, target := Shape(384, 6, 1, 64, 1536), choose(layers, target, first_scores(layers)))
+    assert small.num_parameters() == 30_339_456
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(5))
+def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, seed: int) -> None:
+    model = make_model(family, seed)
+    old = Shape.of(model.config)
+    heads = old.groups if family == "llama" else old.heads // 2
+    target = Shape(old.width, heads, old.groups, old.head, old.ffn // 3) if family == "llama" else None
+    if target is None:  # GPT-2's heads share the width out: only neurons go without it
+        target = Shape(old.width, old.heads, 1, old.head, old.ffn // 3)
+    kept = choose(model, target, random_scores(model, seed))
+    silence(model, old, kept)
+    small = cut(model, target, kept)
+    assert Shape.of(small.config) == target
+    assert small.num_parameters() < model.num_parameters()
+    with torch.no_grad():
+        torch.testing.assert_close(small(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def silence(model: PreTrainedModel, old: Shape, kept: Kept) -> None:
+    """Sets the weights that read from what is to be cut to zero."""
+    for named in named_axes(model):
+        for axis, (role, *_) in enumerate(named.axes):
+            if named.layer is None or role not in ("context", "ffn") or "c_fc" in named.name:
+                continue
+            mask = kept.ffn[named.layer] if role == "ffn" else kept.vo[named.layer]
+            if role == "context":
+                mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
+            shape = [1] * named.value.ndim
+            shape[axis] = -1
+            named.value.mul_(mask.view(shape))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
+    model = make_model(family)
+    target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
+    kept = choose(model, target, random_scores(model, 3))
+    small = dict(cut(model, target, kept).named_parameters())
+    wide, block = dict(model.named_parameters()), 2
+    w, f, qk, vo = (mask.nonzero().flatten() for mask in (kept.width, kept.ffn[block], kept.qk[block], kept.vo[block]))
+    if family == "gpt2":
+        path = f"transformer.h.{block}"
+        columns = torch.cat([qk, 32 + qk, 64 + vo])
+        expected: dict[str, Tensor] = {
+            "transformer.wpe.weight": wide["transformer.wpe.weight"][:, w],
+            f"{path}.attn.c_attn.weight": wide[f"{path}.attn.c_attn.weight"][w][:, columns],
+            f"{path}.attn.c_attn.bias": wide[f"{path}.attn.c_attn.bias"][columns],
+            f"{path}.attn.c_proj.weight": wide[f"{path}.attn.c_proj.weight"][vo][:, w],
+            f"{path}.mlp.c_fc.bias": wide[f"{path}.mlp.c_fc.bias"][f],
+            f"{path}.mlp.c_proj.weight": wide[f"{path}.mlp.c_proj.weight"][f][:, w],
+            f"{path}.ln_2.bias": wide[f"{path}.ln_2.bias"][w],
+        }
+    else:
+        path = f"model.layers.{block}"
+        queries = torch.arange(16) + 16 * (int(qk[0]) // 8)  # two heads share the one that stays
+        expected = {
+            "model.embed_tokens.weight": wide["model.embed_tokens.weight"][:, w],
+            f"{path}.self_attn.q_proj.weight": wide[f"{path}.self_attn.q_proj.weight"][queries][:, w],
+            f"{path}.self_attn.k_proj.weight": wide[f"{path}.self_attn.k_proj.weight"][qk][:, w],
+            f"{path}.self_attn.o_proj.weight": wide[f"{path}.self_attn.o_proj.weight"][w][:, queries],
+            f"{path}.mlp.gate_proj.weight": wide[f"{path}.mlp.gate_proj.weight"][f][:, w],
+            f"{path}.mlp.down_proj.weight": wide[f"{path}.mlp.down_proj.weight"][w][:, f],
+            "model.norm.weight": wide["model.norm.weight"][w],
+        }
+    for name, value in expected.items():
+        assert torch.equal(small[name], value), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_record_of_the_ledger_repeats_the_cut_and_its_shape(family: str) -> None:
+    model = make_model(family)
+    target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
+    kept = choose(model, target, random_scores(model, 4))
+    operation = trim_operation(target, kept, "norm")
+    small, again = cut(model, target, kept), apply(model, [operation])
+    for (name, one), (other, two) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+    shapes = {name: value.shape for name, value in replay(model.config, [operation]).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in small.state_dict().items()}
+    assert len(str(operation)) < 2000
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_weights_are_what_norm_keeps(family: str) -> None:
+    model = make_model(family)
+    old = Shape.of(model.config)
+    loud_neurons, loud_width = torch.tensor([3, 7, 20]), torch.tensor([1, 8, 30])
+    with torch.no_grad():
+        for named in named_axes(model):
+            for axis, roles in enumerate(named.axes):
+                for role, channels in (("ffn", loud_neurons), ("width", loud_width)):
+                    if roles == (role,):
+                        named.value.index_copy_(axis, channels, 10 * named.value.index_select(axis, channels))
+    target = Shape(old.width, old.heads, old.groups, old.head, 3)
+    kept = choose(model, target, norm_scores(model))
+    assert all(torch.equal(mask.nonzero().flatten(), loud_neurons) for mask in kept.ffn)
+    widths = norm_scores(model)[None, "width"].topk(3).indices.sort().values
+    assert torch.equal(widths, loud_width)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
+    """Loud weights that read a silent neuron, or a silent head, do not save it."""
+    model = make_model(family)
+    old = Shape.of(model.config)
+    silent = torch.zeros(old.ffn, dtype=torch.bool)
+    silent[[2, 5, 11]] = True
+    with torch.no_grad():
+        for named in named_axes(model):
+            if named.name.endswith(("c_fc.weight", "c_fc.bias", "up_proj.weight")):
+                axis = 0 if family == "llama" or named.value.ndim == 1 else 1
+                named.value.index_fill_(axis, silent.nonzero().flatten(), 0)
+            elif named.axes[0] == ("ffn",) and named.axes[-1] == ("width",) and "c_proj" in named.name:
+                named.value[silent] *= 100
+            elif "down_proj" in named.name:
+                named.value[:, silent] *= 100
+    target = Shape(old.width, old.heads, old.groups, old.head, old.ffn - 3)
+    for mask in choose(model, target, activation_scores(model, [IDS[:1], IDS[1:]])).ffn:
+        assert torch.equal(~mask, silent)
+    by_norm = choose(model, target, norm_scores(model)).ffn
+    assert not any(torch.equal(~mask, silent) for mask in by_norm)
+
+
+def test_width_by_activation_is_the_mean_hidden_state() -> None:
+    model = make_model("gpt2")
+    scores = activation_scores(model, [IDS[:1], IDS[1:]])[None, "width"]
+    with torch.no_grad():
+        states = model(IDS, output_hidden_states=True).hidden_states[:-1]  # the last one is behind the norm
+        blocks_out = torch.stack([state.abs().mean(dim=(0, 1)) for state in states]).sum(dim=0)
+    last = scores / 2 - blocks_out
+    assert (last > 0).all(), "and the output of the last block beside them"
+
+
+def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_and_outputs() -> None:
+    model = make_model("gpt2")
+    target = Shape(16, 2, 1, 8, 64)
+    kept = choose(model, target, norm_scores(model))
+    for mask in (*kept.qk, *kept.vo):
+        assert mask.view(2, 16).sum(dim=1).tolist() == [8, 8]
+    assert cut(model, target, kept)(IDS).logits.shape == (2, 30, 300)
