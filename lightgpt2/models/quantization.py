@@ -130,7 +130,16 @@ def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool 
     """
     model = load_model(source, key, trust_remote_code, settings(form))
     coverage(model, form)
+    _let_go_of_file(model)
     return model
+
+
+@torch.no_grad()
+def _let_go_of_file(model: PreTrainedModel) -> None:
+    """Copies what was not quantized: on processors it is a view into the mapped file, all of which stays resident for it."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def _quantized(model: PreTrainedModel) -> dict[str, Any]:
