@@ -134,9 +134,10 @@ def _locate(message: str) -> tuple[str, list[str]]:
         names = [f"{path}.{name}" if path else name.partition(".")[2] for name in missing[1].split(", ")]
         return path, [f"{name}: required, but not given" for name in names]
     leaves = [line for line in lines if not _HEADING.match(line)]
-    for useless in ("'NoneType'", "Not a valid subclass"):  # the alternatives of Optional[...] and of list[...]
+    # The alternatives of Optional[...] and of list[...], and a reason that is given without words
+    for useless in ("'NoneType'", "Not a valid subclass", "Expected a path but", "Expected a dot import path"):
         leaves = [line for line in leaves if useless not in line] or leaves
-    reasons = "; ".join(dict.fromkeys(plain(line) for line in leaves)) or plain(message)
+    reasons = "; ".join(dict.fromkeys(filter(None, map(plain, leaves)))) or plain(message)
     given = _given(message, leaves[-1]) if leaves else None
     shown = f" (given: {given})" if given and not re.match(rf"\W?{re.escape(given)}\W", reasons) else ""
     return path, [": ".join(filter(None, [path, f"{reasons}{shown}"]))]
@@ -158,8 +159,11 @@ _PLAINER = (
     (r"Expected (one of .*)\. Got value: (.*)", r"\2 is not \1"),
     (r"Not a valid subclass of (\w+)\. Got value: (.*)", r"\2 is no \1; give its class_path and init_args"),
     (r"Not a valid subclass of (\w+)$", r"no \1; give its settings"),
+    (r"Expected bool$", "neither true nor false"),
+    (r"Expected int$", "no whole number"),
     (r"Expected (\w+)$", r"no \1"),
     (r"module '([\w.]+)' has no attribute '(\w+)'", r"there is no \1.\2"),
+    (r"Not of type \w+: not an integer", "no whole number"),
     (r"Not of type \w+: (.*) not an integer", r"\1 is no whole number"),
     (r"Not of type \w+: invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
     (r"Not of type \w+: could not convert string to float: (.*)", r"\1 is no number"),

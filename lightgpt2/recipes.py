@@ -101,12 +101,24 @@ class _Reader:
     def read(self) -> list[Stage]:
         """The stages, in an order in which they can run."""
         stages = [self._stage(number, entry) for number, entry in enumerate(self.entries)]
+        self._check_inputs({stage.name: stage.settings for stage in stages}, stages)
         if not self.problems:
             try:
                 return in_order(stages)
             except UserError as error:
                 self.problems += error.problems
         return stages
+
+    def _check_inputs(self, settings: dict[str, Settings], stages: list[Stage]) -> None:
+        for stage in stages:
+            for source in stage.inputs.values():
+                name, _, folder = source.partition("/")
+                made = _folders(settings[name])
+                if made and folder not in made:
+                    self.problems.append(
+                        f"stages.{stage.name}.from: {name} makes no {folder}; name one of "
+                        f"{', '.join(f'{name}/{each}' for each in made)}"
+                    )
 
     def _stage(self, number: int, entry: Any) -> Stage:
         stage = Stage(self.names[number])
@@ -193,6 +205,18 @@ class _Reader:
 def _class_name(settings: Settings) -> str:
     path = section(settings, "model").get("class_path")
     return path.rpartition(".")[2] if isinstance(path, str) else ""
+
+
+def _folders(settings: Settings) -> list[str]:
+    """The folders of weights that a stage will make; none where its method is not one of this package."""
+    if not str(section(settings, "model").get("class_path")).startswith("lightgpt2.methods."):
+        return []
+    made = ["model", *(["adapter"] if _class_name(settings).endswith("LoRA") else [])]
+    for callback in section(settings, "trainer").get("callbacks") or []:
+        if isinstance(callback, dict) and str(callback.get("class_path")).endswith(".PostTrainingQuantization"):
+            formats = section(callback, "init_args").get("formats") or ["nf4", "int8"]
+            made += [f"model-{form}" for form in formats]
+    return made
 
 
 def corpus(settings: Settings) -> Corpus | None:

@@ -219,6 +219,9 @@ def main() -> None:
         if args[:1] in (["-h"], ["--help"]):
             print(_overview())
             return
+        if args == ["--version"]:
+            print(f"lightgpt2 {lightgpt2.__version__}")
+            return
         if not args:
             raise UserError(f"no verb; give one of {', '.join([*TRAINER_VERBS, *VERBS])} (lightgpt2 --help)")
         if not args[0].startswith("-") and args[0] not in TRAINER_VERBS:

@@ -71,10 +71,14 @@ class GenerationCheck(Callback):
         assert isinstance(pl_module, Method)
         key, data = "trainer.callbacks.GenerationCheck", self._data(trainer)
         room = pl_module.model.config.max_position_embeddings
+        if self.prompt_tokens >= room:
+            raise UserError(
+                f"{key}.prompt_tokens: {self.prompt_tokens} leave none of the model's {room} positions; give at most {room - 1}"
+            )
         if self.prompt_tokens + self.new_tokens > room:
             raise UserError(
                 f"{key}.new_tokens: {self.prompt_tokens} tokens of prompt and {self.new_tokens} new ones are more than the "
-                f"model's {room} positions; give at most {max(1, room - self.prompt_tokens)}"
+                f"model's {room} positions; give at most {room - self.prompt_tokens}"
             )
         if not data.passages("valid", 1, self.prompt_tokens, self.new_tokens):
             raise UserError(

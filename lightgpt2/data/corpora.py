@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from lightgpt2.data.requirements import requirements
+from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.errors import UserError
 
 Result = TypeVar("Result")
@@ -105,9 +105,10 @@ class Corpus:
         name, colon, size = self.source.partition(":")
         if name != "requirements":
             return None
-        if colon and (not size.isdecimal() or int(size) < 1):
+        if colon and not (size.isdecimal() and 1 <= int(size) <= LARGEST_SIZE):
             raise UserError(
-                f"data.source: {self.source}: {size!r} is no number of sentences; give for example {name}:8000"
+                f"data.source: {self.source}: {size!r} is no number of sentences from 1 to {LARGEST_SIZE}; give for example "
+                f"{name}:8000"
             )
         return requirements(int(size)) if colon else requirements()
 

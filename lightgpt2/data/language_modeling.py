@@ -265,10 +265,12 @@ class LanguageModelingData(LightningDataModule):
             raise UserError(f"data.source: {source} holds no text; give a corpus with at least a few documents")
         for split in needed[stage]:
             if counts[split]["documents"] == 0:
-                key = "data.source" if split == "train" else f"data.{split}_fraction"
+                made = source.partition(":")[0] == "requirements"
+                key = "data.source" if made or split == "train" else f"data.{split}_fraction"
+                fix = "another fraction, or cut text files into smaller documents with data.separator"
                 raise UserError(
-                    f"{key}: the {documents} documents of {source} leave none for the {split} split; give more documents, "
-                    "another fraction, or cut text files into smaller documents with data.separator"
+                    f"{key}: the {documents} documents of {source} leave none for the {split} split; give "
+                    f"{'more of them' if made else f'more documents, {fix}'}"
                 )
         if stage != "fit":
             return

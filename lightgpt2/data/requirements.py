@@ -19,6 +19,7 @@ from typing import Literal
 Split = Literal["train", "valid", "test"]
 
 DEFAULT_SIZE = 8000
+LARGEST_SIZE = 1_000_000  # the grammar has two million sentences
 _SEED = 29148
 _SHARES: tuple[tuple[Split, float], ...] = (("test", 0.05), ("valid", 0.15), ("train", 1.0))  # cumulative
 

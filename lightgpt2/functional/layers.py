@@ -20,7 +20,7 @@ def even_layers(deep: int, shallow: int) -> list[int]:
         ValueError: `shallow` is not between 1 and `deep`.
     """
     if not 1 <= shallow <= deep:
-        raise ValueError(f"cannot choose {shallow} of {deep} layers")
+        raise ValueError(f"cannot choose {shallow} of {deep} layers; give at most {deep}")
     if shallow == 1:
         return [0]
     # (2ab + c) // 2c rounds ab/c half up in integers: Python's round() would send 4.5 to 4 and 5.5 to 6.
@@ -41,7 +41,7 @@ def central_layers(deep: int, shallow: int) -> list[int]:
         ValueError: `shallow` is not between 1 and `deep`.
     """
     if not 1 <= shallow <= deep:
-        raise ValueError(f"cannot choose {shallow} of {deep} layers")
+        raise ValueError(f"cannot choose {shallow} of {deep} layers; give at most {deep}")
     first = (deep - shallow) // 2
     return list(range(first, first + shallow))
 

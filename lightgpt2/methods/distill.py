@@ -128,7 +128,7 @@ class Distill(Method):
         Raises:
             UserError: They do not.
         """
-        source, problems = self._student_source, []
+        source, problems = self._student_source, self._loss_problems()
         if source is not None and self.layers is not None:
             problems.append("model.layers: cannot be given together with model.student; remove one of them")
         named = {"model.teacher": self._teacher_source, "model.student": source}
@@ -167,6 +167,10 @@ class Distill(Method):
         if problems:
             raise UserError(problems)
         return {"model.student" if source is not None else "model.layers": student, "model.teacher": teacher}
+
+    def _loss_problems(self) -> list[str]:
+        weights = (self.loss.ce, self.loss.kd, self.loss.hidden)
+        return [] if any(weights) else ["model.loss: every weight is 0; give ce, kd or hidden above 0"]
 
     def build(self) -> None:
         """Loads the teacher, makes the student, pairs their layers."""

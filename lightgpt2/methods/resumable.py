@@ -67,8 +67,10 @@ class Resumable(LightningModule):
         Raises:
             UserError: The weights that the checkpoint left out are not those that it was trained with.
         """
-        for source, then, now in zip(self.frozen_sources, checkpoint["frozen"], self._frozen_digests, strict=True):
-            if then != now:
+        # A checkpoint that is scored needs no teacher, and one that is trained on may get one, or go on without.
+        then = checkpoint["frozen"]
+        for source, digest, now in zip(self.frozen_sources, then, self._frozen_digests, strict=False):
+            if digest != now:
                 raise UserError(
                     f"--ckpt_path: the weights of {source} are not those that the checkpoint was trained with; bring them "
                     "back, or start anew with another --run"

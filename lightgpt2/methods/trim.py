@@ -107,13 +107,19 @@ class Trim(Distill):
         """
         source, key = self.parent
         config = load_config(self._teacher_source, key, self.trust_remote_code)
-        problems = []
+        problems = self._loss_problems()
+        if self.layer_map is not None and not self.loss.hidden:
+            problems.append(
+                "model.layer_map: without a hidden loss it means nothing; remove it, or give model.loss.hidden"
+            )
         smaller = load_config(self._teacher_source, key, self.trust_remote_code)
+        wrong = "model.layers"
         try:
             smaller.num_hidden_layers = len(self._chosen_layers(config))
+            wrong = "model.layer_map"
             self._pair_layers(config, smaller)
         except ValueError as error:
-            problems.append(f"model.layers: {error}")
+            problems.append(f"{wrong}: {error}")
         target, found = self._target(config)
         problems += found
         if not problems and target == Shape.of(config) and smaller.num_hidden_layers == config.num_hidden_layers:

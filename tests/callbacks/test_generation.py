@@ -66,7 +66,10 @@ def test_sentences_of_the_grammar_are_checked(bench: Bench, monkeypatch: pytest.
     ("settings", "words"),
     [
         ({"new_tokens": 60}, ["new_tokens: 6 tokens of prompt and 60 new ones", "64 positions; give at most 58"]),
-        ({"prompt_tokens": 39_000, "new_tokens": 1}, ["new_tokens: 39000 tokens of prompt", "give at most 1"]),
+        (
+            {"prompt_tokens": 39_000, "new_tokens": 1},
+            ["prompt_tokens: 39000 leave none", "64 positions; give at most 63"],
+        ),
         ({"temperature": 0}, ["temperature: 0 is not allowed; give a value above 0"]),
         ({"samples": 0}, ["samples: 0 is not allowed"]),
     ],

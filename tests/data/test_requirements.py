@@ -88,6 +88,8 @@ def test_is_a_corpus_of_any_size_with_splits_of_its_own() -> None:
     assert list(corpus.documents()) == list(requirements(50))
     assert corpus.splits() == {"train", "valid", "test"} & {split for split, _ in requirements(50)}
     assert Corpus("requirements").fingerprint() == Corpus("requirements").fingerprint() != corpus.fingerprint()
-    for size in ("", "0", "-5", "many"):
-        with pytest.raises(UserError, match=rf"data.source: requirements:{size}: '{size}' is no number of sentences"):
+    for size in ("", "0", "-5", "many", "1000001", "9" * 30):
+        with pytest.raises(
+            UserError, match=rf"data.source: requirements:{size}: '{size}' is no number of sentences from 1 to 1000000"
+        ):
             Corpus(f"requirements:{size}").check()

@@ -81,6 +81,16 @@ def test_resumed_equals_uninterrupted(bench: Bench, loss: dict[str, float] | Non
     assert Path("checkpoints/r/model/model.safetensors").read_bytes() == whole
 
 
+def test_a_run_that_was_taught_is_scored_and_goes_on_without_its_teacher(bench: Bench) -> None:
+    loss = {"ce": 0.5, "kd": 0.5, "hidden": 0.0}
+    bench.configure({**trim(layers=2, loss=loss), "trainer.max_steps": 2})
+    bench.succeed("fit")
+    bench.configure({**trim(layers=2), "trainer.max_steps": 4})
+    assert "perplexity" in bench.succeed("validate", "--ckpt_path", "last")
+    bench.succeed("fit", "--ckpt_path", "last")
+    assert json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["steps"] == 4
+
+
 def test_importance_is_better_than_the_first_channels_before_any_training(bench: Bench) -> None:
     """On a model whose last channels are the loud ones, which `first` gives up."""
     teacher = AutoModelForCausalLM.from_pretrained("teacher")
@@ -109,6 +119,10 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "heads that do not divide": ("teacher", {"width": 15, "heads": 2}, ["model.heads: 2 heads do not divide a width of 15"]),
     "wider heads": ("teacher", {"heads": 1}, ["model.heads: 1 heads of a width of 32 would have 32 channels, and have 16"]),
     "half a group": ("llama", {"heads": 3}, ["model.heads: each 2 heads share one", "3 is no multiple of 2"]),
+    "a map out of range": ("teacher", {"layers": 2, "loss": {"hidden": 1.0}, "layer_map": [9, 9]},
+                           ["model.layer_map: layers [9, 9]"]),
+    "a map for nothing": ("teacher", {"layers": 2, "layer_map": [0, 1]}, ["model.layer_map: without a hidden loss"]),
+    "no loss": ("teacher", {"layers": 2, "loss": {"ce": 0, "kd": 0, "hidden": 0}}, ["model.loss: every weight is 0"]),
     "no heads": ("teacher", {"heads": 0}, ["model.heads: not allowed; give a value above 0 (given: 0)"]),
     "too little text": ("teacher", {"layers": 2, "width": 16, "importance": "activation", "calibration": 100_000},
                         ["model.calibration: the training split has", "fewer than 100000"]),
