@@ -1,5 +1,6 @@
 """Reading configurations: shipped ones by their bare name, and all mistakes of one at once."""
 
+import itertools
 import re
 import tempfile
 from pathlib import Path
@@ -120,6 +121,9 @@ def _locate(message: str) -> tuple[str, list[str]]:
     """
     lines = [line for line in message.splitlines() if not re.match(r"\s*Given value", line)]
     keys = [key for line in lines for key in re.findall(r'^\s*(?:- )?(?:Parser key|Key) "([^"]+)"', line)]
+    keys = [
+        key for key, _ in itertools.groupby(keys)
+    ]  # a key whose value is taken for the path of a file is named twice
     path = ".".join(keys).replace("init_args.", "")
     unknown = re.search(r"[Uu]nrecognized arguments: --(\S+)", message)
     if unknown:
@@ -135,9 +139,11 @@ def _locate(message: str) -> tuple[str, list[str]]:
         return path, [f"{name}: required, but not given" for name in names]
     leaves = [line for line in lines if not _HEADING.match(line)]
     # The alternatives of Optional[...] and of list[...], and a reason that is given without words
-    for useless in ("'NoneType'", "Not a valid subclass", "Expected a path but", "Expected a dot import path"):
+    for useless in ("'NoneType'", "Not a valid subclass", "Expected a path but"):
         leaves = [line for line in leaves if useless not in line] or leaves
-    reasons = "; ".join(dict.fromkeys(filter(None, map(plain, leaves)))) or plain(message)
+    reasons = "; ".join(dict.fromkeys(filter(None, (plain(line).replace('"', "'") for line in leaves)))) or plain(
+        message
+    )
     given = _given(message, leaves[-1]) if leaves else None
     shown = f" (given: {given})" if given and not re.match(rf"\W?{re.escape(given)}\W", reasons) else ""
     return path, [": ".join(filter(None, [path, f"{reasons}{shown}"]))]
@@ -159,6 +165,8 @@ _PLAINER = (
     (r"Expected (one of .*)\. Got value: (.*)", r"\2 is not \1"),
     (r"Not a valid subclass of (\w+)\. Got value: (.*)", r"\2 is no \1; give its class_path and init_args"),
     (r"Not a valid subclass of (\w+)$", r"no \1; give its settings"),
+    (r"Expected a dot import path string: (.*)", r"\1 is no group of settings"),
+    (r"Unable to load config (.*)", r"\1 is no group of settings"),
     (r"Expected bool$", "neither true nor false"),
     (r"Expected int$", "no whole number"),
     (r"Expected (\w+)$", r"no \1"),

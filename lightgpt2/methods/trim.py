@@ -144,7 +144,7 @@ class Trim(Distill):
             kept = choose(small, target, self._scores(small))
             self.operations.append(surgery.trim_operation(target, kept, self.importance))
             small = surgery.apply(small, self.operations[-1:])
-        self.model = (surgery.apply(big, []) if small is big else small).requires_grad_(True)
+        self.model = small.requires_grad_(True)
         self._pair(big)
 
     def _scores(self, model: PreTrainedModel) -> Scores:
