@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/lightgpt2 fit --config distill.yaml
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -121,9 +121,8 @@ def _locate(message: str) -> tuple[str, list[str]]:
     """
     lines = [line for line in message.splitlines() if not re.match(r"\s*Given value", line)]
     keys = [key for line in lines for key in re.findall(r'^\s*(?:- )?(?:Parser key|Key) "([^"]+)"', line)]
-    keys = [
-        key for key, _ in itertools.groupby(keys)
-    ]  # a key whose value is taken for the path of a file is named twice
+    # A key whose value is taken for the path of a file is named twice.
+    keys = [key for key, _ in itertools.groupby(keys)]
     path = ".".join(keys).replace("init_args.", "")
     unknown = re.search(r"[Uu]nrecognized arguments: --(\S+)", message)
     if unknown:
@@ -141,9 +140,8 @@ def _locate(message: str) -> tuple[str, list[str]]:
     # The alternatives of Optional[...] and of list[...], and a reason that is given without words
     for useless in ("'NoneType'", "Not a valid subclass", "Expected a path but"):
         leaves = [line for line in leaves if useless not in line] or leaves
-    reasons = "; ".join(dict.fromkeys(filter(None, (plain(line).replace('"', "'") for line in leaves)))) or plain(
-        message
-    )
+    found = dict.fromkeys(plain(line).replace('"', "'") for line in leaves)  # in order, each once
+    reasons = "; ".join(filter(None, found)) or plain(message)
     given = _given(message, leaves[-1]) if leaves else None
     shown = f" (given: {given})" if given and not re.match(rf"\W?{re.escape(given)}\W", reasons) else ""
     return path, [": ".join(filter(None, [path, f"{reasons}{shown}"]))]
@@ -154,21 +152,20 @@ _HEADING = re.compile(
     r'\s*(- )?((Parser key|Key) "[^"]+":?$|Problem with given class_path|Does not validate against|Subtypes:|Errors:'
     r"|Subclass types expect|a class path \(str\)|a dict with)"
 )
+_NOT = {
+    "int": "no whole number", "float": "no number", "bool": "neither true nor false", "str": "no text",
+    "dict": "no mapping", "list": "no list",
+}  # fmt: skip
 _PLAINER = (
     (r"a typing\.Literal\[([^]]*)\]", r"one of \1"),
     (r"(?:a )?<class '(?:\w+\.)*(\w+)'>", r"\1"),
-    (r"Expected int\. Got value: (.*)", r"\1 is no whole number"),
-    (r"Expected float\. Got value: (.*)", r"\1 is no number"),
-    (r"Expected bool\. Got value: (.*)", r"\1 is neither true nor false"),
-    (r"Expected str\. Got value: (.*)", r"\1 is no text"),
-    (r"Expected dict\. Got value: (.*)", r"\1 is no mapping"),
+    *((rf"Expected {kind}\. Got value: (.*)", rf"\1 is {words}") for kind, words in _NOT.items()),
+    *((rf"Expected {kind}$", words) for kind, words in _NOT.items()),
     (r"Expected (one of .*)\. Got value: (.*)", r"\2 is not \1"),
     (r"Not a valid subclass of (\w+)\. Got value: (.*)", r"\2 is no \1; give its class_path and init_args"),
     (r"Not a valid subclass of (\w+)$", r"no \1; give its settings"),
     (r"Expected a dot import path string: (.*)", r"\1 is no group of settings"),
     (r"Unable to load config (.*)", r"\1 is no group of settings"),
-    (r"Expected bool$", "neither true nor false"),
-    (r"Expected int$", "no whole number"),
     (r"Expected (\w+)$", r"no \1"),
     (r"module '([\w.]+)' has no attribute '(\w+)'", r"there is no \1.\2"),
     (r"Not of type \w+: not an integer", "no whole number"),

@@ -20,14 +20,6 @@ def real_data() -> Path:
     return Path(folder)
 
 
-_MADE_ONCE = ("chain", "real", "result")  # what these fixtures of a module make takes many seconds
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Keeps tests that share something costly in one process, so that it is made once; and begins with the longest tests."""
+    """Begins with the longest file: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
     items.sort(key=lambda item: item.path.name != "test_resume.py")
-    for item in items:
-        for name in set(_MADE_ONCE).intersection(item.fixturenames):
-            kind = item.callspec.params.get(name, "") if hasattr(item, "callspec") else ""
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {name} {kind}"))

@@ -61,7 +61,6 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
 def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
     ledger = json.loads((real / "checkpoints/chain/distilled/model/ledger.json").read_text())
     assert [(e["stage"], e["method"], e["steps"]) for e in ledger] == [
@@ -81,7 +80,6 @@ def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
 def test_a_real_stage_is_made_anew_and_the_next_only_if_the_weights_changed(real: Path) -> None:
     recipe = yaml.safe_load((real / "chain.yaml").read_text())
     recipe["stages"][0]["overrides"]["trainer.enable_model_summary"] = True
@@ -98,7 +96,6 @@ def test_a_real_stage_is_made_anew_and_the_next_only_if_the_weights_changed(real
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
 def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp_path: Path) -> None:
     real_recipe(tmp_path)
     draw = random.SystemRandom()

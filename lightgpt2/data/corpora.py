@@ -74,8 +74,8 @@ class Corpus:
 
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none where it is one pool of documents."""
-        if (made := self._made()) is not None:
-            return {split for split, _ in made if split}
+        if self._made() is not None:
+            return set() if self.source == "pydoc" else set(SPLITS)
         if self._is_local():
             names = {_SPLIT_NAMES[f.stem.lower()] for f in self._files() if f.stem.lower() in _SPLIT_NAMES}
         else:

@@ -1,7 +1,6 @@
 """What all training methods share: building, the optimizer and the step's bookkeeping."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import Masks
 from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.methods.pruned import Pruned
 from lightgpt2.methods.resumable import Resumable
 from lightgpt2.methods.scored import Scored
 from lightgpt2.models import ledger
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
-from lightgpt2.models.pruning import prunable, saved_zeros
+from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
@@ -33,7 +33,7 @@ class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 
-class Method(Resumable, Scored):
+class Method(Resumable, Scored, Pruned):
     """A training method on one model.
 
     A subclass builds `self.model` in `build` and returns the terms of its loss, summed over the supervised tokens of a
@@ -194,7 +194,7 @@ class Method(Resumable, Scored):
                 f"{self.model.config.vocab_size}; use the model's own tokenizer"
             )
         self.model.train()
-        self._hold_zeros()
+        self.hold_zeros(ledger.read(self.parent[0]))
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable()
         if self.compile_model:
@@ -205,14 +205,6 @@ class Method(Resumable, Scored):
                     "trainer.strategy: masks of pruned weights are not supported with FSDP2; use auto, or ddp"
                 )
             self.shard(self.device_mesh["data_parallel"])
-
-    def _hold_zeros(self) -> None:
-        """Masks what an earlier stage pruned, so that it stays zero through this one."""
-        adapters = any(".lora_" in name for name, _ in self.model.named_parameters())
-        for operation in ledger.held_prunings(ledger.read(self.parent[0])):
-            if operation["adapters"] is adapters:  # else they are merged away, or frozen
-                held = prunable(self.model, operation["targets"], "the pruning of an earlier stage")
-                self.prune({name: p.detach() != 0 for name, p in held.items()}, {**operation, "held": True})
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs.
@@ -281,7 +273,7 @@ class Method(Resumable, Scored):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
-        self.masks.gradients_(self._parameters_by_name)
+        self.mask_gradients()
         terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
         local, self._terms = self._terms, []
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
@@ -306,22 +298,7 @@ class Method(Resumable, Scored):
         """Steps, then frees the gradients: Lightning would hold them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
-        self.masks.weights_(self._parameters_by_name)  # momentum and weight decay know nothing of masks
-
-    @property
-    def _parameters_by_name(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters()) if len(self.masks) else {}
-
-    def prune(self, masks: Mapping[str, Tensor], operation: Operation) -> None:
-        """Sets weights to zero, for good.
-
-        Args:
-            masks: Boolean masks by the names of `self.model`'s parameters, true where a weight stays.
-            operation: The ledger's record of it.
-        """
-        self.masks.set(masks)
-        self.masks.weights_(self._parameters_by_name)
-        self.prunings = [done for done in self.prunings if done["targets"] != operation["targets"]] + [operation]
+        self.mask_weights()  # momentum and weight decay know nothing of masks
 
     def parent_record(self) -> Parent:
         """The ledger's record of the model this stage starts from."""

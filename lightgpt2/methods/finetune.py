@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
 from lightgpt2.methods.base import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models.loading import load_config, load_model, new_model
@@ -60,6 +59,4 @@ class FineTune(Method):
 
     def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with the next token."""
-        out = self.task.features(self.model, batch)
-        loss, _, _ = vocabulary_loss(out.final, out.weight, self.task.labels(batch), LossWeights())
-        return loss, {}
+        return self.task.cross_entropy(self.model, batch), {}

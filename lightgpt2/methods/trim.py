@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.functional.layers import central_layers, check_layers, even_layers
-from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
 from lightgpt2.methods.distill import Distill, DistillLoss
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models import surgery
@@ -204,6 +203,4 @@ class Trim(Distill):
         """Those of distillation, or cross-entropy with the next token."""
         if self.learns:
             return super().losses(batch)
-        out = self.task.features(self.model, batch)
-        loss, _, _ = vocabulary_loss(out.final, out.weight, self.task.labels(batch), LossWeights())
-        return loss, {}
+        return self.task.cross_entropy(self.model, batch), {}

@@ -19,9 +19,10 @@ from lightgpt2.report.figures import (
 from lightgpt2.report.savings import Saving
 from lightgpt2.report.verdicts import Comparison, against
 
-_FIRST = ("perplexity", "interval", "bits_per_byte", "parameters", "embedding", "nonzero", "disk", "weights", "peak")
+_QUALITY = ("perplexity", "interval", "bits_per_byte")
 _WRITTEN = ("well formed", "repeated", "repeated text")
-_LAST = ("first token", "training seconds", "training memory")
+_SIZES = ("parameters", "embedding", "nonzero", "disk", "weights", "peak")
+_TRAINING = ("training seconds", "training memory")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -40,15 +41,8 @@ def columns(rows: Sequence[Model]) -> list[str]:
     forward = sorted((key for key in speeds if key.startswith("forward ")), key=_setting)
     tokens = sorted((key for key in speeds if key.startswith("tokens ")), key=_setting)
     written = [key for key in _WRITTEN if any(key in row.figures for row in rows)]
-    return [
-        *_FIRST[:3],
-        *written,
-        *_FIRST[3:],
-        *(forward or ["forward 1x128"]),
-        _LAST[0],
-        *(tokens or ["tokens 128"]),
-        *_LAST[1:],
-    ]
+    speed = [*(forward or ["forward 1x128"]), "first token", *(tokens or ["tokens 128"])]
+    return [*_QUALITY, *written, *_SIZES, *speed, *_TRAINING]
 
 
 def chain_table(rows: Sequence[Model]) -> str:

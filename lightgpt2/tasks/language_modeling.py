@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.functional.vocabulary import token_nll
+from lightgpt2.functional.vocabulary import LossWeights, token_nll, vocabulary_loss
 from lightgpt2.models.families import backbone, head_weight, recorded_states
 
 
@@ -64,6 +64,12 @@ class LanguageModeling:
         """The token that each position predicts, `[N]`."""
         labels: Tensor = batch["labels"]
         return labels.flatten()
+
+    def cross_entropy(self, model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy with the next token, summed over the supervised positions of a batch, in nats."""
+        out = self.features(model, batch)
+        loss, _, _ = vocabulary_loss(out.final, out.weight, self.labels(batch), LossWeights())
+        return loss
 
     @torch.no_grad()
     def nll(self, model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
