@@ -103,7 +103,7 @@ def kills_in(phases: list[tuple[int, int]], every: int) -> list[int]:
 def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
     if method != "FineTune":
-        write_model(tmp_path / "teacher")
+        write_model(tmp_path / "teacher", n_embd=64 if method == "QLoRA" else 32)
     write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
     succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
     fit_killed(tmp_path, "killed", random_kills(3 if method == "QLoRA" else 5, total=68, every=8))

@@ -23,8 +23,10 @@ class PostTrainingQuantization(Callback):
     """Writes the artefact in NF4 and INT8 beside it, as `model-nf4/` and `model-int8/`, and scores each from disk.
 
     By bitsandbytes, through transformers, which loads the folders on processors and on CUDA. All linear layers of the blocks
-    are quantized, or it fails; embeddings, norms and the vocabulary head stay. The table has the artefact in FP32 and with its
-    weights rounded to bfloat16 too (computed in FP32): what half precision alone would save is no merit of quantization.
+    are quantized, or it fails; embeddings, norms and the vocabulary head stay. NF4 wants layers whose inputs
+    are a multiple of 64, for bitsandbytes computes others wrongly on some processors. The table has the artefact in FP32 and
+    with its weights rounded to bfloat16 too (computed in FP32): what half precision alone would save is no merit of
+    quantization.
 
     ```yaml
     trainer:

@@ -19,6 +19,7 @@ from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
 
 Format = Literal["nf4", "int8"]
+_BLOCK = 64  # weights that share one scale in NF4
 
 
 def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
@@ -160,9 +161,15 @@ def coverage(model: PreTrainedModel, form: Format) -> Operation:
         With `matched` of `linears` layers, and under `kept` the name of each layer that was left and why.
 
     Raises:
-        UserError: A layer was passed over that should not have been.
+        UserError: A layer was passed over that should not have been, or cannot be computed everywhere.
     """
     done = _quantized(model)
+    # On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where a block of weights goes on in the next row.
+    if form == "nf4" and (broken := sorted({m.in_features for m in done.values() if m.in_features % _BLOCK})):
+        raise UserError(
+            f"nf4: layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors; "
+            f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
+        )
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]
     head = model.get_output_embeddings()
     why = "tied to the embedding" if is_tied(model) else "the vocabulary head"

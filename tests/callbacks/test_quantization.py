@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.support.mistakes import Bench
+from tests.support.models import write_model
 
 
 def finetune(formats: Any, **more: Any) -> dict[str, Any]:
@@ -17,6 +18,7 @@ def finetune(formats: Any, **more: Any) -> dict[str, Any]:
 
 
 def test_siblings_are_scored_from_disk_beside_full_and_half_precision(bench: Bench) -> None:
+    write_model(Path("teacher"), n_embd=64)
     bench.configure(finetune(["nf4", "int8"]))
     shown = bench.succeed("fit")
     run = Path("checkpoints/r")
@@ -62,6 +64,7 @@ def test_unknown_format_is_refused(bench: Bench) -> None:
 
 
 def test_what_was_made_of_an_older_artefact_goes_with_it_and_what_holds_stays(bench: Bench) -> None:
+    write_model(Path("teacher"), n_embd=64)
     bench.configure(finetune(["nf4", "int8"]))
     bench.succeed("fit")
     run = Path("checkpoints/r")

@@ -13,14 +13,14 @@ from lightgpt2.models.quantization import quantize_folder, settings
 from tests.methods.test_lora import config
 from tests.support.cli import succeed, write_config
 from tests.support.mistakes import Bench
-from tests.support.models import write_corpus, write_model, write_tokenizer
+from tests.support.models import WHOLE_BLOCKS, write_corpus, write_model, write_tokenizer
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_adapter_on_the_nf4_model_equals_the_merged_artefact(tmp_path: Path, family: str) -> None:
     write_corpus(tmp_path / "corpus")
-    write_model(tmp_path / "base", family)
+    write_model(tmp_path / "base", family, **WHOLE_BLOCKS[family])
     made = config("base", target_modules="all-linear")
     made["model"]["class_path"] = "lightgpt2.methods.QLoRA"
     write_config(tmp_path / "qlora.yaml", made)
@@ -60,6 +60,7 @@ def test_adapter_on_the_nf4_model_equals_the_merged_artefact(tmp_path: Path, fam
 def test_quantized_models_are_refused_where_they_cannot_be_trained(
     bench: Bench, method: str, form: str, words: list[str]
 ) -> None:
+    write_model(Path("teacher"), n_embd=64)
     quantize_folder(Path("teacher"), Path("quantized"), form, write_tokenizer(Path("t")))  # type: ignore[arg-type]
     made = config("quantized")["model"]
     made["class_path"] = f"lightgpt2.methods.{method}"
@@ -72,6 +73,7 @@ def test_quantized_models_are_refused_where_they_cannot_be_trained(
 
 
 def test_nf4_model_is_scored_and_trained_with_qlora_as_it_is(bench: Bench) -> None:
+    write_model(Path("teacher"), n_embd=64)
     quantize_folder(Path("teacher"), Path("quantized"), "nf4", write_tokenizer(Path("t")))
     made = config("quantized")["model"]
     made["class_path"] = "lightgpt2.methods.QLoRA"

@@ -22,7 +22,7 @@ from lightgpt2.models.quantization import (
     quantize_folder,
 )
 from lightgpt2.models.saving import measure_sizes, save_model
-from tests.support.models import make_model, write_model, write_tokenizer
+from tests.support.models import WHOLE_BLOCKS, make_model, write_model, write_tokenizer
 
 IDS = torch.arange(60).view(2, 30)
 LAYERS = {"gpt2": 4 * 4, "llama": 4 * 7}
@@ -31,7 +31,7 @@ LAYERS = {"gpt2": 4 * 4, "llama": 4 * 7}
 @pytest.mark.parametrize("form", ["nf4", "int8"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Path, family: str, form: Format) -> None:
-    source = write_model(tmp_path / "m", family)
+    source = write_model(tmp_path / "m", family, **WHOLE_BLOCKS[family])
     made = quantize_folder(source, tmp_path / "q", form, write_tokenizer(tmp_path / "t"))
     assert made == {
         "op": form, "matched": LAYERS[family], "linears": LAYERS[family] + 1, "kept": {"lm_head": "tied to the embedding"}
@@ -66,7 +66,7 @@ def test_memory_counts_tied_weights_once_and_quantized_ones_as_stored(tmp_path: 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_dequantized_model_computes_what_the_nf4_model_computes(tmp_path: Path, family: str) -> None:
-    source = write_model(tmp_path / "m", family)
+    source = write_model(tmp_path / "m", family, **WHOLE_BLOCKS[family])
     quantized = load_quantized(str(source), "model.model", "nf4").eval()
     plain = dequantized(quantized)
     with torch.no_grad():
@@ -83,15 +83,24 @@ def test_dequantized_model_computes_what_the_nf4_model_computes(tmp_path: Path, 
 
 
 def test_layer_that_was_passed_over_is_an_error(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m")
+    source = write_model(tmp_path / "m", n_embd=64)
     model: Any = load_quantized(str(source), "model.model", "nf4")
     model.transformer.h[1].mlp.c_fc = torch.nn.Linear(32, 128)
     with pytest.raises(UserError, match=r"nf4: linear layers were left .*h\.1\.mlp\.c_fc"):
         coverage(model, "nf4")
 
 
+@pytest.mark.parametrize(("family", "rows"), [("gpt2", "32"), ("llama", "32, 48")])
+def test_nf4_that_some_processors_compute_wrongly_is_refused(tmp_path: Path, family: str, rows: str) -> None:
+    """With AVX-512, bitsandbytes 0.50 takes wrong scales where a block of 64 weights goes on in the next row."""
+    source = write_model(tmp_path / "m", family)
+    with pytest.raises(UserError, match=rf"^nf4: layers with {rows} inputs .*; choose int8, or .* multiples of 64$"):
+        load_quantized(str(source), "model.model", "nf4")
+    load_quantized(str(source), "model.model", "int8")
+
+
 def test_what_is_quantized_already_says_so(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m")
+    source = write_model(tmp_path / "m", n_embd=64)
     assert quantization_of(load_config(str(source), "model.model")) is None
     quantize_folder(source, tmp_path / "q", "nf4", write_tokenizer(tmp_path / "t"))
     assert quantization_of(load_config(str(tmp_path / "q"), "model.model")) == "nf4"

@@ -20,6 +20,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Changes of them that make every row whole blocks of NF4, as that format wants it.
+WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 64},
+    "llama": {"hidden_size": 64, "intermediate_size": 128},
+}
+
 
 def write_corpus(folder: Path, documents: int = 40, length: int = 900) -> Path:
     """A folder of text files: pieces of the language reference."""
