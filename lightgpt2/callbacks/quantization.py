@@ -13,7 +13,7 @@ from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder, write_json
 from lightgpt2.models.ledger import Parent
 from lightgpt2.models.loading import load_model
-from lightgpt2.models.quantization import Format, quantize_folder
+from lightgpt2.models.quantization import Format, check_blocks, quantize_folder
 from lightgpt2.models.saving import measure_sizes
 from lightgpt2.report.table import precisions
 from lightgpt2.runs import Run
@@ -50,6 +50,12 @@ class PostTrainingQuantization(Callback):
         self.run = run
         if not self.formats or len(set(self.formats)) < len(self.formats):
             raise UserError("trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks for what cannot be quantized, before anything is trained."""
+        assert isinstance(pl_module, Method)
+        for form in self.formats:
+            check_blocks(pl_module.model, form)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Quantizes, scores, prints."""

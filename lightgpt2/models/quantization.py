@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import LINEAR, is_tied
+from lightgpt2.models.families import LINEAR, blocks, is_tied
 from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import Operation
@@ -150,6 +150,27 @@ def _quantized(model: PreTrainedModel) -> dict[str, Any]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit | Linear8bitLt)}
 
 
+def check_blocks(model: PreTrainedModel, form: Format) -> None:
+    """Checks that a format's blocks of weights end where the rows of the model's layers do.
+
+    On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where an NF4 block goes on in the next row.
+
+    Args:
+        model: The model, quantized or not yet.
+        form: The format.
+
+    Raises:
+        UserError: They do not.
+    """
+    layers = [m for name, m in blocks(model).named_modules() if isinstance(m, LINEAR) and ".lora_" not in name]
+    inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers}
+    if form == "nf4" and (broken := sorted(n for n in inputs if n % _BLOCK)):
+        raise UserError(
+            f"nf4: layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors; "
+            f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
+        )
+
+
 def coverage(model: PreTrainedModel, form: Format) -> Operation:
     """What of a model is quantized, counted: the ledger's record.
 
@@ -164,12 +185,6 @@ def coverage(model: PreTrainedModel, form: Format) -> Operation:
         UserError: A layer was passed over that should not have been, or cannot be computed everywhere.
     """
     done = _quantized(model)
-    # On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where a block of weights goes on in the next row.
-    if form == "nf4" and (broken := sorted({m.in_features for m in done.values() if m.in_features % _BLOCK})):
-        raise UserError(
-            f"nf4: layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors; "
-            f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
-        )
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]
     head = model.get_output_embeddings()
     why = "tied to the embedding" if is_tied(model) else "the vocabulary head"
@@ -177,6 +192,7 @@ def coverage(model: PreTrainedModel, form: Format) -> Operation:
     if not done or len(kept) < len(left):
         passed = ", ".join(sorted(set(left) - set(kept))) or "all"
         raise UserError(f"{form}: linear layers were left in full precision ({passed}); this model is not supported")
+    check_blocks(model, form)
     return {"op": form, "matched": len(done), "linears": len(done) + len(left), "kept": kept}
 
 

@@ -63,6 +63,12 @@ def test_unknown_format_is_refused(bench: Bench) -> None:
     assert "'nf4', 'int8'" in message
 
 
+def test_rows_that_are_no_whole_blocks_are_refused_before_training(bench: Bench) -> None:
+    bench.configure(finetune(["int8", "nf4"]))
+    (message,) = bench.refuse("fit", touches=True)
+    assert message.startswith("nf4: layers with 32 inputs are computed wrongly")
+
+
 def test_what_was_made_of_an_older_artefact_goes_with_it_and_what_holds_stays(bench: Bench) -> None:
     write_model(Path("teacher"), n_embd=64)
     bench.configure(finetune(["nf4", "int8"]))
