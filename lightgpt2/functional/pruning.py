@@ -35,7 +35,7 @@ def keep_masks(
     but the arguments.
 
     Args:
-        scores: Importance of each weight by tensor name, each at least 0.
+        scores: Importance of each weight by tensor name.
         amount: Share that goes, in [0, 1).
         gone: Masks of weights that went before; those go again before any other.
 
@@ -48,11 +48,11 @@ def keep_masks(
     if not 0 <= amount < 1:
         raise ValueError(f"an amount of {amount} is outside [0, 1)")
     ranked = {
-        name: s if not gone or name not in gone else s.masked_fill(~gone[name].to(s.device), -1)
+        name: s if not gone or name not in gone else s.masked_fill(~gone[name].to(s.device), -torch.inf)
         for name, s in scores.items()
     }
     flat = torch.cat([s.flatten() for s in ranked.values()])
-    count = max(round(amount * flat.numel()), int((flat < 0).sum()))
+    count = max(round(amount * flat.numel()), int(flat.isneginf().sum()))
     keep = torch.ones_like(flat, dtype=torch.bool)
     if count:
         threshold = flat.kthvalue(count).values

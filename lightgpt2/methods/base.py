@@ -233,21 +233,23 @@ class Method(Resumable, Scored, Pruned):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trainable, matrices with weight decay and vectors without."""
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        parts = ([p for p in trainable if (p.ndim >= 2) is wide] for wide in (True, False))
-        groups = [{"params": p, **settings} for p, settings in zip(parts, self._group_settings(), strict=True)]
-        scheduler = LambdaLR(optimizer := torch.optim.AdamW(groups), self.optimizer_config.factor(self.total_steps))
+        optimizer = torch.optim.AdamW(self.parameter_groups())
+        scheduler = LambdaLR(optimizer, self.optimizer_config.factor(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _group_settings(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains, in groups with their settings."""
         # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
-        return self.optimizer_config.groups(fused=not str(self.trainer.precision).endswith("-mixed"))
+        fused = not str(self.trainer.precision).endswith("-mixed")
+        return self.optimizer_config.groups((p for p in self.parameters() if p.requires_grad), fused)
 
     def _apply_settings(self) -> None:
         """Puts the configuration's settings over those that a checkpoint restored: the command line has the last word."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
-        settings = self._group_settings()
+        settings = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.parameter_groups()
+        ]
         scheduler.base_lrs = [group["lr"] for group in settings]
         factor = self.optimizer_config.factor(self.total_steps)(scheduler.last_epoch)
         for group, values in zip(optimizer.param_groups, settings, strict=True):

@@ -103,7 +103,7 @@ class Distill(Method):
         return self._teacher_source
 
     @property
-    def reference(self) -> tuple[str, PreTrainedModel]:
+    def reference(self) -> tuple[str, PreTrainedModel] | None:
         """The teacher."""
         return "teacher", self.teacher
 

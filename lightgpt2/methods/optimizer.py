@@ -1,10 +1,11 @@
 """AdamW and its learning-rate schedule, as a configuration says them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat
+from torch import nn
 
 from lightgpt2.functional.schedules import Decay, warmup_decay
 
@@ -31,14 +32,19 @@ class OptimizerConfig:
     decay: Decay = "cosine"
     final_lr: ClosedUnitInterval = 0.0
 
-    def groups(self, fused: bool) -> list[dict[str, Any]]:
-        """Settings of the two parameter groups, matrices and vectors; plain values, as a checkpoint holds nothing else.
+    def groups(self, parameters: Iterable[nn.Parameter], fused: bool) -> list[dict[str, Any]]:
+        """The two parameter groups, matrices and vectors; settings are plain values, as a checkpoint holds nothing else.
 
         Args:
+            parameters: What is trained.
             fused: Whether to use AdamW's fused kernel.
         """
+        trained = list(parameters)
         common = {"lr": float(self.lr), "betas": (float(self.beta1), float(self.beta2)), "fused": fused}
-        return [{**common, "weight_decay": float(self.weight_decay)}, {**common, "weight_decay": 0.0}]
+        return [
+            {**common, "weight_decay": float(self.weight_decay), "params": [p for p in trained if p.ndim >= 2]},
+            {**common, "weight_decay": 0.0, "params": [p for p in trained if p.ndim < 2]},
+        ]
 
     def factor(self, total: int) -> Callable[[int], float]:
         """The factor on the peak learning rate by optimizer step.

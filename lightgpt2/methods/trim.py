@@ -7,23 +7,21 @@ channels stay is decided in `models.trimming`.
 from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.functional.layers import central_layers, check_layers, even_layers
-from lightgpt2.methods.distill import Distill, DistillLoss
+from lightgpt2.methods.distill import DistillLoss
 from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.methods.taught import Taught
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
-_ALONE = DistillLoss(ce=1.0, hidden=0.0, kd=0.0)
 
-
-class Trim(Distill):
+class Trim(Taught):
     """Cuts a smaller model out of a bigger one and trains it.
 
     Args:
@@ -66,37 +64,18 @@ class Trim(Distill):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(
-            model, None, layers, layer_map, loss or _ALONE, task, optimizer, compile, activation_checkpointing,
+            model, model if loss else None, loss, layer_map, task, optimizer, compile, activation_checkpointing,
             trust_remote_code,
         )  # fmt: skip
-        self.learns = loss is not None
+        self._student_source = None  # which is cut out of the model
+        self.layers = layers
         self.layer_choice, self.importance, self.calibration = layer_choice, importance, calibration
         self.width, self.heads, self.ffn = width, heads, ffn
-
-    @property
-    def parent(self) -> tuple[str | dict[str, Any], str]:
-        """The model that is cut."""
-        return self._teacher_source, "model.model"
-
-    @property
-    def teacher_source(self) -> str | None:
-        """The same, where it teaches."""
-        return self._teacher_source if self.learns else None
 
     @property
     def reference(self) -> tuple[str, PreTrainedModel]:
         """The model that was cut."""
         return "teacher" if self.learns else "source", self.teacher
-
-    @property
-    def frozen_sources(self) -> list[str]:
-        """The same, where it teaches."""
-        return [self._teacher_source] if self.learns else []
-
-    @property
-    def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
-        """The model's own."""
-        return self.parent
 
     def configs(self) -> dict[str, PretrainedConfig]:
         """The configuration of the model and of what is cut out of it; checks that it can be.
@@ -198,9 +177,3 @@ class Trim(Distill):
         if not self.learns:
             self._hidden_teacher = ()
         super().on_train_start()
-
-    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Those of distillation, or cross-entropy with the next token."""
-        if self.learns:
-            return super().losses(batch)
-        return self.task.cross_entropy(self.model, batch), {}

@@ -3,7 +3,7 @@
 A family is supported when its module names are here; everything else in the project asks this file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -47,6 +47,40 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 def is_tied(model: PreTrainedModel) -> bool:
     """Whether embedding and vocabulary head are one tensor."""
     return head_weight(model) is model.get_input_embeddings().weight
+
+
+def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers of the blocks by their names in the model, in its order."""
+    inside = {id(module) for module in blocks(model).modules() if isinstance(module, LINEAR)}
+    return {name: module for name, module in model.named_modules() if id(module) in inside}
+
+
+def compute_with(module: nn.Module, substitute: Callable[[str, Tensor], Tensor]) -> None:
+    """Makes a module compute with something in the place of its own parameters, which stay what is trained and saved.
+
+    Its own kind's forward pass does the computing: with equal values the result is equal to the last bit.
+
+    Args:
+        module: A linear layer or an embedding; changed in place.
+        substitute: What to take for a parameter, given its name in the module and its value; run at every forward pass.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        own = {name: substitute(name, value) for name, value in module.named_parameters(recurse=False)}
+        return type(module).forward(cast(nn.Module, _Substitute(module, own)), *args, **kwargs)
+
+    module.forward = forward
+
+
+class _Substitute:
+    """A module's attributes, some of them others."""
+
+    def __init__(self, module: nn.Module, own: dict[str, Tensor]) -> None:
+        self._module = module
+        self.__dict__.update(own)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from transformers import (
 from lightgpt2.errors import UserError
 from lightgpt2.models import adapters
 from lightgpt2.models.families import check_family
+from lightgpt2.models.standalone.modeling_lightgpt2 import MODELS
 
 Result = TypeVar("Result")
 
@@ -148,6 +149,11 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
     )
 
 
+def _is_ours(config: PretrainedConfig) -> bool:
+    """Whether a model is of the kinds that this project's own code makes; the copy of it in the model's folder never runs."""
+    return hasattr(config, "lightgpt2")
+
+
 def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     """A model of this shape with freshly drawn weights in FP32, from torch's global generator.
 
@@ -158,8 +164,9 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     Raises:
         UserError: The configuration contradicts itself.
     """
+    make = MODELS[config.model_type]._from_config if _is_ours(config) else AutoModelForCausalLM.from_config
     return _guarded(
-        lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32),
+        lambda: make(copy.deepcopy(config), dtype=torch.float32),
         "the configuration",
         key,
         named=False,
@@ -187,7 +194,8 @@ def load_model(
     Raises:
         UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
     """
-    load_config(source, key, trust_remote_code)
+    config = load_config(source, key, trust_remote_code)
+    model_class: Any = MODELS[config.model_type] if _is_ours(config) else AutoModelForCausalLM
     arguments = _arguments(source)
     gguf = "gguf_file" in arguments
     if gguf and quantization is not None:
@@ -197,7 +205,7 @@ def load_model(
     elif quantization is not None:
         arguments["quantization_config"] = quantization
     loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
-        lambda: AutoModelForCausalLM.from_pretrained(
+        lambda: model_class.from_pretrained(
             **arguments, **options, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         ),
         source,

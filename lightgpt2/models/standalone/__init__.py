@@ -1,0 +1,1 @@
+"""Files that go into model folders which plain transformers cannot load: they import torch, transformers and each other."""
