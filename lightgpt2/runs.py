@@ -87,6 +87,8 @@ def identity(config: dict[str, Any]) -> Identity:
     model, data = config["model"], config["data"]
     keys = ("teacher", "student", "layers", "width", "heads", "ffn", "model", "lora")
     sources = {f"model.{key}": model["init_args"][key] for key in keys if key in model["init_args"]}
+    pruning = model["init_args"].get("pruning") or {}
+    sources |= {f"model.pruning.{key}": pruning[key] for key in ("granularity", "criterion") if key in pruning}
     found = {"model.class_path": model["class_path"], **sources, "data.source": data["init_args"]["source"]}
     plain: Identity = json.loads(json.dumps(found, default=str))
     return plain

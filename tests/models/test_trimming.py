@@ -24,7 +24,8 @@ def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
     with torch.device("meta"):
         gpt2 = new_model(load_config({"model_type": "gpt2"}, "model"))
         layers = apply(gpt2, [{"op": "extract_layers", "layers": [0, 2, 4, 7, 9, 11]}])
-        small = cut(layers, target := Shape(384, 6, 1, 64, 1536), choose(layers, target, first_scores(layers)))
+        target = Shape(384, 6, 1, 64, 1536)
+        small = cut(layers, target.applied(layers.config), choose(layers, target, first_scores(layers)))
     assert small.num_parameters() == 30_339_456
 
 
@@ -39,7 +40,7 @@ def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, 
         target = Shape(old.width, old.heads, 1, old.head, old.ffn // 3)
     kept = choose(model, target, random_scores(model, seed))
     silence(model, old, kept)
-    small = cut(model, target, kept)
+    small = cut(model, target.applied(model.config), kept)
     assert Shape.of(small.config) == target
     assert small.num_parameters() < model.num_parameters()
     with torch.no_grad():
@@ -66,7 +67,7 @@ def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
     model = make_model(family)
     target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
     kept = choose(model, target, random_scores(model, 3))
-    small = dict(cut(model, target, kept).named_parameters())
+    small = dict(cut(model, target.applied(model.config), kept).named_parameters())
     wide, block = dict(model.named_parameters()), 2
     w, f, qk, vo = (mask.nonzero().flatten() for mask in (kept.width, kept.ffn[block], kept.qk[block], kept.vo[block]))
     if family == "gpt2":
@@ -103,7 +104,7 @@ def test_a_record_of_the_ledger_repeats_the_cut_and_its_shape(family: str) -> No
     target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
     kept = choose(model, target, random_scores(model, 4))
     operation = trim_operation(target, kept, "norm")
-    small, again = cut(model, target, kept), apply(model, [operation])
+    small, again = cut(model, target.applied(model.config), kept), apply(model, [operation])
     for (name, one), (other, two) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(one, two)
@@ -169,4 +170,4 @@ def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_
     kept = choose(model, target, norm_scores(model))
     for mask in (*kept.qk, *kept.vo):
         assert mask.view(2, 16).sum(dim=1).tolist() == [8, 8]
-    assert cut(model, target, kept)(IDS).logits.shape == (2, 30, 300)
+    assert cut(model, target.applied(model.config), kept)(IDS).logits.shape == (2, 30, 300)
