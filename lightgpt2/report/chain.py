@@ -16,7 +16,7 @@ HALF = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
 _FULL = ("fp32", "float32")
 _QUANTIZATION = "PostTrainingQuantization"
 # What these do leaves the model that a stage scores before its first step the one that it was given.
-_KEEPS_THE_START = ("lora", "global_l1", "merge", "nf4", "int8")
+_KEEPS_THE_START = ("lora", "global_l1", "remove", "movement", "merge", "nf4", "int8")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _METHODS = {
     "FineTune": "trained with cross-entropy",
     "Distill": "distilled",
     "Trim": "trained after the cut",
+    "MovementPruning": "trained while it was pruned",
     "LoRA": "trained through LoRA adapters",
     "QLoRA": "trained through LoRA adapters on a quantized base",
     "PostTrainingQuantization": "quantized after training",
@@ -70,7 +71,10 @@ def _clause(operation: dict[str, Any]) -> str:
                 f"{write('parameters', number(operation.get(key)))} {word}" for key, word in sizes.items()
             )
             return f"cut down to {shape} (by {escape(operation.get('importance', ''))})"
-        case {"op": "global_l1"}:
+        case {"op": "remove"}:
+            parts = [_removed(part(operation, kind), word) for kind, word in (("heads", "heads"), ("ffn", "neurons"))]
+            return f"{' and '.join(filter(None, parts))} removed ({escape(operation.get('criterion', ''))})"
+        case {"op": "global_l1" | "movement"}:
             achieved = number(operation.get("achieved"))
             share = write("per cent", None if achieved is None else 100 * achieved)
             targets, criterion = escape(operation.get("targets", "")), escape(operation.get("criterion", ""))
@@ -82,6 +86,13 @@ def _clause(operation: dict[str, Any]) -> str:
         case {"op": "merge"}:
             return "adapters merged"
     return ""
+
+
+def _removed(counts: dict[str, Any], word: str) -> str:
+    gone, whole = number(counts.get("removed")), number(counts.get("of"))
+    if not gone or not whole:
+        return ""
+    return f"{write('parameters', gone)} of {write('parameters', whole)} {word} ({write('per cent', 100 * gone / whole)} %)"
 
 
 def collapse_note(entry: Entry) -> str:
