@@ -93,6 +93,8 @@ def identity(config: dict[str, Any]) -> Identity:
 
 
 def _differences(ours: Identity, theirs: Identity) -> str:
+    """What is not the same, in words; a setting that an older version did not have is one that was not given."""
+
     def shown(identity: Identity, key: str) -> Any:
         value = identity.get(key)
         return "null" if value is None else value
@@ -121,8 +123,8 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
     theirs = run.owner()
     if theirs is None:
         raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; {fix}")
-    if theirs != ours:
-        raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({_differences(ours, theirs)}); {fix}")
+    if differences := _differences(ours, theirs):
+        raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({differences}); {fix}")
     if not resuming and unfinished(run, ours):
         raise UserError(
             f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
@@ -140,9 +142,9 @@ def check_owner(run: Run, ours: Identity) -> None:
         raise UserError(
             f"--run {run.name}: {run.folder} was not made by lightgpt2; give --ckpt_path {run.model} to score it"
         )
-    if theirs != ours:
+    if differences := _differences(ours, theirs):
         raise UserError(
-            f"--run {run.name}: the model in {run.folder} was made with other settings ({_differences(ours, theirs)}); give "
+            f"--run {run.name}: the model in {run.folder} was made with other settings ({differences}); give "
             f"those, or --ckpt_path {run.model} to score it with these"
         )
 
@@ -206,8 +208,8 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         zipfile.BadZipFile,
     ):
         return 0, "is truncated or was not written by lightgpt2"
-    if theirs != ours:
-        return 0, f"is of another run ({_differences(ours, theirs)})"
+    if differences := _differences(ours, theirs):
+        return 0, f"is of another run ({differences})"
     return step, None
 
 

@@ -157,3 +157,14 @@ def test_the_data_keep_what_training_text_needs_and_look_at_no_other(
         assert "\n\n".join(texts) == "\n\n".join(part.strip("\n") for part in valid.strip("\n").split("\n\n") if part)
         found.append((ids, smaller.backend_tokenizer.to_str()))
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_gpt2_s_own_tokenizer_on_real_text(real_data: Path) -> None:
+    whole = GPT2TokenizerFast.from_pretrained(real_data / "gpt2-tokenizer")
+    train, valid = ((real_data / "wikitext2" / f"{name}.txt").read_text().split("\n") for name in ("train", "valid"))
+    before = encode(whole, train)
+    smaller, ids = trimmed(whole, {token for text in before for token in text})
+    assert [[ids[token] for token in text] for text in encode(smaller, train)] == before
+    assert smaller.batch_decode(encode(smaller, valid)) == valid
+    assert len(smaller) < len(whole) / 2

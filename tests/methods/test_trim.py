@@ -162,6 +162,16 @@ def test_a_smaller_vocabulary_is_resumed_and_only_with_its_own_text(bench: Bench
     assert "model.vocabulary: corpus there, null here" in bench.refuse("fit", "--ckpt_path", "last")[0]
 
 
+def test_a_run_of_a_version_without_the_setting_is_the_same_run(bench: Bench) -> None:
+    bench.configure(trim(layers=2))
+    bench.succeed("fit")
+    config = Path("checkpoints/r/config.yaml")
+    old = config.read_text().replace("    vocabulary: null\n", "")
+    assert old != config.read_text()
+    config.write_text(old)
+    bench.succeed("validate")
+
+
 def test_importance_is_better_than_the_first_channels_before_any_training(bench: Bench) -> None:
     """On a model whose last channels are the loud ones, which `first` gives up."""
     teacher = AutoModelForCausalLM.from_pretrained("teacher")
