@@ -72,7 +72,7 @@ def _clause(operation: dict[str, Any]) -> str:
             return f"cut down to {shape} (by {escape(operation.get('importance', ''))})"
         case {"op": "trim_vocabulary"}:
             before, after = (write("parameters", number(operation.get(key))) for key in ("before", "after"))
-            return f"with the {after} of {before} tokens that its text needs"
+            return f"with the {after} of {before} tokens that its text needs (over which its source is scored too)"
         case {"op": "global_l1"}:
             achieved = number(operation.get("achieved"))
             share = write("per cent", None if achieved is None else 100 * achieved)
