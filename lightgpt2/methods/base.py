@@ -95,6 +95,11 @@ class Method(Resumable, Scored, Pruned):
         """Where the tokenizer comes from when the data names none, and the config key."""
         return self.parent
 
+    @property
+    def trims_vocabulary(self) -> bool:
+        """Whether the tokenizer, and with it the model, keeps only the tokens that the training split needs."""
+        return False
+
     @abstractmethod
     def build(self) -> None:
         """Makes `self.model` and whatever else has parameters, and sets `self.operations`.

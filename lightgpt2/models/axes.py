@@ -78,6 +78,11 @@ def named_axes(model: PreTrainedModel) -> Iterator[Named]:
         yield Named(name, value, int(layer[1]) if layer else None, tuple(tuple(axis.split("+")) for axis in axes))
 
 
+def uneven_sizes(config: PretrainedConfig) -> dict[str, list[int]]:
+    """The sizes that differ from layer to layer, each a list (`standalone.modeling_lightgpt2`); none of an ordinary model."""
+    return {name: sizes for name, sizes in getattr(config, "lightgpt2", {}).items() if name in ("heads", "ffn")}
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a block, in which a model can be trimmed.

@@ -71,6 +71,9 @@ def _clause(operation: dict[str, Any]) -> str:
                 f"{write('parameters', number(operation.get(key)))} {word}" for key, word in sizes.items()
             )
             return f"cut down to {shape} (by {escape(operation.get('importance', ''))})"
+        case {"op": "trim_vocabulary"}:
+            before, after = (write("parameters", number(operation.get(key))) for key in ("before", "after"))
+            return f"with the {after} of {before} tokens that its text needs (over which its source is scored too)"
         case {"op": "remove"}:
             parts = [_removed(part(operation, kind), word) for kind, word in (("heads", "heads"), ("ffn", "neurons"))]
             return f"{' and '.join(filter(None, parts))} removed ({escape(operation.get('criterion', ''))})"

@@ -43,6 +43,15 @@ def test_a_cut_is_compared_with_the_model_that_was_cut_and_not_with_what_was_lef
     assert did(trimmed()) == "trained after the cut, cut down to 384 wide, 6 heads, 1,536 neurons a layer (by norm)"
 
 
+def test_a_smaller_vocabulary_is_told() -> None:
+    stage = trimmed()
+    stage["operations"] = [{"op": "trim_vocabulary", "before": 49_152, "after": 3_120, "kept": "ff"}]
+    assert (
+        did(stage)
+        == "trained after the cut, with the 3,120 of 49,152 tokens that its text needs (over which its source is scored too)"
+    )
+
+
 def test_what_a_model_and_its_quantized_copy_write_is_in_the_table(tmp_path: Path) -> None:
     stage = trimmed(HEALTHY)
     int8 = quantized(stage, "int8", 30.5, 40.0) | {"generation": HEALTHY | {"well_formed": 0.874}}
