@@ -148,6 +148,7 @@ def sentence(comparison: Comparison, budget: float, gain: float, saved: str = ""
     text.append(_quality(comparison))
     if model.parent:
         keys = [key for key in comparison.gains if not (saved and not key.startswith("forward"))]
+        keys += _spent(model)
         text += [saved, *(_resource(key, model, model.parent) for key in keys), _unmeasured(comparison)]
     text += [dense_note(model.entry), collapse_note(model.entry)]
     return " ".join(filter(None, text))
@@ -200,6 +201,11 @@ def _rise(comparison: Comparison) -> str:
     )
 
 
+def _spent(model: Model) -> list[str]:
+    """What a generation costs the processor, which is told and not judged."""
+    return [key for key in model.figures if key.startswith("cpu ")]
+
+
 def _resource(key: str, model: Model, before: Model) -> str:
     """One figure before and after; nothing where it was not measured alike."""
     old, new = before.figures.get(key), model.figures.get(key)
@@ -250,7 +256,7 @@ def overall(chain: Sequence[Model], comparisons: Sequence[Comparison]) -> str:
     if last is not root:
         reached = next(c for c in comparisons if c.model is last)
         text.append(f"Perplexity {write('perplexity', reached.perplexity)}{_rise(reached)}.")
-        text += [_resource(key, last, root) for key in ("parameters", *resources(last))]
+        text += [_resource(key, last, root) for key in ("parameters", *resources(last), *_spent(last))]
     return " ".join(filter(None, text))
 
 
