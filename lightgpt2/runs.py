@@ -85,7 +85,7 @@ def identity(config: dict[str, Any]) -> Identity:
         config: A resolved configuration, as in `config.yaml`.
     """
     model, data = config["model"], config["data"]
-    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "model", "lora")
+    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "model", "lora", "quantization")
     sources = {f"model.{key}": model["init_args"][key] for key in keys if key in model["init_args"]}
     found = {"model.class_path": model["class_path"], **sources, "data.source": data["init_args"]["source"]}
     plain: Identity = json.loads(json.dumps(found, default=str))

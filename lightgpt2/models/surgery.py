@@ -68,7 +68,7 @@ def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, 
 
 
 _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers, "trim": _trim}
-_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "nf4", "int8")
+_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "nf4", "int8", "integers", "packed")
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
