@@ -23,8 +23,8 @@ from lightgpt2.tasks.language_modeling import LanguageModeling
 class QAT(Taught):
     """Trains a model whose weights are rounded to integers in every forward pass, and saves the integers.
 
-    The artefact holds integers with scales; loaded (with `trust_remote_code=True` in plain transformers) it computes in FP32 with
-    their products, exactly the weights that the model was trained with. What was pruned before stays zero. With
+    The artefact holds integers with scales; loaded (with `trust_remote_code=True` in plain transformers) it computes in FP32
+    with their products, exactly the weights that the model was trained with. What was pruned before stays zero. With
     `trainer.max_steps` 0 the weights are rounded as they are: the control that says what training bought.
 
     Args:

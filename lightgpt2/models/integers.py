@@ -60,7 +60,9 @@ class Integers:
         if self.bits == 8:
             return [f"{key}.group: INT8 has one scale for each output channel; remove it, or give {key}.bits 4"]
         if not 2 <= self.group <= most:
-            return [f"{key}.group: {self.group} is not between 2 and {most}, the most inputs of a layer; give {_GROUP}, say"]
+            return [
+                f"{key}.group: {self.group} is not between 2 and {most}, the most inputs of a layer; give {_GROUP}, say"
+            ]
         return []
 
 

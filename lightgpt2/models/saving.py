@@ -91,7 +91,10 @@ def bring_code(folder: Path, **settings: Any) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     name = modeling.MODELS[config["model_type"]].__name__
-    config["architectures"], config["auto_map"] = [name], {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"}
+    config["architectures"], config["auto_map"] = (
+        [name],
+        {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"},
+    )
     config["lightgpt2"] = config.get("lightgpt2", {}) | settings
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for module in (modeling, stored_weights):

@@ -27,4 +27,6 @@ def packed_table(models: Sequence[Model]) -> str:
 def packed_sentence(model: Model) -> str:
     """The same of one model, in plain words."""
     dense, packed, memory = (write("disk", value) for value in _figures(model))
-    return f"Packed it takes {packed} MB on disk, without that {dense}; in memory its weights are {memory} MB either way."
+    return (
+        f"Packed it takes {packed} MB on disk, without that {dense}; in memory its weights are {memory} MB either way."
+    )

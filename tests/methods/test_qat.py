@@ -62,7 +62,7 @@ def random_config(draw: random.Random, family: str) -> Any:
         config = AutoConfig.for_model("gpt2", **common, **shape, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         full = heads
     else:
-        shape = {"num_hidden_layers": layers, "hidden_size": draw.randint(5, 40), "intermediate_size": ffn,
+        shape = {"num_hidden_layers": layers, "hidden_size": heads * groups * draw.randint(3, 9), "intermediate_size": ffn,
                  "num_attention_heads": heads * groups, "num_key_value_heads": heads, "head_dim": head,
                  "max_position_embeddings": 16}  # fmt: skip
         config = AutoConfig.for_model("llama", **common, **shape, tie_word_embeddings=draw.random() < 0.5)
@@ -302,7 +302,9 @@ def test_what_is_quantized_is_not_trained_or_converted_again(bench: Bench, store
         folder = "checkpoints/r/model-nf4"
     else:
         form = {"bits": 8 if stored == "int8" else 4}
-        bench.configure({**qat(quantization=form), "trainer.max_steps": 0, "trainer.callbacks": [callback("PackedArtefact")]})
+        bench.configure(
+            {**qat(quantization=form), "trainer.max_steps": 0, "trainer.callbacks": [callback("PackedArtefact")]}
+        )
         folder += "-packed" if "packed" in stored else ""
     bench.succeed("fit")
     Path("checkpoints/r").rename("checkpoints/given")

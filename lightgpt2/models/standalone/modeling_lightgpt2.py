@@ -86,7 +86,9 @@ class Stored:
         if not {"stored", "packed"} & {*config.lightgpt2} or source is None:
             return own.from_pretrained(source, *args, config=config, **options)
         config = copy.deepcopy(config)
-        config.lightgpt2 = {key: value for key, value in config.lightgpt2.items() if key != "packed"}  # as it lies there
+        config.lightgpt2 = {
+            key: value for key, value in config.lightgpt2.items() if key != "packed"
+        }  # as it lies there
         weights = read(cached_file(source, "model.safetensors", **where))
         if options.get("generation_config") is None:
             with contextlib.suppress(OSError):

@@ -1,21 +1,21 @@
-"""How `model.safetensors` holds weights as integers with scales, and packed; the file's header says which, under `metadata`.
+"""How `model.safetensors` holds weights as integers with scales, and packed; `stored` in its header's metadata says which.
 
-`integers` lists by name the parameters that are stored as integers:
+(There is nothing else in the metadata, whose order would differ between two files of equal weights.) `integers` lists by name the parameters that are stored as integers:
 
     {"bits": 8, "group": 768, "shape": [768, 2304], "transposed": true}
 
-The tensor of that name is `[outputs, groups, group]` in int8, or in uint8 with two 4-bit integers a byte (the first one in the
-low half, both in two's complement); `NAME_scale` is `[outputs, groups, 1]` in FP32. Their product, row after row without the zeros that fill up
-a row's last group, is the parameter, or its transpose. (No tensor has the parameter's own shape: plain transformers refuses the
-file, and does not take integers for weights.)
+The tensor of that name is `[outputs, groups, group]` in int8; or in uint8 with two 4-bit integers a byte, in two's complement,
+the first one in the low half. `NAME_scale` is `[outputs, groups, 1]` in FP32. Their product, row after row without the zeros
+that fill up a row's last group, is the parameter, or its transpose. (None has the parameter's own shape: plain transformers
+refuses the file, and takes no integers for weights.)
 
 `packed` lists by name the tensors, of those that there are without packing, whose bytes are compressed:
 
     {"dtype": "int8", "shape": [2304, 1, 768], "kept": 353894, "parts": [165021, 301455]}
 
-The tensor of that name is the concatenation of `parts`, in bytes, each compressed by zlib: where `kept` is a number, first one bit an
-element (the first in the lowest bit) that says which ones are there at all and not zero; then the first bytes of all `kept`
-elements, their second bytes, and so on.
+The tensor of that name is the concatenation of `parts`, in bytes, each compressed by zlib. Where `kept` is a number, the first
+part is one bit an element (the first in the lowest bit) that says which ones are there at all and not zero. Then come the first
+bytes of all elements that are there, their second bytes, and so on.
 """
 
 import json
@@ -43,11 +43,11 @@ def read(file: str | Path) -> dict[str, Tensor]:
 def read_stored(file: str | Path) -> tuple[dict[str, Tensor], Table]:
     """A file's tensors, unpacked but not multiplied, and what it says about integers."""
     with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata() or {}
+        said = json.loads((opened.metadata() or {}).get("stored", "{}"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
-    for name, about in json.loads(metadata.get("packed", "{}")).items():
+    for name, about in said.get("packed", {}).items():
         tensors[name] = unpacked(tensors[name], **about)
-    return tensors, json.loads(metadata.get("integers", "{}"))
+    return tensors, said.get("integers", {})
 
 
 def write(file: str | Path, tensors: dict[str, Tensor], integers: Table, packed: bool = False) -> Table:
@@ -65,8 +65,11 @@ def write(file: str | Path, tensors: dict[str, Tensor], integers: Table, packed:
     table: Table = {}
     if packed:
         pairs = {name: pack(tensor) for name, tensor in tensors.items()}
-        tensors, table = {name: data for name, (data, _) in pairs.items()}, {n: about for n, (_, about) in pairs.items()}
-    save_file(tensors, file, {"format": "pt", "integers": json.dumps(integers), "packed": json.dumps(table)})
+        tensors, table = (
+            {name: data for name, (data, _) in pairs.items()},
+            {n: about for n, (_, about) in pairs.items()},
+        )
+    save_file(tensors, file, {"stored": json.dumps({"integers": integers, "packed": table})})
     return table
 
 
@@ -90,7 +93,7 @@ def dequantized(stored: Tensor, scale: Tensor, bits: int, group: int, shape: lis
 
 
 def round_inputs(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A linear layer's forward pre-hook that rounds its inputs to INT8: each token's to steps of its largest magnitude / 127."""
+    """A linear layer's forward pre-hook that rounds its inputs to INT8, with a scale for each token."""
     values = args[0].float()
     scale = (values.detach().abs().amax(dim=-1) / 127).clamp_min(torch.finfo(torch.float32).tiny).flatten()
     zero, rows = torch.zeros_like(scale, dtype=torch.int32), values.reshape(-1, values.shape[-1])
@@ -102,7 +105,7 @@ def round_inputs(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def pack(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """A tensor's bytes, compressed with or without a mask of what is not zero, whichever is less; and what to say about them."""
+    """A tensor's bytes, compressed with or without a mask of what is not zero, whichever is less; what to say about them."""
     planes = tensor.contiguous().flatten().view(torch.uint8).reshape(tensor.numel(), tensor.element_size())
     there = (planes != 0).any(dim=1)  # by bytes: a negative zero is one of those that are there
     dense = [_deflated(plane) for plane in planes.T]
@@ -135,7 +138,7 @@ def _bits(mask: Tensor) -> Tensor:
 def _deflated(data: Tensor) -> bytes:
     # Weights have no repetitions to look for, only values of unlike frequency: with them zlib would be slower and no shorter.
     coder = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
-    return coder.compress(data.contiguous().numpy()) + coder.flush()
+    return coder.compress(data.numpy().tobytes()) + coder.flush()
 
 
 def _bytes(data: bytes) -> Tensor:
