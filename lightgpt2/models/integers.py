@@ -75,14 +75,23 @@ def round_weights(model: PreTrainedModel, form: Integers, active: Callable[[], b
         active: Whether it does; asked at every forward pass.
     """
     for module in _rounded(model, form).values():
-        compute_with(module, lambda name, value, module=module: (  # type: ignore[misc]
-            _as_rows(module, fake_quantize(_as_rows(module, value), form.bits, form.size))
-            if name == "weight" and active() else value
-        ))  # fmt: skip
+        compute_with(module, _rounding(module, form, active))
     for module in block_linears(model).values() if form.activations else ():
         module.register_forward_pre_hook(
             lambda module, args: stored_weights.round_inputs(module, args) if active() else None
         )
+
+
+def _rounding(module: nn.Module, form: Integers, active: Callable[[], bool]) -> Callable[[str, Tensor], Tensor]:
+    """What a module takes for a parameter of its own."""
+
+    def substitute(name: str, value: Tensor) -> Tensor:
+        if name != "weight" or not active():
+            return value
+        rows = fake_quantize(_as_rows(module, value.float()), form.bits, form.size)
+        return _as_rows(module, rows).to(value.dtype)
+
+    return substitute
 
 
 def _rounded(model: PreTrainedModel, form: Integers) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """How `model.safetensors` holds weights as integers with scales, and packed; `stored` in its header's metadata says which.
 
-(There is nothing else in the metadata, whose order would differ between two files of equal weights.) `integers` lists by name the parameters that are stored as integers:
+(It is all that the metadata has, for the order of several would differ between two files of equal weights.) `integers` lists
+by name the parameters that are stored as integers:
 
     {"bits": 8, "group": 768, "shape": [768, 2304], "transposed": true}
 
