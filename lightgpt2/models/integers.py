@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
@@ -32,7 +31,7 @@ class Integers:
     """
 
     bits: Literal[8, 4] = 8
-    group: PositiveInt | None = None
+    group: int | None = None
     activations: bool = False
     embeddings: bool = False
 
@@ -44,7 +43,7 @@ class Integers:
     @property
     def size(self) -> int | None:
         """Inputs that share a scale; None where all of an output channel do."""
-        return None if self.bits == 8 else int(self.group or _GROUP)
+        return None if self.bits == 8 else self.group or _GROUP
 
     def problems(self, config: PretrainedConfig, key: str) -> list[str]:
         """What is wrong with the format for a model, one line each.

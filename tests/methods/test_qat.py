@@ -272,7 +272,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a group of one": ({"quantization": {"bits": 4, "group": 1}}, ["model.quantization.group: 1 is not between 2 and 128"]),
     "a group too big": ({"quantization": {"bits": 4, "group": 129}}, ["model.quantization.group: 129 is not between 2 and"]),
-    "no group": ({"quantization": {"bits": 4, "group": 0}}, ["model.quantization.group", "above 0"]),
+    "no group": ({"quantization": {"bits": 4, "group": 0}}, ["model.quantization.group: 0 is not between 2 and"]),
     "five bits": ({"quantization": {"bits": 5}}, ["model.quantization.bits", "8, 4"]),
     "a delay beyond the end": ({"delay": 1.5}, ["model.delay", "1.5"]),
     "a loss without a teacher": ({"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),

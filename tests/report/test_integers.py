@@ -55,9 +55,9 @@ def test_dense_packed_and_in_memory_bytes_are_told_apart(tmp_path: Path) -> None
     write(tmp_path, folders)
     write_report([str(tmp_path / "checkpoints/small")], str(tmp_path / "out"), 1.0, 10.0)
     text = (tmp_path / "out/report.md").read_text()
-    assert "| small packed | 125.40 | 57.90 | 497.76 | -53.8 % |" in text
+    assert "| small packed | 125.4 | 57.90 | 497.8 | -53.8 % |" in text
     assert (
-        "Packed it takes 57.90 MB on disk, without that 125.40; in memory its weights are 497.76 MB either way." in text
+        "Packed it takes 57.90 MB on disk, without that 125.4; in memory its weights are 497.8 MB either way." in text
     )
-    assert "loaded, they are multiplied with their scales and are FP32 weights of 497.76 MB" in text
+    assert "loaded, they are multiplied with their scales and are FP32 weights of 497.8 MB" in text
     assert "Where the quantized models' saving comes from" not in text
