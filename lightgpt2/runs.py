@@ -85,14 +85,18 @@ def identity(config: dict[str, Any]) -> Identity:
         config: A resolved configuration, as in `config.yaml`.
     """
     model, data = config["model"], config["data"]
-    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "model", "lora", "quantization")
+    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "vocabulary", "model", "lora", "quantization")
     sources = {f"model.{key}": model["init_args"][key] for key in keys if key in model["init_args"]}
+    pruning = model["init_args"].get("pruning") or {}
+    sources |= {f"model.pruning.{key}": pruning[key] for key in ("granularity", "criterion") if key in pruning}
     found = {"model.class_path": model["class_path"], **sources, "data.source": data["init_args"]["source"]}
     plain: Identity = json.loads(json.dumps(found, default=str))
     return plain
 
 
 def _differences(ours: Identity, theirs: Identity) -> str:
+    """What is not the same, in words; a setting that an older version did not have is one that was not given."""
+
     def shown(identity: Identity, key: str) -> Any:
         value = identity.get(key)
         return "null" if value is None else value
@@ -121,8 +125,8 @@ def claim(run: Run, ours: Identity, resuming: bool) -> None:
     theirs = run.owner()
     if theirs is None:
         raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; {fix}")
-    if theirs != ours:
-        raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({_differences(ours, theirs)}); {fix}")
+    if differences := _differences(ours, theirs):
+        raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({differences}); {fix}")
     if not resuming and unfinished(run, ours):
         raise UserError(
             f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
@@ -140,9 +144,9 @@ def check_owner(run: Run, ours: Identity) -> None:
         raise UserError(
             f"--run {run.name}: {run.folder} was not made by lightgpt2; give --ckpt_path {run.model} to score it"
         )
-    if theirs != ours:
+    if differences := _differences(ours, theirs):
         raise UserError(
-            f"--run {run.name}: the model in {run.folder} was made with other settings ({_differences(ours, theirs)}); give "
+            f"--run {run.name}: the model in {run.folder} was made with other settings ({differences}); give "
             f"those, or --ckpt_path {run.model} to score it with these"
         )
 
@@ -206,8 +210,8 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         zipfile.BadZipFile,
     ):
         return 0, "is truncated or was not written by lightgpt2"
-    if theirs != ours:
-        return 0, f"is of another run ({_differences(ours, theirs)})"
+    if differences := _differences(ours, theirs):
+        return 0, f"is of another run ({differences})"
     return step, None
 
 

@@ -45,8 +45,9 @@ def test_the_verb_prints_a_table_and_writes_figures_and_traces(tmp_path: Path) -
     assert (result["machine"]["device"], result["machine"]["threads"]) == ("cpu", 1)
     one, two = result["arms"]
     assert (one["name"], one["trace"]) == ("one fp32", "traces/one-fp32.json")
-    row = next(line for line in output.splitlines() if line.startswith("one fp32"))
-    assert f"{one['generate']['8']['tokens_per_s']:.1f}" in row.split()
+    speed, spent, _ = (line.split() for line in output.splitlines() if line.startswith("one fp32"))
+    assert f"{one['generate']['8']['tokens_per_s']:.1f}" in speed
+    assert f"{one['generate']['8']['cpu_seconds']:.3f}" in spent
     assert f"two fp32: not measured: {two['error']}" in output
     assert json.loads((tmp_path / "traces/one-fp32.json").read_text())["traceEvents"]
 

@@ -24,6 +24,10 @@ def config(method: str, folder: Path, **trainer: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4, "vocab_size": 300}
     if method == "FineTune":
         init["model"] = {"model_type": "gpt2", **SHAPES["gpt2"]}
+    elif method == "MovementPruning":
+        del data["vocab_size"]
+        schedule = {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}
+        init |= {"model": str(folder / "teacher"), "teacher": str(folder / "teacher"), "pruning": schedule}
     elif method in ("LoRA", "QLoRA"):
         del data["vocab_size"]
         init |= {"model": str(folder / "teacher"), "lora": {"dropout": 0.1}}
@@ -132,6 +136,22 @@ def test_scheduled_pruning_goes_on_exactly(tmp_path: Path) -> None:
     assert_same_run(tmp_path, "whole", "killed")
     ledger = json.loads((tmp_path / "checkpoints/killed/model/ledger.json").read_text())
     assert ledger[-1]["operations"][1]["achieved"] == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize("pruning", ["structured", "threshold"])
+def test_movement_pruning_goes_on_exactly(tmp_path: Path, pruning: str) -> None:
+    """Weights, scores and decisions: killed before the schedule begins, on its way, and after it."""
+    write_corpus(tmp_path / "corpus", documents=24)
+    write_model(tmp_path / "teacher")
+    settings = config("MovementPruning", tmp_path, max_steps=34, accumulate_grad_batches=2)
+    chosen: dict[str, Any] = settings["model"]["init_args"]["pruning"]
+    if pruning == "threshold":
+        del chosen["attention"], chosen["ffn"]
+        chosen |= {"threshold": {"at": 0.49, "penalty": 300.0}, "granularity": "weight"}
+    write_config(tmp_path / "config.yaml", settings)
+    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
+    fit_killed(tmp_path, "killed", kills_in([(1, 13), (18, 44), (50, 66)], every=8))  # steps 7 to 24 are on the way
+    assert_same_run(tmp_path, "whole", "killed")
 
 
 def assert_same_weights(folder: Path, first: str, second: str) -> None:

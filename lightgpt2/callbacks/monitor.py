@@ -48,6 +48,8 @@ class Monitor(Callback):
         self._write(trainer, {name: float(trainer.callback_metrics[name]) for name in names})
         if isinstance(trainer.logger, TensorBoardLogger):
             self._write_samples(trainer, trainer.logger, pl_module)
+            if trainer.is_global_zero:
+                pl_module.draw(trainer.logger.experiment, trainer.global_step)
 
     def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:

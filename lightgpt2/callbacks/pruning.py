@@ -125,7 +125,11 @@ class GlobalL1Pruning(Callback):
         wanted = (self.targets, self.amount, self.criterion)
         if trainer.ckpt_path is None:
             self._prune(pl_module, self.amount)
-        elif wanted not in [(done["targets"], done["amount"], done["criterion"]) for done in pl_module.prunings]:
+        elif wanted not in [
+            (done["targets"], done["amount"], done["criterion"])
+            for done in pl_module.prunings
+            if done["op"] == "global_l1"
+        ]:
             raise UserError(
                 f"{_KEY}: the run has no step left, so nothing would be pruned; raise trainer.max_steps, or start another run "
                 "from its artefact with trainer.max_steps: 0"

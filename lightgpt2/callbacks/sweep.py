@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lightgpt2.callbacks.pruning import Share
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
-from lightgpt2.inference.scoring import score
+from lightgpt2.inference.scoring import Score, score
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import atomic_file, write_json
@@ -75,19 +75,20 @@ class SparsitySweep(Callback):
         if gone:  # the model as it is comes first, and none has less
             self.levels = [gone, *(level for level in self.levels if level > gone)]
         scores = {"l1": magnitudes(trained), "random": random_scores(trained, self.seed)}
-        arms: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
+        arms: dict[str, list[Score]] = {name: [] for name in scores}
         try:
             with tqdm(total=2 * len(self.levels), desc="Sweep", leave=False) as bar:
                 for criterion, level in ((c, level) for level in self.levels for c in scores):
                     masks = keep_masks(scores[criterion], level, dict(pl_module.masks.items()))
                     _set(chosen, {name: trained[name] * masks[name].to(trained[name].device) for name in chosen})
-                    arms[criterion].append(self._figures(trainer, pl_module))
+                    arms[criterion].append(self._score(trainer, pl_module))
                     bar.update()
         finally:
             _set(chosen, trained)
-        self._write(trainer, {"key": "sparsity", "targets": self.targets, "values": self.levels, "arms": arms})
+        figures = {name: [_figures(scored, points[0]) for scored in points] for name, points in arms.items()}
+        self._write(trainer, {"key": "sparsity", "targets": self.targets, "values": self.levels, "arms": figures})
 
-    def _figures(self, trainer: Trainer, method: Method) -> dict[str, Any]:
+    def _score(self, trainer: Trainer, method: Method) -> Score:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
             folder = Path(temporary) / "model"
@@ -95,8 +96,7 @@ class SparsitySweep(Callback):
             model = load_model(str(folder), "model", method.trust_remote_code)
         model.to(device=trainer.strategy.root_device)
         loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
-        result = score(model, method.task, loader, documents, "Scoring").as_dict()
-        return {key: result[key] for key in ledger.QUALITY}
+        return score(model, method.task, loader, documents, "Scoring")
 
     def _write(self, trainer: Trainer, found: dict[str, Any]) -> None:
         figures = [row["perplexity"] for row in found["arms"]["l1"]]
@@ -115,6 +115,12 @@ class SparsitySweep(Callback):
             for criterion, rows in found["arms"].items():
                 for level, row in zip(self.levels, rows, strict=True):
                     trainer.logger.experiment.add_scalar(f"sweep/{criterion}", row["perplexity"], round(100 * level))
+
+
+def _figures(scored: Score, first: Score) -> dict[str, Any]:
+    """A level's figures, with how many times the first level's its perplexity is."""
+    quality, ratio = scored.as_dict(), scored.against(first)
+    return {key: quality[key] for key in ledger.QUALITY} | {"ratio": ratio.perplexity, "ratio_95": ratio.interval()}
 
 
 def largest_inside(values: list[float], perplexities: list[float], budget: float) -> float | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning import LightningDataModule
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import store
 from lightgpt2.data.corpora import Corpus, Split
-from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
 from lightgpt2.data.windows import (
     EvaluationSampler,
     StepSampler,
@@ -81,6 +82,7 @@ class LanguageModelingData(LightningDataModule):
         self.tokenizer_source, self.vocab_size = tokenizer, vocab_size
         self.predict_split: Split = predict_split
         self.seed = seed
+        self.kept_tokens: list[int] = []  # with a vocabulary that is cut down: the old id of each token
         self._splits: dict[Split, store.TokenSplit] = {}
 
     def problems(self) -> list[str]:
@@ -114,12 +116,11 @@ class LanguageModelingData(LightningDataModule):
         if self.vocab_size and not self._trained_tokenizer().is_dir():
             train_tokenizer(self._training_texts(), self.vocab_size, self._trained_tokenizer())
         tokenizer = self._load_tokenizer()
-        folder = self._store(tokenizer)
-        if store.read_meta(folder) is None:
-            separator = separator_id(tokenizer)
-            assert separator is not None  # load_tokenizer has checked it
-            documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
-            store.build(folder, documents, lambda texts: _encode(tokenizer, texts), separator, len(tokenizer))
+        if self._trims():
+            check_byte_level(tokenizer)
+            self._tokenize(tokenizer)
+            tokenizer, _ = trimmed(tokenizer, self._used(tokenizer))
+        self._tokenize(tokenizer)
 
     def setup(self, stage: str) -> None:
         """Opens the tokenized corpus.
@@ -128,6 +129,8 @@ class LanguageModelingData(LightningDataModule):
             UserError: A split that this stage needs is empty, or too small for one optimizer step.
         """
         self.tokenizer = self._load_tokenizer()
+        if self._trims():
+            self.tokenizer, self.kept_tokens = trimmed(self.tokenizer, self._used(self.tokenizer))
         folder = self._store(self.tokenizer)
         self.meta = store.read_meta(folder) or {}
         splits: tuple[Split, ...] = ("train", "valid", "test")
@@ -303,6 +306,27 @@ class LanguageModelingData(LightningDataModule):
                 "train one"
             )
         return load_tokenizer(source, key, module.trust_remote_code)
+
+    def _trims(self) -> bool:
+        module: Any = getattr(self.trainer, "lightning_module", None)
+        return module is not None and module.trims_vocabulary
+
+    def _used(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+        """Ids of the tokens that the training split consists of."""
+        used = np.zeros(len(tokenizer), dtype=bool)
+        tokens = store.open_split(self._store(tokenizer), "train").tokens
+        for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
+            used[tokens[start : start + (1 << 20)]] = True
+        return np.flatnonzero(used).tolist()
+
+    def _tokenize(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Writes the tokens of the corpus where that is not done yet."""
+        folder = self._store(tokenizer)
+        if store.read_meta(folder) is None:
+            separator = separator_id(tokenizer)
+            assert separator is not None  # load_tokenizer has checked it
+            documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
+            store.build(folder, documents, lambda texts: _encode(tokenizer, texts), separator, len(tokenizer))
 
     def _corpus_key(self) -> list[str]:
         return [self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction)]

@@ -1,11 +1,17 @@
-"""A byte-level BPE tokenizer trained on a corpus, for models that start from nothing."""
+"""Byte-level BPE tokenizers: trained on a corpus, or cut down to the tokens that a corpus uses."""
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
+from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_folder
 
 END_OF_TEXT = "<|endoftext|>"
@@ -26,3 +32,85 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     )
     with atomic_folder(folder) as temporary:
         tokenizer.save_pretrained(temporary)
+
+
+def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Checks that a tokenizer is of the kind that `trimmed` can cut.
+
+    Raises:
+        UserError: It is not.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend else {"model": {}}
+    model = parts["model"]
+    whole = not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+    bytewise = all(_has_byte_level(parts.get(name), name) for name in ("pre_tokenizer", "decoder"))
+    if not (model.get("type") == "BPE" and whole and bytewise):
+        raise UserError(
+            f"model.vocabulary: only a byte-level BPE tokenizer (as GPT-2's) can be cut down, and this one is "
+            f"{type(tokenizer).__name__} ({model.get('type', 'no')} model); remove model.vocabulary"
+        )
+
+
+def _has_byte_level(part: dict[str, Any] | None, name: str) -> bool:
+    inside = (part or {}).get(f"{name.replace('_', '')}s", [part])  # those of a sequence
+    return any(each and each["type"] == "ByteLevel" for each in inside)
+
+
+def trimmed(tokenizer: PreTrainedTokenizerFast, used: Iterable[int]) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A tokenizer of fewer tokens that cuts the text whose tokens it has exactly as the old one does, and encodes any other.
+
+    It keeps the tokens that are used, whatever they are merged from, the bytes, and all special and added tokens; and of the
+    merges those among what it keeps. BPE always applies the first merge of the list that fits. On text of used tokens each
+    one that the old tokenizer applied is still there, and nothing was put before it: every step is the same. Other text
+    ends in smaller pieces, with single bytes at the worst.
+
+    Args:
+        tokenizer: Byte-level BPE.
+        used: Ids of the tokens that are used.
+
+    Returns:
+        The smaller tokenizer, and the old id of each of its tokens: the order is the old one.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, added = parts["model"], parts["added_tokens"]
+    old: dict[str, int] = model["vocab"]
+    wanted = {*used, *tokenizer.all_special_ids}
+    always = {*ByteLevel.alphabet(), model["unk_token"], *(token["content"] for token in added)}
+    kept = _with_their_parts({token for token, id_ in old.items() if id_ in wanted or token in always}, model["merges"])
+    ids = sorted({old[token] for token in kept} | {token["id"] for token in added})
+    new = {id_: index for index, id_ in enumerate(ids)}
+    model["vocab"] = {token: new[id_] for token, id_ in old.items() if token in kept}
+    model["merges"] = [[a, b] for a, b in model["merges"] if {a, b, a + b} <= kept]
+    for token in added:
+        token["id"] = new[token["id"]]
+    _renumber(parts["post_processor"], new)
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        Path(folder, "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+        smaller = type(tokenizer).from_pretrained(folder)
+    renumbered = {token: new[id_] for token, id_ in tokenizer.get_vocab().items() if id_ in new}
+    assert smaller.get_vocab() == renumbered, "the smaller tokenizer is not read as it was written"
+    return smaller, ids
+
+
+def _with_their_parts(tokens: set[str], merges: list[list[str]]) -> set[str]:
+    """Tokens, those that they are merged from, and so on."""
+    made_from = defaultdict[str, set[str]](set)
+    for a, b in merges:
+        made_from[a + b] |= {a, b}
+    found, todo = set(tokens), list(tokens)
+    while todo:
+        parts = made_from[todo.pop()] - found
+        found |= parts
+        todo += parts
+    return found
+
+
+def _renumber(processor: dict[str, Any] | None, new: dict[int, int]) -> None:
+    """Gives the special tokens that a post-processor adds their new ids."""
+    for part in (processor or {}).get("processors", [processor or {}]):  # those of a sequence
+        for token in part.get("special_tokens", {}).values():
+            token["ids"] = [new[id_] for id_ in token["ids"]]
+        for name in {"sep", "cls"} & part.keys():
+            part[name][1] = new[part[name][1]]

@@ -184,12 +184,17 @@ def _samples(rounds: Sequence[Round], kind: str, key: str) -> list[Any]:
 
 
 def _generation(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    whole = [(sample["first"] + sum(sample["others"])) / 1e3 for sample in samples]
+    spent = [sample["cpu_seconds"] for sample in samples]
     middle, high = _percentiles([gap for sample in samples for gap in sample["others"]])
     return {
         "first_token_ms": statistics.median(sample["first"] for sample in samples),
         "tokens_per_s": statistics.median(_decoding(sample) for sample in samples),
         "token_p50_ms": middle,
         "token_p95_ms": high,
+        "seconds": statistics.median(whole),
+        "cpu_seconds": statistics.median(spent),
+        "cpu_percent": statistics.median(100 * cpu / wall for cpu, wall in zip(spent, whole, strict=True)),
     }
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -69,6 +69,14 @@ class Score:
             means.append(float(draw @ self.nll) / max(1.0, float(draw @ self.tokens)))
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         return _exp(low), _exp(high)
+
+    def against(self, other: Self) -> Self:
+        """The score whose perplexity is this one's divided by another's, its interval of the documents in pairs.
+
+        Args:
+            other: What another model scored on the same documents.
+        """
+        return replace(self, nll=self.nll - other.nll)
 
     def rows(self) -> list[dict[str, Any]]:
         """Each document's own figures: `document`, `nll`, `tokens`, `perplexity`."""

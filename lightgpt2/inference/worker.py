@@ -41,7 +41,7 @@ _PROFILED_TOKENS = 4
 
 
 class Clock(BaseStreamer):  # type: ignore[misc]
-    """Notes when each new token is there.
+    """Notes when each new token is there, and what the processor has spent by then.
 
     Args:
         synchronize: Waits until the device is done.
@@ -51,6 +51,7 @@ class Clock(BaseStreamer):  # type: ignore[misc]
         self._synchronize = synchronize
         self._prompt = True
         self.times: list[float] = []
+        self.spent = 0.0
 
     def put(self, value: Tensor) -> None:
         """Called by `generate`: first with the prompt, then with every new token."""
@@ -59,6 +60,7 @@ class Clock(BaseStreamer):  # type: ignore[misc]
             return
         self._synchronize()
         self.times.append(time.perf_counter())
+        self.spent = time.process_time()
 
     def end(self) -> None:
         """Nothing."""
@@ -113,7 +115,7 @@ class Worker:
         return {"sizes": sizes, "machine": _machine(self.device)}
 
     def round(self) -> dict[str, Any]:
-        """Measures everything once: milliseconds of forward passes, of first tokens and between tokens; peak memory."""
+        """Measures everything once: milliseconds of passes, of first tokens and between tokens; CPU seconds; peak memory."""
         return {
             "forward": {shape: self._forward_times(ids) for shape, ids in self.batches.items()},
             "generate": {str(count): self._token_times(count) for count in self.settings.new_tokens},
@@ -164,12 +166,15 @@ class Worker:
             self.model(input_ids=ids, use_cache=False)
 
     @torch.inference_mode()
-    def _generate(self, count: int) -> list[float]:
-        """Generates exactly so many tokens; the times of the start and of each token."""
+    def _generate(self, count: int) -> tuple[list[float], float]:
+        """Generates exactly so many tokens; the times of the start and of each token, and CPU seconds up to the last.
+
+        They are those of all threads of the process, in its own code and in the system's.
+        """
         clock = Clock(self._synchronize)
         forced = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1)
         self._synchronize()
-        started = time.perf_counter()
+        spent, started = time.process_time(), time.perf_counter()
         with self._attention():
             whole = self.model.generate(
                 self.prompt, attention_mask=torch.ones_like(self.prompt), generation_config=forced, streamer=clock
@@ -177,7 +182,7 @@ class Worker:
         made = whole.shape[1] - self.prompt.shape[1]
         if made != count or len(clock.times) != count:
             raise RuntimeError(f"generated {made} tokens in place of {count}")
-        return [started, *clock.times]
+        return [started, *clock.times], clock.spent - spent
 
     def _warm_up(self) -> None:
         for ids in self.batches.values():
@@ -197,9 +202,9 @@ class Worker:
 
     def _token_times(self, count: int) -> dict[str, Any]:
         self._generate(2)
-        times = self._generate(count)
+        times, spent = self._generate(count)
         gaps = [(after - before) * 1e3 for before, after in itertools.pairwise(times)]
-        return {"first": gaps[0], "others": gaps[1:]}
+        return {"first": gaps[0], "others": gaps[1:], "cpu_seconds": spent}
 
 
 def _import_model_code(config: Any, arm: Arm) -> None:

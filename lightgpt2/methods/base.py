@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -99,6 +100,11 @@ class Method(Resumable, Scored, Pruned):
         """Where the tokenizer comes from when the data names none, and the config key."""
         return self.parent
 
+    @property
+    def trims_vocabulary(self) -> bool:
+        """Whether the tokenizer, and with it the model, keeps only the tokens that the training split needs."""
+        return False
+
     @abstractmethod
     def build(self) -> None:
         """Makes `self.model` and whatever else has parameters, and sets `self.operations`.
@@ -142,6 +148,14 @@ class Method(Resumable, Scored, Pruned):
     def ledgers(self, folder: Path) -> dict[Path, list[Operation]]:
         """The folders that `save` wrote, each with what was done to the model in it."""
         return {folder: [*self.operations, *self.prunings]}
+
+    def draw(self, board: SummaryWriter, step: int) -> None:
+        """Shows in TensorBoard, at each validation, what no single number says; nothing unless a method has something.
+
+        Args:
+            board: Where to.
+            step: Optimizer steps taken.
+        """
 
     def misfits(self, quantized: str) -> str | None:
         """Why this method cannot train a quantized model, with what to do; nothing where it can.

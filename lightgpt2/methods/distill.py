@@ -149,9 +149,8 @@ class Distill(Method):
             except ValueError as error:
                 raise UserError(f"model.layers: {error}") from error
         elif isinstance(source, dict):
-            values = {
-                k: v for k, v in teacher.to_diff_dict().items() if k not in ("transformers_version", "layer_types")
-            }
+            unshared = ("transformers_version", "layer_types", "lightgpt2", "auto_map", "architectures")
+            values = {k: v for k, v in teacher.to_diff_dict().items() if k not in unshared}
             student = load_config({**values, "model_type": teacher.model_type, **source}, "model.student")
         else:
             student = loaded["model.student"]

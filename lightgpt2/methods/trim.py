@@ -1,9 +1,10 @@
 """Trimming: a smaller model is cut out of a big one, and trained: on text alone, or with the big one as its teacher.
 
 Depth, width, heads and neurons, and training after it, as in Muralidharan et al. 2024 (Minitron, arXiv:2407.14679). Which
-channels stay is decided in `models.trimming`.
+channels stay is decided in `models.trimming`. The vocabulary can go down to what a corpus uses; see `data.tokenizer.trimmed`.
 """
 
+import copy
 from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
@@ -15,8 +16,9 @@ from lightgpt2.methods.distill import DistillLoss
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.methods.taught import Taught
 from lightgpt2.models import surgery
-from lightgpt2.models.axes import Shape
+from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.surgery import Operation
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
@@ -32,6 +34,10 @@ class Trim(Taught):
         width: Size of the hidden states. The default is the model's.
         heads: Attention heads of a layer. The default keeps the size of a head.
         ffn: Neurons of a layer. The default keeps their ratio to the width.
+        vocabulary: The tokens that stay: with `corpus` those that the training split needs, for a byte-level BPE tokenizer,
+            which is cut down with the model and saved beside it. The default is all. The uncut model, which is scored and
+            may teach, then chooses among the same tokens: its perplexity is over these, and only bits per byte compare
+            with those of the full vocabulary.
         importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
             (`activation`), or the first ones (`first`), as a control.
         calibration: Training windows on which `activation` is measured.
@@ -53,6 +59,7 @@ class Trim(Taught):
         width: PositiveInt | None = None,
         heads: PositiveInt | None = None,
         ffn: PositiveInt | None = None,
+        vocabulary: Literal["corpus"] | None = None,
         importance: Importance = "norm",
         calibration: PositiveInt = 32,
         loss: DistillLoss | None = None,
@@ -71,10 +78,16 @@ class Trim(Taught):
         self.layers = layers
         self.layer_choice, self.importance, self.calibration = layer_choice, importance, calibration
         self.width, self.heads, self.ffn = width, heads, ffn
+        self.vocabulary = vocabulary
+
+    @property
+    def trims_vocabulary(self) -> bool:
+        """As configured."""
+        return self.vocabulary is not None
 
     @property
     def reference(self) -> tuple[str, PreTrainedModel]:
-        """The model that was cut."""
+        """The model that was cut, with the tokens that stay."""
         return "teacher" if self.learns else "source", self.teacher
 
     def configs(self) -> dict[str, PretrainedConfig]:
@@ -85,6 +98,12 @@ class Trim(Taught):
         """
         source, key = self.parent
         config = load_config(self._teacher_source, key, self.trust_remote_code)
+        if uneven := uneven_sizes(config):
+            names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
+            raise UserError(
+                f"{key}: the layers of {source} have different numbers of {names}, which Trim cannot cut; trim before movement "
+                "pruning"
+            )
         problems = self._loss_problems()
         if self.layer_map is not None and not self.loss.hidden:
             problems.append(
@@ -100,8 +119,11 @@ class Trim(Taught):
             problems.append(f"{wrong}: {error}")
         target, found = self._target(config)
         problems += found
-        if not problems and target == Shape.of(config) and smaller.num_hidden_layers == config.num_hidden_layers:
-            problems.append(f"model.layers: nothing of {source} is cut; give model.layers, width, heads or ffn")
+        same = target == Shape.of(config) and smaller.num_hidden_layers == config.num_hidden_layers
+        if not problems and same and not self.vocabulary:
+            problems.append(
+                f"model.layers: nothing of {source} is cut; give model.layers, width, heads, ffn or vocabulary"
+            )
         if problems:
             raise UserError(problems)
         for name, value in target.settings(config.model_type).items():
@@ -111,19 +133,40 @@ class Trim(Taught):
     def build(self) -> None:
         """Loads the model and cuts the smaller one out of it."""
         big = load_model(self._teacher_source, self.parent[1], self.trust_remote_code)
+        self._vocabulary_cuts = self._cut_vocabulary(big.config.vocab_size)
+        big = surgery.apply(big, self._vocabulary_cuts)
         self._hidden_teacher = (big.eval().requires_grad_(False),)
-        self.operations = []
+        small, cuts = big, list[Operation]()
         layers = self._chosen_layers(big.config)
         if layers != list(range(big.config.num_hidden_layers)):
-            self.operations.append({"op": "extract_layers", "layers": layers})
-        small = surgery.apply(big, self.operations)
+            cuts.append({"op": "extract_layers", "layers": layers})
+            small = surgery.apply(small, cuts)
         target, _ = self._target(big.config)
         if target != Shape.of(big.config):
             kept = choose(small, target, self._scores(small))
-            self.operations.append(surgery.trim_operation(target, kept, self.importance))
-            small = surgery.apply(small, self.operations[-1:])
-        self.model = small.requires_grad_(True)
+            cuts.append(surgery.trim_operation(target, kept, self.importance))
+            small = surgery.apply(small, cuts[-1:])
+        self.model = (small if cuts else copy.deepcopy(big)).requires_grad_(True)
+        self.operations = [*self._vocabulary_cuts, *cuts]
         self._pair(big)
+
+    def _cut_vocabulary(self, rows: int) -> list[Operation]:
+        """The cut from so many tokens down to those that the data found to be needed, if any."""
+        if self.vocabulary is None:
+            return []
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        ids: list[int] = data.kept_tokens
+        if ids[-1] >= rows:
+            raise UserError(
+                f"data.tokenizer: it has a token {ids[-1]} and the model of {self.parent[1]} has {rows} tokens; use the "
+                "model's own tokenizer"
+            )
+        if len(ids) == rows:
+            raise UserError(
+                f"model.vocabulary: the training text needs all {rows} tokens of {self.parent[0]}; remove it, or give another "
+                "text"
+            )
+        return [surgery.vocabulary_operation(ids, rows)]
 
     def _scores(self, model: PreTrainedModel) -> Scores:
         if self.importance == "activation":
@@ -177,3 +220,21 @@ class Trim(Taught):
         if not self.learns:
             self._hidden_teacher = ()
         super().on_train_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds which tokens the rows of the weights are."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["vocabulary"] = self._vocabulary_cuts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes sure that they are the same.
+
+        Raises:
+            UserError: They are not: the training text has changed.
+        """
+        if checkpoint.get("vocabulary", []) != self._vocabulary_cuts:
+            raise UserError(
+                "--ckpt_path: the training text needs other tokens than those of the checkpoint; bring the old text back, or "
+                "start anew with another --run"
+            )
+        super().on_load_checkpoint(checkpoint)

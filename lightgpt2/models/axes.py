@@ -1,8 +1,9 @@
 """What each axis of each parameter stands for: the one table by which slices are taken and importances are summed."""
 
+import copy
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -77,6 +78,11 @@ def named_axes(model: PreTrainedModel) -> Iterator[Named]:
         yield Named(name, value, int(layer[1]) if layer else None, tuple(tuple(axis.split("+")) for axis in axes))
 
 
+def uneven_sizes(config: PretrainedConfig) -> dict[str, list[int]]:
+    """The sizes that differ from layer to layer, each a list (`standalone.modeling_lightgpt2`); none of an ordinary model."""
+    return {name: sizes for name, sizes in getattr(config, "lightgpt2", {}).items() if name in ("heads", "ffn")}
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a block, in which a model can be trimmed.
@@ -116,3 +122,50 @@ class Shape:
             "head_dim": self.head,
             "intermediate_size": self.ffn,
         }
+
+    def applied(self, config: PretrainedConfig) -> PretrainedConfig:
+        """A copy of a configuration with these sizes in all its blocks."""
+        sized = copy.deepcopy(config)
+        for key, size in self.settings(config.model_type).items():
+            setattr(sized, key, size)
+        return sized
+
+
+def block_sizes(config: PretrainedConfig) -> tuple[list[int], list[int]]:
+    """Numbers of attention heads and of neurons of each block."""
+    shape, count = Shape.of(config), config.num_hidden_layers
+    own = getattr(config, "lightgpt2", {})
+    return own.get("heads", [shape.heads] * count), own.get("ffn", [shape.ffn] * count)
+
+
+def block_units(config: PretrainedConfig) -> tuple[list[int], list[int]]:
+    """Numbers of each block's heads that can go by themselves, those that share keys and values being one; and of neurons."""
+    heads, neurons = block_sizes(config)
+    return [count // Shape.of(config).groups for count in heads], neurons
+
+
+def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int]) -> PretrainedConfig:
+    """A copy of a configuration with these numbers of attention heads and neurons.
+
+    Where its family's own settings can say them it stays one of plain transformers; else `lightgpt2` says them, for
+    `models.standalone`.
+    """
+    shape, sized = Shape.of(config), copy.deepcopy(config)
+    own = {key: value for key, value in getattr(sized, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
+    if (
+        len({*heads}) == 1 and heads[0] and (heads[0] == shape.heads or config.model_type != "gpt2")
+    ):  # heads share its width
+        shape = replace(shape, heads=heads[0])
+    else:
+        own["heads"] = heads
+    if len({*ffn}) == 1 and ffn[0]:
+        shape = replace(shape, ffn=ffn[0])
+    else:
+        own["ffn"] = ffn
+    sized = shape.applied(sized)
+    for name in ("lightgpt2", "auto_map"):  # which saving it writes again where it is needed
+        if hasattr(sized, name):
+            delattr(sized, name)
+    if own:
+        sized.lightgpt2 = own
+    return sized

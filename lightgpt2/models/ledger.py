@@ -136,7 +136,7 @@ def held_prunings(entries: list[dict[str, Any]]) -> "list[Operation]":
     """
     held: dict[str, Operation] = {}
     for operation in (operation for entry in entries for operation in entry["operations"]):
-        if operation["op"] == "global_l1":
+        if operation["op"] in ("global_l1", "movement"):
             held[operation["targets"]] = operation
         elif operation["op"] == "merge":
             held = {targets: pruning for targets, pruning in held.items() if not pruning["adapters"]}

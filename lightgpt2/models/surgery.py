@@ -11,14 +11,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.functional.layers import check_layers
-from lightgpt2.models.axes import Shape
+from lightgpt2.models.axes import Shape, block_units, uneven_sizes
 from lightgpt2.models.families import blocks
 from lightgpt2.models.loading import new_model
-from lightgpt2.models.trimming import Importance, Kept, cut
+from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, remove
 
 Operation = dict[str, Any]
 
@@ -51,6 +51,8 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
     smaller.config.num_hidden_layers = len(replacement)
     if getattr(smaller.config, "layer_types", None):
         smaller.config.layer_types = [model.config.layer_types[i] for i in layers]
+    if uneven := uneven_sizes(model.config):
+        smaller.config.lightgpt2 |= {name: [sizes[i] for i in layers] for name, sizes in uneven.items()}
     return smaller
 
 
@@ -64,11 +66,53 @@ def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operati
 
 
 def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, **target: int) -> PreTrainedModel:
-    return cut(model, Shape(**target), Kept.of(kept, Shape.of(model.config)))
+    return cut(model, Shape(**target).applied(model.config), Kept.of(kept, Shape.of(model.config)))
 
 
-_OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {"extract_layers": extract_layers, "trim": _trim}
-_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "nf4", "int8", "integers", "packed")
+def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> Operation:
+    """The record of heads and neurons that are removed: how many of how many, what each layer has left, and which.
+
+    Args:
+        config: The configuration of the model that they are removed from.
+        heads: As `trimming.remove` takes them.
+        ffn: Likewise.
+    """
+    return {"op": "remove", "heads": _counted(heads, Shape.of(config).groups), "ffn": _counted(ffn, 1)}
+
+
+def _counted(masks: Sequence[Tensor], size: int) -> dict[str, Any]:
+    left, whole = [size * int(mask.sum()) for mask in masks], size * sum(mask.numel() for mask in masks)
+    return {"removed": whole - sum(left), "of": whole, "left": left, "kept": [as_digits(mask) for mask in masks]}
+
+
+def _remove(model: PreTrainedModel, heads: dict[str, Any], ffn: dict[str, Any], **_: Any) -> PreTrainedModel:
+    sizes, kept = block_units(model.config), (heads["kept"], ffn["kept"])
+    masks = [
+        [as_mask(*pair) for pair in zip(texts, counts, strict=True)] for texts, counts in zip(kept, sizes, strict=True)
+    ]
+    return remove(model, *masks)
+
+
+def vocabulary_operation(ids: Sequence[int], before: int) -> Operation:
+    """The record of a smaller vocabulary: how many tokens there were, how many stay, and which."""
+    kept = torch.zeros(before, dtype=torch.bool, device="cpu")
+    kept[ids] = True
+    return {"op": "trim_vocabulary", "before": before, "after": len(ids), "kept": as_digits(kept)}
+
+
+def _trim_vocabulary(model: PreTrainedModel, before: int, after: int, kept: str) -> PreTrainedModel:
+    if before != model.config.vocab_size:
+        raise ValueError(f"a cut of {before} tokens does not fit a model of {model.config.vocab_size}")
+    return cut_vocabulary(model, as_mask(kept, before))
+
+
+_OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {
+    "extract_layers": extract_layers,
+    "trim": _trim,
+    "remove": _remove,
+    "trim_vocabulary": _trim_vocabulary,
+}
+_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "movement", "nf4", "int8", "integers", "packed")
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:

@@ -2,15 +2,15 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from lightgpt2.models.axes import Shape, named_axes
+from lightgpt2.models.axes import Shape, named_axes, with_block_sizes
 from lightgpt2.models.families import blocks, recorded_states
 from lightgpt2.models.loading import new_model
 
@@ -35,25 +35,28 @@ class Kept:
 
     def as_dict(self) -> dict[str, Any]:
         """The same in hexadecimal digits, for the ledger; the first channel is the highest bit."""
-        return {"width": _digits(self.width)} | {
-            name: [_digits(mask) for mask in getattr(self, name)] for name in ("qk", "vo", "ffn")
+        return {"width": as_digits(self.width)} | {
+            name: [as_digits(mask) for mask in getattr(self, name)] for name in ("qk", "vo", "ffn")
         }
 
     @classmethod
-    def of(cls, digits: dict[str, Any], shape: Shape) -> "Kept":
+    def of(cls, record: dict[str, Any], shape: Shape) -> "Kept":
         """What `as_dict` gave of a model of this shape."""
         inner = shape.heads // shape.groups * shape.head
         sizes = {"qk": inner, "vo": inner, "ffn": shape.ffn}
-        masks = {name: [_mask(text, size) for text in digits[name]] for name, size in sizes.items()}
-        return cls(_mask(digits["width"], shape.width), **masks)
+        masks = {name: [as_mask(text, size) for text in record[name]] for name, size in sizes.items()}
+        return cls(as_mask(record["width"], shape.width), **masks)
 
 
-def _digits(mask: Tensor) -> str:
-    return f"{int(''.join('1' if bit else '0' for bit in mask.tolist()), 2):x}"
+def as_digits(mask: Tensor) -> str:
+    """A mask as a hexadecimal number; its first element is the highest bit."""
+    return f"{int('0' + ''.join('1' if bit else '0' for bit in mask.tolist()), 2):x}"
 
 
-def _mask(digits: str, size: int) -> Tensor:
-    return torch.tensor([bit == "1" for bit in f"{int(digits, 16):0{size}b}"], device="cpu")  # whatever the context
+def as_mask(text: str, size: int) -> Tensor:
+    """The mask of this size that `as_digits` gave."""
+    bits = f"{int(text, 16):0{size}b}"[:size]
+    return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool, device="cpu")  # whatever the context
 
 
 # -- importance ----------------------------------------------------------------------------------------------------------
@@ -185,38 +188,96 @@ def _inner(scores: Tensor, heads: Tensor, channels: int) -> Tensor:
 
 
 @torch.no_grad()
-def cut(model: PreTrainedModel, target: Shape, kept: Kept) -> PreTrainedModel:
+def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrainedModel:
     """A model of the channels that stay, with their weights; it shares no tensor with the old one.
 
     Args:
         model: The model; unchanged.
-        target: The new shape.
+        config: The new model's configuration.
         kept: As many channels of each kind as that says.
     """
     old = Shape.of(model.config)
+    return _sliced(model, config, lambda role, layer: _stays(role, layer, old, kept))
+
+
+@torch.no_grad()
+def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
+    """A model of the tokens that stay, numbered anew in the old order; it shares no tensor with the old one.
+
+    With the rows of the head that are gone, its distribution over what is left adds up to one again.
+
+    Args:
+        model: The model; unchanged.
+        kept: True where a token stays `[V]`.
+    """
     config = copy.deepcopy(model.config)
-    for key, size in target.settings(config.model_type).items():
-        setattr(config, key, size)
+    config.vocab_size = int(kept.sum())
+    _renumber(config, kept)
+    smaller = _sliced(model, config, lambda role, _: kept if role == "vocabulary" else None)
+    _renumber(smaller.generation_config, kept)
+    return smaller
+
+
+def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None:
+    """Gives the special tokens their new ids; none to one that is gone."""
+    new = {old: index for index, old in enumerate(kept.nonzero().flatten().tolist())}
+    for key, ids in config.to_dict().items():
+        if key.endswith("_token_id"):
+            found = [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids)
+            setattr(config, key, found)
+
+
+def _sliced(
+    model: PreTrainedModel, config: PretrainedConfig, stays: Callable[[str, int | None], Tensor | None]
+) -> PreTrainedModel:
+    """A model of this configuration with slices of another's weights.
+
+    Args:
+        model: The other; unchanged.
+        config: The smaller shape.
+        stays: The mask of an axis's section by its role and block; nothing where all of it stays.
+    """
     with torch.random.fork_rng(devices=[]):  # its first weights are written over
         smaller = new_model(config).to(model.device)
     new = dict(smaller.named_parameters())
     for named in named_axes(model):
         value: Tensor = named.value.detach()
         for axis, roles in enumerate(named.axes):
-            mask = torch.cat([_stays(role, named.layer, old, kept, value.shape[axis]) for role in roles])
-            value = value.index_select(axis, mask.nonzero().squeeze(1).to(value.device))
-        new.pop(named.name).copy_(value)
+            masks = [mask for role in roles if (mask := stays(role, named.layer)) is not None]
+            if masks:
+                value = value.index_select(axis, torch.cat(masks).nonzero().squeeze(1).to(value.device))
+        if value.numel():  # a layer without heads or neurons has no weights of them
+            new.pop(named.name).copy_(value)
     assert not new, f"no weights for {', '.join(new)}"
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller.train(model.training)
 
 
-def _stays(role: str, layer: int | None, old: Shape, kept: Kept, size: int) -> Tensor:
+def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> PreTrainedModel:
+    """A model without some of its heads and neurons; its logits are those of the model with their outputs masked.
+
+    Args:
+        model: The model; unchanged.
+        heads: For each block a mask of its heads of keys and values, true where one stays, with the queries that read it.
+        ffn: For each block a mask of its neurons.
+    """
+    shape = Shape.of(model.config)
+    left = [shape.groups * int(mask.sum()) for mask in heads], [int(mask.sum()) for mask in ffn]
+    channels = [mask.cpu().repeat_interleave(shape.head) for mask in heads]
+    every = torch.ones(shape.width, dtype=torch.bool, device="cpu")
+    return cut(
+        model,
+        with_block_sizes(model.config, *left),
+        Kept(every, channels, channels, [mask.cpu() for mask in ffn]),
+    )
+
+
+def _stays(role: str, layer: int | None, old: Shape, kept: Kept) -> Tensor | None:
     """The mask of one section of an axis."""
     if role == "width":
         return kept.width
     if role in ("vocabulary", "position"):
-        return torch.ones(size, dtype=torch.bool, device="cpu")
+        return None
     assert layer is not None
     if role == "ffn":
         return kept.ffn[layer]

@@ -1,5 +1,6 @@
 """A benchmark's figures for people: as text for the terminal, as Markdown for TensorBoard."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ Rows = list[tuple[str, ...]]
 
 
 def benchmark_table(result: dict[str, Any]) -> str:
-    """Two tables with one row an arm, figures and ratios to the first arm; then what failed.
+    """Tables with one row an arm: figures, what a generation takes, ratios to the first arm; then what failed.
 
     Args:
         result: What `inference.benchmark.measure` returned.
@@ -17,8 +18,8 @@ def benchmark_table(result: dict[str, Any]) -> str:
     measured = [arm for arm in result["arms"] if "error" not in arm]
     lines = [""]
     if measured:
-        lines += [*_text(_figures(measured)), "", _headline(result, measured), "", *_text(_ratios(measured)), ""]
-        lines.append(_machine(result))
+        lines += [*_text(_figures(measured)), "", _generation(result), "", *_text(_spent(measured)), ""]
+        lines += [_headline(result, measured), "", *_text(_ratios(measured)), "", _machine(result)]
     return "\n".join([*lines, *_failures(result)])
 
 
@@ -31,8 +32,8 @@ def benchmark_markdown(result: dict[str, Any]) -> str:
     measured = [arm for arm in result["arms"] if "error" not in arm]
     lines = []
     if measured:
-        lines += [*_markdown(_figures(measured)), "", _headline(result, measured), "", *_markdown(_ratios(measured))]
-        lines += ["", _machine(result)]
+        lines += [*_markdown(_figures(measured)), "", _generation(result), "", *_markdown(_spent(measured)), ""]
+        lines += [_headline(result, measured), "", *_markdown(_ratios(measured)), "", _machine(result)]
     return "\n".join([*lines, *(f"\n{line}" for line in _failures(result))])
 
 
@@ -83,12 +84,27 @@ def _figures(measured: list[dict[str, Any]]) -> Rows:
     return rows
 
 
+def _spent(measured: list[dict[str, Any]]) -> Rows:
+    heads = ((count, name) for count in measured[0]["generate"] for name in ("seconds", "CPU seconds", "CPU %"))
+    rows: Rows = [("", *(f"{count}: {name}" for count, name in heads))]
+    for arm in measured:
+        cells = ((g["seconds"], g["cpu_seconds"], g["cpu_percent"]) for g in arm["generate"].values())
+        texts = ((f"{wall:.3f}", f"{cpu:.3f}", f"{share:.0f}") for wall, cpu, share in cells)
+        rows.append((arm["name"], *itertools.chain(*texts)))
+    return rows
+
+
 def _ratios(measured: list[dict[str, Any]]) -> Rows:
     rows: Rows = [("", *measured[0]["ratio"])]
     for arm in measured:
         ratios = arm["ratio"].values()
         rows.append((arm["name"], *(f"{r['median']:.2f} ({r['low']:.2f} - {r['high']:.2f})" for r in ratios)))
     return rows
+
+
+def _generation(result: dict[str, Any]) -> str:
+    prompt = result["settings"]["prompt_tokens"]
+    return f"Generation, the prompt of {prompt} tokens too: wall clock; CPU time of all threads; 100 % is one core"
 
 
 def _headline(result: dict[str, Any], measured: list[dict[str, Any]]) -> str:

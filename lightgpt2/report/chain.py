@@ -15,8 +15,9 @@ Kind = Literal["source", "stage", "half precision", "quantized", "packed"]
 HALF = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
 _FULL = ("fp32", "float32")
 _CONVERSIONS: dict[Any, Kind] = {"PostTrainingQuantization": "quantized", "PackedArtefact": "packed"}
+_SPENT = {"seconds": "seconds", "cpu": "cpu_seconds", "share": "cpu_percent"}
 # What these do leaves the model that a stage scores before its first step the one that it was given.
-_KEEPS_THE_START = ("lora", "global_l1", "merge", "nf4", "int8")
+_KEEPS_THE_START = ("lora", "global_l1", "remove", "movement", "merge", "nf4", "int8")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ def _speed(arm: dict[str, Any]) -> dict[str, float]:
     generate = part(arm, "generate")
     lengths = sorted((key for key in generate if re.fullmatch("[0-9]+", key)), key=int)
     figures |= _numbers((f"tokens {n}", part(generate, n).get("tokens_per_s")) for n in lengths)
-    return figures | _numbers(("first token", part(generate, n).get("first_token_ms")) for n in lengths[:1])
+    for n in lengths[:1]:  # the details have those of the others
+        names = {"first token": "first_token_ms"} | {f"{kind} {n}": name for kind, name in _SPENT.items()}
+        figures |= _numbers((key, part(generate, n).get(name)) for key, name in names.items())
+    return figures
 
 
 def _training(entry: Entry) -> dict[str, float]:

@@ -27,6 +27,14 @@ LABELS = {
     "training memory": "training peak, MB",
 }
 
+_SPEED = {
+    "forward": "forward {} p50, ms",
+    "tokens": "tokens/s at {}",
+    "seconds": "generation of {}, s",
+    "cpu": "CPU time at {}, s",
+    "share": "CPU share at {}, %",
+}
+
 
 def number(value: Any) -> float | None:
     """A figure of a ledger as a number; infinity and not-a-number are kept, what is no number is not."""
@@ -41,11 +49,7 @@ def listing(words: Sequence[str]) -> str:
 def label(key: str) -> str:
     """What a figure is called, with its unit."""
     kind, _, setting = key.partition(" ")
-    if kind == "forward":
-        return f"forward {setting} p50, ms"
-    if kind == "tokens":
-        return f"tokens/s at {setting}"
-    return LABELS[key]
+    return _SPEED[kind].format(setting) if kind in _SPEED else LABELS[key]
 
 
 def phrase(key: str, old: float | None, new: float | None) -> str:
@@ -83,7 +87,8 @@ def write(key: str, value: float | None) -> str:
         return f"{value:.4f}"
     if key == "perplexity":
         return f"{value:.2f}" if abs(value) < 1e5 else f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.1f}"
+    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
+    return f"{value:,.{digits}f}"
 
 
 def write_interval(bounds: tuple[float, float] | None) -> str:

@@ -22,6 +22,7 @@ from lightgpt2.report.verdicts import Comparison, against
 _QUALITY = ("perplexity", "interval", "bits_per_byte")
 _WRITTEN = ("well formed", "repeated", "repeated text")
 _SIZES = ("parameters", "embedding", "nonzero", "disk", "weights", "peak")
+_SPENT = ("seconds ", "cpu ", "share ")
 _TRAINING = ("training seconds", "training memory")
 
 
@@ -42,7 +43,8 @@ def columns(rows: Sequence[Model]) -> list[str]:
     tokens = sorted((key for key in speeds if key.startswith("tokens ")), key=_setting)
     written = [key for key in _WRITTEN if any(key in row.figures for row in rows)]
     speed = [*(forward or ["forward 1x128"]), "first token", *(tokens or ["tokens 128"])]
-    return [*_QUALITY, *written, *_SIZES, *speed, *_TRAINING]
+    spent = list(dict.fromkeys(key for row in rows for key in row.figures if key.startswith(_SPENT)))
+    return [*_QUALITY, *written, *_SIZES, *speed, *(spent or [f"{kind}128" for kind in _SPENT]), *_TRAINING]
 
 
 def chain_table(rows: Sequence[Model]) -> str:
@@ -155,6 +157,9 @@ def benchmark_table(model: Model) -> str:
             f"tokens/s at {length}": ("generate", length, "tokens_per_s"),
             f"token p50 at {length}, ms": ("generate", length, "token_p50_ms"),
             f"token p95 at {length}, ms": ("generate", length, "token_p95_ms"),
+            f"generation of {length}, s": ("generate", length, "seconds"),
+            f"CPU time at {length}, s": ("generate", length, "cpu_seconds"),
+            f"CPU share at {length}, %": ("generate", length, "cpu_percent"),
         }
     paths = {name: path for name, path in paths.items() if any(_figure(arm, path) is not None for arm in measured)}
     header = [

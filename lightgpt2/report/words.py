@@ -23,6 +23,7 @@ _METHODS = {
     "Distill": "distilled",
     "QAT": "trained with rounded weights",
     "Trim": "trained after the cut",
+    "MovementPruning": "trained while it was pruned",
     "LoRA": "trained through LoRA adapters",
     "QLoRA": "trained through LoRA adapters on a quantized base",
     "PostTrainingQuantization": "quantized after training",
@@ -73,7 +74,13 @@ def _clause(operation: dict[str, Any]) -> str:
                 f"{write('parameters', number(operation.get(key)))} {word}" for key, word in sizes.items()
             )
             return f"cut down to {shape} (by {escape(operation.get('importance', ''))})"
-        case {"op": "global_l1"}:
+        case {"op": "trim_vocabulary"}:
+            before, after = (write("parameters", number(operation.get(key))) for key in ("before", "after"))
+            return f"with the {after} of {before} tokens that its text needs (over which its source is scored too)"
+        case {"op": "remove"}:
+            parts = [_removed(part(operation, kind), word) for kind, word in (("heads", "heads"), ("ffn", "neurons"))]
+            return f"{' and '.join(filter(None, parts))} removed ({escape(operation.get('criterion', ''))})"
+        case {"op": "global_l1" | "movement"}:
             achieved = number(operation.get("achieved"))
             share = write("per cent", None if achieved is None else 100 * achieved)
             targets, criterion = escape(operation.get("targets", "")), escape(operation.get("criterion", ""))
@@ -87,6 +94,13 @@ def _clause(operation: dict[str, Any]) -> str:
         case {"op": "merge"}:
             return "adapters merged"
     return ""
+
+
+def _removed(counts: dict[str, Any], word: str) -> str:
+    gone, whole = number(counts.get("removed")), number(counts.get("of"))
+    if not gone or not whole:
+        return ""
+    return f"{write('parameters', gone)} of {write('parameters', whole)} {word} ({write('per cent', 100 * gone / whole)} %)"
 
 
 def _integers(operation: dict[str, Any]) -> str:
@@ -158,6 +172,7 @@ def sentence(comparison: Comparison, budget: float, gain: float, saved: str = ""
     text.append(_quality(comparison))
     if model.parent:
         keys = [key for key in comparison.gains if not (saved and not key.startswith("forward"))]
+        keys += _spent(model)
         text += [saved, *(_resource(key, model, model.parent) for key in keys), _unmeasured(comparison)]
     text += [dense_note(model.entry), integers_note(model.entry), collapse_note(model.entry)]
     return " ".join(filter(None, text))
@@ -210,6 +225,11 @@ def _rise(comparison: Comparison) -> str:
     )
 
 
+def _spent(model: Model) -> list[str]:
+    """What a generation costs the processor, which is told and not judged."""
+    return [key for key in model.figures if key.startswith("cpu ")]
+
+
 def _resource(key: str, model: Model, before: Model) -> str:
     """One figure before and after; nothing where it was not measured alike."""
     old, new = before.figures.get(key), model.figures.get(key)
@@ -260,7 +280,7 @@ def overall(chain: Sequence[Model], comparisons: Sequence[Comparison]) -> str:
     if last is not root:
         reached = next(c for c in comparisons if c.model is last)
         text.append(f"Perplexity {write('perplexity', reached.perplexity)}{_rise(reached)}.")
-        text += [_resource(key, last, root) for key in ("parameters", *resources(last))]
+        text += [_resource(key, last, root) for key in ("parameters", *resources(last), *_spent(last))]
     return " ".join(filter(None, text))
 
 

@@ -40,6 +40,9 @@ def test_sweep_scores_each_level_and_its_control_from_disk(bench: Bench) -> None
     assert found["arms"]["l1"][0]["tokens"] == entry["quality"]["after"]["tokens"]
     assert points["l1"][1] < points["random"][1]
     assert points["l1"][2] < points["random"][2]
+    for rows in found["arms"].values():
+        for row in rows:
+            assert row["ratio"] == pytest.approx(row["perplexity"] / rows[0]["perplexity"])
     assert found["largest_inside_budget"] == largest_inside(found["values"], points["l1"], 2.0)
     assert f"the largest value inside it is {found['largest_inside_budget']:g}" in shown
     curve = logged(Path(), "r")["sweep/l1"]

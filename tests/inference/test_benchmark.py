@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lightgpt2.errors import UserError
 from lightgpt2.inference.arms import Arm, Settings, plan
@@ -64,7 +67,7 @@ def test_ratios_are_taken_inside_the_rounds() -> None:
 
 def a_round(forward: list[float], first: float, others: list[float], peak: float) -> dict[str, Any]:
     return {
-        "forward": {"1x16": forward}, "generate": {"4": {"first": first, "others": others}},
+        "forward": {"1x16": forward}, "generate": {"4": {"first": first, "others": others, "cpu_seconds": first / 2e3}},
         "peaks": {"peak_memory_mb": peak, "peak_above_start_mb": peak - 1, "peak_reserved_mb": None},
     }  # fmt: skip
 
@@ -80,6 +83,9 @@ def test_speed_leaves_the_first_token_out_and_percentiles_are_over_all_samples()
         "tokens_per_s": pytest.approx((2000 / 30 + 25) / 2),
         "token_p50_ms": 30.0,
         "token_p95_ms": 40.0,
+        "seconds": pytest.approx((0.080 + 0.150) / 2),
+        "cpu_seconds": pytest.approx((0.025 + 0.035) / 2),
+        "cpu_percent": pytest.approx((25 / 80 + 35 / 150) / 2 * 100),
     }
     assert figures["peak_memory_mb"] == 7.0
 
@@ -123,6 +129,10 @@ def test_a_damaged_model_is_reported_and_the_others_go_on(result: dict[str, Any]
             assert set(each["generate"]) == {"4", "8"}
             for ratio in each["ratio"].values():
                 assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+            for spent in each["generate"].values():
+                threads = result["machine"]["threads"]
+                assert 0 < spent["cpu_seconds"] <= threads * spent["seconds"] * 1.1 + 0.02
+                assert spent["seconds"] > spent["first_token_ms"] / 1e3
     assert set(arm(result, "small")["ratio"]) == {"forward 1x16", "forward 2x16", "generate 4", "generate 8"}
     assert all(ratio["median"] == 1.0 for ratio in arm(result, "plain")["ratio"].values())
 
@@ -165,6 +175,34 @@ def test_the_table_of_operators_agrees_with_the_trace(result: dict[str, Any]) ->
         assert rest <= min(op["self_ms"] for op in measured["operators"]) + 0.01
         # 3 steps of a forward pass and 4 tokens through 4 layers
         assert own[FLASH][0] == 3 * (1 + 4) * 4
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_cpu_time_is_what_all_threads_spend_up_to_the_last_token(folder: Path, busy: bool) -> None:
+    """One that waits for its tokens spends next to none; what it does after the last token is not the generation's."""
+    worker = Worker(Arm("a", str(folder / "llama"), "fp32", "sdpa"), SETTINGS, "cpu")
+    worker.load()
+
+    def burn(seconds: float = 0.02) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    def generate(prompt: Tensor, *, generation_config: Any, streamer: Any, **_: Any) -> Tensor:
+        streamer.put(prompt)
+        for _ in range(generation_config.max_new_tokens):
+            other = threading.Thread(target=burn if busy else time.sleep, args=(0.02,))
+            other.start()
+            other.join()
+            streamer.put(prompt)
+        burn(0.3)
+        return torch.cat([prompt, prompt.new_zeros(1, generation_config.max_new_tokens)], dim=1)
+
+    worker.model.generate = generate
+    measured = worker.round()["generate"]["8"]
+    seconds = (measured["first"] + sum(measured["others"])) / 1e3
+    assert measured["cpu_seconds"] >= 8 * 0.02 if busy else measured["cpu_seconds"] < seconds / 4
+    assert measured["cpu_seconds"] < 0.3
 
 
 def test_end_of_text_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,19 @@ def scored(folder: str, source: Path, working: Path, batch: int, **settings: Any
     return score(model, LanguageModeling(), data.scoring_loader("valid"), sizes, "test"), data
 
 
+def test_two_scores_are_compared_on_documents_in_pairs() -> None:
+    """Documents that differ a hundredfold say nothing about two models of which one is worse by the same on each."""
+    tokens = np.array([100, 200, 50, 400])
+    better = Score(np.array([1.0, 5.0, 2.0, 0.1]) * tokens, tokens, tokens)
+    worse = Score(better.nll + math.log(1.25) * tokens, tokens, tokens)
+    ratio = worse.against(better)
+    assert ratio.perplexity == pytest.approx(1.25)
+    assert ratio.interval() == pytest.approx((1.25, 1.25))
+    low, high = better.interval() or (0, 0)
+    assert low < better.perplexity / 2
+    assert high > better.perplexity * 2
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_perplexity_does_not_move_with_batch_size_and_is_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str

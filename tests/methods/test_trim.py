@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightgpt2.models.surgery import replay
 from tests.support.mistakes import Bench
-from tests.support.models import write_model
+from tests.support.models import write_model, write_tokenizer, write_uneven_model
 
 _RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
 
@@ -91,6 +92,86 @@ def test_a_run_that_was_taught_is_scored_and_goes_on_without_its_teacher(bench: 
     assert json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["steps"] == 4
 
 
+WITH_VOCABULARY: dict[str, tuple[str, dict[str, Any]]] = {
+    "alone": ("gpt2", {}),
+    "with everything": ("gpt2", {"layers": 2, "width": 16, "ffn": 40, "importance": "activation", "calibration": 8}),
+    "taught": ("llama", {"layers": [0, 3], "heads": 2, "loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}}),
+    "alone, taught": ("llama", {"loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}}),
+}
+
+
+@pytest.mark.parametrize(("family", "init"), WITH_VOCABULARY.values(), ids=WITH_VOCABULARY)
+def test_tokens_that_the_text_does_not_need_go_from_model_and_tokenizer(
+    bench: Bench, family: str, init: dict[str, Any]
+) -> None:
+    write_model(Path("big"), family, vocab_size=700, pad_token_id=300)
+    bench.configure({**trim("big", vocabulary="corpus", **init), "trainer.max_steps": 4})
+    bench.succeed("fit")
+    model = AutoModelForCausalLM.from_pretrained("checkpoints/r/model")
+    tokenizer = AutoTokenizer.from_pretrained("checkpoints/r/model")
+    assert len(tokenizer) == model.config.vocab_size < 700
+    assert tokenizer.decode(tokenizer("Zürich ☃")["input_ids"]) == "Zürich ☃"
+    source = AutoModelForCausalLM.from_pretrained("big")
+    (entry,) = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    cut = entry["operations"][0]
+    assert (cut["op"], cut["before"], cut["after"]) == ("trim_vocabulary", 700, len(tokenizer))
+    shapes = {name: value.shape for name, value in replay(source.config, entry["operations"]).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in model.state_dict().items()}
+    quality = entry["quality"]
+    assert len({figures["tokens"] for figures in quality.values()}) == 1, "all are asked for the same tokens"
+    assert quality["after"]["perplexity"] < quality["before"]["perplexity"]
+    if set(init) <= {"loss"}:
+        assert quality["before"] == quality["teacher" if init else "source"]
+    for options in (["--ckpt_path", "last"], []):  # the method with its checkpoint, and the artefact by itself
+        again = bench.succeed("validate", *options)
+        assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
+            quality["after"]["perplexity"], rel=1e-5
+        )
+
+
+def test_a_later_stage_goes_on_with_the_smaller_tokenizer(bench: Bench) -> None:
+    write_model(Path("big"), vocab_size=700)
+    bench.configure(trim("big", vocabulary="corpus"))
+    bench.succeed("fit")
+    shutil.move("checkpoints/r/model", "small")
+    shutil.rmtree("checkpoints/r")
+    bench.configure({"model.teacher": "small"})
+    bench.succeed("fit")
+    first, second = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    assert second["quality"]["teacher"] == first["quality"]["after"]
+    assert Path("small/tokenizer.json").read_text() == Path("checkpoints/r/model/tokenizer.json").read_text()
+
+
+def test_a_smaller_vocabulary_is_resumed_and_only_with_its_own_text(bench: Bench) -> None:
+    write_model(Path("big"), vocab_size=700)
+    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    whole = Path("checkpoints/r/model/model.safetensors").read_bytes()
+    shutil.rmtree("checkpoints/r")
+    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 3})
+    bench.succeed("fit")
+    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 6})
+    bench.succeed("fit", "--ckpt_path", "last")
+    assert Path("checkpoints/r/model/model.safetensors").read_bytes() == whole
+    for file in sorted(Path("corpus").iterdir())[:12]:
+        file.unlink()
+    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 8})
+    (message,) = bench.refuse("fit", "--ckpt_path", "last", touches=True)
+    assert message.startswith("--ckpt_path: the training text needs other tokens")
+    bench.configure({**trim("big"), "trainer.max_steps": 8})
+    assert "model.vocabulary: corpus there, null here" in bench.refuse("fit", "--ckpt_path", "last")[0]
+
+
+def test_a_run_of_a_version_without_the_setting_is_the_same_run(bench: Bench) -> None:
+    bench.configure(trim(layers=2))
+    bench.succeed("fit")
+    config = Path("checkpoints/r/config.yaml")
+    old = config.read_text().replace("    vocabulary: null\n", "")
+    assert old != config.read_text()
+    config.write_text(old)
+    bench.succeed("validate")
+
+
 def test_importance_is_better_than_the_first_channels_before_any_training(bench: Bench) -> None:
     """On a model whose last channels are the loud ones, which `first` gives up."""
     teacher = AutoModelForCausalLM.from_pretrained("teacher")
@@ -123,6 +204,10 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
                            ["model.layer_map: layers [9, 9]"]),
     "a map for nothing": ("teacher", {"layers": 2, "layer_map": [0, 1]}, ["model.layer_map: without a hidden loss"]),
     "no loss": ("teacher", {"layers": 2, "loss": {"ce": 0, "kd": 0, "hidden": 0}}, ["model.loss: every weight is 0"]),
+    "an odd vocabulary": ("teacher", {"vocabulary": 500}, ["model.vocabulary: ", "corpus"]),
+    "layers of unlike sizes": ("uneven", {"layers": 2},
+                               ["model.model: the layers of uneven have different numbers of heads and neurons",
+                                "trim before movement pruning"]),
     "no heads": ("teacher", {"heads": 0}, ["model.heads: not allowed; give a value above 0 (given: 0)"]),
     "too little text": ("teacher", {"layers": 2, "width": 16, "importance": "activation", "calibration": 100_000},
                         ["model.calibration: the training split has", "fewer than 100000"]),
@@ -132,10 +217,49 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize(("family", "init", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_a_cut_that_cannot_be_is_refused(bench: Bench, family: str, init: dict[str, Any], words: list[str]) -> None:
     write_model(Path("llama"), "llama")
+    write_uneven_model(Path("uneven"))
     bench.configure(trim(family, **init))
     (message,) = bench.refuse("fit", touches="calibration" in init)
     assert message.startswith(words[0])
     assert all(word in message for word in words)
+
+
+VOCABULARY_MISTAKES: dict[str, tuple[str, str | None, str]] = {
+    "all of it needed": ("small", None, "model.vocabulary: the training text needs all 262 tokens of small; remove it"),
+    "another kind": (
+        "teacher",
+        "alien",
+        "model.vocabulary: only a byte-level BPE tokenizer (as GPT-2's) can be cut down",
+    ),
+    "too big": ("teacher", "big", "data.tokenizer: it has a token"),
+}
+
+
+@pytest.mark.parametrize(("model", "tokenizer", "beginning"), VOCABULARY_MISTAKES.values(), ids=VOCABULARY_MISTAKES)
+def test_a_vocabulary_that_cannot_be_cut_is_refused(
+    bench: Bench, model: str, tokenizer: str | None, beginning: str
+) -> None:
+    write_model(Path("small"), vocab_size=262)
+    write_tokenizer(Path("big"), 700)
+    letters = [("<end>", 0.0), *((chr(code), -1.0) for code in range(32, 127))]
+    unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(letters, unk_id=0)), eos_token="<end>")
+    unigram.save_pretrained("alien")
+    bench.configure({**trim(model, vocabulary="corpus"), "data.tokenizer": tokenizer})
+    (message,) = bench.refuse("fit")
+    assert message.startswith(beginning)
+
+
+def test_a_student_is_made_of_layers_of_unlike_sizes_or_beside_them(bench: Bench) -> None:
+    write_uneven_model(Path("uneven"))
+    teacher = AutoModelForCausalLM.from_pretrained("uneven", trust_remote_code=True)
+    fresh = {"n_layer": 2, "n_embd": 16, "n_head": 2}
+    for student, sizes in ((None, {"heads": [2, 2], "ffn": [40, 8]}), (fresh, None)):
+        bench.configure({"model.teacher": "uneven", "model.layers": None if student else 2, "model.student": student})
+        bench.succeed("fit")
+        model = AutoModelForCausalLM.from_pretrained("checkpoints/r/model", trust_remote_code=student is None)
+        assert getattr(model.config, "lightgpt2", None) == sizes
+        assert model.num_parameters() < teacher.num_parameters()
+        shutil.rmtree("checkpoints/r")
 
 
 def test_all_mistakes_are_named_at_once(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from lightgpt2.models.files import atomic_folder, restore_folder
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer, new_model
 from lightgpt2.models.saving import measure_sizes, save_model
-from tests.support.models import make_model, write_tokenizer
+from tests.support.models import make_model, write_tokenizer, write_uneven_model
 
 FAMILIES = ["gpt2", "llama"]
 IDS = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -39,6 +39,21 @@ def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None
         uncached = smaller.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(generated, uncached), "the key-value cache has one slot a layer"
     assert not {p.data_ptr() for p in smaller.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_unlike_sizes_keep_theirs(tmp_path: Path, family: str) -> None:
+    model = load_model(str(write_uneven_model(tmp_path / "uneven", family)), "model.model").eval()
+    operations = [{"op": "extract_layers", "layers": [3, 2, 0]}]
+    smaller = surgery.apply(model, operations).eval()
+    for name, sizes in model.config.lightgpt2.items():
+        assert smaller.config.lightgpt2[name] == [sizes[i] for i in (3, 2, 0)]
+    save_model(smaller, write_tokenizer(tmp_path / "t"), tmp_path / "m")
+    loaded = load_model(str(tmp_path / "m"), "model.model").eval()
+    shapes = {name: value.shape for name, value in surgery.replay(model.config, operations).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in loaded.state_dict().items()}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IDS).logits, smaller(IDS).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

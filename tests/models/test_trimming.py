@@ -6,8 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
+from lightgpt2.models.families import head_weight, is_tied
 from lightgpt2.models.loading import load_config, new_model
-from lightgpt2.models.surgery import apply, replay, trim_operation
+from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
 from tests.support.models import make_model
 
@@ -24,7 +25,8 @@ def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
     with torch.device("meta"):
         gpt2 = new_model(load_config({"model_type": "gpt2"}, "model"))
         layers = apply(gpt2, [{"op": "extract_layers", "layers": [0, 2, 4, 7, 9, 11]}])
-        small = cut(layers, target := Shape(384, 6, 1, 64, 1536), choose(layers, target, first_scores(layers)))
+        target = Shape(384, 6, 1, 64, 1536)
+        small = cut(layers, target.applied(layers.config), choose(layers, target, first_scores(layers)))
     assert small.num_parameters() == 30_339_456
 
 
@@ -39,7 +41,7 @@ def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, 
         target = Shape(old.width, old.heads, 1, old.head, old.ffn // 3)
     kept = choose(model, target, random_scores(model, seed))
     silence(model, old, kept)
-    small = cut(model, target, kept)
+    small = cut(model, target.applied(model.config), kept)
     assert Shape.of(small.config) == target
     assert small.num_parameters() < model.num_parameters()
     with torch.no_grad():
@@ -66,7 +68,7 @@ def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
     model = make_model(family)
     target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
     kept = choose(model, target, random_scores(model, 3))
-    small = dict(cut(model, target, kept).named_parameters())
+    small = dict(cut(model, target.applied(model.config), kept).named_parameters())
     wide, block = dict(model.named_parameters()), 2
     w, f, qk, vo = (mask.nonzero().flatten() for mask in (kept.width, kept.ffn[block], kept.qk[block], kept.vo[block]))
     if family == "gpt2":
@@ -103,7 +105,7 @@ def test_a_record_of_the_ledger_repeats_the_cut_and_its_shape(family: str) -> No
     target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
     kept = choose(model, target, random_scores(model, 4))
     operation = trim_operation(target, kept, "norm")
-    small, again = cut(model, target, kept), apply(model, [operation])
+    small, again = cut(model, target.applied(model.config), kept), apply(model, [operation])
     for (name, one), (other, two) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(one, two)
@@ -169,4 +171,39 @@ def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_
     kept = choose(model, target, norm_scores(model))
     for mask in (*kept.qk, *kept.vo):
         assert mask.view(2, 16).sum(dim=1).tolist() == [8, 8]
-    assert cut(model, target, kept)(IDS).logits.shape == (2, 30, 300)
+    assert cut(model, target.applied(model.config), kept)(IDS).logits.shape == (2, 30, 300)
+
+
+STAY = [0, 3, 7, 8, 50, 120, 297]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_smaller_vocabulary_is_the_same_model_that_chooses_among_fewer_tokens(family: str, tied: bool) -> None:
+    model = make_model(family, tie_word_embeddings=tied, pad_token_id=7, bos_token_id=3, eos_token_id=[50, 51, 8])
+    model.generation_config.eos_token_id, model.generation_config.bos_token_id = [8, 51], 9
+    small = apply(model, [vocabulary_operation(STAY, 300)])
+    assert small.config.vocab_size == small.get_input_embeddings().num_embeddings == len(STAY)
+    assert is_tied(small) is tied
+    assert torch.equal(head_weight(small), head_weight(model)[STAY])
+    assert (small.config.bos_token_id, small.config.eos_token_id, small.config.pad_token_id) == (1, [4, 3], 2)
+    assert (small.generation_config.eos_token_id, small.generation_config.bos_token_id) == ([3], None)
+    assert model.config.pad_token_id == 7, "the old one is as it was"
+    new = torch.arange(2 * 30).view(2, 30) % len(STAY)
+    with torch.no_grad():
+        small_logits, logits = small(new).logits, model(torch.tensor(STAY)[new]).logits[..., STAY]
+    torch.testing.assert_close(small_logits, logits)
+    assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_record_of_a_smaller_vocabulary_gives_its_shape_with_other_cuts_after_it(family: str) -> None:
+    model = make_model(family)
+    operations = [vocabulary_operation(STAY, 300), {"op": "extract_layers", "layers": [1, 3]}]
+    assert (operations[0]["before"], operations[0]["after"]) == (300, len(STAY))
+    assert len(str(operations[0])) < 160
+    small = apply(model, operations)
+    shapes = {name: value.shape for name, value in replay(model.config, operations).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in small.state_dict().items()}
+    with pytest.raises(ValueError, match="300 tokens does not fit a model of 7"):
+        apply(small, operations)

@@ -43,6 +43,15 @@ def test_a_cut_is_compared_with_the_model_that_was_cut_and_not_with_what_was_lef
     assert did(trimmed()) == "trained after the cut, cut down to 384 wide, 6 heads, 1,536 neurons a layer (by norm)"
 
 
+def test_a_smaller_vocabulary_is_told() -> None:
+    stage = trimmed()
+    stage["operations"] = [{"op": "trim_vocabulary", "before": 49_152, "after": 3_120, "kept": "ff"}]
+    assert (
+        did(stage)
+        == "trained after the cut, with the 3,120 of 49,152 tokens that its text needs (over which its source is scored too)"
+    )
+
+
 def test_what_a_model_and_its_quantized_copy_write_is_in_the_table(tmp_path: Path) -> None:
     stage = trimmed(HEALTHY)
     int8 = quantized(stage, "int8", 30.5, 40.0) | {"generation": HEALTHY | {"well_formed": 0.874}}
@@ -80,3 +89,23 @@ def test_a_collapse_is_called_one_by_the_rule(changes: dict[str, Any], collapsed
     note = collapse_note(trimmed(HEALTHY | changes))
     assert ("*collapsed*" in note) is collapsed
     assert collapse_note(trimmed()) == "", "nobody has looked"
+
+
+def test_heads_and_neurons_that_were_removed_are_counted_and_the_start_is_the_model_that_was_given() -> None:
+    gone = {
+        "op": "remove",
+        "criterion": "movement",
+        "heads": {"removed": 43, "of": 144},
+        "ffn": {"removed": 22118, "of": 36864},
+    }
+    stage = entry(
+        "light", "MovementPruning", 30, 60_000_000, parent={"source": "gpt2", "sha256": ""}, operations=[gone]
+    )
+    stage["quality"] |= {"before": score(25.0)}
+    assert did(stage) == (
+        "trained while it was pruned, 43 of 144 heads (29.86 %) and 22,118 of 36,864 neurons (60.00 %) removed (movement)"
+    )
+    found = rows(("checkpoints/light/model", [stage]))
+    assert found["gpt2 (untouched)"].figures["perplexity"] == 25.0
+    only = entry("light", "MovementPruning", 30, 60_000_000, operations=[{**gone, "heads": {"removed": 0, "of": 144}}])
+    assert did(only).endswith("trained while it was pruned, 22,118 of 36,864 neurons (60.00 %) removed (movement)")

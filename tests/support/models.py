@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.models.loading import new_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -54,8 +55,19 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
+    """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
+    heads = [2, 1, 0, 2] if family == "gpt2" else [4, 2, 0, 4]
+    changes = {"lightgpt2": {"heads": heads, "ffn": [40, 0, 24, 8]}}
+    write_tokenizer(folder)
+    config = make_model(family, seed).config
+    config.update(changes)
+    new_model(config).save_pretrained(folder)
+    return folder
+
+
 def write_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: Any) -> Path:
     """A model folder with its tokenizer."""
-    write_tokenizer(folder)
+    write_tokenizer(folder, changes.get("vocab_size", 300))
     make_model(family, seed, **changes).save_pretrained(folder)
     return folder

@@ -1,0 +1,109 @@
+"""What movement pruning takes out, and when, as a configuration says it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+
+from lightgpt2.functional.movement import Scope
+from lightgpt2.models.units import Granularity
+
+if TYPE_CHECKING:
+    Share = float
+else:
+    Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
+
+
+@dataclass
+class Threshold:
+    """A threshold that scores must pass, in the place of shares (soft movement pruning).
+
+    Attributes:
+        at: The sigmoid of its score above which a unit stays, at the end of the schedule, in [0, 1).
+        penalty: Weight of the L1 term that keeps scores low, at the end of the schedule: the mean of their sigmoid.
+    """
+
+    at: Share = 0.1
+    penalty: NonNegativeFloat = 100.0
+
+
+@dataclass
+class Pruning:
+    """What goes, and when.
+
+    Attributes:
+        attention: Share of the heads that goes, or of the weights or blocks of the attention's matrices, in [0, 1).
+        ffn: Share of the neurons, or of the weights or blocks of the feed-forward matrices, in [0, 1).
+        granularity: `structured`, whole heads and neurons, which are removed from the artefact; `block`; or `weight`.
+        block: Rows and columns of a block.
+        scope: Whether the shares are of all layers together (`global`) or of each.
+        threshold: In the place of shares: a threshold that scores must pass, whatever share that leaves.
+        criterion: `movement`; or as controls `magnitude`, the norm of a unit's weights as they are now, and `random`, scores
+            that are drawn once.
+        lr: Peak learning rate of the scores; it follows the schedule of the weights'.
+        warmup: Share of the run's steps before the first unit goes.
+        cooldown: Share of its steps that are left when the last one has gone.
+        seed: Seed of `random`.
+    """
+
+    attention: Share | None = None
+    ffn: Share | None = None
+    granularity: Granularity = "structured"
+    block: PositiveInt = 32
+    scope: Scope = "global"
+    threshold: Threshold | None = None
+    criterion: Literal["movement", "magnitude", "random"] = "movement"
+    lr: PositiveFloat = 1e-2
+    warmup: Share = 0.1
+    cooldown: Share = 0.15
+    seed: NonNegativeInt = 0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares by kind of unit."""
+        return {"attention": self.attention or 0.0, "ffn": self.ffn or 0.0}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings by themselves, one line each."""
+        key, found = "model.pruning", list[str]()
+        if self.threshold and (self.attention is not None or self.ffn is not None):
+            found.append(f"{key}.threshold: it decides how much goes; remove {key}.attention and {key}.ffn, or it")
+        if self.threshold and self.criterion != "movement":
+            found.append(
+                f"{key}.threshold: {self.criterion} learns no scores to pass it; give {key}.criterion movement"
+            )
+        if not self.threshold and not any(self.shares.values()):
+            found.append(f"{key}.attention: nothing is to be pruned; give it, or {key}.ffn, a share above 0")
+        if self.warmup + self.cooldown >= 1:
+            found.append(
+                f"{key}.warmup: {self.warmup} and cooldown: {self.cooldown} leave no step to prune at; give a sum below 1"
+            )
+        return found
+
+    def misfits(self, heads: list[int], neurons: list[int], width: int) -> list[str]:
+        """What of the settings does not go with a model, one line each.
+
+        Args:
+            heads: Heads of each layer that can go by themselves.
+            neurons: Neurons of each layer.
+            width: Size of the hidden states.
+        """
+        if self.granularity == "block" and self.block > (least := min(width, *filter(None, neurons))):
+            return [f"model.pruning.block: {self.block} is more than the {least} rows of a matrix; give at most that"]
+        found = []
+        units = {"attention": ("heads", heads), "ffn": ("neurons", neurons)}
+        for kind, share in self.shares.items() if self.granularity == "structured" else ():
+            name, counts = units[kind]
+            groups = [sum(counts)] if self.scope == "global" else counts
+            if share and not any(round(share * count) for count in groups):
+                where = "the model" if self.scope == "global" else "a layer (scope: layer)"
+                found.append(
+                    f"model.pruning.{kind}: {share} of the {max(groups)} {name} of {where} is none; give at least "
+                    f"{1 / max(1, *groups):.3g}, or 0"
+                )
+        return found
+
+    def told(self) -> dict[str, Any]:
+        """What the ledger says of them."""
+        asked = {"threshold": float(self.threshold.at)} if self.threshold else self.shares
+        return {"criterion": self.criterion, "granularity": self.granularity, "scope": self.scope, "asked": asked}

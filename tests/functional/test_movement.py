@@ -1,0 +1,142 @@
+"""The mathematics of movement pruning against plain loops in double precision."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightgpt2.functional.movement import (
+    Units,
+    opened,
+    spread_blocks,
+    spread_channels,
+    straight_through,
+    total_blocks,
+    total_channels,
+)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_gradient_of_a_score_is_the_sum_of_gradient_times_weight(seed: int) -> None:
+    """Against a loop over blocks, for a weight that is used as W' = M(S) W; masked blocks included."""
+    weight, inputs, outputs = draw(6, 7, seed=seed), draw(5, 6, seed=seed + 100), draw(5, 7, seed=seed + 200)
+    scores = draw(3, 3, seed=seed + 300).requires_grad_()
+    keep = draw(3, 3, seed=seed + 400) > 0
+    weight.requires_grad_()
+    gated = weight * spread_blocks(straight_through(scores, keep), weight.shape, 3)
+    gated.retain_grad()
+    ((inputs @ gated).tanh() * outputs).sum().backward()
+    assert gated.grad is not None
+    assert weight.grad is not None
+    assert scores.grad is not None
+    for row in range(3):
+        for column in range(3):
+            expected = 0.0
+            for i in range(3 * row, min(3 * row + 3, 6)):
+                for j in range(3 * column, min(3 * column + 3, 7)):
+                    expected += float(gated.grad[i, j] * weight.detach()[i, j])
+                    assert weight.grad[i, j] == (gated.grad[i, j] if keep[row, column] else 0)
+                    assert gated[i, j] == (weight[i, j] if keep[row, column] else 0)
+            assert float(scores.grad[row, column]) == pytest.approx(expected, abs=1e-12)
+
+
+SPREADS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, ...], tuple[int, ...]]] = {
+    "heads in three sections": (
+        lambda gate: spread_channels(gate, (4, 4, 4)), lambda values: total_channels(values, (4, 4, 4)), (3,), (36,),
+    ),
+    "unlike sections": (
+        lambda gate: spread_channels(gate, (6, 2)), lambda values: total_channels(values, (6, 2)), (3,), (24,),
+    ),
+    "blocks": (
+        lambda gate: spread_blocks(gate, (7, 10), 4), lambda values: total_blocks(values, 4), (2, 3), (7, 10),
+    ),
+    "weights": (
+        lambda gate: spread_blocks(gate, (7, 10), 1), lambda values: total_blocks(values, 1), (7, 10), (7, 10),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_a_total_is_the_transpose_of_a_spread(name: str) -> None:
+    """<spread(g), v> = <g, total(v)> for all g and v."""
+    spread, total, units, weights = SPREADS[name]
+    gate, values = draw(*units), draw(*weights, seed=1)
+    assert spread(gate).shape == values.shape
+    assert float((spread(gate) * values).sum()) == pytest.approx(float((gate * total(values)).sum()), rel=1e-12)
+
+
+def test_channels_are_gated_section_by_section() -> None:
+    gate = torch.tensor([1.0, 0.0])
+    assert spread_channels(gate, (2, 1)).tolist() == [1, 1, 0, 0, 1, 0]
+
+
+def test_an_opened_gate_lets_everything_through_and_hands_its_gradient_on() -> None:
+    scores = draw(4).requires_grad_()
+    keep = torch.tensor([True, False, True, False])
+    gate = opened(straight_through(scores, keep))
+    assert gate.tolist() == [1.0] * 4
+    (gate * torch.arange(4.0)).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0, 1, 2, 3]
+
+
+def units(values: dict[str, list[float]]) -> Units:
+    made = Units({name: (len(row),) for name, row in values.items()}, trained=True)
+    made.set_scores({name: torch.tensor(row) for name, row in values.items()})
+    return made
+
+
+ROWS = {"0": [-3.0, 2.0, 0.5, -1.0], "1": [4.0, 5.0, -2.0, 6.0]}
+
+
+def test_of_all_layers_the_lowest_scores_go() -> None:
+    made = units(ROWS)
+    assert made.decide(0.5, "global") == {"flips": 4, "threshold": 2.0}
+    assert made.keep("0").tolist() == [False, True, False, False]
+    assert made.keep("1").tolist() == [True, True, False, True]
+
+
+def test_of_each_layer_the_lowest_scores_go() -> None:
+    made = units(ROWS)
+    made.decide(0.5, "layer")
+    assert made.keep("0").tolist() == [False, True, True, False]
+    assert made.keep("1").tolist() == [False, True, False, True]
+
+
+def test_what_went_can_come_back() -> None:
+    made = units(ROWS)
+    made.decide(0.5, "global")
+    made.set_scores({"0": torch.tensor([9.0, 2.0, 0.5, -1.0])})
+    assert made.decide(0.5, "global")["flips"] == 2
+    assert made.keep("0").tolist() == [True, False, False, False]
+
+
+def test_all_scores_are_equal_at_first_and_the_share_is_exact() -> None:
+    made = Units({"a.weight": (5, 4), "b.weight": (3, 3)}, trained=True)
+    for amount in (0.0, 0.1, 0.5, 0.9):
+        made.decide(amount, "global")
+        left = sum(int(made.keep(name).sum()) for name in made.names)
+        assert left == 29 - round(amount * 29)
+
+
+def test_a_threshold_leaves_what_is_above_it_even_nothing() -> None:
+    made = units(ROWS)
+    found = made.decide_above(0.6)  # sigmoid(0.405)
+    assert made.keep("0").tolist() == [False, True, True, False]
+    assert found["threshold"] == pytest.approx(1 / (1 + torch.tensor(-0.5).exp().item()))
+    assert made.decide_above(0.9999)["threshold"] == float("inf")
+    assert not any(made.keep(name).any() for name in made.names)
+
+
+def test_openness_is_the_mean_sigmoid_and_pulls_scores_down() -> None:
+    made = units(ROWS)
+    flat = torch.tensor([x for row in ROWS.values() for x in row], dtype=torch.float64)
+    value = made.openness()
+    assert float(value) == pytest.approx(float((1 / (1 + (-flat).exp())).mean()), rel=1e-6)
+    value.backward()
+    assert all((score.grad > 0).all() for score in made.scores.values())  # type: ignore[operator]

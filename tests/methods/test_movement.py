@@ -1,0 +1,238 @@
+"""Movement pruning as a stage: the real command, what it leaves on disk and in TensorBoard, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.surgery import replay
+from tests.support.cli import logged
+from tests.support.environment import link_environment, run_isolated
+from tests.support.mistakes import Bench
+from tests.support.models import write_model
+
+_RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
+_SHARES = {"attention": 0.4, "ffn": 0.6}
+
+
+def movement(model: str = "teacher", pruning: dict[str, Any] | None = None, **init: Any) -> dict[str, Any]:
+    """Changes of the bench's configuration."""
+    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
+    arguments = {"model": model, "pruning": pruning or _SHARES, "optimizer": _RATE, "task": task, **init}
+    return {"model": {"class_path": "lightgpt2.methods.MovementPruning", "init_args": arguments}}
+
+
+def last_entry() -> dict[str, Any]:
+    return json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_has_gone_is_removed_saved_and_told(bench: Bench, family: str) -> None:
+    write_model(Path("source"), family)
+    bench.configure({**movement("source", teacher="source"), "trainer.max_steps": 8})
+    bench.succeed("fit")
+    entry = last_entry()
+    operation = entry["operations"][-1]
+    heads, neurons = (8, 512) if family == "gpt2" else (16, 192)
+    units = 8  # of attention, all layers: a head of keys and values goes with its queries
+    assert operation["heads"]["of"] == heads
+    assert operation["heads"]["removed"] == round(0.4 * units) * heads // units
+    assert operation["ffn"]["removed"] == round(0.6 * neurons)
+    assert operation["asked"] == _SHARES
+    model = load_model("checkpoints/r/model", "model")
+    assert entry["sizes"]["parameters"] == model.num_parameters()
+    shapes = replay(AutoModelForCausalLM.from_pretrained("source").config, entry["operations"]).state_dict()
+    assert {n: v.shape for n, v in shapes.items()} == {n: v.shape for n, v in model.state_dict().items()}
+    again = bench.succeed("validate", "--ckpt_path", "last")
+    assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
+        entry["quality"]["after"]["perplexity"], rel=1e-4
+    )
+    assert set(entry["quality"]) == {"teacher", "before", "after"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_artefact_loads_without_this_project(
+    bench: Bench, family: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write_model(Path("source"), family)
+    bench.configure({**movement("source"), "trainer.max_steps": 8})
+    bench.succeed("fit")
+    with torch.no_grad():
+        mine = load_model("checkpoints/r/model", "model").eval()(torch.arange(40)[None]).logits
+    torch.save(mine, "logits.pt")
+    folder = tmp_path_factory.mktemp("isolated")
+    environment = link_environment(folder / "environment", ["torch", "transformers", "safetensors"])
+    script = """
+import importlib.util, os, torch
+os.environ["HF_MODULES_CACHE"] = sys.argv[2]
+from transformers import AutoModelForCausalLM
+assert importlib.util.find_spec("lightgpt2") is None
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+with torch.no_grad():
+    logits = model(torch.arange(40)[None]).logits
+torch.testing.assert_close(logits, torch.load(sys.argv[3]), rtol=0, atol=1e-6)
+print(model.generate(torch.arange(5)[None], max_new_tokens=5, do_sample=False, pad_token_id=0).shape)
+"""
+    done = run_isolated(environment, script, "checkpoints/r/model", str(folder / "modules"), "logits.pt")
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 10])" in done.stdout
+
+
+def test_the_schedule_the_flips_and_the_pictures_are_in_tensorboard(bench: Bench) -> None:
+    pruning = {**_SHARES, "warmup": 0.2, "cooldown": 0.2}
+    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 10, "trainer.val_check_interval": 5})
+    bench.succeed("fit")
+    curves = logged(Path(), "r")
+    sparsity = [curves["pruning/ffn/sparsity"][step] for step in range(1, 11)]
+    wanted = [0.0, 0.0, *(0.6 * (1 - (1 - i / 6) ** 3) for i in range(1, 6)), 0.6, 0.6, 0.6]
+    assert sparsity == pytest.approx(wanted, abs=1 / 512)
+    layers = [curves[f"pruning/ffn/sparsity/{i}"][10] for i in range(4)]
+    assert sum(layers) / 4 == pytest.approx(sparsity[-1])
+    assert curves["pruning/attention/flips"][1] == 0
+    assert sum(curves["pruning/ffn/flips"].values()) >= 307
+    assert curves["pruning/ffn/threshold"].keys() == curves["pruning/ffn/flips"].keys()
+    events = EventAccumulator("tb-logs/r", size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    assert {"pruning/attention/layers", "pruning/ffn/layers"} <= set(events.Tags()["images"])
+    assert {"pruning/attention/scores", "pruning/ffn/scores"} <= set(events.Tags()["histograms"])
+    assert len(events.Images("pruning/ffn/layers")) == 2
+
+
+def test_validation_is_of_the_model_as_it_is_pruned_then(bench: Bench) -> None:
+    """The last validation, with the weights that are saved, gives the score of the artefact."""
+    bench.configure({**movement(), "trainer.max_steps": 6, "trainer.val_check_interval": 6})
+    bench.succeed("fit")
+    after = last_entry()["quality"]["after"]["perplexity"]
+    assert logged(Path(), "r")["val/perplexity"][6] == pytest.approx(after, rel=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_controls_take_out_as_much(bench: Bench, criterion: str) -> None:
+    bench.configure({**movement(pruning={**_SHARES, "criterion": criterion}), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    operation = last_entry()["operations"][-1]
+    assert (operation["heads"]["removed"], operation["ffn"]["removed"]) == (3, 307)
+    assert operation["criterion"] == criterion
+    state = torch.load("checkpoints/r/last.ckpt", weights_only=True)["state_dict"]
+    assert any("units.ffn.masks" in name for name in state)
+    assert not any("units.ffn.scores" in name for name in state), "what is not learnt is in no checkpoint"
+
+
+def test_random_scores_are_those_of_their_seed(bench: Bench) -> None:
+    found = []
+    for seed in (3, 3, 4):
+        bench.configure({**movement(pruning={**_SHARES, "criterion": "random", "seed": seed}), "trainer.max_steps": 3})
+        bench.succeed("fit")
+        found.append(last_entry()["operations"][-1]["ffn"]["kept"])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("granularity", ["block", "weight"])
+def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granularity: str) -> None:
+    pruning = {**_SHARES, "granularity": granularity, "block": 8}
+    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    operation = last_entry()["operations"][-1]
+    weights = load_file("checkpoints/r/model/model.safetensors")
+    pruned = {name: value for name, value in weights.items() if ".attn.c_" in name or ".mlp.c_" in name}
+    pruned = {name: value for name, value in pruned.items() if value.ndim == 2}
+    zeros = sum(value.numel() - int(value.count_nonzero()) for value in pruned.values())
+    total = sum(value.numel() for value in pruned.values())
+    attention = 4 * (32 * 96 + 32 * 32)
+    assert operation["achieved"] == zeros / total
+    assert zeros / total == pytest.approx((0.4 * attention + 0.6 * (total - attention)) / total, abs=0.01)
+    assert AutoModelForCausalLM.from_pretrained("checkpoints/r/model").config.model_type == "gpt2"
+    Path("checkpoints/r").rename("checkpoints/pruned")
+    bench.configure({
+        "model": {"class_path": "lightgpt2.methods.FineTune", "init_args": {
+            "model": "checkpoints/pruned/model", "optimizer": _RATE,
+        }},
+        "trainer.max_steps": 3,
+    })  # fmt: skip
+    bench.succeed("fit")
+    later = load_file("checkpoints/r/model/model.safetensors")
+    for name, value in pruned.items():
+        assert torch.equal(later[name] == 0, value == 0)
+        assert not torch.equal(later[name], value)
+
+
+def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
+    left = {}
+    for penalty in (0.0, 3000.0):
+        pruning = {"threshold": {"at": 0.49, "penalty": penalty}, "lr": 0.05}
+        bench.configure({**movement(pruning=pruning), "trainer.max_steps": 10})
+        bench.succeed("fit")
+        left[penalty] = sum(last_entry()["operations"][-1]["ffn"]["left"])
+    assert left[3000.0] < left[0.0] <= 512
+    assert "train/penalty" in logged(Path(), "r")
+
+
+def test_a_model_without_some_units_goes_through_later_stages(bench: Bench) -> None:
+    """Fine-tuned, distilled from, and pruned by movement again."""
+    bench.configure({**movement(pruning={"attention": 0.6, "ffn": 0.9}), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    Path("checkpoints/r").rename("checkpoints/pruned")
+    pruned = "checkpoints/pruned/model"
+    bench.configure({**movement(pruned, pruning={"ffn": 0.5}), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    first, second = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    assert second["operations"][-1]["ffn"]["of"] == sum(first["operations"][-1]["ffn"]["left"])
+    assert second["operations"][-1]["heads"]["removed"] == 0
+    for method in ({"teacher": "teacher", "student": pruned}, {"teacher": pruned, "student": "teacher"}):
+        Path("checkpoints/r").rename(f"checkpoints/{len(list(Path('checkpoints').iterdir()))}")
+        bench.configure({"model.layers": None, **{f"model.{key}": value for key, value in method.items()}})
+        bench.succeed("fit")
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "nothing": ({}, {"pruning": {"attention": 0.0}}, ["model.pruning.attention: nothing is to be pruned"]),
+    "all": ({}, {"pruning": {"ffn": 1.0}}, ["model.pruning.ffn", "below 1"]),
+    "less than nothing": ({}, {"pruning": {"attention": -0.1}}, ["model.pruning.attention", "at least 0"]),
+    "a schedule longer than the run": (
+        {}, {"pruning": {"ffn": 0.5, "warmup": 0.6, "cooldown": 0.5}},
+        ["model.pruning.warmup: 0.6 and cooldown: 0.5 leave no step to prune at"],
+    ),
+    "too few steps": (
+        {"trainer.max_steps": 1}, {"pruning": {"ffn": 0.5, "warmup": 0.54, "cooldown": 0.45}},
+        ["trainer.max_steps: 1 steps leave none for the schedule", "give more steps"],
+    ),
+    "no steps": ({"trainer.max_steps": 0}, {}, ["trainer.max_steps: 0 trains nothing"]),
+    "less than a head": ({}, {"pruning": {"attention": 0.2, "scope": "layer"}},
+                         ["model.pruning.attention: 0.2 of the 2 heads of a layer (scope: layer) is none", "at least 0.5"]),
+    "an unknown granularity": ({}, {"pruning": {"ffn": 0.5, "granularity": "row"}}, ["model.pruning.granularity"]),
+    "shares and a threshold": ({}, {"pruning": {"ffn": 0.5, "threshold": {"at": 0.1}}},
+                               ["model.pruning.threshold: it decides how much goes"]),
+    "a threshold for magnitudes": ({}, {"pruning": {"criterion": "magnitude", "threshold": {"at": 0.1}}},
+                                   ["model.pruning.threshold: magnitude learns no scores"]),
+    "a loss without a teacher": ({}, {"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
+    "blocks larger than the matrices": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 64}},
+                                        ["model.pruning.block: 64 is more than the 32"]),
+    "a negative block": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 0}}, ["model.pruning.block"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "init", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_what_cannot_be_pruned_is_refused(
+    bench: Bench, changes: dict[str, Any], init: dict[str, Any], words: list[str]
+) -> None:
+    bench.configure({**movement(**init), **changes})
+    (message,) = bench.refuse("fit")
+    assert message.startswith(words[0])
+    assert all(word in message for word in words)
+
+
+def test_whole_heads_of_a_model_with_single_weights_pruned_are_refused(bench: Bench) -> None:
+    bench.configure({**movement(pruning={"ffn": 0.5, "granularity": "weight"}), "trainer.max_steps": 4})
+    bench.succeed("fit")
+    Path("checkpoints/r").rename("checkpoints/pruned")
+    bench.configure(movement("checkpoints/pruned/model"))
+    (message,) = bench.refuse("fit")
+    assert message.startswith("model.model: single weights of checkpoints/pruned/model are pruned")
+    assert "model.pruning.granularity weight" in message

@@ -1,0 +1,272 @@
+"""Heads, neurons, blocks and weights: what belongs to each, what a gate does, and that removal is what masking was."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightgpt2.functional.movement import Units
+from lightgpt2.models.axes import Shape, block_sizes, block_units, named_axes
+from lightgpt2.models.loading import load_model, new_model
+from lightgpt2.models.surgery import apply, removal, replay
+from lightgpt2.models.trimming import remove
+from lightgpt2.models.units import Granularity, Grips, gate_weights, grips, magnitudes, make_units
+from tests.support.models import make_model, write_tokenizer
+
+FAMILIES = ("gpt2", "llama")
+IDS = torch.arange(60).view(2, 30) * 3
+Masks = list[Tensor]
+
+
+def gated(
+    model: PreTrainedModel, granularity: Granularity = "structured", block: int = 8
+) -> tuple[Grips, nn.ModuleDict]:
+    held = grips(model, granularity, block)
+    made = make_units(model, held, trained=True)
+    gate_weights(model, held, made)
+    return held, made
+
+
+def random_masks(model: PreTrainedModel, seed: int) -> tuple[Masks, Masks]:
+    """Heads and neurons of each layer; in every third layer none at all of one kind, in another one single head."""
+    draw = torch.Generator().manual_seed(seed)
+    heads, ffn = (
+        [torch.rand(count, generator=draw) < float(torch.rand((), generator=draw)) for count in counts]
+        for counts in block_units(model.config)
+    )
+    heads[seed % 4][:] = False
+    ffn[(seed + 1 + seed // 4) % 4][:] = False
+    heads[(seed + 2) % 4][:] = torch.arange(heads[0].numel()) == seed % heads[0].numel()
+    return heads, ffn
+
+
+def mask(made: nn.ModuleDict, heads: Masks, ffn: Masks) -> None:
+    for kind, masks in (("attention", heads), ("ffn", ffn)):
+        units = made[kind]
+        assert isinstance(units, Units)
+        units.masks.set({str(i): value for i, value in enumerate(masks)})
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    return model(IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("first", range(0, 100, 25))
+def test_masked_and_removed_models_agree(family: str, first: int) -> None:
+    for seed in range(first, first + 25):
+        model = (
+            make_model(family, seed, attention_bias=True, mlp_bias=True)
+            if family == "llama"
+            else make_model(family, seed)
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.5 * torch.randn_like(parameter))  # biases that matter
+        heads, ffn = random_masks(model, seed)
+        smaller = remove(model, heads, ffn).eval()
+        _, made = gated(model)
+        mask(made, heads, ffn)
+        difference = (logits(model) - logits(smaller)).abs().max()
+        assert difference <= 1e-5, f"seed {seed}: {difference}"
+        groups = Shape.of(model.config).groups
+        assert block_sizes(smaller.config) == ([groups * int(m.sum()) for m in heads], [int(m.sum()) for m in ffn])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gate_at_the_output_is_a_mask_on_everything(family: str) -> None:
+    """As if all of a unit's weights and biases were zero."""
+    model = make_model(family, 3)
+    heads, ffn = random_masks(model, 3)
+    naive, shape = copy.deepcopy(model), Shape.of(model.config)
+    with torch.no_grad():
+        for named in named_axes(naive):
+            for axis, roles in enumerate(named.axes):
+                if named.layer is None or roles == ("width",):
+                    continue
+                unit = ffn[named.layer] if roles == ("ffn",) else heads[named.layer].repeat_interleave(shape.head)
+                wide = (
+                    unit.view(-1, shape.head).repeat_interleave(shape.groups, 0).flatten()
+                    if roles != ("ffn",)
+                    else unit
+                )
+                channels = torch.cat([wide if role in ("query", "context") else unit for role in roles])
+                named.value.mul_(channels.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
+    _, made = gated(model)
+    mask(made, heads, ffn)
+    torch.testing.assert_close(logits(model), logits(naive), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_heads_score_sums_over_query_key_value_and_output(family: str) -> None:
+    """And a neuron's over all that reads and writes it: gradient times weight, biases included."""
+    model = make_model(family, 1)
+    naive = copy.deepcopy(model)
+    labels = IDS.roll(-1, 1)
+    for each in (model, naive):
+        each.eval()
+    held, made = gated(model)
+    torch.nn.functional.cross_entropy(model(IDS).logits.flatten(0, 1), labels.flatten()).backward()
+    torch.nn.functional.cross_entropy(naive(IDS).logits.flatten(0, 1), labels.flatten()).backward()
+    shape = Shape.of(naive.config)
+    expected = {("attention", i): torch.zeros(shape.heads // shape.groups) for i in range(4)}
+    expected |= {("ffn", i): torch.zeros(shape.ffn) for i in range(4)}
+    for named in named_axes(naive):
+        if named.layer is None:
+            continue
+        assert named.value.grad is not None
+        product = (named.value.grad * named.value).detach()
+        for axis, roles in enumerate(named.axes):
+            if roles == ("width",):
+                continue
+            channels = product.sum(dim=1 - axis) if product.ndim == 2 else product
+            if roles == ("ffn",):
+                expected["ffn", named.layer] += channels
+                continue
+            sizes = [shape.head * (shape.groups if role in ("query", "context") else 1) for role in roles]
+            heads = shape.heads // shape.groups
+            for part, size in zip(channels.split([heads * size for size in sizes]), sizes, strict=True):
+                expected["attention", named.layer] += part.view(heads, size).sum(dim=1)
+    for (kind, layer), value in expected.items():
+        units = made[kind]
+        assert isinstance(units, Units)
+        assert units.scores[str(layer)].grad is not None
+        torch.testing.assert_close(units.scores[str(layer)].grad, value, rtol=1e-4, atol=1e-6)
+    names = {name.rpartition(".")[0].rpartition(".")[2] for name in held}
+    assert names == (
+        {"c_attn", "c_proj", "c_fc"} if family == "gpt2"
+        else {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_masked_units_score_still_learns(family: str) -> None:
+    model = make_model(family, 2)
+    _, made = gated(model)
+    heads, ffn = ([torch.zeros(count, dtype=torch.bool) for count in counts] for counts in block_units(model.config))
+    mask(made, heads, ffn)
+    model(IDS, labels=IDS).loss.backward()
+    for units in made.values():
+        assert isinstance(units, Units)
+        assert all(score.grad.abs().min() > 0 for score in units.scores.values())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("granularity", ["block", "weight"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_and_weights_are_of_the_blocks_linear_layers_only(family: str, granularity: Granularity) -> None:
+    model = make_model(family, 4)
+    plain = copy.deepcopy(model)
+    held, made = gated(model, granularity)
+    assert torch.equal(logits(model), logits(plain)), "open gates change nothing"
+    assert not any("wte" in name or "embed" in name or "lm_head" in name or "norm" in name for name in held)
+    assert len(held) == (16 if family == "gpt2" else 28)
+    draw = torch.Generator().manual_seed(0)
+    parameters = dict(plain.named_parameters())
+    for name, grip in held.items():
+        units = made[grip.kind]
+        assert isinstance(units, Units)
+        keep = torch.rand(grip.shape(parameters[name]), generator=draw) < 0.5
+        units.masks.set({name: keep})
+        side = 8 if granularity == "block" else 1
+        wide = keep.repeat_interleave(side, 0).repeat_interleave(side, 1)
+        with torch.no_grad():
+            parameters[name].mul_(wide[: parameters[name].shape[0], : parameters[name].shape[1]])
+    assert torch.equal(logits(model), logits(plain))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("granularity", ["structured", "block", "weight"])
+def test_magnitudes_are_norms_over_a_unit(family: str, granularity: Granularity) -> None:
+    model = make_model(family, 5)
+    held = grips(model, granularity, 8)
+    found = magnitudes(model, held)
+    for kind, by_name in found.items():
+        total = sum(float(value.square().sum()) for value in by_name.values())
+        mine = [p for name, p in model.named_parameters() if name in held and held[name].kind == kind]
+        assert total == pytest.approx(sum(float(p.detach().square().sum()) for p in mine), rel=1e-4)
+    if granularity == "structured":
+        with torch.no_grad():
+            target = dict(model.named_parameters())[
+                "transformer.h.1.mlp.c_proj.weight" if family == "gpt2" else "model.layers.1.mlp.down_proj.weight"
+            ]
+            (target[3] if family == "gpt2" else target[:, 3]).mul_(100)
+        assert int(magnitudes(model, held)["ffn"]["1"].argmax()) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_removal_is_replayed_from_its_record(family: str) -> None:
+    model = make_model(family, 6)
+    heads, ffn = random_masks(model, 6)
+    operation = removal(model.config, heads, ffn)
+    smaller, again = remove(model, heads, ffn), apply(model, [operation])
+    for (name, one), (other, two) in zip(smaller.state_dict().items(), again.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+    shapes = {name: value.shape for name, value in replay(model.config, [operation]).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in smaller.state_dict().items()}
+    assert (
+        operation["heads"]["removed"] + sum(operation["heads"]["left"])
+        == operation["heads"]["of"]
+        == 4 * Shape.of(model.config).heads
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_that_plain_transformers_can_say_stay_plain(family: str) -> None:
+    model = make_model(family, 7)
+    counts = block_units(model.config)
+    every = [torch.ones(count, dtype=torch.bool) for count in counts[0]]
+    half = [torch.arange(count) % 2 == 0 for count in counts[1]]
+    assert type(remove(model, every, half)) is type(model)
+    one = [torch.arange(count) == 0 for count in counts[0]]
+    fewer = remove(model, one, half)
+    assert (type(fewer) is type(model)) == (family == "llama"), "GPT-2's heads share its width out"
+    assert hasattr(fewer.config, "lightgpt2") == (family == "gpt2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_removed_from_can_be_removed_from_again(family: str) -> None:
+    model = make_model(family, 8)
+    smaller = remove(model, *random_masks(model, 8)).eval()
+    held, made = gated(copy.deepcopy(smaller))
+    counts = block_units(smaller.config)
+    assert held
+    assert {len(units.names) for units in made.values() if isinstance(units, Units)} < {0, 1, 2, 3, 4}
+    masks = [[torch.arange(count) % 2 == 1 for count in kind] for kind in counts]
+    again = remove(smaller, *masks)
+    assert block_units(again.config)[1] == [count // 2 for count in counts[1]]
+    assert torch.isfinite(logits(again)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_generation_is_that_without_a_cache(family: str, tmp_path: Path) -> None:
+    """First layers without heads included, from whose cache transformers reads how many tokens there are."""
+    model = make_model(family, 9)
+    heads, ffn = random_masks(model, 9)
+    heads[0][:] = False
+    smaller = remove(model, heads, ffn).eval()
+    write_tokenizer(tmp_path)
+    smaller.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), "model").eval()
+    assert type(loaded) is type(smaller)
+    assert torch.equal(logits(loaded), logits(smaller))
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with_cache = loaded.generate(IDS[:, :8], use_cache=True, **options)
+    assert torch.equal(with_cache, loaded.generate(IDS[:, :8], use_cache=False, **options))
+
+
+def test_a_new_model_of_unlike_layers_is_drawn_like_any_other() -> None:
+    model = make_model("gpt2", 10)
+    config = remove(model, *random_masks(model, 10)).config
+    torch.manual_seed(0)
+    fresh = new_model(config)
+    deviations = [
+        float(p.std()) for name, p in fresh.named_parameters() if p.ndim == 2 and "c_fc" in name and p.numel() > 64
+    ]
+    assert deviations
+    assert all(0.015 < value < 0.025 for value in deviations)
