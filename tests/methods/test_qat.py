@@ -13,10 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lightgpt2.functional.pruning import keep_masks, magnitudes
 from lightgpt2.functional.quantization import fake_quantize
 from lightgpt2.models import loading
 from lightgpt2.models.integers import Integers, round_weights, save_integers
 from lightgpt2.models.loading import load_model, new_model
+from lightgpt2.models.packing import pack_folder
+from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.models.standalone import stored_weights
 from tests.support.cli import logged
@@ -171,14 +174,21 @@ for name in ("model", "model-packed"):
     assert done.returncode == 0, done.stderr
 
 
-def test_gpt2_in_int8_is_a_quarter(tmp_path: Path) -> None:
-    """By what an element takes: the file of a wide model has next to nothing else."""
-    config = AutoConfig.for_model("gpt2", n_layer=1, n_embd=256, n_head=4, vocab_size=8000)
-    model = new_model(config)
-    tokenizer = write_tokenizer(tmp_path / "tokenizer")
-    save_integers(model, Integers(embeddings=True), tokenizer, tmp_path / "model", whole_weights(model))
-    size = (tmp_path / "model/model.safetensors").stat().st_size
-    assert size / (4 * model.num_parameters()) < 0.27
+@pytest.mark.slow
+def test_gpt2_in_int8_is_a_quarter_and_packed_without_its_zeros_an_eighth(tmp_path: Path) -> None:
+    """The 124M model with random weights, embeddings included; then with 80 % of its linear layers' weights pruned."""
+    model = new_model(AutoConfig.for_model("gpt2"))
+    tokenizer, shares = write_tokenizer(tmp_path / "tokenizer"), {}
+    for name in ("dense", "pruned"):
+        save_integers(model, Integers(embeddings=True), tokenizer, tmp_path / "model", whole_weights(model))
+        made = pack_folder(tmp_path / "model", tmp_path / "model-packed")
+        shares[name] = [1e6 * size / (4 * model.num_parameters()) for size in (made.dense, made.packed)]
+        matrices = prunable(model, "linear", "targets")
+        for matrix, mask in keep_masks(magnitudes(matrices), 0.8).items():
+            matrices[matrix].data.mul_(mask)
+    print(shares)
+    assert shares["dense"][0] == shares["pruned"][0] < 0.27
+    assert shares["pruned"][1] < 0.14
 
 
 # -- training ----------------------------------------------------------------------------------------------------------------
