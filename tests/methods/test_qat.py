@@ -146,7 +146,7 @@ def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict
 
 def test_plain_transformers_loads_it_and_refuses_to_take_integers_for_weights(bench: Bench) -> None:
     form = {"bits": 4, "activations": True, "embeddings": True}
-    bench.configure({**qat(quantization=form), "trainer.callbacks": [callback("PackedArtefact")]})
+    bench.configure({**qat(quantization=form), "trainer.callbacks": ["lightgpt2.callbacks.PackedArtefact"]})
     bench.succeed("fit")
     torch.save(logits(load_model("checkpoints/r/model", "model")), "logits.pt")
     code = """
@@ -264,6 +264,7 @@ def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
     assert last["quality"]["after"] == entries()[-1]["quality"]["after"]
 
 
+@pytest.mark.slow
 def test_compiled_is_the_same_model(bench: Bench) -> None:
     bench.configure({**qat(quantization={"activations": True, "embeddings": True}, compile=True, delay=0.5)})
     bench.succeed("fit")
