@@ -214,9 +214,13 @@ def _folders(settings: Settings) -> list[str]:
         return []
     made = ["model", *(["adapter"] if _class_name(settings).endswith("LoRA") else [])]
     for callback in section(settings, "trainer").get("callbacks") or []:
-        if isinstance(callback, dict) and str(callback.get("class_path")).endswith(".PostTrainingQuantization"):
-            formats = section(callback, "init_args").get("formats") or ["nf4", "int8"]
+        given = callback if isinstance(callback, dict) else {"class_path": callback}
+        name = str(given.get("class_path")).rpartition(".")[2]
+        if name == "PostTrainingQuantization":
+            formats = section(given, "init_args").get("formats") or ["nf4", "int8"]
             made += [f"model-{form}" for form in formats]
+        elif name == "PackedArtefact":
+            made.append("model-packed")
     return made
 
 

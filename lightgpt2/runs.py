@@ -85,7 +85,7 @@ def identity(config: dict[str, Any]) -> Identity:
         config: A resolved configuration, as in `config.yaml`.
     """
     model, data = config["model"], config["data"]
-    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "vocabulary", "model", "lora")
+    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "vocabulary", "model", "lora", "quantization")
     sources = {f"model.{key}": model["init_args"][key] for key in keys if key in model["init_args"]}
     pruning = model["init_args"].get("pruning") or {}
     sources |= {f"model.pruning.{key}": pruning[key] for key in ("granularity", "criterion") if key in pruning}

@@ -13,7 +13,7 @@ def problems(settings: Namespace, verb: str) -> list[str]:
         verb: `fit`, `validate`, `test`, `predict` or `check`.
     """
     trainer = settings.trainer
-    found = _limits(trainer) if verb in ("fit", "check") else []
+    found = _limits(trainer, settings.model.class_path) if verb in ("fit", "check") else []
     for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
         if not _whole(trainer.get(key)):
             found.append(f"trainer.{key}: a part of a split has no score; remove it, and make the split smaller")
@@ -39,9 +39,9 @@ def size_problems(strategy: Any, processes: int) -> list[str]:
     return [f"trainer.strategy.data_parallel_size: {size} with {processes} processes; give {processes}"]
 
 
-def _limits(trainer: Namespace) -> list[str]:
+def _limits(trainer: Namespace, method: str) -> list[str]:
     none = [key for key in ("max_steps", "max_epochs", "limit_train_batches") if trainer.get(key) == 0]
-    if trainer.callbacks and "max_steps" in none:  # which may work on the model as it is
+    if "max_steps" in none and (trainer.callbacks or method.endswith(".QAT")):  # which work on the model as it is
         none.remove("max_steps")
     found = [f"trainer.{key}: 0 trains nothing; give at least 1" for key in none]
     if not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches:

@@ -66,6 +66,10 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "a missing stage for a key": ([A, B | {"from": {"model.student": "c"}}], ["stages.b.from: there is no stage c"]),
     "no folder of a stage": ([A, B | {"from": "a/"}], ["stages.b.from: a/ names no folder", "give a, or", "a/adapter"]),
     "a folder that is not made": ([A, B | {"from": "a/adapter"}], ["stages.b.from: a makes no adapter", "one of a/model"]),
+    "a folder that another callback makes": (
+        [A | {"overrides": {"trainer.callbacks": ["lightgpt2.callbacks.PackedArtefact"]}}, B | {"from": "a/model-nf4"}],
+        ["stages.b.from: a makes no model-nf4", "a/model-packed"],
+    ),
     "a folder elsewhere": ([A, B | {"from": "a/../x"}], ["stages.b.from: a/../x names no folder"]),
     "a number for a stage": ([A, B | {"from": 1}], ["stages.b.from: there is no stage 1"]),
     "itself": ([A, B | {"from": "b"}], ["stages: b -> b wait for each other's model", "change the from:"]),

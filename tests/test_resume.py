@@ -31,6 +31,15 @@ def config(method: str, folder: Path, **trainer: Any) -> dict[str, Any]:
     elif method in ("LoRA", "QLoRA"):
         del data["vocab_size"]
         init |= {"model": str(folder / "teacher"), "lora": {"dropout": 0.1}}
+    elif method == "QAT":
+        del data["vocab_size"]
+        integers = {"bits": 4, "activations": True, "embeddings": True}
+        init |= {
+            "model": str(folder / "teacher"),
+            "teacher": str(folder / "teacher"),
+            "quantization": integers,
+            "delay": 0.4,
+        }
     else:
         del data["vocab_size"]
         # narrower than the teacher, so that the trained projections are in the checkpoint too
@@ -103,7 +112,7 @@ def kills_in(phases: list[tuple[int, int]], every: int) -> list[int]:
 
 # One epoch is 11 optimizer steps of 2 micro-batches of 4 windows, and a checkpoint comes every 4: kills fall before the first
 # one and after it, inside an accumulation, and in later epochs.
-@pytest.mark.parametrize("method", ["FineTune", "Distill", "QLoRA"])
+@pytest.mark.parametrize("method", ["FineTune", "Distill", "QLoRA", "QAT"])
 def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
     if method != "FineTune":

@@ -2,8 +2,16 @@
 
 from lightgpt2.callbacks.benchmark import InferenceBenchmark
 from lightgpt2.callbacks.generation import GenerationCheck
+from lightgpt2.callbacks.packing import PackedArtefact
 from lightgpt2.callbacks.pruning import GlobalL1Pruning
 from lightgpt2.callbacks.quantization import PostTrainingQuantization
 from lightgpt2.callbacks.sweep import SparsitySweep
 
-__all__ = ["GenerationCheck", "GlobalL1Pruning", "InferenceBenchmark", "PostTrainingQuantization", "SparsitySweep"]
+__all__ = [
+    "GenerationCheck",
+    "GlobalL1Pruning",
+    "InferenceBenchmark",
+    "PackedArtefact",
+    "PostTrainingQuantization",
+    "SparsitySweep",
+]

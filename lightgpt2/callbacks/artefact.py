@@ -57,8 +57,7 @@ class Artefact(Callback):
             self._lock()
             self._prepare_folder()
         if self.fresh:
-            if pl_module.reference:
-                label, model = pl_module.reference
+            for label, model in pl_module.references.items():
                 self._measure(trainer, pl_module, model, label)
             self._measure(trainer, pl_module, pl_module.start, "before")
 
@@ -195,7 +194,10 @@ class Artefact(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
-            save_model(model, data.tokenizer, Path(temporary) / "model", weights)
+            if label == "before":
+                method.save_start(Path(temporary) / "model", data.tokenizer, weights)
+            else:
+                save_model(model, data.tokenizer, Path(temporary) / "model", weights)
             self.figures[label] = self._score_folder(trainer, method, Path(temporary) / "model", label)
 
     def _score_folder(self, trainer: Trainer, method: Method, folder: Path, label: str) -> dict[str, Any]:

@@ -51,6 +51,15 @@ class PostTrainingQuantization(Callback):
         if not self.formats or len(set(self.formats)) < len(self.formats):
             raise UserError("trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once")
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks whether there will be anything to quantize, before anything is touched."""
+        assert isinstance(pl_module, Method)
+        if stage == "fit" and pl_module.makes:
+            raise UserError(
+                f"trainer.callbacks.PostTrainingQuantization: {type(pl_module).__name__} leaves the weights in "
+                f"{pl_module.makes.upper()}, and nothing is converted twice; remove it"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for what cannot be quantized, before anything is trained."""
         assert isinstance(pl_module, Method)

@@ -91,6 +91,11 @@ class Method(Resumable, Scored, Pruned):
         return None
 
     @property
+    def references(self) -> dict[str, PreTrainedModel]:
+        """All other models to score before the first step, by what they are."""
+        return dict([self.reference] if self.reference else [])
+
+    @property
     def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
         """Where the tokenizer comes from when the data names none, and the config key."""
         return self.parent
@@ -116,6 +121,15 @@ class Method(Resumable, Scored, Pruned):
     def start(self) -> PreTrainedModel:
         """The model as it is before the first step, to be scored."""
         return self.model
+
+    def save_start(self, folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, Tensor]) -> None:
+        """As `save`, with `start` and its weights, for a folder that is scored and removed."""
+        save_model(self.start, tokenizer, folder, weights)
+
+    @property
+    def makes(self) -> str | None:
+        """What the artefact's weights are quantized to; nothing where they are in full precision."""
+        return None
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, Tensor]) -> None:
         """Writes the artefact.

@@ -40,13 +40,15 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def head_weight(model: PreTrainedModel) -> Tensor:
-    """Weight of the vocabulary head `[V, D]`; the embedding itself where the two are tied."""
-    return cast(Tensor, model.get_output_embeddings().weight)
+    """Weight of the vocabulary head `[V, D]`, as the head computes with it; the embedding itself where the two are tied."""
+    head = model.get_output_embeddings()
+    substitute = getattr(head, "substitute", None)  # see `compute_with`
+    return cast(Tensor, head.weight if substitute is None else substitute("weight", head.weight))
 
 
 def is_tied(model: PreTrainedModel) -> bool:
     """Whether embedding and vocabulary head are one tensor."""
-    return head_weight(model) is model.get_input_embeddings().weight
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -70,6 +72,7 @@ def compute_with(module: nn.Module, substitute: Callable[[str, Tensor], Tensor])
         return type(module).forward(cast(nn.Module, _Substitute(module, own)), *args, **kwargs)
 
     module.forward = forward
+    module.substitute = substitute  # type: ignore[assignment]
 
 
 class _Substitute:

@@ -43,11 +43,13 @@ def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
 
 
 def quantization_of(config: PretrainedConfig) -> str | None:
-    """What a model's weights are quantized to: `nf4`, `int8`, another method's name, or nothing.
+    """What a model's weights are quantized to: `nf4`, `int8`, `int4`, another method's name, or nothing.
 
     Args:
         config: Its configuration.
     """
+    if stored := getattr(config, "lightgpt2", {}).get("stored"):
+        return str(stored)
     found: Any = getattr(config, "quantization_config", None)
     if found is None:
         return None
@@ -92,11 +94,13 @@ def load_for_inference(
     """
     cuda = device != "cpu"
     options: dict[str, Any] = {"attn_implementation": attention}
-    if stored_precision(source, key, trust_remote_code) not in (None, "gguf"):
+    config = load_config(source, key, trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
         return _fastest(load_model(source, key, trust_remote_code, **options)).eval()
-    if precision in _DTYPES:
-        return load_model(source, key, trust_remote_code, dtype=_DTYPES[precision], **options).to(device).eval()
+    if precision in _DTYPES or quantization_of(config) == precision:  # of its own: computed in FP32
+        dtype = _DTYPES.get(precision, torch.float32)
+        return load_model(source, key, trust_remote_code, dtype=dtype, **options).to(device).eval()
     form = cast(Format, precision)
     # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32.
     fast = torch.float16 if form == "int8" else torch.bfloat16

@@ -1,5 +1,8 @@
 """The artefact: a standard Hugging Face folder that needs no LightGPT2 to load."""
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.models.families import is_tied
 from lightgpt2.models.files import atomic_folder, folder_megabytes
+from lightgpt2.models.standalone import modeling_lightgpt2 as modeling
+from lightgpt2.models.standalone import stored_weights
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     weights: dict[str, Tensor] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes model, tokenizer and generation config to a folder, atomically.
 
@@ -63,6 +69,7 @@ def save_model(
         tokenizer: Its tokenizer.
         folder: Target; replaced if it exists.
         weights: What to save in place of the model's own weights, which may be spread over processes.
+        finish: What else to do with the folder, before it is put in its place.
 
     Raises:
         UserError: The disk is full.
@@ -70,6 +77,28 @@ def save_model(
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
+        if finish is not None:
+            finish(temporary)
+
+
+def bring_code(folder: Path, **settings: Any) -> None:
+    """Makes a model folder one that `standalone.modeling_lightgpt2` loads, which goes into it.
+
+    Args:
+        folder: The folder; changed in place.
+        settings: What its configuration says to that code, besides what it says already.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    name = modeling.MODELS[config["model_type"]].__name__
+    config["architectures"], config["auto_map"] = (
+        [name],
+        {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"},
+    )
+    config["lightgpt2"] = config.get("lightgpt2", {}) | settings
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for module in (modeling, stored_weights):
+        shutil.copy(str(module.__file__), folder)
 
 
 def measure_sizes(model: PreTrainedModel, folder: Path) -> Sizes:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from lightgpt2.report.figures import number
 
 Entry = dict[str, Any]
-Kind = Literal["source", "stage", "half precision", "quantized"]
+Kind = Literal["source", "stage", "half precision", "quantized", "packed"]
 
 HALF = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
 _FULL = ("fp32", "float32")
+_CONVERSIONS: dict[Any, Kind] = {"PostTrainingQuantization": "quantized", "PackedArtefact": "packed"}
 _SPENT = {"seconds": "seconds", "cpu": "cpu_seconds", "share": "cpu_percent"}
-_QUANTIZATION = "PostTrainingQuantization"
 # What these do leaves the model that a stage scores before its first step the one that it was given.
 _KEEPS_THE_START = ("lora", "global_l1", "remove", "movement", "merge", "nf4", "int8")
 
@@ -26,7 +26,7 @@ class Model:
 
     Attributes:
         name: What a reader calls it.
-        kind: The untouched source, what a stage made, that loaded in half precision, or a quantized copy of it.
+        kind: The untouched source, what a stage made, that loaded in half precision, or a quantized or packed copy of it.
         entry: The ledger entry of the stage that made it; for the source that of the first stage.
         parent: The model that it was made of; None for one that began with random weights.
         figures: What was measured, by the keys of `report.figures`.
@@ -49,8 +49,8 @@ class Model:
 
     @property
     def stage(self) -> "Model":
-        """The stage that made it; for a quantized model the one whose weights it holds."""
-        return self.parent if self.kind in ("quantized", "half precision") and self.parent else self
+        """The stage that made it; for a quantized or packed model the one whose weights it holds."""
+        return self.parent if self.kind not in ("source", "stage") and self.parent else self
 
 
 # -- one ledger entry ------------------------------------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def operations(entry: Entry) -> list[dict[str, Any]]:
     return [o for o in listed if isinstance(o, dict)] if isinstance(listed, list) else []
 
 
-def is_quantized(entry: Entry) -> bool:
+def is_converted(entry: Entry) -> bool:
     """Whether an entry tells of a conversion and of no training."""
-    return entry.get("method") == _QUANTIZATION
+    return entry.get("method") in _CONVERSIONS
 
 
 def start_quality(entry: Entry) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class _Node:
     @property
     def name(self) -> str:
         """The run's name; for a quantized model the stage's with what its folder or its operation says."""
-        if not is_quantized(self.entry) or not self.ancestors:
+        if not is_converted(self.entry) or not self.ancestors:
             return str(self.entry.get("stage", "unnamed"))
         suffix = PurePath(self.folder).name.removeprefix("model-") or "-".join(
             str(o.get("op")) for o in operations(self.entry)
@@ -210,7 +210,7 @@ def _ordered(nodes: Mapping[str, _Node]) -> list[str]:
 
     def place(identity: str) -> tuple[Any, ...]:
         node = nodes[identity]
-        after = is_quantized(node.entry) and bool(node.ancestors)
+        after = is_converted(node.entry) and bool(node.ancestors)
         stage = nodes[_identity(node.ancestors)] if after else node
         finished = str(stage.entry.get("finished") or "")
         return chains.index(node.chain), len(stage.ancestors), finished, stage.name, id(stage), after, node.name
@@ -266,12 +266,13 @@ def _stage(node: _Node, name: str, parent: Model | None) -> Model:
     return Model(name, "stage", node.entry, parent, figures, interval, machine_of(node.entry) if measured else "")
 
 
-def _quantized(node: _Node, name: str, parent: Model) -> Model:
+def _converted(node: _Node, name: str, parent: Model) -> Model:
     folder = PurePath(node.folder).name or "model-" + "-".join(str(o.get("op")) for o in operations(node.entry))
     measured = next(iter(_arms_of(parent.entry, folder, ())), {})
     figures, interval = _quality(part(node.entry, "quality", "after"))
     figures |= _written(node.entry) | _sizes(part(node.entry, "sizes")) | _speed(measured)
-    return Model(name, "quantized", node.entry, parent, figures, interval, machine_of(parent.entry) if measured else "")
+    kind = _CONVERSIONS[node.entry["method"]]
+    return Model(name, kind, node.entry, parent, figures, interval, machine_of(parent.entry) if measured else "")
 
 
 def _halves(stage: Model) -> Iterator[Model]:
@@ -309,8 +310,8 @@ def models(ledgers: Mapping[str, list[Entry]]) -> list[Model]:
                 sources[node.chain] = _source(node.entry)
                 rows += [source for source in (sources[node.chain],) if source]
             parent = sources[node.chain]
-        if parent and is_quantized(node.entry):
-            made[identity] = _quantized(node, names[identity], parent)
+        if parent and is_converted(node.entry):
+            made[identity] = _converted(node, names[identity], parent)
             rows.append(made[identity])
         else:
             made[identity] = _stage(node, names[identity], parent)

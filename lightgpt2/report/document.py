@@ -3,8 +3,9 @@
 import shlex
 from collections.abc import Iterable, Sequence
 
-from lightgpt2.report.chain import Entry, Model, arms, is_quantized, machine_of, operations, part
+from lightgpt2.report.chain import Entry, Model, arms, is_converted, machine_of, operations, part
 from lightgpt2.report.figures import MISSING, NOT_NOTED, escape, number, write
+from lightgpt2.report.packing import packed_sentence, packed_table
 from lightgpt2.report.plots import Plot, plots
 from lightgpt2.report.savings import savings, sentences
 from lightgpt2.report.tables import (
@@ -37,7 +38,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
         budget: How much the perplexity may lie above the source's.
         gain: By how many per cent a stage must better a figure to have paid.
     """
-    compared = [compare(row, budget, gain) for row in rows if row.kind in ("stage", "quantized")]
+    compared = [compare(row, budget, gain) for row in rows if row.kind in ("stage", "quantized", "packed")]
     return [
         "# Report",
         *_overall(rows, compared),
@@ -50,9 +51,10 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
         bought_table(compared),
         _list(sentence(c, budget, gain, _saved(c.model, rows)) for c in compared),
         *_quantization(rows),
+        *_packing(rows),
         *_pictures(rows),
         "## Details",
-        *(block for row in rows if row.kind in ("stage", "quantized") for block in _details(row)),
+        *(block for row in rows if row.kind in ("stage", "quantized", "packed") for block in _details(row)),
     ]
 
 
@@ -108,7 +110,14 @@ def _quantization(rows: Sequence[Model]) -> list[str]:
     return [head, *([savings_table(found), note] if found else [f"Sizes were {MISSING}."])]
 
 
+def _packing(rows: Sequence[Model]) -> list[str]:
+    packed = [row for row in rows if row.kind == "packed"]
+    return ["### What packing saves", packed_table(packed)] if packed else []
+
+
 def _saved(model: Model, rows: Sequence[Model]) -> str:
+    if model.kind == "packed":
+        return packed_sentence(model)
     return sentences(model, rows) if model.kind == "quantized" else ""
 
 
@@ -153,12 +162,12 @@ def _facts(row: Model) -> str:
             else []
         ),
         *_data(entry),
-        *([] if is_quantized(entry) else [_training(entry)]),
+        *([] if is_converted(entry) else [_training(entry)]),
         f"Finished: {escape(entry.get('finished') or NOT_NOTED)}",
         f"Configuration: SHA-256 {escape(entry.get('config_sha256') or NOT_NOTED)}",
         "Versions: " + (", ".join(f"{escape(k)} {escape(v)}" for k, v in part(entry, "versions").items()) or NOT_NOTED),
     ]
-    if not is_quantized(entry):
+    if not is_converted(entry):
         command = f"lightgpt2 fit --config {shlex.quote(f'checkpoints/{name}/config.yaml')} --run {shlex.quote(name)}"
         facts.append(f"To do it again: {escape(command)}")
     return _list(facts)

@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightgpt2.report.chain import HALF, Model, arms, is_quantized, part
+from lightgpt2.report.chain import HALF, Model, arms, is_converted, part
 from lightgpt2.report.figures import label, number, plain, write
 
 _WIDTH = 4.7  # inches of 72 units: 400 pixels of a phone's page are a little more than that
@@ -137,7 +137,7 @@ def _perplexities(rows: Sequence[Model]) -> Plot | None:
     def paint(axes: Axes) -> None:
         for place, row in enumerate(rows):
             value = row.figures["perplexity"]
-            colour = _COLOURS[1 if is_quantized(row.entry) else 0]
+            colour = _COLOURS[1 if is_converted(row.entry) else 0]
             if row.interval and all(map(math.isfinite, row.interval)):
                 axes.plot(row.interval, [place, place], color=colour, linewidth=2)
             axes.plot([value], [place], "o", color=colour)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightgpt2.report.chain import Model, is_quantized, start_quality, text_of
+from lightgpt2.report.chain import Model, is_converted, start_quality, text_of
 from lightgpt2.report.figures import better, change, number
 
 Verdict = Literal["the start", "pays", "quality only", "does not pay", "outside the budget", "not measured"]
@@ -153,6 +153,6 @@ def compare(model: Model, budget: float, gain: float) -> Comparison:
     }
     alike = not (model.machine and parent.machine) or model.machine == parent.machine
     made = Comparison(model, before(model), reference, name, gains, alike)
-    trained = not is_quantized(model.entry)
+    trained = not is_converted(model.entry)
     verdict = judge(gains, made.rise, drop(made), trained, budget, gain)
     return Comparison(model, made.before, reference, name, gains, alike, verdict)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightgpt2.report.chain import Entry, Model, is_quantized, operations, part
+from lightgpt2.report.chain import Entry, Model, is_converted, operations, part
 from lightgpt2.report.figures import (
     change,
     escape,
@@ -21,6 +21,7 @@ from lightgpt2.report.verdicts import Comparison, comparable, counts, resources
 _METHODS = {
     "FineTune": "trained with cross-entropy",
     "Distill": "distilled",
+    "QAT": "trained with rounded weights",
     "Trim": "trained after the cut",
     "MovementPruning": "trained while it was pruned",
     "LoRA": "trained through LoRA adapters",
@@ -49,7 +50,7 @@ def rule(budget: float, gain: float) -> str:
 
 def did(entry: Entry) -> str:
     """What a stage did to the model, as a clause."""
-    if is_quantized(entry):
+    if is_converted(entry):
         return ", ".join(quantizer(o) for o in operations(entry)) or "quantized"
     done = [clause for operation in operations(entry) if (clause := _clause(operation))]
     method = _METHODS.get(str(entry.get("method")), f"made by {escape(entry.get('method', 'an unnamed method'))}")
@@ -57,7 +58,9 @@ def did(entry: Entry) -> str:
 
 
 def quantizer(operation: dict[str, Any]) -> str:
-    """A quantization's name."""
+    """A quantization's name, or that of packing."""
+    if operation.get("op") == "packed":
+        return "packed"
     return escape(str(operation.get("op", "")).upper())
 
 
@@ -84,6 +87,8 @@ def _clause(operation: dict[str, Any]) -> str:
             if operation.get("held"):
                 return f"with {share} % of the {targets} weights held at zero, as an earlier stage had pruned them"
             return f"{share} % of the {targets} weights pruned ({criterion})"
+        case {"op": "integers"}:
+            return f"saved as {_integers(operation)}"
         case {"op": "dequantize"}:
             return f"on a base in {escape(str(operation.get('from', '')).upper())}, dequantized to merge into"
         case {"op": "merge"}:
@@ -96,6 +101,25 @@ def _removed(counts: dict[str, Any], word: str) -> str:
     if not gone or not whole:
         return ""
     return f"{write('parameters', gone)} of {write('parameters', whole)} {word} ({write('per cent', 100 * gone / whole)} %)"
+
+
+def _integers(operation: dict[str, Any]) -> str:
+    group = number(operation.get("group"))
+    share = "output channel" if group is None else f"group of {write('parameters', group)} inputs"
+    extent = "embeddings included" if operation.get("embeddings") else "embeddings in full precision"
+    inputs = ", the layers' inputs rounded to INT8" if operation.get("activations") else ""
+    return f"INT{escape(operation.get('bits', ''))} with a scale for each {share}, {extent}{inputs}"
+
+
+def integers_note(entry: Entry) -> str:
+    """That stored integers are weights in full precision again once they are loaded."""
+    parameters = number(part(entry, "sizes").get("parameters"))
+    if parameters is None or not any(o.get("op") == "integers" for o in operations(entry)):
+        return ""
+    return (
+        "Its file holds integers; loaded, they are multiplied with their scales and are FP32 weights of "
+        f"{write('disk', 4 * parameters / 1e6)} MB: smaller on disk, neither smaller in memory nor faster."
+    )
 
 
 def collapse_note(entry: Entry) -> str:
@@ -150,7 +174,7 @@ def sentence(comparison: Comparison, budget: float, gain: float, saved: str = ""
         keys = [key for key in comparison.gains if not (saved and not key.startswith("forward"))]
         keys += _spent(model)
         text += [saved, *(_resource(key, model, model.parent) for key in keys), _unmeasured(comparison)]
-    text += [dense_note(model.entry), collapse_note(model.entry)]
+    text += [dense_note(model.entry), integers_note(model.entry), collapse_note(model.entry)]
     return " ".join(filter(None, text))
 
 

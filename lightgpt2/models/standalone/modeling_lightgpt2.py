@@ -1,19 +1,29 @@
-"""GPT-2 and Llama decoders whose layers differ in their numbers of heads and neurons.
+"""GPT-2 and Llama decoders whose layers differ in their numbers of heads and neurons, or whose weights are stored as integers.
 
-A model folder brings this file where plain transformers cannot express the model's shape:
+A model folder brings this file where plain transformers cannot express the model:
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it. `config.lightgpt2` says
 
     heads: attention heads of each layer, none at all included
     ffn: neurons of each layer, likewise
+    stored: `int8` or `int4` where the file holds integers with scales, which become FP32 weights when they are loaded
+    activations: `int8` where the inputs of the layers' projections are rounded to that
+    packed: true where the file is compressed
 """
 
+import contextlib
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PretrainedConfig
+from transformers import GenerationConfig, GPT2LMHeadModel, LlamaForCausalLM, PretrainedConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
+
+from .stored_weights import read, round_inputs
+
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class Constant(nn.Module):
@@ -62,7 +72,41 @@ class NoNeurons(nn.Module):
         return self.get_submodule(self.projection)(hidden_states)
 
 
-class LightGPT2LMHeadModel(GPT2LMHeadModel):  # type: ignore[misc]
+class Stored:
+    """A model that may be stored in a way of its own."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **options: Any) -> Any:
+        """As transformers' own; `stored_weights` reads the file where the configuration says so."""
+        source = pretrained_model_name_or_path
+        where = {key: options[key] for key in _WHERE if key in options}
+        if not isinstance(config, PretrainedConfig):
+            config = cls.config_class.from_pretrained(config or source, **where)  # type: ignore[attr-defined]
+        own: Any = super()
+        if not {"stored", "packed"} & {*config.lightgpt2} or source is None:
+            return own.from_pretrained(source, *args, config=config, **options)
+        config = copy.deepcopy(config)
+        config.lightgpt2 = {
+            key: value for key, value in config.lightgpt2.items() if key != "packed"
+        }  # as it lies there
+        weights = read(cached_file(source, "model.safetensors", **where))
+        if options.get("generation_config") is None:
+            with contextlib.suppress(OSError):
+                options["generation_config"] = GenerationConfig.from_pretrained(source, **where)
+        loaded = own.from_pretrained(None, *args, config=config, state_dict=weights, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = str(source)
+        return loaded
+
+    def round_activations(self, layers: nn.Module) -> None:
+        """Lets the projections round their inputs, where the configuration says so."""
+        self_: Any = self
+        for module in layers.modules() if self_.config.lightgpt2.get("activations") == "int8" else ():
+            if isinstance(module, (nn.Linear, Conv1D)):
+                module.register_forward_pre_hook(round_inputs)
+
+
+class LightGPT2LMHeadModel(Stored, GPT2LMHeadModel):  # type: ignore[misc]
     """GPT-2."""
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -78,10 +122,11 @@ class LightGPT2LMHeadModel(GPT2LMHeadModel):  # type: ignore[misc]
             if "ffn" in shape:
                 neurons = shape["ffn"][index]
                 block.mlp = GPT2MLP(neurons, config) if neurons else NoNeurons("c_proj", Constant(width, bias=True))
+        self.round_activations(self.transformer.h)
         self.post_init()
 
 
-class LightLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+class LightLlamaForCausalLM(Stored, LlamaForCausalLM):  # type: ignore[misc]
     """Llama."""
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -102,6 +147,7 @@ class LightLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
                 neurons, bias = shape["ffn"][index], config.mlp_bias
                 mlp.gate_proj, mlp.up_proj = nn.Linear(width, neurons, bias), nn.Linear(width, neurons, bias)
                 mlp.down_proj = nn.Linear(neurons, width, bias)
+        self.round_activations(self.model.layers)
         self.post_init()
 
 

@@ -1,0 +1,106 @@
+"""Integers with scales, against what their definition says in double precision."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightgpt2.functional.quantization import fake_quantize, grouped, integers, scales
+from lightgpt2.models.standalone import stored_weights
+from lightgpt2.models.standalone.stored_weights import pack, round_inputs, unpacked
+
+FORMATS = [(8, None), (4, 32), (4, 5), (4, 7), (8, 16)]
+SHAPES = [(1, 1), (3, 7), (16, 64), (5, 33), (64, 48)]
+
+
+def naive(rows: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
+    """Integers and the numbers that they stand for, one group at a time, in double precision."""
+    largest = 2 ** (bits - 1) - 1
+    whole, values = torch.zeros_like(rows, dtype=torch.float64), torch.zeros_like(rows, dtype=torch.float64)
+    for o, row in enumerate(rows.double()):
+        for start in range(0, rows.shape[1], group or rows.shape[1]):
+            part = row[start : start + (group or rows.shape[1])]
+            step = part.abs().max() / largest
+            q = torch.round(part / step) if step > 0 else torch.zeros_like(part)
+            whole[o, start : start + len(part)], values[o, start : start + len(part)] = q, q * step
+    return whole, values
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rounds_as_the_definition_says(shape: tuple[int, int], bits: int, group: int | None) -> None:
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    whole, values = naive(rows, bits, group)
+    torch.testing.assert_close(fake_quantize(rows, bits, group).double(), values, rtol=1e-6, atol=1e-7)
+    found, _ = integers(rows, bits, group)
+    assert torch.equal(found.flatten(1)[:, : shape[1]].double(), whole)
+    assert found.flatten(1)[:, shape[1] :].count_nonzero() == 0
+    step = scales(grouped(rows, group), bits)
+    assert ((grouped(rows, group) - grouped(fake_quantize(rows, bits, group), group)).abs() <= step * 0.50001).all()
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_stored_integers_times_scales_are_what_was_trained_with_to_the_last_bit(bits: int, group: int | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for seed in range(200):
+        shape = torch.randint(1, 70, (2,), generator=draw).tolist()
+        rows = torch.randn(shape, generator=draw) * 10.0 ** torch.randint(-30, 30, (1,), generator=draw)
+        rows[torch.rand(shape, generator=draw) < 0.3] = 0
+        whole, scale = integers(rows, bits, group)
+        about: dict[str, Any] = {"bits": bits, "group": whole.shape[-1], "shape": shape, "transposed": False}
+        stored = stored_weights.halved(whole) if bits == 4 else whole
+        trained = fake_quantize(rows, bits, group)
+        assert torch.equal(stored_weights.dequantized(stored, scale, **about), trained), seed
+        assert (trained[rows == 0] == 0).all()
+        assert torch.equal(fake_quantize(trained, bits, group), trained), "rounding twice is rounding once"
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_the_gradient_is_handed_through(bits: int, group: int | None) -> None:
+    rows = torch.randn(6, 33, requires_grad=True)
+    given = torch.randn(6, 33)
+    (fake_quantize(rows, bits, group) * given).sum().backward()
+    assert rows.grad is not None
+    assert torch.equal(rows.grad, given)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 3e38])
+def test_rows_of_zeros_and_of_extremes_stay_finite(value: float) -> None:
+    rows = torch.full((2, 8), value)
+    rounded = fake_quantize(rows, 8)
+    assert rounded.isfinite().all()
+    torch.testing.assert_close(rounded, rows, rtol=1e-6, atol=1e-37)
+
+
+def test_inputs_are_rounded_as_a_weight_with_a_row_for_each_token_would_be() -> None:
+    inputs = torch.randn(2, 5, 33) * torch.logspace(-3, 3, 5)[:, None]
+    (rounded,) = round_inputs(None, (inputs,))
+    assert torch.equal(rounded.flatten(0, 1), fake_quantize(inputs.flatten(0, 1), 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int64])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (13, 17), (64, 1, 48)])
+def test_what_is_packed_comes_out_byte_for_byte(dtype: torch.dtype, sparsity: float, shape: tuple[int, ...]) -> None:
+    tensor = (torch.randn(shape) * 40 * (torch.rand(shape) >= sparsity)).to(dtype)
+    data, about = pack(tensor)
+    assert data.dtype == torch.uint8
+    assert data.ndim == 1
+    again = unpacked(data, **about)
+    assert (again.dtype, again.shape) == (tensor.dtype, tensor.shape)
+    assert torch.equal(again.flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))
+
+
+def test_negative_zeros_and_no_numbers_are_packed_too() -> None:
+    tensor = torch.tensor([-0.0, 0.0, float("nan"), float("-inf")] * 100)
+    again = unpacked(*(lambda data, about: (data, *about.values()))(*pack(tensor)))
+    assert torch.equal(again.view(torch.int32), tensor.view(torch.int32))
+
+
+def test_zeros_take_no_space() -> None:
+    weight = torch.randn(512, 512) * 0.02
+    weight[weight.abs() <= weight.abs().flatten().kthvalue(int(0.8 * weight.numel())).values] = 0
+    data, about = pack(integers(weight, 8)[0])
+    assert about["kept"] == int(integers(weight, 8)[0].count_nonzero())
+    assert data.numel() / weight.numel() < 0.28  # of a byte: 0.2 of 7 bits, and less than one for the mask

@@ -1,0 +1,357 @@
+"""Quantization-aware training as a stage: what was trained, what is saved, and that they are the same to the last bit."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lightgpt2.functional.pruning import keep_masks, magnitudes
+from lightgpt2.functional.quantization import fake_quantize
+from lightgpt2.models import loading
+from lightgpt2.models.integers import Integers, round_weights, save_integers
+from lightgpt2.models.loading import load_model, new_model
+from lightgpt2.models.packing import pack_folder
+from lightgpt2.models.pruning import prunable
+from lightgpt2.models.saving import whole_weights
+from lightgpt2.models.standalone import stored_weights
+from tests.support.cli import logged
+from tests.support.mistakes import Bench
+from tests.support.models import SHAPES, write_model, write_tokenizer
+
+_RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
+
+
+def qat(model: str = "teacher", method: str = "QAT", **init: Any) -> dict[str, Any]:
+    """Changes of the bench's configuration."""
+    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
+    arguments = {"model": model, "optimizer": _RATE, "task": task, **init}
+    return {"model": {"class_path": f"lightgpt2.methods.{method}", "init_args": arguments}}
+
+
+def callback(name: str, **init: Any) -> dict[str, Any]:
+    return {"class_path": f"lightgpt2.callbacks.{name}", "init_args": init}
+
+
+def entries(folder: str = "model") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(Path(f"checkpoints/r/{folder}/ledger.json").read_text())
+    return found
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, seed: int = 0) -> Tensor:
+    ids = torch.randint(0, model.config.vocab_size, (2, 13), generator=torch.Generator().manual_seed(seed))
+    output: Tensor = model(input_ids=ids).logits
+    return output
+
+
+# -- exactly what was trained ------------------------------------------------------------------------------------------------
+
+
+def random_config(draw: random.Random, family: str) -> Any:
+    """A shape that nothing divides, of layers that differ in some."""
+    head, groups, heads = draw.choice([2, 4, 6, 10]), draw.randint(1, 2), draw.randint(1, 3)
+    layers, ffn = draw.randint(1, 2), draw.randint(3, 70)
+    common = {"vocab_size": draw.randint(20, 90), "bos_token_id": 0, "eos_token_id": 0}
+    if family == "gpt2":
+        shape = {"n_layer": layers, "n_embd": heads * head, "n_head": heads, "n_inner": ffn, "n_positions": 16}
+        config = AutoConfig.for_model("gpt2", **common, **shape, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+        full = heads
+    else:
+        shape = {"num_hidden_layers": layers, "hidden_size": heads * groups * draw.randint(3, 9), "intermediate_size": ffn,
+                 "num_attention_heads": heads * groups, "num_key_value_heads": heads, "head_dim": head,
+                 "max_position_embeddings": 16}  # fmt: skip
+        config = AutoConfig.for_model("llama", **common, **shape, tie_word_embeddings=draw.random() < 0.5)
+        full = heads * groups
+    if draw.random() < 0.3:
+        config.lightgpt2 = {
+            "heads": [draw.choice([0, full, groups if family == "llama" else 1]) for _ in range(layers)],
+            "ffn": [draw.randint(0, ffn) for _ in range(layers)],
+        }
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_loads_computes_what_was_trained_to_the_last_bit(tmp_path: Path, family: str) -> None:
+    """Over 200 seeds, shapes and formats: tied and untied, of even and uneven layers, dense and pruned."""
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    for seed in range(200):
+        draw = random.Random(seed)
+        torch.manual_seed(seed)
+        model = new_model(random_config(draw, family)).train()
+        bits = draw.choice([8, 4])
+        group = draw.choice([None, 2, 3, 16, 32]) if bits == 4 else None
+        form = Integers(bits, group, draw.random() < 0.5, draw.random() < 0.5)  # type: ignore[arg-type]
+        for parameter in model.parameters():
+            with torch.no_grad():
+                parameter.mul_(draw.choice([1, 4]))
+                if draw.random() < 0.3:
+                    parameter.mul_(torch.rand_like(parameter) > 0.8)
+        round_weights(model, form, lambda: True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        ids = torch.randint(0, model.config.vocab_size, (2, 13))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        trained = logits(model)
+        save_integers(model, form, tokenizer, tmp_path / "model", whole_weights(model))
+        loading._named_config.cache_clear()
+        loaded = load_model(str(tmp_path / "model"), "model")
+        assert torch.equal(logits(loaded), trained), (seed, form)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "int8 of everything": {"activations": True, "embeddings": True},
+    "int4": {"bits": 4, "embeddings": True},
+    "int4 in groups of 5": {"bits": 4, "group": 5, "activations": True},
+}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict[str, Any]) -> None:
+    write_model(Path("given"), family)
+    bench.configure({**qat("given", quantization=form), "trainer.max_steps": 3})
+    output = bench.succeed("fit")
+    state = torch.load("checkpoints/r/last.ckpt", weights_only=True)["state_dict"]
+    model = AutoModelForCausalLM.from_pretrained("given")
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    assert not torch.equal(next(model.parameters()), next(load_model("given", "model").parameters()))
+    round_weights(model, Integers(**form), lambda: True)
+    artefact = load_model("checkpoints/r/model", "model")
+    assert torch.equal(logits(artefact), logits(model))
+    (entry,) = entries()
+    assert set(entry["quality"]) == {"source", "before", "after"}
+    assert entry["quality"]["before"]["perplexity"] != entry["quality"]["source"]["perplexity"]
+    (operation,) = entry["operations"]
+    assert {key: operation[key] for key in form} == form
+    assert "\nsource " in output
+    shown = bench.succeed("validate", "--ckpt_path", "last")
+    figure = entry["quality"]["after"]["perplexity"]
+    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, abs=1e-4)
+    shown = bench.succeed("validate", "--ckpt_path", "checkpoints/r/model")
+    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, abs=1e-4)
+    with safe_open("checkpoints/r/model/model.safetensors", "pt") as file:
+        integers = [name for name in file.keys() if file.get_tensor(name).dtype in (torch.int8, torch.uint8)]  # noqa: SIM118
+    assert len(integers) == operation["matched"] + (family == "gpt2" and form.get("embeddings", False))
+
+
+def test_plain_transformers_loads_it_and_refuses_to_take_integers_for_weights(bench: Bench) -> None:
+    form = {"bits": 4, "activations": True, "embeddings": True}
+    bench.configure({**qat(quantization=form), "trainer.callbacks": ["lightgpt2.callbacks.PackedArtefact"]})
+    bench.succeed("fit")
+    torch.save(logits(load_model("checkpoints/r/model", "model")), "logits.pt")
+    code = """
+import sys, torch
+sys.modules["lightgpt2"] = None
+from transformers import AutoModelForCausalLM
+wanted = torch.load("logits.pt")
+ids = torch.randint(0, 300, (2, 13), generator=torch.Generator().manual_seed(0))
+for name in ("model", "model-packed"):
+    folder = f"checkpoints/r/{name}"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(model(ids).logits, wanted)
+    model.save_pretrained("again")
+    again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
+    assert torch.equal(again(ids).logits, wanted)
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (2, 16)
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+    except RuntimeError as error:
+        assert "mismatched" in str(error)
+    else:
+        raise AssertionError("plain GPT-2 took integers for weights")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_gpt2_in_int8_is_a_quarter_and_packed_without_its_zeros_an_eighth(tmp_path: Path) -> None:
+    """The 124M model with random weights, embeddings included; then with 80 % of its linear layers' weights pruned."""
+    model = new_model(AutoConfig.for_model("gpt2"))
+    tokenizer, shares = write_tokenizer(tmp_path / "tokenizer"), {}
+    for name in ("dense", "pruned"):
+        save_integers(model, Integers(embeddings=True), tokenizer, tmp_path / "model", whole_weights(model))
+        made = pack_folder(tmp_path / "model", tmp_path / "model-packed")
+        shares[name] = [1e6 * size / (4 * model.num_parameters()) for size in (made.dense, made.packed)]
+        matrices = prunable(model, "linear", "targets")
+        for matrix, mask in keep_masks(magnitudes(matrices), 0.8).items():
+            matrices[matrix].data.mul_(mask)
+    print(shares)
+    assert shares["dense"][0] == shares["pruned"][0] < 0.27
+    assert shares["pruned"][1] < 0.14
+
+
+# -- training ----------------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_starts_after_the_delay(bench: Bench) -> None:
+    """Until then each loss is that of full precision; validation rounds always."""
+    found = {}
+    for name, method, init in (
+        ("full", "FineTune", {}),
+        ("late", "QAT", {"quantization": {"bits": 4}, "delay": 0.5}),
+        ("never", "QAT", {"quantization": {"bits": 4}, "delay": 1.0}),
+    ):
+        bench.configure({**qat(method=method, **init), "trainer.max_steps": 6, "trainer.log_every_n_steps": 1})
+        bench.succeed("fit")
+        found[name] = logged(Path(), "r")
+        Path("checkpoints/r").rename(f"checkpoints/{name}")
+        Path("tb-logs/r").rename(f"tb-logs/{name}")
+    losses = {name: list(run["train/loss"].values()) for name, run in found.items()}
+    assert losses["never"] == losses["full"]
+    assert losses["late"][:3] == losses["full"][:3]
+    assert losses["late"][3] != losses["full"][3]
+    scores = [list(found[name]["val/loss"].values()) for name in ("full", "late", "never")]
+    assert scores[0][0] != scores[1][0] == scores[2][0]
+
+
+def test_without_a_step_the_weights_are_rounded_as_they_are(bench: Bench) -> None:
+    bench.configure({**qat(quantization={"bits": 4}), "trainer.max_steps": 0})
+    bench.succeed("fit")
+    (entry,) = entries()
+    assert entry["steps"] == 0
+    assert entry["quality"]["before"] == entry["quality"]["after"]
+    given, found = (load_model(folder, "model").state_dict() for folder in ("teacher", "checkpoints/r/model"))
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert torch.equal(found[name], fake_quantize(given[name].T.contiguous(), 4, 32).T)
+    assert torch.equal(found["transformer.wte.weight"], given["transformer.wte.weight"])
+
+
+@pytest.mark.parametrize(("teacher", "labels"), [("teacher", {"teacher"}), ("other", {"teacher", "source"})])
+def test_a_teacher_may_teach(bench: Bench, teacher: str, labels: set[str]) -> None:
+    write_model(Path("other"), seed=1)
+    bench.configure(qat(teacher=teacher, loss={"ce": 0.0, "kd": 1.0, "hidden": 1.0}))
+    bench.succeed("fit")
+    (entry,) = entries()
+    assert set(entry["quality"]) == {"before", "after", *labels}
+    assert entry["teacher"]["source"] == teacher
+
+
+def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
+    """Pruned, packed in full precision; then trained with rounded weights, packed as integers."""
+    packing, pruning = callback("PackedArtefact"), callback("GlobalL1Pruning", targets="linear", amount=0.8)
+    bench.configure({**qat(method="FineTune"), "trainer.max_steps": 0, "trainer.callbacks": [pruning, packing]})
+    bench.succeed("fit")
+    sizes = entries("model-packed")[-1]["sizes"]
+    assert sizes["dense_megabytes"] == pytest.approx(entries()[-1]["sizes"]["megabytes"])
+    assert sizes["megabytes"] < 0.6 * sizes["dense_megabytes"] < 0.6 * 1.2 * sizes["memory"]
+    Path("checkpoints/r").rename("checkpoints/pruned")
+    bench.configure({
+        **qat("checkpoints/pruned/model-packed", quantization={"embeddings": True}), "trainer.callbacks": [packing],
+    })  # fmt: skip
+    bench.succeed("fit")
+    pruned, trained = (load_model(f"checkpoints/{run}/model", "model") for run in ("pruned", "r"))
+    for name, value in pruned.named_parameters():
+        if name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):
+            assert (trained.get_parameter(name)[value == 0] == 0).all()
+            assert trained.get_parameter(name).count_nonzero() > 0
+    held = entries()[-1]["operations"][-1]
+    assert held["held"]
+    assert held["achieved"] >= 0.8
+    last = entries("model-packed")[-1]
+    assert last["operations"][0]["sparse"] >= 16
+    assert last["sizes"]["megabytes"] < last["sizes"]["dense_megabytes"] < last["sizes"]["memory"]
+    assert last["quality"]["after"] == entries()[-1]["quality"]["after"]
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same_model(bench: Bench) -> None:
+    bench.configure({**qat(quantization={"activations": True, "embeddings": True}, compile=True, delay=0.5)})
+    bench.succeed("fit")
+    shown = bench.succeed("validate", "--ckpt_path", "last")
+    figure = entries()[-1]["quality"]["after"]["perplexity"]
+    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, rel=1e-4)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------------
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a group for int8": (
+        {"quantization": {"group": 16}},
+        ["model.quantization.group: INT8 has one scale for each output channel", "model.quantization.bits 4"],
+    ),
+    "a group of one": ({"quantization": {"bits": 4, "group": 1}}, ["model.quantization.group: 1 is not between 2 and 128"]),
+    "a group too big": ({"quantization": {"bits": 4, "group": 129}}, ["model.quantization.group: 129 is not between 2 and"]),
+    "no group": ({"quantization": {"bits": 4, "group": 0}}, ["model.quantization.group: 0 is not between 2 and"]),
+    "five bits": ({"quantization": {"bits": 5}}, ["model.quantization.bits", "8, 4"]),
+    "a delay beyond the end": ({"delay": 1.5}, ["model.delay", "1.5"]),
+    "a loss without a teacher": ({"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
+    "no loss": ({"teacher": "teacher", "loss": {"ce": 0, "kd": 0, "hidden": 0}}, ["model.loss: every weight is 0"]),
+    "no model": ({"model": "nowhere/at/all"}, ["model.model: nowhere/at/all does not exist"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("init", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_settings_that_make_no_sense_are_refused(bench: Bench, init: dict[str, Any], words: list[str]) -> None:
+    bench.configure(qat(**init))
+    (message,) = bench.refuse("fit")
+    assert message.startswith(words[0]), message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("stored", ["nf4", "int8", "packed int4"])
+@pytest.mark.parametrize("method", ["QAT", "FineTune", "LoRA", "QLoRA", "Trim"])
+def test_what_is_quantized_is_not_trained_or_converted_again(bench: Bench, stored: str, method: str) -> None:
+    if (stored, method) == ("nf4", "QLoRA"):
+        pytest.skip("which it takes")
+    folder = "checkpoints/r/model"
+    if stored == "nf4":
+        write_model(Path("teacher"), n_embd=64)
+        quantization = callback("PostTrainingQuantization", formats=["nf4"])
+        bench.configure({**qat(method="FineTune"), "trainer.max_steps": 0, "trainer.callbacks": [quantization]})
+        folder = "checkpoints/r/model-nf4"
+    else:
+        form = {"bits": 8 if stored == "int8" else 4}
+        bench.configure(
+            {**qat(quantization=form), "trainer.max_steps": 0, "trainer.callbacks": [callback("PackedArtefact")]}
+        )
+        folder += "-packed" if "packed" in stored else ""
+    bench.succeed("fit")
+    Path("checkpoints/r").rename("checkpoints/given")
+    folder = folder.replace("/r/", "/given/")
+    bench.configure(qat(folder, method, **({"layers": 2} if method == "Trim" else {})))
+    (message,) = bench.refuse("fit")
+    assert message.startswith(f"model.model: {folder} is quantized to {stored.split()[-1].upper()}: ")
+
+
+def test_the_integers_are_not_quantized_after_training(bench: Bench) -> None:
+    quantization = callback("PostTrainingQuantization", formats=["int8"])
+    bench.configure({**qat(), "trainer.callbacks": [quantization]})
+    (message,) = bench.refuse("fit")
+    assert message == (
+        "trainer.callbacks.PostTrainingQuantization: QAT leaves the weights in INT8, and nothing is converted twice; remove it"
+    )
+
+
+def test_another_format_is_another_run(bench: Bench) -> None:
+    bench.configure(qat())
+    bench.succeed("fit")
+    bench.configure(qat(quantization={"bits": 4}))
+    (message,) = bench.refuse("fit", "--ckpt_path", "last")
+    assert "model.quantization" in message
+
+
+def test_a_damaged_file_has_a_plain_message(bench: Bench) -> None:
+    bench.configure({**qat(), "trainer.callbacks": [callback("PackedArtefact")]})
+    bench.succeed("fit")
+    for folder in ("model", "model-packed"):
+        file = Path(f"checkpoints/r/{folder}/model.safetensors")
+        file.write_bytes(file.read_bytes()[:-100])
+        (message,) = bench.refuse("validate", "--ckpt_path", f"checkpoints/r/{folder}")
+        assert "is damaged" in message
+
+
+def test_shapes_stand_for_what_the_tests_say() -> None:
+    assert SHAPES["gpt2"]["n_embd"] == 32  # a group of 5 is ragged
+    assert stored_weights.halved(torch.tensor([[-7, 7, 3]], dtype=torch.int8)).tolist() == [[0x79, 0x03]]
