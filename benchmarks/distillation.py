@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks.paired import compare, ledger, lightgpt2, place
 
 ARMS = {
-    "alone": ["--model.loss.ce", "1", "--model.loss.kd", "0", "--model.loss.hidden", "0"],
-    "distilled": [],
+    "alone": ["--config", "distill.yaml", "--model.loss", "{ce: 1.0, kd: 0.0, hidden: 0.0}"],
+    "distilled": ["--config", "distill.yaml"],
 }
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         steps = ["--trainer.max_steps", str(options.teacher_steps)]
         lightgpt2(folder, "fit", "--config", "teacher.yaml", *data, "--ckpt_path", "last", *steps)
     steps = ["--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", str(options.steps)]
-    compared = compare(folder, ARMS, options.seeds, ["--config", "distill.yaml", *data], steps)
+    compared = compare(folder, ARMS, options.seeds, data, steps)
     quality = ledger(folder, f"distilled-{options.seeds[0]}")["quality"]
     teacher, before = quality["teacher"]["perplexity"], quality["before"]["perplexity"]
     print(f"\n{options.source}: teacher {teacher:.2f}, student before {before:.2f}, {options.steps} steps\n")

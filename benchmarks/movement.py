@@ -13,11 +13,16 @@ from pathlib import Path
 
 from benchmarks.paired import SEED, compare, ledger, place
 
+
+def _arm(criterion: str, *options: str) -> list[str]:
+    return ["--config", "movement.yaml", "--model.pruning.criterion", criterion, "--model.pruning.seed", SEED, *options]
+
+
 ARMS = {
-    "movement": ["--model.pruning.criterion", "movement"],
-    "magnitude": ["--model.pruning.criterion", "magnitude"],
-    "random scores": (control := ["--model.pruning.criterion", "random", "--model.pruning.seed", SEED]),
-    "random at once": [*control, "--model.pruning.warmup", "0", "--model.pruning.cooldown", "0.99"],
+    "movement": _arm("movement"),
+    "magnitude": _arm("magnitude"),
+    "random scores": _arm("random"),
+    "random at once": _arm("random", "--model.pruning.warmup", "0", "--model.pruning.cooldown", "0.99"),
 }
 
 
@@ -33,14 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     further = [f"--{option}" for option in options.set]
-    common = [
-        "--config",
-        "movement.yaml",
-        "--model.model",
-        place(options.model),
-        "--data.source",
-        place(options.source),
-    ]
+    common = ["--model.model", place(options.model), "--data.source", place(options.source)]
     alone = ["--model.teacher", "null", "--model.loss", "null"]
     steps = ["--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", str(options.steps)]
     found = compare(options.folder, ARMS, options.seeds, [*common, *alone, *further], steps)

@@ -79,9 +79,9 @@ def compare(
 
     Args:
         folder: Working folder.
-        arms: Options of each arm.
+        arms: Options of each arm, its configuration first.
         seeds: Seeds of each arm.
-        common: Options of all.
+        common: Options of all, which come after those.
         training: Options of `fit` alone.
     """
     scores: dict[str, list[Scores]] = {arm: [] for arm in arms}
@@ -91,14 +91,8 @@ def compare(
             run = f"{arm.replace(' ', '-')}-{seed}"
             found = folder / "checkpoints" / run / "predictions.jsonl"
             if not found.exists():
-                settings = [
-                    *common,
-                    "--seed_everything",
-                    str(seed),
-                    "--run",
-                    run,
-                    *(str(seed) if option == SEED else option for option in options),
-                ]
+                own = [str(seed) if option == SEED else option for option in options]
+                settings = [*own, *common, "--seed_everything", str(seed), "--run", run]
                 lightgpt2(folder, "fit", *settings, *training, "--ckpt_path", "last")
                 lightgpt2(folder, "predict", *settings, "--data.predict_split", "valid")
             rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
