@@ -20,6 +20,7 @@ def _arm(criterion: str, *options: str) -> list[str]:
 
 ARMS = {
     "movement": _arm("movement"),
+    "movement, regrowth": _arm("movement", "--model.pruning.regrow", "true"),
     "magnitude": _arm("magnitude"),
     "random scores": _arm("random"),
     "random at once": _arm("random", "--model.pruning.warmup", "0", "--model.pruning.cooldown", "0.99"),
@@ -44,7 +45,12 @@ def main() -> None:
     found = compare(options.folder, ARMS, options.seeds, [*common, *alone, *further], steps)
     before = ledger(options.folder, f"movement-{options.seeds[0]}")["quality"]["before"]["perplexity"]
     print(f"\n{options.source}: before pruning {before:.2f}, {options.steps} steps\n\n{found.table(options.seeds)}\n")
-    for pair in (("movement", "magnitude"), ("magnitude", "random scores"), ("random at once", "random scores")):
+    for pair in (
+        ("movement", "magnitude"),
+        ("movement, regrowth", "movement"),
+        ("magnitude", "random scores"),
+        ("random at once", "random scores"),
+    ):
         print(found.difference(*pair))
 
 

@@ -88,7 +88,7 @@ def compare(
     tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     for seed in seeds:
         for arm, options in arms.items():
-            run = f"{arm.replace(' ', '-')}-{seed}"
+            run = f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
             found = folder / "checkpoints" / run / "predictions.jsonl"
             if not found.exists():
                 own = [str(seed) if option == SEED else option for option in options]

@@ -125,32 +125,36 @@ class Units(nn.Module):
         for name, value in scores.items():
             self.scores[_key(name)].copy_(value)
 
-    def decide(self, amount: float, scope: Scope) -> dict[str, float]:
+    def decide(self, amount: float, scope: Scope, regrow: bool) -> dict[str, float]:
         """Takes out the units with the lowest scores (top-v, eq. 3).
 
         Args:
             amount: Share of the units that goes, in [0, 1).
             scope: Whether that is of all units or of each layer's.
+            regrow: Whether units that went may come back.
 
         Returns:
             `flips`: how many units changed sides; `threshold`: the lowest score that stayed.
         """
         scores = {name: self.scores[_key(name)].detach() for name in self.names}
         groups = [scores] if scope == "global" else [{name: value} for name, value in scores.items()]
-        keep = {name: mask for group in groups for name, mask in keep_masks(group, amount).items()}
+        gone = None if regrow else dict(self.masks.items())
+        keep = {name: mask for group in groups for name, mask in keep_masks(group, amount, gone).items()}
         return self._take(keep, lambda name: scores[name])
 
-    def decide_above(self, threshold: float) -> dict[str, float]:
+    def decide_above(self, threshold: float, regrow: bool) -> dict[str, float]:
         """Takes out the units the sigmoid of whose score is not above a threshold (soft movement pruning, section 3).
 
         Args:
             threshold: In [0, 1).
+            regrow: Whether units that went may come back.
 
         Returns:
             As `decide`.
         """
         values = {name: self.scores[_key(name)].detach().sigmoid() for name in self.names}
-        return self._take({name: value > threshold for name, value in values.items()}, lambda name: values[name])
+        keep = {name: (value > threshold) & (self.keep(name) | regrow) for name, value in values.items()}
+        return self._take(keep, lambda name: values[name])
 
     def _take(self, keep: Mapping[str, Tensor], values: Callable[[str], Tensor]) -> dict[str, float]:
         flips = sum(int((self.keep(name) != mask).sum()) for name, mask in keep.items())

@@ -35,8 +35,8 @@ from lightgpt2.tasks.language_modeling import LanguageModeling
 class MovementPruning(Taught):
     """Trains a model while it is pruned by learnt scores, and removes what has gone.
 
-    From `warmup` on the share that goes rises along the cubic schedule, step by step, until `cooldown`; decisions go on being
-    renewed to the end, and validation and checkpoints are always of the model as it is pruned then. Heads and neurons are
+    From `warmup` on the share that goes rises along the cubic schedule, step by step, until `cooldown`. Validation and
+    checkpoints are always of the model as it is pruned then. Heads and neurons are
     removed from the artefact; single weights and blocks are zero in it, and stay so in later stages.
 
     Args:
@@ -174,9 +174,10 @@ class MovementPruning(Taught):
                 self._units(name).set_scores(scores)
         for name, kind in self._kinds():
             if self.pruning.threshold:
-                found = kind.decide_above(self._scheduled(step, self.pruning.threshold.at))
+                found = kind.decide_above(self._scheduled(step, self.pruning.threshold.at), self.pruning.regrow)
             else:
-                found = kind.decide(self._scheduled(step, self.pruning.shares[name]), self.pruning.scope)
+                share = self._scheduled(step, self.pruning.shares[name])
+                found = kind.decide(share, self.pruning.scope, self.pruning.regrow)
             self._note(name, kind, found)
 
     def _note(self, name: str, kind: Units, found: dict[str, float]) -> None:

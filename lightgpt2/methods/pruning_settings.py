@@ -40,6 +40,8 @@ class Pruning:
         threshold: In the place of shares: a threshold that scores must pass, whatever share that leaves.
         criterion: `movement`; or as controls `magnitude`, the norm of a unit's weights as they are now, and `random`, scores
             that are drawn once.
+        regrow: Whether what has gone may come back when its score rises, as in the paper. At a moderate share it costs quality:
+            units at the edge go in and out by turns.
         lr: Peak learning rate of the scores; it follows the schedule of the weights'.
         warmup: Share of the run's steps before the first unit goes.
         cooldown: Share of its steps that are left when the last one has gone.
@@ -53,6 +55,7 @@ class Pruning:
     scope: Scope = "global"
     threshold: Threshold | None = None
     criterion: Literal["movement", "magnitude", "random"] = "movement"
+    regrow: bool = False
     lr: PositiveFloat = 1e-2
     warmup: Share = 0.1
     cooldown: Share = 0.15

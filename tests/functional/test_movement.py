@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightgpt2.functional.movement import (
+    Scope,
     Units,
     opened,
     spread_blocks,
@@ -96,40 +97,46 @@ ROWS = {"0": [-3.0, 2.0, 0.5, -1.0], "1": [4.0, 5.0, -2.0, 6.0]}
 
 def test_of_all_layers_the_lowest_scores_go() -> None:
     made = units(ROWS)
-    assert made.decide(0.5, "global") == {"flips": 4, "threshold": 2.0}
+    assert made.decide(0.5, "global", regrow=False) == {"flips": 4, "threshold": 2.0}
     assert made.keep("0").tolist() == [False, True, False, False]
     assert made.keep("1").tolist() == [True, True, False, True]
 
 
 def test_of_each_layer_the_lowest_scores_go() -> None:
     made = units(ROWS)
-    made.decide(0.5, "layer")
+    made.decide(0.5, "layer", regrow=False)
     assert made.keep("0").tolist() == [False, True, True, False]
     assert made.keep("1").tolist() == [False, True, False, True]
 
 
-def test_what_went_can_come_back() -> None:
-    made = units(ROWS)
-    made.decide(0.5, "global")
-    made.set_scores({"0": torch.tensor([9.0, 2.0, 0.5, -1.0])})
-    assert made.decide(0.5, "global")["flips"] == 2
-    assert made.keep("0").tolist() == [True, False, False, False]
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_what_went_comes_back_only_if_it_may(scope: Scope) -> None:
+    for regrow in (True, False):
+        made = units({"0": ROWS["0"]})
+        made.decide(0.5, scope, regrow)
+        before = made.keep("0")
+        made.set_scores({"0": torch.tensor([9.0, 2.0, 0.5, -1.0])})
+        assert made.decide(0.5, scope, regrow)["flips"] == (2 if regrow else 0)
+        assert made.keep("0").tolist() == ([True, True, False, False] if regrow else before.tolist())
+        made.decide(0.75, scope, regrow)
+        assert made.keep("0").tolist() == ([True, False, False, False] if regrow else [False, True, False, False])
+        assert made.decide_above(0.55, regrow)["flips"] == (2 if regrow else 0)
 
 
 def test_all_scores_are_equal_at_first_and_the_share_is_exact() -> None:
     made = Units({"a.weight": (5, 4), "b.weight": (3, 3)}, trained=True)
     for amount in (0.0, 0.1, 0.5, 0.9):
-        made.decide(amount, "global")
+        made.decide(amount, "global", regrow=False)
         left = sum(int(made.keep(name).sum()) for name in made.names)
         assert left == 29 - round(amount * 29)
 
 
 def test_a_threshold_leaves_what_is_above_it_even_nothing() -> None:
     made = units(ROWS)
-    found = made.decide_above(0.6)  # sigmoid(0.405)
+    found = made.decide_above(0.6, regrow=False)  # sigmoid(0.405)
     assert made.keep("0").tolist() == [False, True, True, False]
     assert found["threshold"] == pytest.approx(1 / (1 + torch.tensor(-0.5).exp().item()))
-    assert made.decide_above(0.9999)["threshold"] == float("inf")
+    assert made.decide_above(0.9999, regrow=False)["threshold"] == float("inf")
     assert not any(made.keep(name).any() for name in made.names)
 
 
