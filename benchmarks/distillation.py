@@ -10,7 +10,7 @@ the validation split. The interval is a bootstrap over documents of the differen
 import argparse
 from pathlib import Path
 
-from benchmarks.paired import compare, ledger, lightgpt2, place
+from benchmarks.paired import compare, ledger, lightgpt2, place, run_name
 
 ARMS = {
     "alone": ["--config", "distill.yaml", "--model.loss", "{ce: 1.0, kd: 0.0, hidden: 0.0}"],
@@ -35,7 +35,7 @@ def main() -> None:
         lightgpt2(folder, "fit", "--config", "teacher.yaml", *data, "--ckpt_path", "last", *steps)
     steps = ["--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", str(options.steps)]
     compared = compare(folder, ARMS, options.seeds, data, steps)
-    quality = ledger(folder, f"distilled-{options.seeds[0]}")["quality"]
+    quality = ledger(folder, run_name("distilled", options.seeds[0]))["quality"]
     teacher, before = quality["teacher"]["perplexity"], quality["before"]["perplexity"]
     print(f"\n{options.source}: teacher {teacher:.2f}, student before {before:.2f}, {options.steps} steps\n")
     print(compared.table(options.seeds))

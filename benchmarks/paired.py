@@ -28,6 +28,11 @@ def lightgpt2(folder: Path, *args: str) -> None:
     subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
 
 
+def run_name(arm: str, seed: int) -> str:
+    """What the run of an arm is called."""
+    return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+
+
 def ledger(folder: Path, run: str) -> dict[str, Any]:
     """The last entry of a run's ledger."""
     path = folder / "checkpoints" / run / "model" / "ledger.json"
@@ -55,7 +60,7 @@ class Compared:
         for arm, scores in self.scores.items():
             perplexities = [math.exp(nll.sum() / self.tokens.sum()) for nll in scores]
             cells = [*perplexities, math.exp(np.mean(np.log(perplexities)))]
-            rows.append(f"| {arm} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
+            rows.append(f"| {arm} | " + " | ".join(f"{value:.4g}" for value in cells) + " |")
         return "\n".join(rows)
 
     def difference(self, arm: str, against: str) -> str:
@@ -88,7 +93,7 @@ def compare(
     tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     for seed in seeds:
         for arm, options in arms.items():
-            run = f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+            run = run_name(arm, seed)
             found = folder / "checkpoints" / run / "predictions.jsonl"
             if not found.exists():
                 own = [str(seed) if option == SEED else option for option in options]

@@ -11,7 +11,7 @@ documents of the difference between two arms, seeds averaged.
 import argparse
 from pathlib import Path
 
-from benchmarks.paired import compare, ledger, place
+from benchmarks.paired import compare, ledger, place, run_name
 
 _INT4 = ["--model.quantization.bits", "4"]
 _AFTER = ["--model.delay", "1"]
@@ -39,7 +39,7 @@ def main() -> None:
     common = ["--model.model", place(options.model), "--data.source", place(options.source), *optimizer]
     steps = ["--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", str(options.steps)]
     found = compare(options.folder, ARMS, options.seeds, common, steps)
-    before = ledger(options.folder, f"INT8-QAT-{options.seeds[0]}")["quality"]["source"]["perplexity"]
+    before = ledger(options.folder, run_name("INT8 QAT", options.seeds[0]))["quality"]["source"]["perplexity"]
     print(f"\n{options.source}: before {before:.2f}, {options.steps} steps\n\n{found.table(options.seeds)}\n")
     pairs = [("INT4 QAT", "INT4 rounded after"), ("INT8 QAT", "INT8 rounded after")]
     for pair in [*pairs, ("INT8 QAT", "full precision"), ("INT4 QAT", "full precision")]:
