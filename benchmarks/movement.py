@@ -8,10 +8,7 @@ random scores that are frozen. All are scored from disk, after removal, document
 intervals are bootstraps over documents of the difference between two arms, seeds averaged.
 """
 
-import argparse
-from pathlib import Path
-
-from benchmarks.paired import SEED, compare, ledger, place, run_name
+from benchmarks.paired import SEED, arguments, compare, ledger, place, run_name
 
 
 def _arm(criterion: str, *options: str) -> list[str]:
@@ -35,12 +32,7 @@ _PAIRS = [
 
 def main() -> None:
     """Runs everything that is not there yet and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--source", default="pydoc", help="as data.source")
-    parser.add_argument("--folder", type=Path, required=True, help="working folder; runs in it are gone on with")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = arguments(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--set", nargs="+", default=[], metavar="OPTION", help="further options of fit, without dashes")
     options = parser.parse_args()

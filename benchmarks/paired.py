@@ -1,5 +1,6 @@
 """Arms that differ in one thing, each with several seeds: real commands, scored document by document, compared in pairs."""
 
+import argparse
 import json
 import math
 import subprocess
@@ -26,6 +27,17 @@ def lightgpt2(folder: Path, *args: str) -> None:
     print("lightgpt2", *args, flush=True)
     command = [sys.executable, "-m", "lightgpt2", *args, "--trainer.enable_progress_bar", "false"]
     subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+
+
+def arguments(text: str | None) -> argparse.ArgumentParser:
+    """The options that all comparisons of one model's arms have."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--source", default="pydoc", help="as data.source")
+    parser.add_argument("--folder", type=Path, required=True, help="working folder; runs in it are gone on with")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    return parser
 
 
 def run_name(arm: str, seed: int) -> str:

@@ -8,10 +8,7 @@ held against. All are scored from disk, document by document, on the validation 
 documents of the difference between two arms, seeds averaged.
 """
 
-import argparse
-from pathlib import Path
-
-from benchmarks.paired import compare, ledger, place, run_name
+from benchmarks.paired import arguments, compare, ledger, place, run_name
 
 _INT4 = ["--model.quantization.bits", "4"]
 _AFTER = ["--model.delay", "1"]
@@ -27,12 +24,7 @@ _OPTIMIZER = {"lr": "3.0e-4", "weight_decay": "0", "warmup_steps": "20", "decay"
 
 def main() -> None:
     """Runs everything that is not there yet and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--source", default="pydoc", help="as data.source")
-    parser.add_argument("--folder", type=Path, required=True, help="working folder; runs in it are gone on with")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = arguments(__doc__)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     optimizer = [part for key, value in _OPTIMIZER.items() for part in (f"--model.optimizer.{key}", value)]
