@@ -1,0 +1,112 @@
+"""What do movement scores of a model that has converged say? More of what is noise than of what is needed.
+
+    python -m benchmarks.scores --model MODEL --source requirements [--steps 60] [--lr 1e-4]
+
+Trains MODEL further with cross-entropy, with all gates open, and the scores of its neurons with it; then takes out the share of
+neurons that each ranking puts last, with no training after it, and scores what is left on windows that were not trained on. The
+rankings: the scores, the same with their sign turned, the norm of the weights, the sum of absolute gradients with respect to
+the gates (first-order importance, Michel et al. 2019, arXiv:1905.10650), and random numbers.
+"""
+
+import argparse
+import math
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.functional.movement import Units
+from lightgpt2.functional.pruning import random_scores
+from lightgpt2.models.loading import load_model, load_tokenizer
+from lightgpt2.models.units import gate_weights, grips, magnitudes, make_units
+
+_LENGTH, _HELD_OUT, _BATCH = 128, 64, 8
+
+
+def windows(source: str, model: str) -> Tensor:
+    """All of a corpus in windows `[n, 129]`, in random order."""
+    tokenizer = load_tokenizer(model, "--model")
+    start = tokenizer.bos_token_id
+    ids = [token for _, text in Corpus(source).documents() for token in (start, *tokenizer(text)["input_ids"])]
+    count = len(ids) // (_LENGTH + 1)
+    tokens = torch.tensor(ids[: count * (_LENGTH + 1)]).view(count, -1)
+    return tokens[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+
+
+def loss(model: PreTrainedModel, batch: Tensor) -> Tensor:
+    """Cross-entropy with the next token."""
+    logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+
+def train(model: PreTrainedModel, neurons: Units, batches: Tensor, steps: int, lr: float) -> dict[str, Tensor]:
+    """Trains weights and scores; the sum of absolute gradients with respect to each gate."""
+    scores = list(neurons.scores.parameters())
+    groups = [
+        {"params": [*model.parameters()], "lr": lr, "weight_decay": 0.1},
+        {"params": scores, "lr": 1e-2, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    sums = {name: torch.zeros_like(neurons.gate(name)) for name in neurons.names}
+    draw = torch.Generator().manual_seed(1)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model, batches[torch.randint(len(batches), (_BATCH,), generator=draw)]).backward()
+        for name, score in zip(neurons.names, scores, strict=True):
+            assert score.grad is not None
+            sums[name] += score.grad.abs()
+        nn.utils.clip_grad_norm_([*model.parameters(), *scores], 1.0)
+        optimizer.step()
+    return sums
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, held_out: Tensor) -> float:
+    """Of windows that were not trained on."""
+    model.eval()
+    return math.exp(sum(float(loss(model, part)) for part in held_out.split(16)) / len(held_out.split(16)))
+
+
+def main() -> None:
+    """Prints the perplexity that each ranking leaves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--source", default="pydoc", help="as data.source")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.6, 0.9])
+    options = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model, tokens = load_model(options.model, "--model"), windows(options.source, options.model)
+    held = {name: grip for name, grip in grips(model, "structured", 1).items() if grip.kind == "ffn"}
+    units = make_units(model, held, trained=True)
+    neurons = units["ffn"]
+    assert isinstance(neurons, Units)
+    gate_weights(model, held, units)
+    gradients = train(model, neurons, tokens[_HELD_OUT:], options.steps, options.lr)
+    learnt = {name: neurons.scores[name].detach().clone() for name in neurons.names}
+    rankings = {
+        "movement scores": learnt,
+        "the same, sign turned": {name: -score for name, score in learnt.items()},
+        "norm of the weights": magnitudes(model, held)["ffn"],
+        "absolute gradients": gradients,
+        "random": random_scores(learnt, 0),
+    }
+    print("| neurons ranked by | 0 % | " + " | ".join(f"{share:.0%}" for share in options.shares) + " |")
+    print("| --- |" + " --- |" * (len(options.shares) + 1))
+    for name, scores in rankings.items():
+        neurons.set_scores(scores)
+        cells = []
+        for share in (0.0, *options.shares):
+            neurons.decide(share, "global", regrow=True)
+            cells.append(f"{perplexity(model, tokens[:_HELD_OUT]):.4g}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
