@@ -1,6 +1,7 @@
 """What movement pruning takes out, and when, as a configuration says it."""
 
 from dataclasses import dataclass
+from math import isinf
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
@@ -74,6 +75,11 @@ class Pruning:
             )
         if not self.threshold and not any(self.shares.values()):
             found.append(f"{key}.attention: nothing is to be pruned; give it, or {key}.ffn, a share above 0")
+        penalty = self.threshold.penalty if self.threshold else 0.0
+        endless = {"lr": self.lr, "threshold.penalty": penalty}
+        found += [
+            f"{key}.{name}: {value} is not finite; give a number" for name, value in endless.items() if isinf(value)
+        ]
         if self.warmup + self.cooldown >= 1:
             found.append(
                 f"{key}.warmup: {self.warmup} and cooldown: {self.cooldown} leave no step to prune at; give a sum below 1"

@@ -191,6 +191,13 @@ def test_a_model_without_some_units_goes_through_later_stages(bench: Bench) -> N
         bench.succeed("fit")
 
 
+def test_layers_of_a_llama_may_keep_a_number_of_heads_that_does_not_divide_its_width(bench: Bench) -> None:
+    write_model(Path("source"), "llama", num_key_value_heads=4)
+    bench.configure({**movement("source", pruning={"attention": 0.25, "scope": "layer"}), "trainer.max_steps": 4})
+    bench.succeed("fit")
+    assert load_model("checkpoints/r/model", "model").config.lightgpt2 == {"heads": [3, 3, 3, 3]}
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "nothing": ({}, {"pruning": {"attention": 0.0}}, ["model.pruning.attention: nothing is to be pruned"]),
     "all": ({}, {"pruning": {"ffn": 1.0}}, ["model.pruning.ffn", "below 1"]),
@@ -214,6 +221,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "a loss without a teacher": ({}, {"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
     "blocks larger than the matrices": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 64}},
                                         ["model.pruning.block: 64 is more than the 32"]),
+    "no end of a rate": ({}, {"pruning": {"ffn": 0.5, "lr": float("inf")}}, ["model.pruning.lr: inf is not finite"]),
+    "no end of a penalty": ({}, {"pruning": {"threshold": {"penalty": float("inf")}}},
+                            ["model.pruning.threshold.penalty: inf is not finite"]),
     "a negative block": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 0}}, ["model.pruning.block"]),
 }  # fmt: skip
 
