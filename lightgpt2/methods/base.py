@@ -163,7 +163,8 @@ class Method(Resumable, Scored, Pruned):
         Args:
             quantized: What its weights are quantized to.
         """
-        return "such weights cannot be trained; give the model in full precision, or use lightgpt2.methods.QLoRA"
+        other = ", or use lightgpt2.methods.QLoRA" if quantized == "nf4" else ""
+        return f"such weights cannot be trained; give the model in full precision{other}"
 
     # -- building ----------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,10 @@ class Stored:
         config.lightgpt2 = {
             key: value for key, value in config.lightgpt2.items() if key != "packed"
         }  # as it lies there
+        if not config.lightgpt2:  # unpacked it is one of plain transformers
+            own = cls.__bases__[-1]
+            for name in ("lightgpt2", "auto_map"):
+                config.__dict__.pop(name, None)
         weights = read(cached_file(source, "model.safetensors", **where))
         if options.get("generation_config") is None:
             with contextlib.suppress(OSError):
