@@ -37,8 +37,14 @@ class Constant(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The bias `[..., D]` for hidden states `[..., any]`."""
         if self.bias is None:
-            return hidden_states.new_zeros(*hidden_states.shape[:-1], self.width)
-        return self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], self.width)
+            constant = hidden_states.new_zeros(*hidden_states.shape[:-1], self.width)
+        else:
+            constant = self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], self.width)
+        if (
+            torch.is_grad_enabled()
+        ):  # the norm that gave them gets a gradient, of zero: DDP waits for that of every parameter
+            constant = constant + 0 * hidden_states[..., :1]
+        return constant
 
 
 class NoHeads(nn.Module):
