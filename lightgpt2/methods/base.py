@@ -127,6 +127,11 @@ class Method(Resumable, Scored, Pruned):
         save_model(self.start, tokenizer, folder, weights)
 
     @property
+    def removes(self) -> bool:
+        """Whether the artefact lacks parts of what was trained, so that what is zero in the one is not counted in the other."""
+        return False
+
+    @property
     def makes(self) -> str | None:
         """What the artefact's weights are quantized to; nothing where they are in full precision."""
         return None

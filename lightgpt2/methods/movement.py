@@ -72,6 +72,11 @@ class MovementPruning(Taught):
         self.pruning = pruning
         self._removed: list[Operation] = []
 
+    @property
+    def removes(self) -> bool:
+        """Heads and neurons; weights and blocks are zero."""
+        return self.pruning.granularity == "structured"
+
     # -- what is wrong -----------------------------------------------------------------------------------------------
 
     def configs(self) -> dict[str, PretrainedConfig]:

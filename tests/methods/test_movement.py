@@ -238,6 +238,14 @@ def test_what_cannot_be_pruned_is_refused(
     assert all(word in message for word in words)
 
 
+def test_single_weights_are_not_pruned_where_heads_are_removed(bench: Bench) -> None:
+    l1 = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": {"targets": "linear", "amount": 0.5}}
+    bench.configure({**movement(), "trainer.callbacks": [l1]})
+    (message,) = bench.refuse("fit")
+    assert message.startswith("trainer.callbacks.GlobalL1Pruning: MovementPruning removes heads and neurons")
+    assert "in a stage after it" in message
+
+
 def test_whole_heads_of_a_model_with_single_weights_pruned_are_refused(bench: Bench) -> None:
     bench.configure({**movement(pruning={"ffn": 0.5, "granularity": "weight"}), "trainer.max_steps": 4})
     bench.succeed("fit")
