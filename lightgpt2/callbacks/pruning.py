@@ -77,8 +77,8 @@ class GlobalL1Pruning(Callback):
         assert isinstance(pl_module, Method)
         if stage == "fit" and pl_module.removes:
             raise UserError(
-                f"{_KEY}: {type(pl_module).__name__} removes heads and neurons, with some of the weights that would be counted; "
-                "prune weights in a stage after it"
+                f"{_KEY}: {type(pl_module).__name__} removes heads and neurons, with some of the weights that would be "
+                "counted; prune weights in a stage after it"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,7 +34,8 @@ class Pruning:
 
     Attributes:
         attention: Share of the heads that goes, or of the weights or blocks of the attention's matrices, in [0, 1).
-        ffn: Share of the neurons, or of the weights or blocks of the feed-forward matrices, in [0, 1).
+        ffn: Share of the neurons, or of the weights or blocks of the feed-forward matrices, in [0, 1). In both, those that an
+            earlier stage pruned count.
         granularity: `structured`, whole heads and neurons, which are removed from the artefact; `block`; or `weight`.
         block: Rows and columns of a block.
         scope: Whether the shares are of all layers together (`global`) or of each.

@@ -163,6 +163,23 @@ def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granulari
         assert not torch.equal(later[name], value)
 
 
+@pytest.mark.parametrize("granularity", ["block", "weight"])
+def test_what_was_pruned_before_counts_among_what_goes(bench: Bench, granularity: str) -> None:
+    pruning = {"attention": 0.4, "ffn": 0.6, "granularity": granularity, "block": 8}
+    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    Path("checkpoints/r").rename("checkpoints/pruned")
+    bench.configure(movement("checkpoints/pruned/model", pruning={**pruning, "ffn": 0.5}))
+    (message,) = bench.refuse("fit")
+    assert message.startswith("model.pruning.ffn: 0.5 is less than the 0.")
+    assert "an earlier stage pruned; give more" in message
+    bench.configure({**movement("checkpoints/pruned/model", pruning={**pruning, "ffn": 0.8}), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    attention, ffn = 4 * (32 * 96 + 32 * 32), 4 * 2 * 32 * 128
+    wanted = (0.4 * attention + 0.8 * ffn) / (attention + ffn)
+    assert last_entry()["operations"][0]["achieved"] == pytest.approx(wanted, abs=0.01)
+
+
 def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
     left = {}
     for penalty in (0.0, 3000.0):
