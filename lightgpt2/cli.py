@@ -25,7 +25,7 @@ from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.errors import UserError, exit_with_message, tell
 from lightgpt2.fits import missing, provide
 from lightgpt2.methods.base import Method
-from lightgpt2.parsing import parse, resolve_configs
+from lightgpt2.parsing import check_groups, parse, resolve_configs
 from lightgpt2.runs import Run, check_owner, claim, find_checkpoint, identity, unfinished
 from lightgpt2.verbs import TRAINER_VERBS
 
@@ -80,6 +80,7 @@ class LightGPT2CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run, its input and where it starts."""
         settings = self._settings
+        check_groups("model", settings.model)
         stem = Path(str(settings.config[-1])).stem if settings.config else "run"
         settings.run = settings.run or stem
         self.place = Run(settings.run)

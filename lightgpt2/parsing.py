@@ -1,9 +1,11 @@
 """Reading configurations: shipped ones by their bare name, and all mistakes of one at once."""
 
+import inspect
 import itertools
 import re
 import tempfile
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -106,6 +108,28 @@ def parse(parser: ArgumentParser, args: list[str]) -> Namespace:
             if problems:
                 raise UserError(problems)
             return config
+
+
+def check_groups(key: str, chosen: Namespace) -> None:
+    """Checks that what a class takes a group of settings for is given one: jsonargparse lets anything but text pass.
+
+    Args:
+        key: Config key to name in errors.
+        chosen: `class_path` and `init_args`.
+
+    Raises:
+        UserError: One line for each group that is none.
+    """
+    parameters = inspect.signature(locate(chosen.class_path)).parameters  # type: ignore[arg-type]
+    groups = [name for name, each in parameters.items() if type(each.default).__module__.startswith("lightgpt2.")]
+    given = {name: chosen.init_args[name] for name in groups if name in chosen.init_args}
+    problems = [
+        f"{key}.{name}: {'null' if value is None else repr(value)} is no group of settings; give its settings, or remove it"
+        for name, value in given.items()
+        if not isinstance(value, Namespace | dict)
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def _within(problem: str, other: str) -> bool:

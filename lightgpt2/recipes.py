@@ -157,9 +157,8 @@ class _Reader:
             self.problems.append(f"{where}.config: {wrong}")
             return False
         try:
-            own = (
-                self.path.parent / config
-            ).resolve() == self.path.resolve()  # a recipe may be called like a configuration
+            # A recipe may be called like a configuration.
+            own = (self.path.parent / config).resolve() == self.path.resolve()
             found = find_config(config, f"{where}.config", None if own else self.path.parent)
         except UserError as error:
             self.problems += error.problems

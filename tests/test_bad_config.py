@@ -24,6 +24,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "negative weight": ({"model.loss.ce": -1.0}, ["model.loss.ce: -1.0 is not allowed; give a value of at least 0"]),
     "a fraction for a number": ({"data.stride": 6.5}, ["data.stride: no whole number (given: 6.5)"]),
     "text for a group": ({"model.loss": "kd"}, ["model.loss: 'kd' is no group of settings"]),
+    "a list for a group": ({"model.loss": [1]}, ["model.loss: [1] is no group of settings; give its settings, or remove it"]),
+    "a number for a group": ({"model.optimizer": 3}, ["model.optimizer: 3 is no group of settings"]),
     "no loss": ({"model.loss": {"ce": 0, "kd": 0, "hidden": 0}}, ["model.loss: every weight is 0", "above 0"]),
     "text for steps": ({"trainer.max_steps": "many"}, ["trainer.max_steps: many is no whole number"]),
     "zero interval": ({"checkpoint.every_n_steps": 0}, ["checkpoint.every_n_steps: 0 is not allowed; give a value above 0"]),

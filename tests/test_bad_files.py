@@ -159,6 +159,10 @@ MODELS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         write("config.json", "[]"),
         ["model.teacher: ./teacher could not be loaded (", "complete model"],
     ),
+    "sizes of too few layers": (
+        write("config.json", '{"model_type": "gpt2", "n_layer": 2, "lightgpt2": {"heads": [1]}}'),
+        ["model.teacher: ./teacher could not be loaded (list index out of range", "complete model"],
+    ),
     "unsupported": (
         write("config.json", '{"model_type": "bert"}'),
         ["model.teacher: models of type 'bert' are not supported", "gpt2 or llama"],

@@ -72,6 +72,15 @@ class GlobalL1Pruning(Callback):
                 f"{_KEY}.warmup: {self.warmup} and hold: {self.hold} leave no step to prune at; give a sum below 1"
             )
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks whether what is pruned will be there to be counted, before anything is touched."""
+        assert isinstance(pl_module, Method)
+        if stage == "fit" and pl_module.removes:
+            raise UserError(
+                f"{_KEY}: {type(pl_module).__name__} removes heads and neurons, with some of the weights that would be "
+                "counted; prune weights in a stage after it"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for what cannot be pruned, before anything is trained or scored."""
         assert isinstance(pl_module, Method)

@@ -125,21 +125,26 @@ class Units(nn.Module):
         for name, value in scores.items():
             self.scores[_key(name)].copy_(value)
 
-    def decide(self, amount: float, scope: Scope, regrow: bool) -> dict[str, float]:
+    def decide(
+        self, amount: float, scope: Scope, regrow: bool, left: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """Takes out the units with the lowest scores (top-v, eq. 3).
 
         Args:
             amount: Share of the units that goes, in [0, 1).
             scope: Whether that is of all units or of each layer's.
             regrow: Whether units that went may come back.
+            left: Masks by name, false where a unit is zero already; those go before any other.
 
         Returns:
             `flips`: how many units changed sides; `threshold`: the lowest score that stayed.
         """
         scores = {name: self.scores[_key(name)].detach() for name in self.names}
         groups = [scores] if scope == "global" else [{name: value} for name, value in scores.items()]
-        gone = None if regrow else dict(self.masks.items())
-        keep = {name: mask for group in groups for name, mask in keep_masks(group, amount, gone).items()}
+        first = dict(left or {})
+        if not regrow:
+            first = {n: self.keep(n) & first[n] if n in first else self.keep(n) for n in self.names}
+        keep = {name: mask for group in groups for name, mask in keep_masks(group, amount, first).items()}
         return self._take(keep, lambda name: scores[name])
 
     def decide_above(self, threshold: float, regrow: bool) -> dict[str, float]:

@@ -127,6 +127,11 @@ class Method(Resumable, Scored, Pruned):
         save_model(self.start, tokenizer, folder, weights)
 
     @property
+    def removes(self) -> bool:
+        """Whether the artefact lacks parts of what was trained, so that what is zero in the one is not counted in the other."""
+        return False
+
+    @property
     def makes(self) -> str | None:
         """What the artefact's weights are quantized to; nothing where they are in full precision."""
         return None
@@ -163,7 +168,8 @@ class Method(Resumable, Scored, Pruned):
         Args:
             quantized: What its weights are quantized to.
         """
-        return "such weights cannot be trained; give the model in full precision, or use lightgpt2.methods.QLoRA"
+        other = ", or use lightgpt2.methods.QLoRA" if quantized == "nf4" else ""
+        return f"such weights cannot be trained; give the model in full precision{other}"
 
     # -- building ----------------------------------------------------------------------------------------------------
 

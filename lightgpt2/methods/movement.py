@@ -76,6 +76,11 @@ class MovementPruning(Taught):
         self.pruning = pruning
         self._removed: list[Operation] = []
 
+    @property
+    def removes(self) -> bool:
+        """Heads and neurons; weights and blocks are zero."""
+        return self.pruning.granularity == "structured"
+
     # -- what is wrong -----------------------------------------------------------------------------------------------
 
     def configs(self) -> dict[str, PretrainedConfig]:
@@ -137,6 +142,28 @@ class MovementPruning(Taught):
             )
         super().configure_model()
 
+    def hold_zeros(self, entries: list[dict[str, Any]]) -> None:
+        """As any method does; what is zero already counts among what goes.
+
+        Raises:
+            UserError: It is more than is to go.
+        """
+        super().hold_zeros(entries)
+        for name, kind in self._kinds() if self.trainer.state.fn == "fit" else ():
+            share, total = self.pruning.shares[name], sum(kind.keep(each).numel() for each in kind.names)
+            gone = sum(int((~mask).sum()) for mask in self._left(name).values())
+            if share and gone > round(share * total):
+                raise UserError(
+                    f"model.pruning.{name}: {share} is less than the {gone / total:.4f} that an earlier stage pruned; give "
+                    "more, or 0"
+                )
+
+    def _left(self, kind: str) -> dict[str, Tensor]:
+        """Of the blocks or weights of a kind, in matrices that hold zeros from elsewhere: which are not all zero."""
+        held = dict(self.masks.items())
+        grips = ((name, grip) for name, grip in self.grips.items() if grip.kind == kind and name in held)
+        return {grip.name: grip.total(held[name].float()) > 0 for name, grip in grips}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The weights' groups, and the scores with a learning rate of their own and no weight decay."""
         scores = [p for p in self.units.parameters() if p.requires_grad]
@@ -181,7 +208,7 @@ class MovementPruning(Taught):
                 found = kind.decide_above(self._scheduled(step, self.pruning.threshold.at), self.pruning.regrow)
             else:
                 share = self._scheduled(step, self.pruning.shares[name])
-                found = kind.decide(share, self.pruning.scope, self.pruning.regrow)
+                found = kind.decide(share, self.pruning.scope, self.pruning.regrow, self._left(name))
             self._note(name, kind, found)
 
     def _note(self, name: str, kind: Units, found: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """What movement pruning takes out, and when, as a configuration says it."""
 
 from dataclasses import dataclass
+from math import isinf
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
@@ -33,7 +34,8 @@ class Pruning:
 
     Attributes:
         attention: Share of the heads that goes, or of the weights or blocks of the attention's matrices, in [0, 1).
-        ffn: Share of the neurons, or of the weights or blocks of the feed-forward matrices, in [0, 1).
+        ffn: Share of the neurons, or of the weights or blocks of the feed-forward matrices, in [0, 1). In both, those that an
+            earlier stage pruned count.
         granularity: `structured`, whole heads and neurons, which are removed from the artefact; `block`; or `weight`.
         block: Rows and columns of a block.
         scope: Whether the shares are of all layers together (`global`) or of each.
@@ -77,6 +79,11 @@ class Pruning:
             )
         if not self.threshold and not any(self.shares.values()):
             found.append(f"{key}.attention: nothing is to be pruned; give it, or {key}.ffn, a share above 0")
+        penalty = self.threshold.penalty if self.threshold else 0.0
+        endless = {"lr": self.lr, "threshold.penalty": penalty}
+        found += [
+            f"{key}.{name}: {value} is not finite; give a number" for name, value in endless.items() if isinf(value)
+        ]
         if self.warmup + self.cooldown >= 1:
             found.append(
                 f"{key}.warmup: {self.warmup} and cooldown: {self.cooldown} leave no step to prune at; give a sum below 1"

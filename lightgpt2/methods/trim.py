@@ -200,17 +200,17 @@ class Trim(Taught):
         width, shared_out = self.width or old.width, config.model_type == "gpt2"  # where heads share the width out
         heads = self.heads or (width // old.head if shared_out and width % old.head == 0 else old.heads)
         head = width // heads if shared_out else old.head
-        if shared_out and width % heads:
+        if heads % old.groups:
+            problems.append(
+                f"model.heads: each {old.groups} heads share one head of keys and values; {heads} is no multiple of "
+                f"{old.groups}, give one"
+            )
+        elif width % heads:  # which transformers wants of a Llama too, though its heads have a size of their own
             problems.append(f"model.heads: {heads} heads do not divide a width of {width}; give a divisor of it")
         elif head > old.head:
             problems.append(
                 f"model.heads: {heads} heads of a width of {width} would have {head} channels, and have {old.head}; give "
                 f"at least {-(-width // old.head)}"
-            )
-        if heads % old.groups:
-            problems.append(
-                f"model.heads: each {old.groups} heads share one head of keys and values; {heads} is no multiple of "
-                f"{old.groups}, give one"
             )
         ffn = self.ffn or max(1, old.ffn * width // old.width)
         return Shape(width, heads, old.groups, head, ffn), problems

@@ -152,9 +152,9 @@ def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int])
     """
     shape, sized = Shape.of(config), copy.deepcopy(config)
     own = {key: value for key, value in getattr(sized, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
-    if (
-        len({*heads}) == 1 and heads[0] and (heads[0] == shape.heads or config.model_type != "gpt2")
-    ):  # heads share its width
+    # GPT-2's heads share its width out; a Llama's have a size of their own, but transformers wants their number to divide it.
+    said = heads[0] == shape.heads or (config.model_type != "gpt2" and heads[0] and shape.width % heads[0] == 0)
+    if len({*heads}) == 1 and said:
         shape = replace(shape, heads=heads[0])
     else:
         own["heads"] = heads

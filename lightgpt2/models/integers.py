@@ -54,6 +54,8 @@ class Integers:
         """
         shape = Shape.of(config)
         most = max(shape.width, shape.heads * shape.head, shape.ffn)
+        if not isinstance(self.bits, int):  # 8.0, which is one of the two as well
+            return [f"{key}.bits: {self.bits} is no whole number; give 8 or 4"]
         if self.group is None:
             return []
         if self.bits == 8:

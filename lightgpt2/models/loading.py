@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -79,7 +80,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
     """
     try:
         return load()
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, zlib.error) as error:
         raise UserError(f"{key}: {source} is damaged ({error}); fetch or write it again") from error
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -91,7 +92,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
         ValueError,
         ImportError,
         RuntimeError,
-        KeyError,
+        LookupError,
         AttributeError,
         TypeError,
         StrictDataclassError,

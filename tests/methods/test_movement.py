@@ -163,6 +163,23 @@ def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granulari
         assert not torch.equal(later[name], value)
 
 
+@pytest.mark.parametrize("granularity", ["block", "weight"])
+def test_what_was_pruned_before_counts_among_what_goes(bench: Bench, granularity: str) -> None:
+    pruning = {"attention": 0.4, "ffn": 0.6, "granularity": granularity, "block": 8}
+    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    Path("checkpoints/r").rename("checkpoints/pruned")
+    bench.configure(movement("checkpoints/pruned/model", pruning={**pruning, "ffn": 0.5}))
+    (message,) = bench.refuse("fit")
+    assert message.startswith("model.pruning.ffn: 0.5 is less than the 0.")
+    assert "an earlier stage pruned; give more" in message
+    bench.configure({**movement("checkpoints/pruned/model", pruning={**pruning, "ffn": 0.8}), "trainer.max_steps": 6})
+    bench.succeed("fit")
+    attention, ffn = 4 * (32 * 96 + 32 * 32), 4 * 2 * 32 * 128
+    wanted = (0.4 * attention + 0.8 * ffn) / (attention + ffn)
+    assert last_entry()["operations"][0]["achieved"] == pytest.approx(wanted, abs=0.01)
+
+
 def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
     left = {}
     for penalty in (0.0, 3000.0):
@@ -191,6 +208,13 @@ def test_a_model_without_some_units_goes_through_later_stages(bench: Bench) -> N
         bench.succeed("fit")
 
 
+def test_layers_of_a_llama_may_keep_a_number_of_heads_that_does_not_divide_its_width(bench: Bench) -> None:
+    write_model(Path("source"), "llama", num_key_value_heads=4)
+    bench.configure({**movement("source", pruning={"attention": 0.25, "scope": "layer"}), "trainer.max_steps": 4})
+    bench.succeed("fit")
+    assert load_model("checkpoints/r/model", "model").config.lightgpt2 == {"heads": [3, 3, 3, 3]}
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "nothing": ({}, {"pruning": {"attention": 0.0}}, ["model.pruning.attention: nothing is to be pruned"]),
     "all": ({}, {"pruning": {"ffn": 1.0}}, ["model.pruning.ffn", "below 1"]),
@@ -214,6 +238,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "a loss without a teacher": ({}, {"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
     "blocks larger than the matrices": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 64}},
                                         ["model.pruning.block: 64 is more than the 32"]),
+    "no end of a rate": ({}, {"pruning": {"ffn": 0.5, "lr": float("inf")}}, ["model.pruning.lr: inf is not finite"]),
+    "no end of a penalty": ({}, {"pruning": {"threshold": {"penalty": float("inf")}}},
+                            ["model.pruning.threshold.penalty: inf is not finite"]),
     "a negative block": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 0}}, ["model.pruning.block"]),
 }  # fmt: skip
 
@@ -226,6 +253,14 @@ def test_what_cannot_be_pruned_is_refused(
     (message,) = bench.refuse("fit")
     assert message.startswith(words[0])
     assert all(word in message for word in words)
+
+
+def test_single_weights_are_not_pruned_where_heads_are_removed(bench: Bench) -> None:
+    l1 = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": {"targets": "linear", "amount": 0.5}}
+    bench.configure({**movement(), "trainer.callbacks": [l1]})
+    (message,) = bench.refuse("fit")
+    assert message.startswith("trainer.callbacks.GlobalL1Pruning: MovementPruning removes heads and neurons")
+    assert "in a stage after it" in message
 
 
 def test_whole_heads_of_a_model_with_single_weights_pruned_are_refused(bench: Bench) -> None:

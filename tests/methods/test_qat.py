@@ -284,6 +284,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a group of one": ({"quantization": {"bits": 4, "group": 1}}, ["model.quantization.group: 1 is not between 2 and 128"]),
     "a group too big": ({"quantization": {"bits": 4, "group": 129}}, ["model.quantization.group: 129 is not between 2 and"]),
     "no group": ({"quantization": {"bits": 4, "group": 0}}, ["model.quantization.group: 0 is not between 2 and"]),
+    "a fraction of bits": ({"quantization": {"bits": 8.0}}, ["model.quantization.bits: 8.0 is no whole number"]),
     "five bits": ({"quantization": {"bits": 5}}, ["model.quantization.bits", "8, 4"]),
     "a delay beyond the end": ({"delay": 1.5}, ["model.delay", "1.5"]),
     "a loss without a teacher": ({"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
@@ -323,6 +324,7 @@ def test_what_is_quantized_is_not_trained_or_converted_again(bench: Bench, store
     bench.configure(qat(folder, method, **({"layers": 2} if method == "Trim" else {})))
     (message,) = bench.refuse("fit")
     assert message.startswith(f"model.model: {folder} is quantized to {stored.split()[-1].upper()}: ")
+    assert stored == "nf4" or "QLoRA" not in message, "which takes NF4 only"
 
 
 def test_the_integers_are_not_quantized_after_training(bench: Bench) -> None:
@@ -350,6 +352,29 @@ def test_a_damaged_file_has_a_plain_message(bench: Bench) -> None:
         file.write_bytes(file.read_bytes()[:-100])
         (message,) = bench.refuse("validate", "--ckpt_path", f"checkpoints/r/{folder}")
         assert "is damaged" in message
+
+
+def test_a_byte_that_has_changed_shows_in_a_packed_file(bench: Bench) -> None:
+    bench.configure({**qat(), "trainer.callbacks": [callback("PackedArtefact")]})
+    bench.succeed("fit")
+    file = Path("checkpoints/r/model-packed/model.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 255
+    file.write_bytes(content)
+    (message,) = bench.refuse("validate", "--ckpt_path", "checkpoints/r/model-packed")
+    assert message.startswith("model.model: checkpoints/r/model-packed is damaged (")
+
+
+def test_what_is_trained_from_a_packed_model_is_one_of_plain_transformers(bench: Bench) -> None:
+    bench.configure({**qat(method="FineTune"), "trainer.callbacks": [callback("PackedArtefact")]})
+    bench.succeed("fit")
+    Path("checkpoints/r").rename("checkpoints/packed")
+    bench.configure(qat("checkpoints/packed/model-packed", "FineTune"))
+    bench.succeed("fit")
+    config = AutoModelForCausalLM.from_pretrained("checkpoints/r/model").config
+    assert config.architectures == ["GPT2LMHeadModel"]
+    assert not {"lightgpt2", "auto_map"} & {*config.to_dict()}
+    assert not [*Path("checkpoints/r/model").glob("*.py")]
 
 
 def test_shapes_stand_for_what_the_tests_say() -> None:

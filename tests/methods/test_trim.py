@@ -198,6 +198,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "repeated layers": ("teacher", {"layers": [0, 2, 2]}, ["model.layers: layers [2] come more than once"]),
     "layer out of range": ("teacher", {"layers": [0, 4]}, ["model.layers: layers [4]"]),
     "heads that do not divide": ("teacher", {"width": 15, "heads": 2}, ["model.heads: 2 heads do not divide a width of 15"]),
+    "heads of a llama that do not divide": ("llama", {"width": 18}, ["model.heads: 4 heads do not divide a width of 18"]),
     "wider heads": ("teacher", {"heads": 1}, ["model.heads: 1 heads of a width of 32 would have 32 channels, and have 16"]),
     "half a group": ("llama", {"heads": 3}, ["model.heads: each 2 heads share one", "3 is no multiple of 2"]),
     "a map out of range": ("teacher", {"layers": 2, "loss": {"hidden": 1.0}, "layer_map": [9, 9]},

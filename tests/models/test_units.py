@@ -14,7 +14,7 @@ from lightgpt2.models.loading import load_model, new_model
 from lightgpt2.models.surgery import apply, removal, replay
 from lightgpt2.models.trimming import remove
 from lightgpt2.models.units import Granularity, Grips, gate_weights, grips, magnitudes, make_units
-from tests.support.models import make_model, write_tokenizer
+from tests.support.models import make_model, write_tokenizer, write_uneven_model
 
 FAMILIES = ("gpt2", "llama")
 IDS = torch.arange(60).view(2, 30) * 3
@@ -258,6 +258,14 @@ def test_cached_generation_is_that_without_a_cache(family: str, tmp_path: Path) 
     options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with_cache = loaded.generate(IDS[:, :8], use_cache=True, **options)
     assert torch.equal(with_cache, loaded.generate(IDS[:, :8], use_cache=False, **options))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_a_gradient_where_layers_have_no_heads_or_neurons(family: str, tmp_path: Path) -> None:
+    """For DDP, which waits for all of them."""
+    model = load_model(str(write_uneven_model(tmp_path, family)), "model")
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
 def test_a_new_model_of_unlike_layers_is_drawn_like_any_other() -> None:

@@ -37,8 +37,14 @@ class Constant(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The bias `[..., D]` for hidden states `[..., any]`."""
         if self.bias is None:
-            return hidden_states.new_zeros(*hidden_states.shape[:-1], self.width)
-        return self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], self.width)
+            constant = hidden_states.new_zeros(*hidden_states.shape[:-1], self.width)
+        else:
+            constant = self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], self.width)
+        if (
+            torch.is_grad_enabled()
+        ):  # the norm that gave them gets a gradient, of zero: DDP waits for that of every parameter
+            constant = constant + 0 * hidden_states[..., :1]
+        return constant
 
 
 class NoHeads(nn.Module):
@@ -89,6 +95,10 @@ class Stored:
         config.lightgpt2 = {
             key: value for key, value in config.lightgpt2.items() if key != "packed"
         }  # as it lies there
+        if not config.lightgpt2:  # unpacked it is one of plain transformers
+            own = cls.__bases__[-1]
+            for name in ("lightgpt2", "auto_map"):
+                config.__dict__.pop(name, None)
         weights = read(cached_file(source, "model.safetensors", **where))
         if options.get("generation_config") is None:
             with contextlib.suppress(OSError):
