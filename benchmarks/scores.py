@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--source", default="pydoc", help="as data.source")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.6, 0.9])
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -103,7 +104,7 @@ def main() -> None:
         neurons.set_scores(scores)
         cells = []
         for share in (0.0, *options.shares):
-            neurons.decide(share, "global", regrow=True)
+            neurons.decide(share, options.scope, regrow=True)
             cells.append(f"{perplexity(model, tokens[:_HELD_OUT]):.4g}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
