@@ -146,12 +146,16 @@ class MovementPruning(Taught):
         """As any method does; what is zero already counts among what goes.
 
         Raises:
-            UserError: It is more than is to go.
+            UserError: It is more than is to go, or nothing is.
         """
         super().hold_zeros(entries)
         for name, kind in self._kinds() if self.trainer.state.fn == "fit" else ():
             share, total = self.pruning.shares[name], sum(kind.keep(each).numel() for each in kind.names)
             gone = sum(int((~mask).sum()) for mask in self._left(name).values())
+            if share and not round(share * total):
+                raise UserError(
+                    f"model.pruning.{name}: {share} of {total:,} is none; give at least {1 / total:.1g}, or 0"
+                )
             if share and gone > round(share * total):
                 raise UserError(
                     f"model.pruning.{name}: {share} is less than the {gone / total:.4f} that an earlier stage pruned; give "

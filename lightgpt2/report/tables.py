@@ -120,10 +120,14 @@ def _share(per_cent: float | None) -> str:
 
 def operations_table(model: Model) -> str:
     """What was done to the model, with what it matched."""
-    rows = [
-        [escape(o.get("op", "")), _values({k: v for k, v in o.items() if k != "op"})] for o in operations(model.entry)
-    ]
+    rows = [[escape(o.get("op", "")), _values(_told(o))] for o in operations(model.entry)]
     return table(["operation", "parameters and coverage "], rows)
+
+
+def _told(operation: dict[str, Any]) -> dict[str, Any]:
+    """What a reader wants of an operation: masks of thousands of digits stay in the ledger."""
+    masks = ("kept",) if operation.get("op") in ("trim", "trim_vocabulary", "remove") else ()
+    return {key: value for key, value in operation.items() if key not in ("op", *masks) and value is not None}
 
 
 def _values(values: dict[str, Any]) -> str:
@@ -131,6 +135,9 @@ def _values(values: dict[str, Any]) -> str:
 
 
 def _value(key: str, value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("left"), list):
+        left = ", ".join(escape(count) for count in value["left"])
+        return f"{escape(value.get('removed'))} of {escape(value.get('of'))} removed, left in each layer {left}"
     if isinstance(value, dict):
         return ", ".join(f"{escape(name)} ({escape(reason)})" for name, reason in value.items()) or "none"
     if isinstance(value, list):

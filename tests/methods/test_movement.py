@@ -241,6 +241,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "no end of a rate": ({}, {"pruning": {"ffn": 0.5, "lr": float("inf")}}, ["model.pruning.lr: inf is not finite"]),
     "no end of a penalty": ({}, {"pruning": {"threshold": {"penalty": float("inf")}}},
                             ["model.pruning.threshold.penalty: inf is not finite"]),
+    "less than a weight": ({}, {"pruning": {"ffn": 1e-6, "granularity": "weight"}},
+                           ["model.pruning.ffn: 1e-06 of 32,768 is none"]),
     "a negative block": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 0}}, ["model.pruning.block"]),
 }  # fmt: skip
 

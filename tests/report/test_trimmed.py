@@ -7,6 +7,7 @@ import pytest
 
 from lightgpt2.report.chain import Model, models
 from lightgpt2.report.pages import write_report
+from lightgpt2.report.tables import operations_table
 from lightgpt2.report.verdicts import compare
 from lightgpt2.report.words import collapse_note, did
 from tests.report.chains import Entry, entry, quantized, score, write
@@ -109,3 +110,14 @@ def test_heads_and_neurons_that_were_removed_are_counted_and_the_start_is_the_mo
     assert found["gpt2 (untouched)"].figures["perplexity"] == 25.0
     only = entry("light", "MovementPruning", 30, 60_000_000, operations=[{**gone, "heads": {"removed": 0, "of": 144}}])
     assert did(only).endswith("trained while it was pruned, 22,118 of 36,864 neurons (60.00 %) removed (movement)")
+
+
+def test_masks_stay_in_the_ledger_and_counts_are_in_the_report() -> None:
+    heads = {"removed": 3, "of": 8, "left": [4, 1], "kept": ["f", "8"]}
+    removed = {"op": "remove", "criterion": "movement", "heads": heads, "ffn": heads}
+    stage = entry(
+        "light", "MovementPruning", 30, 60, operations=[removed, {"op": "trim", "width": 8, "kept": {"width": "ff"}}]
+    )
+    found = operations_table(rows(("checkpoints/light/model", [stage]))["light"])
+    assert "heads: 3 of 8 removed, left in each layer 4, 1" in found
+    assert "ff" not in found.replace("ffn", "")
