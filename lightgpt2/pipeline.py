@@ -25,18 +25,19 @@ from lightgpt2.settings import section
 _STATE = "pipeline.json"
 
 
-def run_recipe(name: str, dry_run: bool = False) -> None:
+def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None:
     """Runs the stages of a recipe that are not done yet, or not from what they would be made from now.
 
     Args:
         name: The recipe: its path, or the name of a shipped one.
         dry_run: Whether only to say what would be run, and why.
+        run: The folder of its stages under `checkpoints/`; its stem unless given.
 
     Raises:
         UserError: There are mistakes in the recipe, its folder is another's, or a stage failed.
         Interrupted: A stage was interrupted.
     """
-    recipe = read_recipe(name)
+    recipe = read_recipe(name, run)
     if dry_run:
         _check_folders(recipe)
         plans = _plans(recipe)
@@ -78,7 +79,7 @@ def _clean(folder: Path) -> None:
 def _check_folders(recipe: Recipe) -> None:
     """Makes sure that nothing lies where the stages go that this pipeline did not make."""
     if (recipe.folder / "config.yaml").exists():
-        raise UserError(f"{recipe.folder}: is the folder of a run; rename the recipe, or move that folder away")
+        raise UserError(f"{recipe.folder}: is the folder of a run; give the recipe's runs another with --run NAME")
     known = _read_state(recipe)
     strange = [recipe.run(s.name).folder for s in recipe.stages if s.name not in known]
     problems = [

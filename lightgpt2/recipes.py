@@ -60,26 +60,29 @@ class Recipe:
         return Run(f"{self.name}/{name}")
 
 
-def read_recipe(name: str) -> Recipe:
+def read_recipe(name: str, run: str | None = None) -> Recipe:
     """Reads a recipe and the configurations of its stages.
 
     Args:
         name: Its path, or the name of a shipped one.
+        run: The folder of its stages under `checkpoints/`; its stem unless given.
 
     Raises:
         UserError: One line for each mistake that shows without importing anything heavy.
     """
     path = find_recipe(name)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    reader = _Reader(path, values.get("stages"))
-    if not is_folder_name(path.stem):
-        reader.problems.append(f"recipe: {path.name} names no folder for its stages; rename it, without leading dots")
+    reader = _Reader(path, run or path.stem, values.get("stages"))
+    if not is_folder_name(reader.run):
+        reader.problems.append(
+            f"recipe: {reader.run} names no folder for its stages; give --run NAME, without leading dots"
+        )
     unknown = [key for key in values if key != "stages"]
     reader.problems += [f"{key}: no such key; a recipe holds stages and nothing else" for key in unknown]
     stages = reader.read()
     if reader.problems:
         raise UserError(reader.problems)
-    return Recipe(path.stem, stages)
+    return Recipe(reader.run, stages)
 
 
 class _Reader:
@@ -87,11 +90,12 @@ class _Reader:
 
     Args:
         path: The recipe.
+        run: The folder of its stages.
         entries: Its stages, as they are written.
     """
 
-    def __init__(self, path: Path, entries: Any) -> None:
-        self.path, self.problems = path, list[str]()
+    def __init__(self, path: Path, run: str, entries: Any) -> None:
+        self.path, self.run, self.problems = path, run, list[str]()
         self.entries: list[Any] = entries if isinstance(entries, list) else []
         if not self.entries:
             self.problems.append("stages: there are none; give a list of them, each with a name and a config")
@@ -185,9 +189,9 @@ class _Reader:
                 )
             elif folder:
                 stage.inputs[key] = folder
-                path = str(Path("checkpoints") / self.path.stem / folder)
+                path = str(Path("checkpoints") / self.run / folder)
                 self.problems += [f"{where}.from.{problem}" for problem in override(stage.settings, {key: path})]
-        stage.settings["run"] = f"{self.path.stem}/{stage.name}"
+        stage.settings["run"] = f"{self.run}/{stage.name}"
 
     def _folder(self, where: str, source: Any) -> str | None:
         """`STAGE/FOLDER` for what `from` says."""

@@ -29,11 +29,14 @@ TRAINER_VERBS = {
 def _pipeline(options: Namespace) -> None:
     from lightgpt2.pipeline import run_recipe
 
-    run_recipe(options.recipe, options.dry_run)
+    run_recipe(options.recipe, options.dry_run, options.run)
 
 
 def _pipeline_options(parser: ArgumentParser) -> None:
     parser.add_argument("recipe", type=str, help="A recipe: a path, or the bare name of one that ships with lightgpt2.")
+    parser.add_argument(
+        "--run", type=str | None, help="Folder of its runs under checkpoints/; default: the recipe's stem."
+    )
     parser.add_argument("--dry-run", action="store_true", help="Show what would run and why, and run nothing.")
 
 

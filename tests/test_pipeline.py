@@ -256,7 +256,14 @@ def test_a_run_of_the_recipe_s_name_is_not_touched(pipe: Chain) -> None:
     Path("checkpoints/chain/config.yaml").write_text("")
     code, _, err = pipe.run()
     assert (code, starts()) == (2, [])
-    assert "checkpoints/chain: is the folder of a run; rename the recipe" in err
+    assert "checkpoints/chain: is the folder of a run; give the recipe's runs another with --run" in err
+    code, _, err = pipe.run("--run", "elsewhere")
+    assert code == 0, err
+    assert Path("checkpoints/elsewhere/c/model").is_dir()
+    assert not Path("checkpoints/chain/a").exists()
+    code, _, err = pipe.run("--run", "else/where")
+    assert code == 2
+    assert "else/where names no folder" in err
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": {}}'])

@@ -160,7 +160,9 @@ class Artefact(Callback):
         student = "student " if pl_module.teacher_source else ""
         names = {"before": f"{student}before", "after": f"{student}after"}
         print(comparison({names.get(key, key): figures for key, figures in self.figures.items()}), flush=True)
-        print(f"\nmodel: {self.run.model}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
+        code = any(self.run.model.glob("modeling_*.py"))
+        how = " (in plain transformers with trust_remote_code=True)" if code else ""
+        print(f"\nmodel: {self.run.model}{how}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {
                 f"final/{k}": float(self.figures["after"][k]) for k in ("perplexity", "bits_per_byte", "megabytes")

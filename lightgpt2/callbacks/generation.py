@@ -175,7 +175,7 @@ def _mean_repeated(sequences: list[list[int]]) -> float:
 
 def _told(found: dict[str, Any]) -> str:
     text = (
-        f"repeats {found['repeated']:.1%} of its tokens (the text {found['repeated_text']:.1%}), distinct pairs "
-        f"{found['distinct_2']:.1%} (the text {found['distinct_2_text']:.1%})"
+        f"of {found['samples']} documents continued: repeats {found['repeated']:.1%} of its tokens (the text "
+        f"{found['repeated_text']:.1%}), distinct pairs {found['distinct_2']:.1%} (the text {found['distinct_2_text']:.1%})"
     )
     return f"{text}, well-formed {found['well_formed']:.1%}" if "well_formed" in found else text

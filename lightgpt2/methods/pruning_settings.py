@@ -50,8 +50,8 @@ class Pruning:
         seed: Seed of `random`.
     """
 
-    attention: Share | None = None
-    ffn: Share | None = None
+    attention: Share = 0.0
+    ffn: Share = 0.0
     granularity: Granularity = "structured"
     block: PositiveInt = 32
     scope: Scope = "global"
@@ -66,19 +66,23 @@ class Pruning:
     @property
     def shares(self) -> dict[str, float]:
         """The shares by kind of unit."""
-        return {"attention": self.attention or 0.0, "ffn": self.ffn or 0.0}
+        return {"attention": float(self.attention), "ffn": float(self.ffn)}
 
     def problems(self) -> list[str]:
         """What is wrong with the settings by themselves, one line each."""
         key, found = "model.pruning", list[str]()
-        if self.threshold and (self.attention is not None or self.ffn is not None):
-            found.append(f"{key}.threshold: it decides how much goes; remove {key}.attention and {key}.ffn, or it")
+        if self.threshold and any(self.shares.values()):
+            found.append(
+                f"{key}.threshold: it decides how much goes; set {key}.attention and {key}.ffn to 0, or remove it"
+            )
         if self.threshold and self.criterion != "movement":
             found.append(
                 f"{key}.threshold: {self.criterion} learns no scores to pass it; give {key}.criterion movement"
             )
         if not self.threshold and not any(self.shares.values()):
-            found.append(f"{key}.attention: nothing is to be pruned; give it, or {key}.ffn, a share above 0")
+            found.append(
+                f"{key}.attention: nothing is to be pruned; give it, or {key}.ffn, a share above 0, or give {key}.threshold"
+            )
         penalty = self.threshold.penalty if self.threshold else 0.0
         endless = {"lr": self.lr, "threshold.penalty": penalty}
         found += [
