@@ -39,9 +39,9 @@ class MovementPruning(Taught):
     checkpoints are always of the model as it is pruned then. Heads and neurons are
     removed from the artefact; single weights and blocks are zero in it, and stay so in later stages.
 
-    Give it a teacher, the model itself where there is none better: what it is to find again is then what pruning took. With
-    cross-entropy alone a model that has converged has scores that say the opposite of what they should
-    (`benchmarks/scores.py`), since training pulls back what its noise lets grow, and most where gradients are large.
+    Give it a teacher, the model itself where there is none better: what it is to find again is then what pruning took. Scores
+    that a converged model learns from cross-entropy before anything is pruned rank its neurons worse than chance
+    (`benchmarks/scores.py`). Compare with `criterion: magnitude`; benchmarks/RESULTS.md says where movement lost.
 
     Args:
         model: Hub id, model folder or GGUF file.
