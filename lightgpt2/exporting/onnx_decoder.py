@@ -1,0 +1,232 @@
+"""GPT-2 and Llama decoders as ONNX graphs, with the operators that ONNX Runtime fuses by hand.
+
+Attention is `GroupQueryAttention`: it takes queries, keys and values side by side, turns them (RoPE), appends to the cache, and
+attends. Where the cache that it is given is longer than what is in use, and the same buffer is bound as its output, it is written in
+place.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lightgpt2.errors import UserError
+from lightgpt2.exporting.onnx_graph import MICROSOFT, Graph
+from lightgpt2.exporting.onnx_weights import Form, Matrix, Vocabulary, linear
+from lightgpt2.models.families import blocks, head_weight, is_tied
+from lightgpt2.models.standalone.stored_weights import Table
+
+_FLOAT, _INT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+_MASKED = -1e9  # added to the scores of what must not be seen; with infinity, a row that sees nothing would have no sum
+
+# transformers' activations, as operators: (kind, domain, attributes)
+_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gelu_new": ("FastGelu", MICROSOFT, {}),
+    "gelu_pytorch_tanh": ("FastGelu", MICROSOFT, {}),
+    "gelu_fast": ("FastGelu", MICROSOFT, {}),
+    "gelu": ("Gelu", MICROSOFT, {}),
+    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
+    "relu": ("Relu", "", {}),
+}
+
+
+@dataclass(frozen=True)
+class Forms:
+    """How the weights of a graph are stored.
+
+    Attributes:
+        layers: Those of the blocks.
+        embeddings: The token embedding and the vocabulary head.
+    """
+
+    layers: Form = "fp32"
+    embeddings: Form = "fp32"
+
+
+class Decoder:
+    """Writes the graph of a decoder.
+
+    Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out. Outputs:
+    `logits`, `present.N.key/value`. Layers without heads have no cache.
+
+    Args:
+        graph: Where to.
+        model: GPT-2 or Llama, in FP32.
+        forms: How its weights are stored.
+        stored: The integers that the model's own file holds: tensors, and what is said about them by name.
+    """
+
+    def __init__(
+        self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: tuple[dict[str, Tensor], Table] | None = None
+    ) -> None:
+        self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
+        self._tensors, self._table = stored or ({}, {})
+        self._names = {id(module): name for name, module in model.named_modules()}
+
+    def write(self) -> None:
+        """Writes all of it."""
+        graph, width = self.graph, self.config.hidden_size
+        ids = graph.input("input_ids", _INT, ["batch", "sequence"])
+        mask = graph.input("attention_mask", _INT, ["batch", "total"])
+        self._positions = graph.input("position_ids", _INT, ["batch", "sequence"])
+        self._read_mask(ids, mask)
+        embedding = self.model.get_input_embeddings()
+        tokens = Vocabulary(graph, self._names[id(embedding)], self._matrix(embedding), self.forms.embeddings, width)
+        self._residual, self._added = tokens.rows(ids), None
+        family = {"gpt2": self._gpt2, "llama": self._llama}[self.config.model_type]
+        hidden = family()
+        keep = graph.option("num_logits_to_keep", np.array(0))
+        first = graph.op("Unsqueeze", graph.op("Neg", keep), graph.constant([0], "zero"))
+        ends = graph.constant([np.iinfo(np.int64).max], "end")
+        hidden = graph.op("Slice", hidden, first, ends, graph.constant([1], "one"))
+        if not is_tied(self.model):
+            head = self.model.get_output_embeddings()
+            tokens = Vocabulary(graph, self._names[id(head)], self._matrix(head), self.forms.embeddings, width)
+        size = head_weight(self.model).shape[0]
+        graph.output("logits", tokens.scores(hidden), _FLOAT, ["batch", "kept", size])
+        for name, value, shape in self._caches:
+            graph.output(name, value, _FLOAT, shape)
+
+    # -- what all layers share -----------------------------------------------------------------------------------------------
+
+    def _read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
+        """From the mask: each row's last place in use, the length with the cache, and what hides padding on the left."""
+        graph = self.graph
+        self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
+        there = graph.op("Cast", mask, to=_INT32)
+        last = graph.op("ArgMax", there, axis=1, keepdims=0, select_last_index=1)
+        self._lengths = graph.op("Cast", last, to=_INT32)
+        total = graph.op("Shape", mask, start=1, end=2)
+        self._total = graph.op("Cast", total, to=_INT32)
+        hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
+        row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
+        row = graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
+        one = graph.constant([1], "one")
+        shape = graph.op("Concat", one, one, graph.op("Shape", ids, start=1, end=2), one, axis=0)
+        self._bias = graph.op("Expand", row, shape)
+
+    def _attention(self, layer: int, x: ir.Value, heads: int, shared: int, size: int, **settings: Any) -> ir.Value:
+        """Attends with queries, keys and values side by side, `[B, S, (heads + 2 shared) size]`; gives `[B, S, heads size]`."""
+        graph, shape = self.graph, ["batch", shared, "past", size]
+        past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
+        turned = settings.pop("turned", (None, None))
+        positions = self._positions if turned[0] is not None else None
+        output, key, value = graph.ops(
+            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, positions, self._bias,
+            outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
+        )  # fmt: skip
+        longer = ["batch", shared, "total", size]
+        self._caches += [(f"present.{layer}.key", key, longer), (f"present.{layer}.value", value, longer)]
+        return output
+
+    def _norm(self, module: Any) -> ir.Value:
+        """Adds what is to be added to the residual stream, and normalizes it."""
+        graph, name = self.graph, self._names[id(module)]
+        gamma = graph.weight(module.weight.detach().numpy(), f"{name}.weight")
+        plain = "bias" not in dict(module.named_parameters())
+        beta = [] if plain else [graph.weight(module.bias.detach().numpy(), f"{name}.bias")]
+        epsilon = float(module.variance_epsilon if plain else module.eps)
+        kind = "SimplifiedLayerNormalization" if plain else "LayerNormalization"
+        if self._added is None:
+            return graph.op(kind, self._residual, gamma, *beta, epsilon=epsilon, axis=-1)
+        value, bias = self._added
+        normal, _, _, self._residual = graph.ops(
+            f"Skip{kind}", value, self._residual, gamma, *beta, bias, outputs=4, domain=MICROSOFT, epsilon=epsilon
+        )
+        self._added = None
+        return normal
+
+    def _add(self, x: ir.Value | None, projection: Any) -> None:
+        """What a part of a block adds to the residual stream: a projection of `x`; of nothing, its bias."""
+        bias = projection.bias
+        if x is None and bias is None:
+            return
+        stored = None if bias is None else self.graph.weight(bias.detach().numpy(), f"{self._names[id(projection)]}.bias")
+        if x is None:
+            self._residual = self.graph.op("Add", self._residual, stored)
+        else:
+            self._added = (self._project(x, projection), stored)
+
+    def _project(self, x: ir.Value, *modules: nn.Module, bias: Tensor | None = None) -> ir.Value:
+        """`x` through linear layers of the same inputs, results side by side; without their own biases."""
+        matrix = Matrix.joined([self._matrix(module) for module in modules])
+        return linear(self.graph, self._names[id(modules[0])], x, matrix, self.forms.layers, bias)
+
+    def _matrix(self, module: nn.Module) -> Matrix:
+        name = f"{self._names[id(module)]}.weight"
+        if about := self._table.get(name):
+            return Matrix.stored_as(self._tensors[name], self._tensors[f"{name}_scale"], **about)
+        weight: Any = module.weight.detach()
+        return Matrix(weight.T if isinstance(module, Conv1D) else weight)
+
+    def _activate(self, x: ir.Value, bias: Tensor | None, name: str) -> ir.Value:
+        kind, domain, settings = _ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]
+        added = None if bias is None else self.graph.weight(bias.detach().numpy(), f"{name}.bias")
+        if kind == "FastGelu" and added is not None:
+            return self.graph.op(kind, x, added, domain=domain)
+        if added is not None:
+            x = self.graph.op("Add", x, added)
+        return self.graph.op(kind, x, domain=domain, **settings)
+
+    # -- the families --------------------------------------------------------------------------------------------------------
+
+    def _gpt2(self) -> ir.Value:
+        places: Any = self.model.base_model.wpe.weight.detach()
+        table = self.graph.weight(places.numpy(), "transformer.wpe.weight")
+        self._added = (self.graph.op("Gather", table, self._positions), None)
+        for layer, block in enumerate(blocks(self.model)):
+            attention, mlp = block.attn, block.mlp
+            x = self._norm(block.ln_1)
+            if heads := getattr(attention, "num_heads", 0):
+                scale = attention.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
+                scale /= layer + 1 if self.config.scale_attn_by_inverse_layer_idx else 1
+                packed = self._project(x, attention.c_attn, bias=attention.c_attn.bias.detach())
+                self._add(self._attention(layer, packed, heads, heads, attention.head_dim, scale=scale), attention.c_proj)
+            else:
+                self._add(None, attention.c_proj)
+            x = self._norm(block.ln_2)
+            if hasattr(mlp, "c_fc"):
+                inner = self._activate(self._project(x, mlp.c_fc), mlp.c_fc.bias, self._names[id(mlp.c_fc)])
+                self._add(inner, mlp.c_proj)
+            else:
+                self._add(None, mlp.c_proj)
+        return self._norm(self.model.base_model.ln_f)
+
+    def _llama(self) -> ir.Value:
+        turned = self._rotation()
+        for layer, block in enumerate(blocks(self.model)):
+            attention, mlp = block.self_attn, block.mlp
+            x = self._norm(block.input_layernorm)
+            if hasattr(attention, "q_proj"):
+                size, parts = attention.head_dim, (attention.q_proj, attention.k_proj, attention.v_proj)
+                biases = [part.bias.detach() for part in parts if part.bias is not None]
+                packed = self._project(x, *parts, bias=torch.cat(biases) if biases else None)
+                heads, shared = (part.weight.shape[0] // size for part in parts[:2])
+                settings = {"scale": attention.scaling, "turned": turned, "do_rotary": 1}
+                self._add(self._attention(layer, packed, heads, shared, size, **settings), attention.o_proj)
+            else:
+                self._add(None, attention.o_proj)
+            x = self._norm(block.post_attention_layernorm)
+            if hasattr(mlp, "gate_proj"):
+                gate = self._activate(self._project(x, mlp.gate_proj), mlp.gate_proj.bias, self._names[id(mlp.gate_proj)])
+                up_bias = None if mlp.up_proj.bias is None else mlp.up_proj.bias.detach()
+                self._add(self.graph.op("Mul", gate, self._project(x, mlp.up_proj, bias=up_bias)), mlp.down_proj)
+            else:
+                self._add(None, mlp.down_proj)
+        return self._norm(self.model.base_model.norm)
+
+    def _rotation(self) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
+        rotary: Any = self.model.base_model.rotary_emb
+        positions = torch.arange(self.config.max_position_embeddings)[None]
+        tables = rotary(torch.zeros(1), positions)
+        size = tables[0].shape[-1] // 2
+        return tuple(
+            self.graph.weight(np.ascontiguousarray(table[0, :, :size].numpy()), f"rotary.{name}")
+            for table, name in zip(tables, ("cosines", "sines"), strict=True)
+        )  # type: ignore[return-value]

@@ -1,0 +1,120 @@
+"""An ONNX graph written node by node, its weights streamed to a file beside it.
+
+Two names may stand for one place in that file. A tied head is stored once on disk that way, and in memory too: ONNX Runtime maps
+each name by itself, packs the one that is multiplied with and lets go of its pages, and of the other reads only the rows that are
+looked up.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
+MICROSOFT = "com.microsoft"  # the operators that ONNX Runtime adds to the standard's
+
+_OPSETS = {"": 18, MICROSOFT: 1}
+_IR_VERSION = 10
+_PAGE = 4096  # what a file can be mapped by
+_INLINE = 256  # bytes up to which a constant lies in the graph itself, where ONNX Runtime can fold it
+
+Array = NDArray[Any]
+
+
+class Graph:
+    """Collects the nodes of a graph and writes their weights.
+
+    Args:
+        folder: Where `model.onnx` and `model.onnx_data` go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tape = ir.tape.Tape()
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._names: set[str] = set()
+        self._file = (folder / WEIGHTS).open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if error is None:
+            self._save()
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """An input of the graph; named dimensions are free."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._inputs.append(value)
+        return value
+
+    def option(self, name: str, default: Array) -> ir.Value:
+        """An input that may be left out (ONNX Runtime's overridable initializer)."""
+        value = self._tape.initializer(ir.tensor(default, name=name))
+        self._inputs.append(value)
+        return value
+
+    def output(self, name: str, value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+        """Makes a value an output of the graph."""
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self._outputs.append(value)
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """A node with one output."""
+        return self._tape.op(kind, inputs, attributes, domain=domain)
+
+    def ops(self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any) -> Any:
+        """A node with several outputs."""
+        return self._tape.op_multi_out(kind, inputs, attributes, num_outputs=outputs, domain=domain)
+
+    def constant(self, values: Any, name: str) -> ir.Value:
+        """A small constant, once for each name."""
+        found = next((value for value in self._tape.initializers if value.name == name), None)
+        return found or self._tape.initializer(ir.tensor(np.asarray(values), name=name))
+
+    def weight(self, array: Array, name: str) -> ir.Value:
+        """An array as it is, written to the file unless it is small."""
+        if array.nbytes <= _INLINE:
+            return self._tape.initializer(ir.tensor(array, name=name))
+        self._file.write(b"\0" * (-self._file.tell() % _PAGE))
+        offset = self._file.tell()
+        self._file.write(np.ascontiguousarray(array).data)
+        return self._external(name, ir.DataType.from_numpy(array.dtype), array.shape, offset, array.nbytes)
+
+    def again(self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None) -> ir.Value:
+        """A second name for a weight, at the same place of the file, and possibly of another shape."""
+        stored = cast(ir.TensorProtocol, weight.const_value)
+        wanted = np.empty(0).shape if shape is None else shape
+        if shape is None:
+            wanted = tuple(int(n) for n in stored.shape)
+        elif -1 in shape:
+            known = int(-np.prod(shape))
+            wanted = tuple(stored.size // known if n == -1 else n for n in shape)
+        if not isinstance(stored, ir.ExternalTensor):
+            return self._tape.initializer(ir.tensor(stored.numpy().reshape(wanted), name=name))
+        return self._external(name, stored.dtype, wanted, cast(int, stored.offset), cast(int, stored.length))
+
+    def _external(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], offset: int, length: int) -> ir.Value:
+        tensor = ir.ExternalTensor(
+            WEIGHTS, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._folder
+        )
+        return self._tape.initializer(tensor)
+
+    def _save(self) -> None:
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports=_OPSETS,
+            name="model",
+        )
+        ir.save(ir.Model(graph, ir_version=_IR_VERSION, producer_name="lightgpt2"), self._folder / GRAPH)
