@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -125,52 +125,50 @@ class Decoder:
         return output
 
     def _norm(self, module: Any) -> ir.Value:
-        """Adds what is to be added to the residual stream, and normalizes it."""
-        graph, name = self.graph, self._names[id(module)]
-        gamma = graph.weight(module.weight.detach().numpy(), f"{name}.weight")
-        plain = "bias" not in dict(module.named_parameters())
-        beta = [] if plain else [graph.weight(module.bias.detach().numpy(), f"{name}.bias")]
-        epsilon = float(module.variance_epsilon if plain else module.eps)
-        kind = "SimplifiedLayerNormalization" if plain else "LayerNormalization"
-        if self._added is None:
-            return graph.op(kind, self._residual, gamma, *beta, epsilon=epsilon, axis=-1)
-        value, bias = self._added
-        normal, _, _, self._residual = graph.ops(
-            f"Skip{kind}", value, self._residual, gamma, *beta, bias, outputs=4, domain=MICROSOFT, epsilon=epsilon
-        )
+        """Adds to the residual stream what is to be added, and normalizes it."""
+        graph, name, added = self.graph, self._names[id(module)], self._added
         self._added = None
-        return normal
+        gamma = self._parameter(module, "weight")
+        if self.config.model_type == "llama":
+            epsilon = {"epsilon": module.variance_epsilon}
+            if added is None:
+                return graph.op("SimplifiedLayerNormalization", self._residual, gamma, axis=-1, **epsilon)
+            normal, _, _, self._residual = graph.ops(
+                "SkipSimplifiedLayerNormalization", added, self._residual, gamma, outputs=4, domain=MICROSOFT, **epsilon
+            )
+            return normal
+        # SkipLayerNormalization would do both, five times as slowly (its sums are not vectorized in ONNX Runtime 1.32).
+        if added is not None:
+            self._residual = graph.op("Add", added, self._residual)
+        beta = self._parameter(module, "bias")
+        return graph.op("LayerNormalization", self._residual, gamma, beta, axis=-1, epsilon=module.eps)
 
     def _add(self, x: ir.Value | None, projection: Any) -> None:
         """What a part of a block adds to the residual stream: a projection of `x`; of nothing, its bias."""
-        bias = projection.bias
-        if x is None and bias is None:
-            return
-        stored = None if bias is None else self.graph.weight(bias.detach().numpy(), f"{self._names[id(projection)]}.bias")
-        if x is None:
-            self._residual = self.graph.op("Add", self._residual, stored)
-        else:
-            self._added = (self._project(x, projection), stored)
+        if x is not None:
+            self._added = self._project(x, projection)
+        elif projection.bias is not None:
+            self._added = self._parameter(projection, "bias")
 
-    def _project(self, x: ir.Value, *modules: nn.Module, bias: Tensor | None = None) -> ir.Value:
-        """`x` through linear layers of the same inputs, results side by side; without their own biases."""
+    def _parameter(self, module: Any, name: str) -> ir.Value:
+        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
+
+    def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
+        """`x` through linear layers of the same inputs, results side by side."""
         matrix = Matrix.joined([self._matrix(module) for module in modules])
+        biases = [module.bias.detach() for module in modules if module.bias is not None]
+        bias = torch.cat(biases) if biases else None
         return linear(self.graph, self._names[id(modules[0])], x, matrix, self.forms.layers, bias)
 
-    def _matrix(self, module: nn.Module) -> Matrix:
+    def _matrix(self, module: Any) -> Matrix:
         name = f"{self._names[id(module)]}.weight"
         if about := self._table.get(name):
             return Matrix.stored_as(self._tensors[name], self._tensors[f"{name}_scale"], **about)
         weight: Any = module.weight.detach()
         return Matrix(weight.T if isinstance(module, Conv1D) else weight)
 
-    def _activate(self, x: ir.Value, bias: Tensor | None, name: str) -> ir.Value:
+    def _activate(self, x: ir.Value) -> ir.Value:
         kind, domain, settings = _ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]
-        added = None if bias is None else self.graph.weight(bias.detach().numpy(), f"{name}.bias")
-        if kind == "FastGelu" and added is not None:
-            return self.graph.op(kind, x, added, domain=domain)
-        if added is not None:
-            x = self.graph.op("Add", x, added)
         return self.graph.op(kind, x, domain=domain, **settings)
 
     # -- the families --------------------------------------------------------------------------------------------------------
@@ -178,21 +176,20 @@ class Decoder:
     def _gpt2(self) -> ir.Value:
         places: Any = self.model.base_model.wpe.weight.detach()
         table = self.graph.weight(places.numpy(), "transformer.wpe.weight")
-        self._added = (self.graph.op("Gather", table, self._positions), None)
+        self._added = self.graph.op("Gather", table, self._positions)
         for layer, block in enumerate(blocks(self.model)):
             attention, mlp = block.attn, block.mlp
             x = self._norm(block.ln_1)
             if heads := getattr(attention, "num_heads", 0):
                 scale = attention.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
                 scale /= layer + 1 if self.config.scale_attn_by_inverse_layer_idx else 1
-                packed = self._project(x, attention.c_attn, bias=attention.c_attn.bias.detach())
+                packed = self._project(x, attention.c_attn)
                 self._add(self._attention(layer, packed, heads, heads, attention.head_dim, scale=scale), attention.c_proj)
             else:
                 self._add(None, attention.c_proj)
             x = self._norm(block.ln_2)
             if hasattr(mlp, "c_fc"):
-                inner = self._activate(self._project(x, mlp.c_fc), mlp.c_fc.bias, self._names[id(mlp.c_fc)])
-                self._add(inner, mlp.c_proj)
+                self._add(self._activate(self._project(x, mlp.c_fc)), mlp.c_proj)
             else:
                 self._add(None, mlp.c_proj)
         return self._norm(self.model.base_model.ln_f)
@@ -204,8 +201,7 @@ class Decoder:
             x = self._norm(block.input_layernorm)
             if hasattr(attention, "q_proj"):
                 size, parts = attention.head_dim, (attention.q_proj, attention.k_proj, attention.v_proj)
-                biases = [part.bias.detach() for part in parts if part.bias is not None]
-                packed = self._project(x, *parts, bias=torch.cat(biases) if biases else None)
+                packed = self._project(x, *parts)
                 heads, shared = (part.weight.shape[0] // size for part in parts[:2])
                 settings = {"scale": attention.scaling, "turned": turned, "do_rotary": 1}
                 self._add(self._attention(layer, packed, heads, shared, size, **settings), attention.o_proj)
@@ -213,9 +209,8 @@ class Decoder:
                 self._add(None, attention.o_proj)
             x = self._norm(block.post_attention_layernorm)
             if hasattr(mlp, "gate_proj"):
-                gate = self._activate(self._project(x, mlp.gate_proj), mlp.gate_proj.bias, self._names[id(mlp.gate_proj)])
-                up_bias = None if mlp.up_proj.bias is None else mlp.up_proj.bias.detach()
-                self._add(self.graph.op("Mul", gate, self._project(x, mlp.up_proj, bias=up_bias)), mlp.down_proj)
+                gate, up = self._activate(self._project(x, mlp.gate_proj)), self._project(x, mlp.up_proj)
+                self._add(self.graph.op("Mul", gate, up), mlp.down_proj)
             else:
                 self._add(None, mlp.down_proj)
         return self._norm(self.model.base_model.norm)

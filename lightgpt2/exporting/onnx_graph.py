@@ -5,6 +5,7 @@ each name by itself, packs the one that is multiplied with and lets go of its pa
 looked up.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -89,18 +90,24 @@ class Graph:
         self._file.write(np.ascontiguousarray(array).data)
         return self._external(name, ir.DataType.from_numpy(array.dtype), array.shape, offset, array.nbytes)
 
-    def again(self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None) -> ir.Value:
-        """A second name for a weight, at the same place of the file, and possibly of another shape."""
+    def again(
+        self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None, first: int = 0
+    ) -> ir.Value:
+        """A second name for a weight, or for a part of it, at the same place of the file.
+
+        Args:
+            weight: What `weight` gave.
+            name: The other name.
+            shape: The other shape; the same unless given.
+            first: Which of its elements the part starts with.
+        """
         stored = cast(ir.TensorProtocol, weight.const_value)
-        wanted = np.empty(0).shape if shape is None else shape
-        if shape is None:
-            wanted = tuple(int(n) for n in stored.shape)
-        elif -1 in shape:
-            known = int(-np.prod(shape))
-            wanted = tuple(stored.size // known if n == -1 else n for n in shape)
+        shape = tuple(int(n) for n in stored.shape) if shape is None else shape
+        count = math.prod(shape)
         if not isinstance(stored, ir.ExternalTensor):
-            return self._tape.initializer(ir.tensor(stored.numpy().reshape(wanted), name=name))
-        return self._external(name, stored.dtype, wanted, cast(int, stored.offset), cast(int, stored.length))
+            return self._tape.initializer(ir.tensor(stored.numpy().flatten()[first : first + count].reshape(shape), name=name))
+        size = stored.nbytes // stored.size
+        return self._external(name, stored.dtype, shape, cast(int, stored.offset) + first * size, count * size)
 
     def _external(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], offset: int, length: int) -> ir.Value:
         tensor = ir.ExternalTensor(

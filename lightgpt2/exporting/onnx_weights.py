@@ -19,6 +19,7 @@ from lightgpt2.functional.quantization import integers
 Form = Literal["fp32", "int8", "int4"]
 BLOCK = 32  # inputs that share a scale in INT4
 
+_PARTS = 8  # of a head in INT8
 _INT8_COMPUTE = 4  # MatMulNBits' `accuracy_level`: multiply integers
 
 
@@ -92,6 +93,7 @@ class Vocabulary:
 
     def __init__(self, graph: Graph, name: str, matrix: Matrix, form: Form, width: int) -> None:
         self._graph, self._name, self._form, self._width = graph, name, form, width
+        self._rows = len(matrix.rows)
         if form == "fp32":
             self._weight = graph.weight(matrix.rows.numpy(), f"{name}.weight")
             return
@@ -104,7 +106,7 @@ class Vocabulary:
         """The embeddings `[B, S, D]` of tokens `[B, S]`."""
         graph, form = self._graph, self._form
         if form == "int4":
-            flat = graph.again(self._weight, f"{self._name}.lookup", (-1, self._width // 2))
+            flat = graph.again(self._weight, f"{self._name}.lookup", (self._rows, self._width // 2))
             scales = graph.again(self._scale, f"{self._name}.lookup_scale")
             settings = {"bits": 4, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
             return graph.op("GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, **settings)
@@ -121,14 +123,20 @@ class Vocabulary:
             return graph.op("FusedMatMul", hidden, self._weight, domain=MICROSOFT, transB=1)
         if form == "int4":
             return _blocked(graph, hidden, self._weight, self._scale, None)
-        flat = graph.op("Reshape", hidden, graph.constant(np.array([-1, self._width]), "flat"))
+        flat = graph.op("Reshape", hidden, graph.constant([-1, self._width], "flat"))
         whole, scale, zero = graph.ops("DynamicQuantizeLinear", flat, outputs=3)
-        none = graph.weight(np.zeros(self._scale.shape[0], np.int8), f"{self._name}.zero")
-        scales = graph.again(self._scale, f"{self._name}.column_scale", (-1,))
-        product = graph.op(
-            "QGemm", whole, scale, zero, self._weight, scales, none, domain=MICROSOFT, transB=1
-        )
-        return graph.op("Reshape", product, graph.op("Concat", graph.op("Shape", hidden, start=0, end=2), graph.constant(np.array([-1]), "rest"), axis=0))
+        shape = graph.op("Concat", graph.op("Shape", hidden, start=0, end=2), graph.constant([-1], "rest"), axis=0)
+        parts = []
+        # ONNX Runtime turns a weight over before it packs it: in parts, for which less memory is needed at a time.
+        for index, first in enumerate(range(0, self._rows, size := -(-self._rows // _PARTS))):
+            count = min(size, self._rows - first)
+            name = f"{self._name}.part_{index}"
+            weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
+            scales = graph.again(self._scale, f"{name}.scale", (count,), first)
+            none = graph.constant(np.zeros(count, np.int8), f"zeros_{count}")
+            product = graph.op("QGemm", whole, scale, zero, weight, scales, none, domain=MICROSOFT, transB=1)
+            parts.append(graph.op("Reshape", product, shape))
+        return graph.op("Concat", *parts, axis=2)
 
 
 def _blocked(graph: Graph, x: ir.Value, weight: ir.Value, scale: ir.Value, bias: ir.Value | None) -> ir.Value:
