@@ -5,7 +5,8 @@ attends. Where the cache that it is given is longer than what is in use, and the
 place.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,16 @@ class Forms:
     Attributes:
         layers: Those of the blocks.
         embeddings: The token embedding and the vocabulary head.
+        others: Layers, by name, that are stored in another way.
     """
 
     layers: Form = "fp32"
     embeddings: Form = "fp32"
+    others: Mapping[str, Form] = field(default_factory=dict)
+
+    def of(self, name: str) -> Form:
+        """How a layer of a block is stored."""
+        return self.others.get(name, self.layers)
 
 
 class Decoder:
@@ -158,12 +165,13 @@ class Decoder:
         matrix = Matrix.joined([self._matrix(module) for module in modules])
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         bias = torch.cat(biases) if biases else None
-        return linear(self.graph, self._names[id(modules[0])], x, matrix, self.forms.layers, bias)
+        name = self._names[id(modules[0])]
+        return linear(self.graph, name, x, matrix, self.forms.of(name), bias)
 
     def _matrix(self, module: Any) -> Matrix:
         name = f"{self._names[id(module)]}.weight"
         if about := self._table.get(name):
-            return Matrix.stored_as(self._tensors[name], self._tensors[f"{name}_scale"], **about)
+            return Matrix(stored_weights.whole(self._tensors[name], **about), self._tensors[f"{name}_scale"])
         weight: Any = module.weight.detach()
         return Matrix(weight.T if isinstance(module, Conv1D) else weight)
 

@@ -1,7 +1,9 @@
 """Matrices in an ONNX graph: in FP32, or as integers with scales, each multiplied by the operator that is fastest with it.
 
 `int8`: one scale for each output channel; inputs are rounded to 8 bits while it runs, with one scale for all of them.
-`int4`: one scale for each block of an output channel's inputs; inputs are rounded to 8 bits by blocks as well.
+`int8-blocks`: the same integers; inputs are rounded with one scale for each block of each token. It is slower with many tokens, but
+a few inputs a hundred times as large as the others do no harm to those.
+`int4`: one scale for each block of an output channel's inputs; inputs as for `int8-blocks`.
 """
 
 from dataclasses import dataclass
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightgpt2.exporting.onnx_graph import MICROSOFT, Graph
-from lightgpt2.functional.quantization import integers
+from lightgpt2.functional.quantization import grouped, integers
 
-Form = Literal["fp32", "int8", "int4"]
+Form = Literal["fp32", "int8", "int8-blocks", "int4"]
 BLOCK = 32  # inputs that share a scale in INT4
 
+_SIZES = (128, 64, 32)  # of blocks of inputs, what the operator is fast with first
 _PARTS = 8  # of a head in INT8
 _INT8_COMPUTE = 4  # MatMulNBits' `accuracy_level`: multiply integers
 
@@ -41,18 +44,11 @@ class Matrix:
         scales = [part.scale for part in parts if part.scale is not None]
         return cls(torch.cat([part.rows for part in parts]), torch.cat(scales) if scales else None)
 
-    @classmethod
-    def stored_as(
-        cls, whole: Tensor, scale: Tensor, bits: int, group: int, shape: list[int], transposed: bool
-    ) -> "Matrix":
-        """What a model's file holds; see `standalone.stored_weights`."""
-        return cls(whole, scale)
-
     def stored(self, form: Form) -> tuple[Tensor, Tensor]:
         """Integers `[O, G, g]` and scales `[O, G, 1]`: those it has, or the nearest ones."""
         if self.scale is not None:
             return self.rows, self.scale
-        return integers(self.rows.float(), 8 if form == "int8" else 4, None if form == "int8" else BLOCK)
+        return integers(self.rows.float(), 4, BLOCK) if form == "int4" else integers(self.rows.float(), 8)
 
 
 def linear(graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bias: Tensor | None = None) -> ir.Value:
@@ -75,9 +71,51 @@ def linear(graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bia
         weight = graph.weight(whole.flatten(1).T.numpy(), f"{name}.weight")
         scales = graph.weight(scale.flatten().numpy(), f"{name}.scale")
         return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
-    weight = graph.weight(_halved(whole), f"{name}.weight")
-    scales = graph.weight(scale.squeeze(2).numpy(), f"{name}.scale")
-    return _blocked(graph, x, weight, scales, added)
+    blocks = Blocks.of(whole, scale, form)
+    weight, scales = graph.weight(blocks.data, f"{name}.weight"), graph.weight(blocks.scales, f"{name}.scale")
+    return blocks.product(graph, x, weight, scales, added)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight as `MatMulNBits` wants it.
+
+    Attributes:
+        data: Integers `[O, G, g]` with half of their range added; of 4 bits two in a byte, the first one in the low half.
+        scales: `[O, G]`.
+        bits: 4 or 8.
+        inputs: I.
+        size: g, a power of two.
+    """
+
+    data: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    bits: int
+    inputs: int
+    size: int
+
+    @classmethod
+    def of(cls, whole: Tensor, scale: Tensor, form: Form) -> "Blocks":
+        """From integers `[O, G, g]` and scales `[O, G, 1]`."""
+        if form == "int4":
+            shifted = (whole + 8).to(torch.uint8)
+            halved = shifted[..., ::2] | shifted[..., 1::2] << 4
+            count, size = whole.shape[1:]
+            return cls(halved.numpy(), scale.squeeze(2).numpy(), 4, count * size, size)
+        rows = whole.flatten(1)
+        inputs = rows.shape[1]
+        size = next((size for size in _SIZES if inputs % size == 0), _SIZES[-1])
+        data = grouped(rows.to(torch.int16) + 128, size).to(torch.uint8)
+        scales = scale.squeeze(2).expand(-1, data.shape[1]).contiguous()
+        return cls(data.numpy(), scales.numpy(), 8, inputs, size)
+
+    def product(
+        self, graph: Graph, x: ir.Value, weight: ir.Value, scales: ir.Value, bias: ir.Value | None = None
+    ) -> ir.Value:
+        """`x @ weight.T + bias`, the weight being `data` and `scales` in the graph."""
+        settings = {"N": len(self.data), "K": self.inputs, "bits": self.bits, "block_size": self.size}
+        inputs = (x, weight, scales, None, None, bias)
+        return graph.op("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=_INT8_COMPUTE, **settings)
 
 
 class Vocabulary:
@@ -98,55 +136,48 @@ class Vocabulary:
             self._weight = graph.weight(matrix.rows.numpy(), f"{name}.weight")
             return
         whole, scale = matrix.stored(form)
-        stored = whole.flatten(1).numpy() if form == "int8" else _halved(whole)
-        self._weight = graph.weight(stored, f"{name}.weight")
-        self._scale = graph.weight(scale.squeeze(2).numpy(), f"{name}.scale")
+        if form == "int8":
+            self._weight = graph.weight(whole.flatten(1).numpy(), f"{name}.weight")
+            self._scale = graph.weight(scale.squeeze(2).numpy(), f"{name}.scale")
+            return
+        self._blocks = Blocks.of(whole, scale, form)
+        self._weight = graph.weight(self._blocks.data, f"{name}.weight")
+        self._scale = graph.weight(self._blocks.scales, f"{name}.scale")
 
     def rows(self, ids: ir.Value) -> ir.Value:
         """The embeddings `[B, S, D]` of tokens `[B, S]`."""
-        graph, form = self._graph, self._form
-        if form == "int4":
-            flat = graph.again(self._weight, f"{self._name}.lookup", (self._rows, self._width // 2))
-            scales = graph.again(self._scale, f"{self._name}.lookup_scale")
-            settings = {"bits": 4, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-            return graph.op("GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, **settings)
-        found = graph.op("Gather", graph.again(self._weight, f"{self._name}.lookup"), ids)
+        graph, form, lookup = self._graph, self._form, f"{self._name}.lookup"
         if form == "fp32":
-            return found
-        scales = graph.op("Gather", graph.again(self._scale, f"{self._name}.lookup_scale"), ids)
-        return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
+            return graph.op("Gather", graph.again(self._weight, lookup), ids)
+        if form == "int8":
+            found = graph.op("Gather", graph.again(self._weight, lookup), ids)
+            scales = graph.op("Gather", graph.again(self._scale, f"{lookup}_scale"), ids)
+            return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
+        blocks = self._blocks
+        flat = graph.again(self._weight, lookup, (self._rows, blocks.inputs * blocks.bits // 8))
+        settings = {"bits": blocks.bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 1}
+        scales = graph.again(self._scale, f"{lookup}_scale")
+        return graph.op("GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, **settings)
 
     def scores(self, hidden: ir.Value) -> ir.Value:
         """The logits `[B, S, V]` of hidden states `[B, S, D]`."""
         graph, form = self._graph, self._form
         if form == "fp32":
             return graph.op("FusedMatMul", hidden, self._weight, domain=MICROSOFT, transB=1)
-        if form == "int4":
-            return _blocked(graph, hidden, self._weight, self._scale, None)
+        if form != "int8":
+            return self._blocks.product(graph, hidden, self._weight, self._scale)
         flat = graph.op("Reshape", hidden, graph.constant([-1, self._width], "flat"))
-        whole, scale, zero = graph.ops("DynamicQuantizeLinear", flat, outputs=3)
+        rounded = graph.ops("DynamicQuantizeLinear", flat, outputs=3)
         shape = graph.op("Concat", graph.op("Shape", hidden, start=0, end=2), graph.constant([-1], "rest"), axis=0)
-        parts = []
         # ONNX Runtime turns a weight over before it packs it: in parts, for which less memory is needed at a time.
-        for index, first in enumerate(range(0, self._rows, size := -(-self._rows // _PARTS))):
-            count = min(size, self._rows - first)
-            name = f"{self._name}.part_{index}"
-            weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
-            scales = graph.again(self._scale, f"{name}.scale", (count,), first)
-            none = graph.constant(np.zeros(count, np.int8), f"zeros_{count}")
-            product = graph.op("QGemm", whole, scale, zero, weight, scales, none, domain=MICROSOFT, transB=1)
-            parts.append(graph.op("Reshape", product, shape))
-        return graph.op("Concat", *parts, axis=2)
+        size = -(-self._rows // _PARTS)
+        parts = [self._part(first, min(size, self._rows - first), rounded) for first in range(0, self._rows, size)]
+        return graph.op("Concat", *(graph.op("Reshape", part, shape) for part in parts), axis=2)
 
-
-def _blocked(graph: Graph, x: ir.Value, weight: ir.Value, scale: ir.Value, bias: ir.Value | None) -> ir.Value:
-    outputs, blocks = (int(n) for n in scale.shape)
-    shape = {"N": outputs, "K": blocks * BLOCK, "bits": 4, "block_size": BLOCK, "accuracy_level": _INT8_COMPUTE}
-    return graph.op("MatMulNBits", x, weight, scale, None, None, bias, domain=MICROSOFT, **shape)
-
-
-def _halved(whole: Tensor) -> NDArray[np.uint8]:
-    """Integers from -8 to 7 `[O, G, g]`, two in a byte with 8 added, `[O, G, g / 2]`: the first one in the low half."""
-    shifted = (whole + 8).to(torch.uint8)
-    halved: NDArray[Any] = (shifted[..., ::2] | shifted[..., 1::2] << 4).numpy()
-    return halved
+    def _part(self, first: int, count: int, rounded: Any) -> ir.Value:
+        """The logits `[B * S, count]` of some of the tokens."""
+        graph, name = self._graph, f"{self._name}.from_{first}"
+        weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
+        scales = graph.again(self._scale, f"{name}.scale", (count,), first)
+        zero = graph.constant(np.zeros(count, np.int8), f"zeros_{count}")
+        return graph.op("QGemm", *rounded, weight, scales, zero, domain=MICROSOFT, transB=1)
