@@ -1,6 +1,7 @@
 """`lightgpt2 generate`."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def generate(arguments: dict[str, Any]) -> None:
         _generate(arguments)
     except UserError as error:
         raise UserError([_as_on_the_command_line(problem) for problem in error.problems]) from error
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
 
 
 def _generate(arguments: dict[str, Any]) -> None:
@@ -45,7 +48,7 @@ def _generate(arguments: dict[str, Any]) -> None:
     content = _continue(model, rows, options)
     if output is None:
         _reconfigure()
-        sys.stdout.write(content)
+        print(content, end="", flush=True)
     else:
         write_texts(Path(output), content)
 
@@ -78,8 +81,7 @@ def _stream(model: LanguageModel, prompt: str, options: Options) -> None:
     _reconfigure()
 
     def tell(_: int, piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        print(piece, end="", flush=True)
 
     for _ in model.texts([prompt], options, tell):
         pass
