@@ -122,7 +122,7 @@ class LanguageModel:
         """
         settings = resolve(options, self._folder)
         encoded = self._encode(prompts, settings.max_new_tokens)
-        batches = _batches(encoded, settings.batch_size, self.engine.context)
+        batches = _batches(encoded, settings.batch_size)
         return (done for batch in batches for done in self._continue(batch, settings, on_text))
 
     def logits(self, ids: Ints, mask: Ints | None = None) -> Floats:
@@ -162,7 +162,7 @@ class LanguageModel:
         self, batch: Sequence[_Prompt], settings: Resolved, on_text: Tell | None
     ) -> Iterator[tuple[int, str]]:
         """Continues prompts together; their indices and texts as they are done."""
-        room = max(prompt.room for prompt in batch)
+        room = batch[0].room  # which is that of all
         sampler = Sampler(settings.sampling, [p.tokens for p in batch], [p.index for p in batch], room)
         writers = [Writer(self.tokenizer, p.tokens, settings.stop, _teller(on_text, p.index)) for p in batch]
         active = set(range(len(batch)))
@@ -173,7 +173,7 @@ class LanguageModel:
                 token = int(tokens[row])
                 if token not in settings.ends:
                     writers[row].add(token)
-                if token in settings.ends or writers[row].stopped or count == batch[row].room:
+                if token in settings.ends or writers[row].stopped or count == room:
                     active.remove(row)
                     yield batch[row].index, writers[row].finish()
             if not active:
@@ -194,15 +194,12 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
     return ids, mask
 
 
-def _batches(prompts: Sequence[_Prompt], size: int, context: int) -> list[list[_Prompt]]:
-    """Prompts of like lengths together.
-
-    Pads and new tokens together stay within the context: so no sequence ends sooner for another's length.
-    """
+def _batches(prompts: Sequence[_Prompt], size: int) -> list[list[_Prompt]]:
+    """Prompts of like lengths together, and of one room: no sequence ends sooner for another's length."""
     batches: list[list[_Prompt]] = []
     for prompt in sorted(prompts, key=lambda prompt: -len(prompt.tokens)):
         last = batches[-1] if batches else []
-        if last and len(last) < size and len(last[0].tokens) + max(prompt.room, *(p.room for p in last)) <= context:
+        if last and len(last) < size and last[0].room == prompt.room:
             last.append(prompt)
         else:
             batches.append([prompt])

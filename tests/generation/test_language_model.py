@@ -62,6 +62,15 @@ def test_the_same_seed_gives_the_same_text_in_any_batch(model: LanguageModel, te
     assert (texts(PROMPTS, 4, seed=4) == together) == (temperature == 0)
 
 
+def test_no_more_prompts_at_a_time_than_asked(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    start = model.engine.start
+    monkeypatch.setattr(model.engine, "start", lambda ids, *rest: shapes.append(ids.shape) or start(ids, *rest))
+    model.generate(["A", "B", "class names are bound", "C"], max_new_tokens=2, batch_size=2)
+    assert [shape[0] for shape in shapes] == [2, 2]
+    assert shapes[0][1] > shapes[1][1] == 1, "like lengths are together"
+
+
 def test_pieces_make_up_the_texts(model: LanguageModel) -> None:
     pieces = [""] * len(PROMPTS)
 
@@ -80,19 +89,19 @@ def test_a_stop_text_ends_the_text(model: LanguageModel) -> None:
     assert model.generate(PROMPTS[0], temperature=1.0, max_new_tokens=40, stop=["@@", middle]) in whole
 
 
-def test_an_end_of_text_token_of_the_folder_ends_the_text(folder: Path) -> None:
-    for kind in KINDS:
-        model = lightgpt2.load(folder / kind, threads=1)
-        whole = model.generate(PROMPTS, temperature=1.0, max_new_tokens=30)
-        common = np.bincount(np.concatenate([model.tokenizer.encode(text).ids for text in whole]), minlength=300)
-        wanted = {int(common.argmax()), 1}
-        path = folder / kind / "generation_config.json"
-        before = path.read_text() if path.exists() else None
-        path.write_text(json.dumps({"eos_token_id": sorted(wanted)}))
-        shorter = lightgpt2.load(folder / kind, threads=1).generate(PROMPTS, temperature=1.0, max_new_tokens=30)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_end_of_text_token_of_the_folder_ends_the_text(folder: Path, kind: str) -> None:
+    model = lightgpt2.load(folder / kind, threads=1)
+    whole = model.generate(PROMPTS, max_new_tokens=30)
+    first = int(model.logits(np.array([model.tokenizer.encode(PROMPTS[0]).ids]))[0, -1].argmax())
+    path = folder / kind / "generation_config.json"
+    before = path.read_text() if path.exists() else None
+    for ends in (first, [1, first]):
+        path.write_text(json.dumps({"eos_token_id": ends}))
+        shorter = lightgpt2.load(folder / kind, threads=1).generate(PROMPTS, max_new_tokens=30)
+        assert shorter[0] == ""
         assert all(long.startswith(short) for long, short in zip(whole, shorter, strict=True))
-        assert shorter != whole
-        path.unlink() if before is None else path.write_text(before)
+    path.unlink() if before is None else path.write_text(before)
 
 
 def test_text_ends_with_the_context_and_no_sooner_in_a_batch(model: LanguageModel) -> None:

@@ -71,6 +71,12 @@ def test_tokens_as_likely_as_the_last_of_the_top_are_kept() -> None:
     assert ids.tolist() == [1, 2, 3, 4]
 
 
+def test_a_nucleus_of_equal_tokens() -> None:
+    ids, weights = distribution(np.zeros(V, np.float32), 1.0, top_p=0.3001)
+    assert len(set(ids.tolist())) == 301
+    np.testing.assert_allclose(weights, 1 / 301)
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.0, 0.3, 0.2]), where=[True, False, True, True], out=np.full(4, -np.inf))
     count = 4000

@@ -89,6 +89,11 @@ def test_text_ends_before_a_stop_text(tokenizer: Tokenizer, stop: list[str], wan
     assert any(text in whole for text in stop) == (wanted != TEXT)
 
 
+def test_the_first_of_two_stop_texts_in_one_token_counts(tokenizer: Tokenizer) -> None:
+    (token,) = tokenizer.encode("ment").ids
+    assert written(tokenizer, "The ", [5, token], "nt", "me")[0] == [tokenizer.decode([5])]
+
+
 def test_nothing_of_a_stop_text_is_told(tokenizer: Tokenizer) -> None:
     told: list[str] = []
     writer = Writer(tokenizer, [1], ["END OF"], told.append)
