@@ -165,6 +165,8 @@ def _sweep_options(parser: ArgumentParser) -> None:
 def _generate(options: Namespace) -> None:
     from lightgpt2.generation.command import generate
 
+    if options.output is not None:
+        _check_writable("--output", Path(options.output), Path(options.output).parent)
     generate(options.as_dict())
 
 

@@ -70,8 +70,6 @@ def _check(arguments: dict[str, Any], options: Options) -> None:
         raise UserError("--prompt: it is empty; give some text to continue")
     if output is not None and file is None:
         raise UserError("--output: it is for --prompts; a single text goes to standard output, remove it")
-    if output is not None and Path(output).is_dir():
-        raise UserError(f"--output: {output} is a folder; give a file")
     # What a folder says may be what makes an option useless, and never what makes it wrong.
     resolve(options, {"do_sample": True})
 
@@ -103,8 +101,11 @@ def _reconfigure() -> None:
 
 
 def _quiet_transformers() -> None:
-    """Keeps its progress bars and remarks out of the text."""
+    """Keeps progress bars and remarks, of bitsandbytes in every layer of every step, out of the text."""
+    import logging
+
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -38,7 +38,7 @@ def load(
         return _load_transformers(source, threads, trust_remote_code, key)
     folder = Path(source).expanduser()
     export = _open_export(folder, key)
-    if export["format"] == "gguf":
+    if export.get("format") == "gguf":
         return _load_transformers(str(folder / "model.gguf"), threads, trust_remote_code, key)
     return _load_onnx(folder, threads, key)
 
