@@ -1,5 +1,6 @@
 """`lightgpt2 generate`, through the real command."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightgpt2
+from lightgpt2.generation.onnx_engine import OnnxEngine
 from lightgpt2.verbs import run
 from tests.support.cli import _environment, run_cli, succeed
 from tests.support.models import write_model
@@ -53,18 +55,19 @@ def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
     assert printed == (folder / output).read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_text_is_shown_while_it_is_written(folder: Path) -> None:
-    command = [sys.executable, "-m", "lightgpt2", "generate", "exported", "--prompt", "A", "--temperature", "1"]
-    wanted = lightgpt2.load(folder / "exported", threads=1).generate("A", temperature=1.0) + "\n"
-    with subprocess.Popen(command, cwd=folder, env=_environment(), stdout=subprocess.PIPE, bufsize=0) as process:
-        assert process.stdout
-        pieces = []
-        while piece := process.stdout.read(1000):
-            pieces.append(piece)
-    assert process.returncode == 0
-    assert len(pieces) > 1
-    assert b"".join(pieces).decode() == wanted
+def test_text_is_shown_while_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, seen = io.BytesIO(), []
+    step = OnnxEngine.step
+    monkeypatch.setattr(OnnxEngine, "step", lambda *args: seen.append(shown.getvalue()) or step(*args))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="utf-8"))
+    monkeypatch.chdir(folder)
+    run(["generate", "exported", "--prompt", "A", "--temperature", "1", "--threads", "1"])
+    wanted = (lightgpt2.load("exported", threads=1).generate("A", temperature=1.0) + "\n").encode()
+    assert shown.getvalue() == wanted
+    assert len({*seen}) > len(seen) / 3, "it is not kept for the end"
+    for text in seen:
+        assert wanted.startswith(text)
+        text.decode()  # whole characters
 
 
 @pytest.mark.slow
