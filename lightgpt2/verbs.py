@@ -1,6 +1,6 @@
 """The verbs. Those that train nothing themselves, with their options; the trainer's are handed on to Lightning.
 
-`pipeline`, `benchmark`, `sweep` and `report` start at once: what takes seconds to import is imported by what needs it.
+All but Lightning's start at once: what takes seconds to import is imported by what needs it.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import lightgpt2
 from lightgpt2.errors import Interrupted, UserError, exit_with_message
@@ -162,6 +162,46 @@ def _sweep_options(parser: ArgumentParser) -> None:
     parser.add_argument("--set", type=str, nargs="+", default=[], help="Further settings, key=value each.")
 
 
+def _generate(options: Namespace) -> None:
+    from lightgpt2.generation.command import generate
+
+    if options.output is not None:
+        _check_writable("--output", Path(options.output), Path(options.output).parent)
+    generate(options.as_dict())
+
+
+def _generate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=str, help="An exported folder, a model folder, a GGUF file or a hub model.")
+    parser.add_argument("--prompt", type=str, help="Text to continue; what is new goes to standard output.")
+    parser.add_argument("--prompts", type=str, help='A JSONL file of many, a line {"prompt": "..."} for each.')
+    parser.add_argument(
+        "--output", type=str, help="JSONL file for their lines with text added; default: standard output."
+    )
+    parser.add_argument(
+        "--batch", type=PositiveInt, default=8, help="How many prompts of a file are continued together."
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=PositiveInt | None, help="Default of this and what follows: the folder's; else 256."
+    )
+    parser.add_argument(
+        "--temperature", type=NonNegativeFloat | None, help="0, the default, takes the likeliest token."
+    )
+    parser.add_argument("--top-k", type=NonNegativeInt | None, help="Of so many of the likeliest; 0: of all; else 50.")
+    parser.add_argument(
+        "--top-p", type=PositiveFloat | None, help="Of the fewest with this share of probability; else 1."
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=PositiveFloat | None, help="Above 1: less likely what was there; else 1."
+    )
+    parser.add_argument(
+        "--no-repeat-ngram", type=NonNegativeInt | None, help="So many tokens may not come twice; else 0."
+    )
+    parser.add_argument("--stop", type=str, nargs="+", default=[], help="Texts that end it, and are not printed.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="The same seed gives the same text.")
+    parser.add_argument("--threads", type=PositiveInt | None, help="Threads that compute; default: all cores.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Let code in the model's folder run.")
+
+
 VERBS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
     "pipeline": ("Run the stages of a recipe that are not done yet, in order.", _pipeline_options, _pipeline),
     "benchmark": (
@@ -169,6 +209,7 @@ VERBS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespac
         _benchmark_options,
         _benchmark,
     ),
+    "generate": ("Continue a prompt, or each of a file.", _generate_options, _generate),
     "sweep": ("Score a model at many sparsities, or at many values of a setting.", _sweep_options, _sweep),
     "report": (
         "Write what each stage of finished runs bought, as report.md and report.html.",

@@ -260,6 +260,7 @@ LAYERS = {
     "functional": 0,
     "models": 1,
     "inference": 2,
+    "generation": 2,
     "tasks": 2,
     "report": 2,
     "data": 3,
@@ -269,6 +270,7 @@ LAYERS = {
 FORBIDDEN = {
     "functional": {"lightning", "transformers", "numpy", "jsonargparse"},
     "models": {"lightning", "jsonargparse"},
+    "generation": {"lightning", "jsonargparse"},
 }
 
 

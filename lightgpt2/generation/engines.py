@@ -1,0 +1,75 @@
+"""What runs a model for the generation of text: its interface, and the numbers that all of them need."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+_TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+class Engine(Protocol):
+    """A decoder with a cache of keys and values, for one batch at a time.
+
+    Attributes:
+        vocabulary: V, the number of logits.
+        context: How many positions it has.
+    """
+
+    vocabulary: int
+    context: int
+
+    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
+        """Reads the prompts of a new batch.
+
+        Args:
+            ids: `[B, T]`, padded on the left.
+            mask: `[B, T]`, 0 at pads.
+            room: How many tokens `step` may add.
+
+        Returns:
+            Logits of the next token `[B, V]`: the caller's to change, until the next call.
+        """
+
+    def step(self, tokens: Ints) -> Floats:
+        """Adds a token `[B]` to each sequence; the logits of the next one `[B, V]`, as `start` gives them."""
+
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
+        """The logits `[B, T, V]` at all positions of a batch; nothing is kept for `step`."""
+
+
+def positions(mask: Ints) -> Ints:
+    """Each token's place in its sequence `[B, T]`, counted without pads; 0 at pads."""
+    return np.maximum(mask.cumsum(axis=1) - 1, 0)
+
+
+def physical_cores() -> int:
+    """How many cores this process may use; two hardware threads of one core are one, and a container's quota counts."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(_TOPOLOGY.format(cpu)).read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no control group, or `max`
+        return os.cpu_count() or 1

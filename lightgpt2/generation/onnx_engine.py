@@ -1,0 +1,125 @@
+"""An exported ONNX decoder as an engine: onnxruntime and numpy only.
+
+The graph takes keys and values of the past that lie in buffers longer than what is used of them, and writes those of new tokens
+behind, in place, where `past_key_values.N` and `present.N` are bound to the same memory (see `lightgpt2.exporting`). So what
+is bound once stays bound: a step changes the numbers in its inputs, and the length of the mask.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from lightgpt2.errors import UserError
+from lightgpt2.generation.engines import Floats, Ints, physical_cores, positions
+
+_PAST = "past_key_values."
+_KEEP = "num_logits_to_keep"
+
+
+class OnnxEngine:
+    """Runs an ONNX decoder with a cache that is allocated once for a batch.
+
+    Args:
+        model: The `.onnx` file.
+        context: How many positions the model has.
+        threads: Threads that compute; default: the physical cores that this process may use.
+        name: What to call the model in errors.
+
+    Raises:
+        UserError: The file cannot be loaded, or is no decoder with a cache.
+    """
+
+    def __init__(self, model: Path, context: int, threads: int | None = None, name: str = "MODEL") -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or physical_cores()
+        options.log_severity_level = 3  # that a cache is longer than what is used of it is no news
+        try:
+            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
+            raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
+        inputs = {each.name: each for each in self._session.get_inputs()}
+        outputs = {each.name: each for each in self._session.get_outputs()}
+        pasts = {key: key.replace(_PAST, "present.") for key in inputs if key.startswith(_PAST)}
+        if not pasts or not {"logits", *pasts.values()} <= outputs.keys():
+            raise UserError(
+                f"{name}: {model} is no decoder with a cache (past_key_values.N, logits); it writes no text"
+            )
+        self._inputs = inputs
+        # name of the past, name of the present, heads, width of a head
+        self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]
+        self._keeps = _KEEP in {each.name for each in self._session.get_overridable_initializers()}
+        self.vocabulary, self.context = int(outputs["logits"].shape[2]), context
+        self._caches: dict[str, NDArray[np.float32]] = {}
+
+    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
+        """See `Engine`."""
+        batch, length = ids.shape
+        self._binding = self._session.io_binding()
+        self._kept: dict[str, NDArray[Any]] = {}  # what is bound must live as long as the binding
+        self._allocate(batch, length + room)
+        self._mask = np.pad(mask, ((0, 0), (0, room)), constant_values=1)
+        self._flat_mask = np.empty(self._mask.size, np.int64)
+        places = positions(mask)
+        self._length = length
+        self._read(ids, places)
+        last = 1 if self._keeps else length
+        logits = np.empty((batch, last, self.vocabulary), np.float32)
+        self._bind("logits", logits, output=True)
+        self._run()
+        # From here on, one token at a time, everything but the mask stays where it is.
+        self._tokens, self._places = np.empty((batch, 1), np.int64), places[:, -1:].copy()
+        self._logits = logits if last == 1 else np.empty((batch, 1, self.vocabulary), np.float32)
+        self._read(self._tokens, self._places)
+        self._bind("logits", self._logits, output=True)
+        return logits[:, -1]
+
+    def step(self, tokens: Ints) -> Floats:
+        """See `Engine`."""
+        self._length += 1
+        self._tokens[:, 0] = tokens
+        self._places += 1
+        self._run()
+        return self._logits[:, -1]
+
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
+        """See `Engine`."""
+        batch = len(ids)
+        feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+        feeds |= {past: np.empty((batch, heads, 0, width), np.float32) for past, _, heads, width in self._layers}
+        found: Floats = self._session.run(["logits"], {key: feeds[key] for key in self._inputs})[0]
+        return found
+
+    def _allocate(self, batch: int, capacity: int) -> None:
+        """Binds the cache, that of the batch before where it has the right size; and what stays the same throughout."""
+        for past, now, heads, width in self._layers:
+            shape = (batch, heads, capacity, width)
+            if past not in self._caches or self._caches[past].shape != shape:
+                self._caches[past] = np.zeros(shape, np.float32)
+            self._bind(past, self._caches[past])
+            self._bind(now, self._caches[past], output=True)
+        if self._keeps:
+            self._bind(_KEEP, np.array(1, np.int64))
+
+    def _read(self, ids: Ints, places: Ints) -> None:
+        self._bind("input_ids", np.ascontiguousarray(ids))
+        if "position_ids" in self._inputs:
+            self._bind("position_ids", np.ascontiguousarray(places))
+
+    def _run(self) -> None:
+        batch, length = len(self._mask), self._length
+        mask = self._flat_mask[: batch * length].reshape(batch, length)  # rows lie one behind the other
+        mask[:] = self._mask[:, :length]
+        self._bind("attention_mask", mask)
+        self._session.run_with_iobinding(self._binding)
+
+    def _bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
+        bind = self._binding.bind_output if output else self._binding.bind_input
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._kept[name] = array
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
