@@ -1,0 +1,147 @@
+"""A byte-level BPE tokenizer as llama.cpp reads it from a GGUF file's metadata.
+
+llama.cpp knows how text is cut into words by a name (`tokenizer.ggml.pre`) that stands for a set of regular expressions; its
+converter tells the name by a hash of what the tokenizer makes of one long text. Here it is told by the pre-tokenizer itself.
+"""
+
+import json
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False}
+
+# llama.cpp's name, the pre-tokenizer's parts, and whether a word that is one token is looked up before anything is merged.
+_KINDS: list[tuple[str, list[dict[str, Any]], bool]] = [
+    ("gpt-2", [{**_BYTES, "use_regex": True}], False),
+    ("smollm", [_DIGITS, {**_BYTES, "use_regex": True}], False),
+    (
+        "llama-bpe",
+        [
+            {"type": "Split", "pattern": {"Regex": _LLAMA_3}, "behavior": "Isolated", "invert": False},
+            {**_BYTES, "use_regex": False},
+        ],
+        True,
+    ),
+]
+
+
+def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:
+    """What of a tokenizer llama.cpp would not do as it does; nothing where all is well.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: The configuration of its model.
+
+    Returns:
+        One line for each problem: what is wrong, and the fix.
+    """
+    parts = _parts(tokenizer)
+    model = parts["model"]
+    if model.get("type") != "BPE" or _pre_tokenizer(parts) is None:
+        names = ", ".join(name for name, _, _ in _KINDS)
+        return [
+            f"the tokenizer ({type(tokenizer).__name__}, {model.get('type', 'no')} model) is none of the byte-level BPE kinds "
+            f"that can be told to llama.cpp ({names}); export to onnx, whose folder keeps tokenizer.json"
+        ]
+    problems = []
+    if len(tokenizer) > config.vocab_size:
+        problems.append(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; give the model its own tokenizer"
+        )
+    odd = [
+        token["content"]
+        for token in parts["added_tokens"]
+        if token["lstrip"] or token["rstrip"] or token["single_word"]
+    ]
+    if odd:
+        problems.append(
+            f"the tokenizer's {odd[0]!r} takes the spaces around it (lstrip, rstrip or single_word), which llama.cpp does not; "
+            "export to onnx"
+        )
+    if _ends(tokenizer) is None:
+        problems.append("the tokenizer puts other tokens than bos and eos around a text; remove its post-processor")
+    return problems
+
+
+def _parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The parts of `tokenizer.json`; none of a tokenizer that has no such file."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts: dict[str, Any] = json.loads(backend.to_str()) if backend else {"model": {}}
+    return parts
+
+
+def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
+    """llama.cpp's name for the way a tokenizer cuts text, or None where it has none."""
+    whole = parts.get("pre_tokenizer") or {}
+    found = [
+        {
+            key: value for key, value in part.items() if key != "trim_offsets"
+        }  # which says where tokens are, not what they are
+        for part in whole.get("pretokenizers", [whole])
+    ]
+    model = parts["model"]
+    plain = not (
+        parts.get("normalizer")
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+        or model.get("dropout")
+    )
+    looked_up = bool(model.get("ignore_merges"))
+    return next((name for name, cuts, first in _KINDS if plain and cuts == found and first == looked_up), None)
+
+
+def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool] | None:
+    """Whether it puts its bos before a text and its eos behind; None where it puts something else."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for bos in (False, True):
+        for eos in (False, True):
+            if [tokenizer.bos_token_id] * bos + bare + [tokenizer.eos_token_id] * eos == whole:
+                return bos, eos
+    return None
+
+
+def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
+    """Adds a tokenizer's metadata to a GGUF file.
+
+    Args:
+        writer: The file, of which no header is written yet.
+        tokenizer: One without `tokenizer_problems`.
+        config: The configuration of its model: ids without a token get a name that no text gives.
+    """
+    parts = _parts(tokenizer)
+    tokens = [f"[PAD{id_}]" for id_ in range(config.vocab_size)]
+    types = [TokenType.UNUSED] * config.vocab_size
+    for token, id_ in tokenizer.get_vocab().items():
+        tokens[id_], types[id_] = token, TokenType.NORMAL
+    for added in parts["added_tokens"]:
+        types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(parts) or "")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
+    )
+    for name, add in (
+        ("bos", writer.add_bos_token_id),
+        ("eos", writer.add_eos_token_id),
+        ("unk", writer.add_unk_token_id),
+        ("pad", writer.add_pad_token_id),
+    ):
+        if (id_ := getattr(tokenizer, f"{name}_token_id")) is not None:
+            add(id_)
+    bos, eos = _ends(tokenizer) or (False, False)
+    writer.add_add_bos_token(bos)
+    writer.add_add_eos_token(eos)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
