@@ -20,13 +20,13 @@ from lightgpt2.errors import UserError
 from lightgpt2.exporting.onnx_graph import MICROSOFT, Graph
 from lightgpt2.exporting.onnx_weights import Form, Matrix, Vocabulary, linear
 from lightgpt2.models.families import blocks, head_weight, is_tied
-from lightgpt2.models.standalone.stored_weights import Table
+from lightgpt2.models.standalone import stored_weights
 
 _FLOAT, _INT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 _MASKED = -1e9  # added to the scores of what must not be seen; with infinity, a row that sees nothing would have no sum
 
 # transformers' activations, as operators: (kind, domain, attributes)
-_ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gelu_new": ("FastGelu", MICROSOFT, {}),
     "gelu_pytorch_tanh": ("FastGelu", MICROSOFT, {}),
     "gelu_fast": ("FastGelu", MICROSOFT, {}),
@@ -34,6 +34,9 @@ _ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
     "relu": ("Relu", "", {}),
 }
+
+
+Stored = tuple[dict[str, Tensor], stored_weights.Table]  # as `stored_weights.read_stored` gives it
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Forms:
     embeddings: Form = "fp32"
     others: Mapping[str, Form] = field(default_factory=dict)
 
-    def of(self, name: str) -> Form:
-        """How a layer of a block is stored."""
-        return self.others.get(name, self.layers)
+    def of(self, names: list[str]) -> Form:
+        """How layers of the same inputs are stored."""
+        return next((self.others[name] for name in names if name in self.others), self.layers)
 
 
 class Decoder:
@@ -68,9 +71,7 @@ class Decoder:
         stored: The integers that the model's own file holds: tensors, and what is said about them by name.
     """
 
-    def __init__(
-        self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: tuple[dict[str, Tensor], Table] | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
         self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
         self._tensors, self._table = stored or ({}, {})
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -165,18 +166,20 @@ class Decoder:
         matrix = Matrix.joined([self._matrix(module) for module in modules])
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         bias = torch.cat(biases) if biases else None
-        name = self._names[id(modules[0])]
-        return linear(self.graph, name, x, matrix, self.forms.of(name), bias)
+        names = [self._names[id(module)] for module in modules]
+        return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias)
 
     def _matrix(self, module: Any) -> Matrix:
         name = f"{self._names[id(module)]}.weight"
+        weight: Tensor = module.weight.detach()
+        rows = weight.T if isinstance(module, Conv1D) else weight
         if about := self._table.get(name):
-            return Matrix(stored_weights.whole(self._tensors[name], **about), self._tensors[f"{name}_scale"])
-        weight: Any = module.weight.detach()
-        return Matrix(weight.T if isinstance(module, Conv1D) else weight)
+            whole = stored_weights.whole(self._tensors[name], about["bits"], about["group"])
+            return Matrix(whole, self._tensors[f"{name}_scale"], rows.shape[1])
+        return Matrix.of(rows)
 
     def _activate(self, x: ir.Value) -> ir.Value:
-        kind, domain, settings = _ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]
+        kind, domain, settings = ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]
         return self.graph.op(kind, x, domain=domain, **settings)
 
     # -- the families --------------------------------------------------------------------------------------------------------
@@ -192,7 +195,9 @@ class Decoder:
                 scale = attention.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
                 scale /= layer + 1 if self.config.scale_attn_by_inverse_layer_idx else 1
                 packed = self._project(x, attention.c_attn)
-                self._add(self._attention(layer, packed, heads, heads, attention.head_dim, scale=scale), attention.c_proj)
+                self._add(
+                    self._attention(layer, packed, heads, heads, attention.head_dim, scale=scale), attention.c_proj
+                )
             else:
                 self._add(None, attention.c_proj)
             x = self._norm(block.ln_2)

@@ -90,9 +90,7 @@ class Graph:
         self._file.write(np.ascontiguousarray(array).data)
         return self._external(name, ir.DataType.from_numpy(array.dtype), array.shape, offset, array.nbytes)
 
-    def again(
-        self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None, first: int = 0
-    ) -> ir.Value:
+    def again(self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None, first: int = 0) -> ir.Value:
         """A second name for a weight, or for a part of it, at the same place of the file.
 
         Args:
@@ -105,7 +103,9 @@ class Graph:
         shape = tuple(int(n) for n in stored.shape) if shape is None else shape
         count = math.prod(shape)
         if not isinstance(stored, ir.ExternalTensor):
-            return self._tape.initializer(ir.tensor(stored.numpy().flatten()[first : first + count].reshape(shape), name=name))
+            return self._tape.initializer(
+                ir.tensor(stored.numpy().flatten()[first : first + count].reshape(shape), name=name)
+            )
         size = stored.nbytes // stored.size
         return self._external(name, stored.dtype, shape, cast(int, stored.offset) + first * size, count * size)
 

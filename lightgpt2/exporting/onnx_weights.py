@@ -31,24 +31,31 @@ class Matrix:
     """A weight `[O, I]`, one row an output channel.
 
     Attributes:
-        rows: Its numbers in FP32 `[O, I]`; or the integers that stand for them, `[O, G, g]` in int8.
+        rows: Its numbers in FP32 `[O, I]`; or the integers that stand for them, `[O, G, g]` in int8, a row's last group filled up.
         scale: What the integers are multiplied with, `[O, G, 1]`; None for numbers in FP32.
+        inputs: I.
     """
 
     rows: Tensor
-    scale: Tensor | None = None
+    scale: Tensor | None
+    inputs: int
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Matrix":
+        """Numbers in FP32 `[O, I]`."""
+        return cls(rows.float(), None, rows.shape[1])
 
     @classmethod
     def joined(cls, parts: "list[Matrix]") -> "Matrix":
         """Matrices of the same inputs below each other."""
         scales = [part.scale for part in parts if part.scale is not None]
-        return cls(torch.cat([part.rows for part in parts]), torch.cat(scales) if scales else None)
+        return cls(torch.cat([part.rows for part in parts]), torch.cat(scales) if scales else None, parts[0].inputs)
 
     def stored(self, form: Form) -> tuple[Tensor, Tensor]:
         """Integers `[O, G, g]` and scales `[O, G, 1]`: those it has, or the nearest ones."""
         if self.scale is not None:
             return self.rows, self.scale
-        return integers(self.rows.float(), 4, BLOCK) if form == "int4" else integers(self.rows.float(), 8)
+        return integers(self.rows, 4, BLOCK) if form == "int4" else integers(self.rows, 8)
 
 
 def linear(graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bias: Tensor | None = None) -> ir.Value:
@@ -71,9 +78,21 @@ def linear(graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bia
         weight = graph.weight(whole.flatten(1).T.numpy(), f"{name}.weight")
         scales = graph.weight(scale.flatten().numpy(), f"{name}.scale")
         return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
-    blocks = Blocks.of(whole, scale, form)
+    blocks = Blocks.of(whole, scale, matrix.inputs, form)
     weight, scales = graph.weight(blocks.data, f"{name}.weight"), graph.weight(blocks.scales, f"{name}.scale")
     return blocks.product(graph, x, weight, scales, added)
+
+
+def block_size(group: int) -> int:
+    """Length of the blocks that groups of inputs are cut into, each with the group's scale: ONNX Runtime's are powers of two.
+
+    Args:
+        group: Inputs that share a scale.
+
+    Returns:
+        The largest power of two from 16 to 256 that divides it; 0 where there is none.
+    """
+    return next((size for size in (256, 128, 64, 32, 16) if group % size == 0), 0)
 
 
 @dataclass(frozen=True)
@@ -95,19 +114,20 @@ class Blocks:
     size: int
 
     @classmethod
-    def of(cls, whole: Tensor, scale: Tensor, form: Form) -> "Blocks":
-        """From integers `[O, G, g]` and scales `[O, G, 1]`."""
-        if form == "int4":
-            shifted = (whole + 8).to(torch.uint8)
-            halved = shifted[..., ::2] | shifted[..., 1::2] << 4
-            count, size = whole.shape[1:]
-            return cls(halved.numpy(), scale.squeeze(2).numpy(), 4, count * size, size)
-        rows = whole.flatten(1)
-        inputs = rows.shape[1]
-        size = next((size for size in _SIZES if inputs % size == 0), _SIZES[-1])
-        data = grouped(rows.to(torch.int16) + 128, size).to(torch.uint8)
-        scales = scale.squeeze(2).expand(-1, data.shape[1]).contiguous()
-        return cls(data.numpy(), scales.numpy(), 8, inputs, size)
+    def of(cls, whole: Tensor, scale: Tensor, inputs: int, form: Form) -> "Blocks":
+        """From integers `[O, G, g]` and scales `[O, G, 1]` of I inputs."""
+        if form != "int4":
+            rows = whole.flatten(1)[:, :inputs]
+            size = next((size for size in _SIZES if inputs % size == 0), _SIZES[-1])
+            data = grouped(rows.to(torch.int16) + 128, size).to(torch.uint8)
+            return cls(data.numpy(), scale.squeeze(2).expand(-1, data.shape[1]).contiguous().numpy(), 8, inputs, size)
+        group = whole.shape[-1]
+        size = block_size(group)
+        count = -(-inputs // size)
+        shifted = (whole + 8).to(torch.uint8).view(len(whole), -1, size)[:, :count]
+        halved = shifted[..., ::2] | shifted[..., 1::2] << 4
+        scales = scale.expand(-1, -1, group // size).flatten(1)[:, :count].contiguous()
+        return cls(halved.contiguous().numpy(), scales.numpy(), 4, inputs, size)
 
     def product(
         self, graph: Graph, x: ir.Value, weight: ir.Value, scales: ir.Value, bias: ir.Value | None = None
@@ -140,7 +160,7 @@ class Vocabulary:
             self._weight = graph.weight(whole.flatten(1).numpy(), f"{name}.weight")
             self._scale = graph.weight(scale.squeeze(2).numpy(), f"{name}.scale")
             return
-        self._blocks = Blocks.of(whole, scale, form)
+        self._blocks = Blocks.of(whole, scale, matrix.inputs, form)
         self._weight = graph.weight(self._blocks.data, f"{name}.weight")
         self._scale = graph.weight(self._blocks.scales, f"{name}.scale")
 

@@ -1,7 +1,7 @@
 """Perplexity with its interval, of a model as it lies on disk."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -125,6 +125,32 @@ def score(
         moved = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         tokens = (batch["labels"] != IGNORE).sum(dim=1)
         windows += as_windows({"document": batch["document"], "nll": task.nll(model, moved), "tokens": tokens})
+    return Score.of_windows(windows, sizes)
+
+
+def score_logits(
+    run: Callable[[NDArray[np.int64]], NDArray[Any]],
+    loader: Iterable[dict[str, Any]],
+    sizes: NDArray[np.int64],
+    label: str,
+) -> Score:
+    """Scores whatever gives logits on all windows of a split, with a progress bar.
+
+    Args:
+        run: Logits `[B, T, V]` for tokens `[B, T]`.
+        loader: As for `score`, with `lengths` too.
+        sizes: As for `score`.
+        label: What the progress bar says.
+    """
+    windows: list[Window] = []
+    for batch in tqdm(loader, desc=label, leave=False):
+        # One window at a time: the logits of one with 1024 tokens are 200 MB.
+        keys = ("input_ids", "labels", "lengths", "document")
+        for row, padded, length, document in zip(*(batch[key] for key in keys), strict=True):
+            ids, labels = row[:length], padded[:length]
+            logits = torch.from_numpy(run(ids[None].numpy())).float()[0]
+            nll = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").double().sum()
+            windows.append((int(document), float(nll), int((labels != IGNORE).sum())))
     return Score.of_windows(windows, sizes)
 
 

@@ -112,7 +112,7 @@ _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {
     "remove": _remove,
     "trim_vocabulary": _trim_vocabulary,
 }
-_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "movement", "nf4", "int8", "integers", "packed")
+_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "movement", "nf4", "int8", "integers", "packed", "export")
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:

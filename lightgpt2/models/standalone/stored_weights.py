@@ -85,12 +85,18 @@ def halved(integers: Tensor) -> Tensor:
 
 def dequantized(stored: Tensor, scale: Tensor, bits: int, group: int, shape: list[int], transposed: bool) -> Tensor:
     """A parameter from its integers and scales; see the head of this file."""
-    if bits == 4:
-        stored = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :group].to(torch.int8)
-        stored = (stored ^ 8) - 8  # the sign
+    stored = whole(stored, bits, group)
     inputs = shape[0] if transposed else shape[1]
     rows = (stored.float() * scale).flatten(1)[:, :inputs]
     return (rows.T if transposed else rows).contiguous()
+
+
+def whole(stored: Tensor, bits: int, group: int) -> Tensor:
+    """Integers as they are stored, one in a byte: `[outputs, groups, group]` in int8."""
+    if bits == 4:
+        stored = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :group].to(torch.int8)
+        stored = (stored ^ 8) - 8  # the sign
+    return stored
 
 
 def round_inputs(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

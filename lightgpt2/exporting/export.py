@@ -1,0 +1,268 @@
+"""A model as a folder that stands alone: ONNX in FP32, INT8 or INT4, or GGUF; verified before it is there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from lightgpt2.errors import UserError
+from lightgpt2.exporting.calibration import BOUND, input_errors
+from lightgpt2.exporting.folder import seal
+from lightgpt2.exporting.gguf import Kind, gguf_problems, write_gguf
+from lightgpt2.exporting.onnx_decoder import ACTIVATIONS, Decoder, Forms, Stored
+from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS, Graph
+from lightgpt2.exporting.onnx_weights import BLOCK, Form, block_size
+from lightgpt2.exporting.verification import verify
+from lightgpt2.generation.engines import Engine
+from lightgpt2.generation.onnx_engine import OnnxEngine
+from lightgpt2.generation.transformers_engine import TransformersEngine
+from lightgpt2.inference.scoring import Score
+from lightgpt2.models import ledger
+from lightgpt2.models.axes import Shape
+from lightgpt2.models.files import atomic_folder, write_json
+from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.quantization import quantization_of
+from lightgpt2.models.standalone import stored_weights
+
+Format = Literal["onnx", "onnx-int8", "onnx-int4", "gguf"]
+Embeddings = Literal["fp32", "int8", "int4"]
+
+GGUF = "model.gguf"
+
+_LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
+_PRECISIONS = {"F32": "fp32", "F16": "f16", "Q8_0": "int8", "Q4_0": "int4"}
+_SHRINKS = 0.35  # a weight in INT8 or INT4 takes at most this share of its bytes in FP32
+_CALIBRATION_WINDOWS = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to make of a model.
+
+    Attributes:
+        form: The format.
+        embeddings: How `onnx-int8` and `onnx-int4` store token embedding and vocabulary head; None: as the model's own file has
+            them, or in INT8.
+        gguf_type: What GGUF stores matrices as; None: F16.
+    """
+
+    form: Format
+    embeddings: Embeddings | None = None
+    gguf_type: Kind | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What GGUF stores matrices as."""
+        return self.gguf_type or "F16"
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `f16`, `int8` or `int4`."""
+        return _PRECISIONS[self.kind] if self.form == "gguf" else _LAYERS[self.form]
+
+    def problems(self, config: PretrainedConfig) -> list[str]:
+        """Why a model cannot be made that, one line each.
+
+        Args:
+            config: The model's configuration.
+        """
+        found = []
+        if self.embeddings and self.form not in ("onnx-int8", "onnx-int4"):
+            found.append(f"--embeddings: {self.form} stores them as all the rest; remove it")
+        if self.gguf_type and self.form != "gguf":
+            found.append(f"--gguf-type: {self.form} is no GGUF; remove it, or give --format gguf")
+        if self.form != "gguf":
+            found += [*_quantized_problems(config, self), *_shape_problems(config, self)]
+        return found
+
+
+def _quantized_problems(config: PretrainedConfig, target: Target) -> list[str]:
+    quantized, about = quantization_of(config), getattr(config, "lightgpt2", {})
+    if quantized is None:
+        return []
+    if "stored" not in about:
+        return [
+            f"--format: the model is {quantized} by another library, whose scales {target.form} does not have; export the model "
+            "that it was made from"
+        ]
+    if target.form != f"onnx-{quantized}":
+        return [f"--format: the model's weights are {quantized} with scales that were trained; give onnx-{quantized}"]
+    return []
+
+
+def _shape_problems(config: PretrainedConfig, target: Target) -> list[str]:
+    found = []
+    activation = config.activation_function if config.model_type == "gpt2" else config.hidden_act
+    if activation not in ACTIVATIONS:
+        found.append(f"--format: the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
+    if target.embeddings == "int4" and (width := Shape.of(config).width) % BLOCK:
+        found.append(f"--embeddings: a width of {width} is no multiple of {BLOCK}, the blocks of INT4; give int8")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ("default", "linear", "llama3"):
+        found.append(
+            f"--format: rotary positions of type {rope} change with the length of the text; no format holds them"
+        )
+    return found
+
+
+def export(
+    source: str,
+    target: Target,
+    output: Path,
+    data: Any,
+    *,
+    documents: int | None = None,
+    before: Score | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Writes a model in another format, atomically, and verifies what it wrote.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        target: What to make of it.
+        output: Folder to write; it must not exist.
+        data: The data module, with the model's tokenizer: its training split calibrates, its validation split verifies.
+        documents: How many documents of the validation split are scored, the first ones; None for all.
+        before: The model's score on those, if it is known.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Returns:
+        What `export.json` says.
+
+    Raises:
+        UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
+    """
+    config = load_config(source, "MODEL", trust_remote_code)
+    if problems := target.problems(config):
+        raise UserError(problems)
+    model = load_model(source, "MODEL", trust_remote_code).eval()
+    tokenizer: PreTrainedTokenizerFast = data.tokenizer
+    if target.form == "gguf" and (problems := gguf_problems(model.config, tokenizer, target.kind)):
+        raise UserError(problems)
+    with atomic_folder(output) as folder:
+        written = (
+            _write_gguf(model, tokenizer, folder, target)
+            if target.form == "gguf"
+            else _write_onnx(source, model, folder, target, data)
+        )
+        _write_rest(model, tokenizer, folder)
+        found = verify(_engine(folder, model, target), model, data, documents, target.precision, before)
+        problems = [*_size_problems(model, written, target), *found.pop("problems")]
+        if problems:
+            raise UserError([f"--format {target.form}: {problem}; nothing was written" for problem in problems])
+        about = {"format": target.form, **written, **found, "validation": data.describe()["source"]}
+        _write_ledger(source, model, folder, data, about)
+        seal(folder, about)
+    return about
+
+
+def _write_onnx(source: str, model: PreTrainedModel, folder: Path, target: Target, data: Any) -> dict[str, Any]:
+    """Writes graph and weights; how what is stored."""
+    stored = _stored(source, model)
+    forms = _forms(model, target, stored, data)
+    with torch.no_grad(), Graph(folder) as graph:
+        Decoder(graph, model, forms, stored).write()
+    layers = {form: sum(1 for f in forms.others.values() if f == form) for form in set(forms.others.values())}
+    return {
+        "layers": forms.layers,
+        "embeddings": forms.embeddings,
+        "other_layers": dict(forms.others),
+        "counts": layers,
+        "scales": "trained" if stored else "rounded",
+        "bytes": {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)},
+    }
+
+
+def _stored(source: str, model: PreTrainedModel) -> Stored | None:
+    """The integers of the model's own file."""
+    if "stored" not in getattr(model.config, "lightgpt2", {}):
+        return None
+    return stored_weights.read_stored(Path(source).expanduser() / "model.safetensors")
+
+
+def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: Any) -> Forms:
+    layers = _LAYERS[target.form]
+    if layers == "fp32":
+        return Forms()
+    table = stored[1] if stored else {}
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding = table.get(f"{names[id(model.get_input_embeddings())]}.weight")
+    own: dict[int, Form] = {8: "int8", 4: "int4"}
+    embeddings: Form = own[embedding["bits"]] if embedding else target.embeddings or "int8"
+    if broken := sorted(
+        {about["group"] for about in table.values() if about["bits"] == 4 and not block_size(about["group"])}
+    ):
+        raise UserError(
+            f"--format: groups of {broken[0]} inputs share a scale, and ONNX Runtime's are whole blocks of 16; train with "
+            "groups of 16, 32, 64 or 128"
+        )
+    if layers == "int4" and embeddings != "int8":
+        return Forms(layers, embeddings)
+    errors = input_errors(model, data.calibration(_CALIBRATION_WINDOWS))
+    uneven = {name for name, error in errors.items() if error > BOUND}
+    head = names[id(model.get_output_embeddings())]
+    if embeddings == "int8" and head in uneven and Shape.of(model.config).width % BLOCK == 0:
+        embeddings = "int8-blocks"
+    others: dict[str, Form] = {n: "int8-blocks" for n in sorted(uneven - {head})} if layers == "int8" else {}
+    return Forms(layers, embeddings, others)
+
+
+def _write_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, target: Target
+) -> dict[str, Any]:
+    written = write_gguf(model, tokenizer, folder / GGUF, target.kind)
+    return {"type": target.kind, **written, "bytes": {GGUF: (folder / GGUF).stat().st_size}}
+
+
+def _write_rest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Configuration, generation configuration and tokenizer: what clients of such folders read beside the graph."""
+    values = model.config.to_dict()
+    for key in ("auto_map", "quantization_config"):  # of files that are not here
+        values.pop(key, None)
+    type(model.config).from_dict(values).save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _engine(folder: Path, model: PreTrainedModel, target: Target) -> Engine:
+    if target.form == "gguf":
+        return TransformersEngine(load_model(str(folder / GGUF), "MODEL").eval())
+    return OnnxEngine(folder / GRAPH, model.config.max_position_embeddings)
+
+
+def _size_problems(model: PreTrainedModel, written: dict[str, Any], target: Target) -> list[str]:
+    """Whether the weights take the room that they should."""
+    if target.precision not in ("int8", "int4"):
+        return []
+    weights = {name: 4 * value.numel() for name, value in model.named_parameters()}
+    kept = model.get_input_embeddings().weight if target.embeddings == "fp32" else None
+    small = sum(4 * v.numel() for v in model.parameters() if v.ndim == 2 and v is not kept)
+    most = sum(weights.values()) - (1 - _SHRINKS) * small
+    size = written["bytes"].get(WEIGHTS, written["bytes"].get(GGUF, 0))
+    if size <= most:
+        return []
+    return [f"the file has {size / 1e6:.2f} MB where {most / 1e6:.2f} were expected at most"]
+
+
+def _write_ledger(source: str, model: PreTrainedModel, folder: Path, data: Any, about: dict[str, Any]) -> None:
+    operation = {"op": "export", **{key: about[key] for key in about if key not in ("quality", "validation")}}
+    after = about["quality"]["after"]
+    entry = ledger.Entry(
+        stage="export",
+        method="Export",
+        config={"format": about["format"]},
+        parent=ledger.Parent.of(source),
+        operations=[operation],
+        data=data.describe(),
+        seed=0,
+        steps=0,
+        seconds=0.0,
+        quality=about["quality"],
+        sizes={"parameters": model.num_parameters(), "megabytes": sum(about["bytes"].values()) / 1e6},
+    )
+    assert after
+    write_json(folder / ledger.FILE, ledger.extended(source, entry))

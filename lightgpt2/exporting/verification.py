@@ -1,0 +1,140 @@
+"""What was exported, held against the model that it was made from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from lightgpt2.generation.engines import Engine, Floats, Ints
+from lightgpt2.inference.scoring import Score, score_logits
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 16, 64
+_TIE = 1e-3  # logits that are this close may change places by rounding alone
+
+# By how much the perplexity may exceed the source's.
+BOUNDS = {"fp32": 0.001, "f16": 0.005, "int8": 0.05, "int4": 0.5}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Greedy tokens, of all those that were generated with the cache.
+
+    Attributes:
+        cache: The share that is also the likeliest without the cache.
+        source: The share that is also the likeliest for the model that was exported, in PyTorch.
+        tokens: How many there were.
+    """
+
+    cache: float
+    source: float
+    tokens: int
+
+
+def agreement(engine: Engine, model: PreTrainedModel, prompts: list[list[int]]) -> Agreement:
+    """Continues prompts greedily with the cache, and asks whether the same tokens come without it, and from PyTorch.
+
+    Each token is compared given those before it, so that one that differs does not make all that follow differ. Of two tokens whose
+    logits are within 1e-3 either will do.
+
+    Args:
+        engine: What was exported.
+        model: The model that it was made from.
+        prompts: Tokens, as many in each.
+    """
+    ids = np.array(prompts, np.int64)
+    length, new = ids.shape[1], min(NEW_TOKENS, engine.context - ids.shape[1])
+    logits = engine.start(ids, np.ones_like(ids), new)
+    for left in range(new, 0, -1):
+        tokens = logits.argmax(axis=1)
+        ids = np.concatenate([ids, tokens[:, None]], axis=1)
+        if left > 1:
+            logits = engine.step(tokens)
+    chosen = ids[:, length:]
+
+    def share(run: Callable[[Ints], Floats]) -> float:
+        found = np.concatenate([run(row[None, :-1])[:, length - 1 :] for row in ids])
+        picked = np.take_along_axis(found, chosen[..., None], axis=2)[..., 0]
+        return float((picked >= found.max(axis=2) - _TIE).mean())
+
+    return Agreement(share(lambda row: engine.logits(row, np.ones_like(row))), share(torch_logits(model)), chosen.size)
+
+
+def torch_logits(model: PreTrainedModel) -> Callable[[Ints], Floats]:
+    """A model's logits `[B, T, V]` for tokens `[B, T]`."""
+
+    @torch.inference_mode()
+    def run(ids: Ints) -> Floats:
+        logits: Floats = model(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+        return logits
+
+    return run
+
+
+def verify(
+    engine: Engine,
+    model: PreTrainedModel,
+    data: Any,
+    documents: int | None,
+    precision: str,
+    before: Score | None = None,
+) -> dict[str, Any]:
+    """Figures of what was exported, and what is wrong with them.
+
+    Args:
+        engine: What was exported.
+        model: The model that it was made from.
+        data: Its validation split.
+        documents: How many of its documents are scored, the first ones; None for all.
+        precision: One of `BOUNDS`.
+        before: The source's score of the same documents, if it is known.
+
+    Returns:
+        `quality` (`before`, `after`, `ratio` of the perplexities), `agreement`, and under `problems` what is out of bounds.
+    """
+    lengths = (min(PROMPT_TOKENS, engine.context // 2), 1)  # documents may all be shorter than a prompt
+    prompts = next(filter(None, (data.prompts("valid", PROMPTS, length) for length in lengths)))
+    found = agreement(engine, model, prompts)
+    loader, sizes = first_documents(data, documents)
+    if before is None:
+        before = score_logits(torch_logits(model), loader, sizes, "Scoring the source")
+    after = score_logits(lambda ids: engine.logits(ids, np.ones_like(ids)), loader, sizes, "Scoring the export")
+    ratio = after.perplexity / before.perplexity
+    problems = []
+    if ratio > 1 + BOUNDS[precision]:
+        problems.append(
+            f"its perplexity is {after.perplexity:.2f}, {ratio - 1:.1%} above the source's {before.perplexity:.2f}; at most "
+            f"{BOUNDS[precision]:.1%} is allowed"
+        )
+    if precision == "fp32" and min(found.cache, found.source) < 1:
+        problems.append(
+            f"of {found.tokens} greedy tokens {found.cache:.2%} come without the cache too and {found.source:.2%} from PyTorch"
+        )
+    return {
+        "quality": {"before": before.as_dict(), "after": after.as_dict(), "ratio": ratio},
+        "agreement": vars(found),
+        "problems": problems,
+    }
+
+
+class _First:
+    """The batches of a loader up to a document."""
+
+    def __init__(self, loader: Any, documents: int) -> None:
+        self.loader, self.documents = loader, documents
+
+    def __iter__(self) -> Any:
+        for batch in self.loader:
+            kept = batch["document"] < self.documents
+            if kept.any():
+                yield {key: value[kept] for key, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def first_documents(data: Any, documents: int | None) -> tuple[Any, Any]:
+    """Batches of scoring windows of the first documents of the validation split, and those documents' sizes in bytes."""
+    loader, sizes = data.scoring_loader("valid"), data.document_sizes("valid")
+    if documents is None or documents >= len(sizes):
+        return loader, sizes
+    return _First(loader, documents), sizes[:documents]
