@@ -97,8 +97,9 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file:
         model: A loaded GPT-2 or Llama.
         tokenizer: Its tokenizer.
         file: Target.
-        kind: What matrices are stored as. In Q4_0 the head (the embedding, where the two are one) is Q8_0, as llama.cpp does
-            where it can't have its own Q6_K. Matrices whose rows are not whole blocks of 32 are F16.
+        kind: What matrices are stored as, byte for byte as llama.cpp's own quantizer would. In Q4_0 the head (the embedding,
+            where the two are one) is Q8_0; llama.cpp takes Q6_K where rows are whole blocks of 256, for which the package
+            `gguf` has no quantizer. Matrices whose rows are not whole blocks of 32 are F16.
 
     Returns:
         `tensors` and `bytes`, by type; `bytes` of tensors only. `fallback` names the tensors that are F16 for their shape.
