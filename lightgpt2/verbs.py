@@ -128,6 +128,63 @@ def _benchmark_options(parser: ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="Let code in the models' folders run.")
 
 
+def _export(options: Namespace) -> None:
+    from lightgpt2.data.validation import validation_data
+    from lightgpt2.exporting.export import Target, default_output, export
+    from lightgpt2.report.exported import exported_line
+
+    target = Target(options.format, options.embeddings, options.gguf_type)
+    output = Path(options.output) if options.output else default_output(options.model, target)
+    if output.exists():
+        raise UserError(f"--output: {output} exists already; remove it, or give another folder")
+    _check_writable("--output", output, output.parent)
+    data = validation_data(options.model, options.data, options.trust_remote_code)
+    try:
+        about = export(
+            options.model,
+            target,
+            output,
+            data,
+            documents=options.documents,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {output} was not written") from None
+    print(exported_line(output, about), flush=True)
+
+
+def _export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=str, help="Model folder, GGUF file or hub model.")
+    parser.add_argument(
+        "--format",
+        type=Literal["onnx", "onnx-int8", "onnx-int4", "gguf"],
+        required=True,
+        help="ONNX in FP32, INT8 or INT4, or GGUF.",
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="Folder to write; default: beside the model's folder, MODEL-FORMAT."
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Literal["fp32", "int8", "int4"] | None,
+        help="Token embedding and head of onnx-int8 and onnx-int4; default: int8.",
+    )
+    parser.add_argument(
+        "--gguf-type",
+        type=Literal["F32", "F16", "Q8_0", "Q4_0"] | None,
+        help="What gguf stores matrices as; default: F16.",
+    )
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        help="Text that it is verified with, as data.source; default: what the model was trained on, else pydoc.",
+    )
+    parser.add_argument(
+        "--documents", type=PositiveInt, default=200, help="Documents of the validation split to score."
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="Let code in the model's folder run.")
+
+
 def _sweep(options: Namespace) -> None:
     from lightgpt2.sweep import run_sweep
 
@@ -210,6 +267,7 @@ VERBS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespac
         _benchmark,
     ),
     "generate": ("Continue a prompt, or each of a file.", _generate_options, _generate),
+    "export": ("Write a model as ONNX or GGUF, verified: a folder that stands alone.", _export_options, _export),
     "sweep": ("Score a model at many sparsities, or at many values of a setting.", _sweep_options, _sweep),
     "report": (
         "Write what each stage of finished runs bought, as report.md and report.html.",

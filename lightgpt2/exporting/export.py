@@ -1,6 +1,5 @@
 """A model as a folder that stands alone: ONNX in FP32, INT8 or INT4, or GGUF; verified before it is there."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,14 +78,21 @@ class Target:
         return found
 
 
+def default_output(source: str, target: Target) -> Path:
+    """Where an export goes unless a person says: beside a local model, `MODEL-FORMAT`; else into the working folder."""
+    path = Path(source).expanduser()
+    stem = path.stem if path.suffix == ".gguf" else path.resolve().name
+    return (path.parent if path.exists() else Path()) / f"{stem}-{target.form}"
+
+
 def _quantized_problems(config: PretrainedConfig, target: Target) -> list[str]:
     quantized, about = quantization_of(config), getattr(config, "lightgpt2", {})
     if quantized is None:
         return []
     if "stored" not in about:
         return [
-            f"--format: the model is {quantized} by another library, whose scales {target.form} does not have; export the model "
-            "that it was made from"
+            f"--format: the model is {quantized} by another library, whose scales {target.form} does not have; export the "
+            "model that it was made from"
         ]
     if target.form != f"onnx-{quantized}":
         return [f"--format: the model's weights are {quantized} with scales that were trained; give onnx-{quantized}"]
@@ -165,12 +171,10 @@ def _write_onnx(source: str, model: PreTrainedModel, folder: Path, target: Targe
     forms = _forms(model, target, stored, data)
     with torch.no_grad(), Graph(folder) as graph:
         Decoder(graph, model, forms, stored).write()
-    layers = {form: sum(1 for f in forms.others.values() if f == form) for form in set(forms.others.values())}
     return {
         "layers": forms.layers,
         "embeddings": forms.embeddings,
         "other_layers": dict(forms.others),
-        "counts": layers,
         "scales": "trained" if stored else "rounded",
         "bytes": {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)},
     }
@@ -206,7 +210,7 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
     head = names[id(model.get_output_embeddings())]
     if embeddings == "int8" and head in uneven and Shape.of(model.config).width % BLOCK == 0:
         embeddings = "int8-blocks"
-    others: dict[str, Form] = {n: "int8-blocks" for n in sorted(uneven - {head})} if layers == "int8" else {}
+    others: dict[str, Form] = dict.fromkeys(sorted(uneven - {head}), "int8-blocks") if layers == "int8" else {}
     return Forms(layers, embeddings, others)
 
 
@@ -219,19 +223,24 @@ def _write_gguf(
 
 def _write_rest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Configuration, generation configuration and tokenizer: what clients of such folders read beside the graph."""
-    values = model.config.to_dict()
-    for key in ("auto_map", "quantization_config"):  # of files that are not here
-        values.pop(key, None)
-    type(model.config).from_dict(values).save_pretrained(folder)
+    plain_config(model.config).save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
+def plain_config(config: PretrainedConfig) -> PretrainedConfig:
+    """A configuration without what it says about files that are not in an exported folder."""
+    values = config.to_dict()
+    for key in ("auto_map", "quantization_config"):
+        values.pop(key, None)
+    return type(config).from_dict(values)
+
+
 def _engine(folder: Path, model: PreTrainedModel, target: Target) -> Engine:
     if target.form == "gguf":
-        return TransformersEngine(load_model(str(folder / GGUF), "MODEL").eval())
-    return OnnxEngine(folder / GRAPH, model.config.max_position_embeddings)
+        return TransformersEngine(load_model(str(folder / GGUF), "MODEL", config=plain_config(model.config)).eval())
+    return OnnxEngine(folder / GRAPH, model.config.max_position_embeddings, torch.get_num_threads())
 
 
 def _size_problems(model: PreTrainedModel, written: dict[str, Any], target: Target) -> list[str]:
@@ -250,7 +259,6 @@ def _size_problems(model: PreTrainedModel, written: dict[str, Any], target: Targ
 
 def _write_ledger(source: str, model: PreTrainedModel, folder: Path, data: Any, about: dict[str, Any]) -> None:
     operation = {"op": "export", **{key: about[key] for key in about if key not in ("quality", "validation")}}
-    after = about["quality"]["after"]
     entry = ledger.Entry(
         stage="export",
         method="Export",
@@ -264,5 +272,4 @@ def _write_ledger(source: str, model: PreTrainedModel, folder: Path, data: Any, 
         quality=about["quality"],
         sizes={"parameters": model.num_parameters(), "megabytes": sum(about["bytes"].values()) / 1e6},
     )
-    assert after
     write_json(folder / ledger.FILE, ledger.extended(source, entry))

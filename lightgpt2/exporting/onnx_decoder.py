@@ -1,8 +1,8 @@
 """GPT-2 and Llama decoders as ONNX graphs, with the operators that ONNX Runtime fuses by hand.
 
-Attention is `GroupQueryAttention`: it takes queries, keys and values side by side, turns them (RoPE), appends to the cache, and
-attends. Where the cache that it is given is longer than what is in use, and the same buffer is bound as its output, it is written in
-place.
+Attention is `GroupQueryAttention`: it takes queries, keys and values side by side, turns them (RoPE), appends to the cache,
+and attends. Where the cache that it is given is longer than what is in use, and the same buffer is bound as its output, it is
+written in place.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lightgpt2.errors import UserError
 from lightgpt2.exporting.onnx_graph import MICROSOFT, Graph
 from lightgpt2.exporting.onnx_weights import Form, Matrix, Vocabulary, linear
 from lightgpt2.models.families import blocks, head_weight, is_tied
@@ -61,8 +60,8 @@ class Forms:
 class Decoder:
     """Writes the graph of a decoder.
 
-    Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out. Outputs:
-    `logits`, `present.N.key/value`. Layers without heads have no cache.
+    Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out.
+    Outputs: `logits`, `present.N.key/value`. Layers without heads have no cache.
 
     Args:
         graph: Where to.
@@ -74,6 +73,9 @@ class Decoder:
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
         self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
         self._tensors, self._table = stored or ({}, {})
+        self._residual: ir.Value
+        self._added: ir.Value | None  # to the residual stream, before it is read again
+        self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
         self._names = {id(module): name for name, module in model.named_modules()}
 
     def write(self) -> None:
@@ -105,7 +107,6 @@ class Decoder:
     def _read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """From the mask: each row's last place in use, the length with the cache, and what hides padding on the left."""
         graph = self.graph
-        self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
         there = graph.op("Cast", mask, to=_INT32)
         last = graph.op("ArgMax", there, axis=1, keepdims=0, select_last_index=1)
         self._lengths = graph.op("Cast", last, to=_INT32)
@@ -120,7 +121,8 @@ class Decoder:
 
     def _attention(self, layer: int, x: ir.Value, heads: int, shared: int, size: int, **settings: Any) -> ir.Value:
         """Attends with queries, keys and values side by side, `[B, S, (heads + 2 shared) size]`; gives `[B, S, heads size]`."""
-        graph, shape = self.graph, ["batch", shared, "past", size]
+        graph = self.graph
+        shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
         turned = settings.pop("turned", (None, None))
         positions = self._positions if turned[0] is not None else None
@@ -128,13 +130,13 @@ class Decoder:
             "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, positions, self._bias,
             outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
         )  # fmt: skip
-        longer = ["batch", shared, "total", size]
+        longer: list[int | str] = ["batch", shared, "total", size]
         self._caches += [(f"present.{layer}.key", key, longer), (f"present.{layer}.value", value, longer)]
         return output
 
     def _norm(self, module: Any) -> ir.Value:
         """Adds to the residual stream what is to be added, and normalizes it."""
-        graph, name, added = self.graph, self._names[id(module)], self._added
+        graph, added = self.graph, self._added
         self._added = None
         gamma = self._parameter(module, "weight")
         if self.config.model_type == "llama":
@@ -182,13 +184,16 @@ class Decoder:
         kind, domain, settings = ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]
         return self.graph.op(kind, x, domain=domain, **settings)
 
+    def _blocks(self) -> list[Any]:
+        return list(blocks(self.model))
+
     # -- the families --------------------------------------------------------------------------------------------------------
 
     def _gpt2(self) -> ir.Value:
         places: Any = self.model.base_model.wpe.weight.detach()
         table = self.graph.weight(places.numpy(), "transformer.wpe.weight")
         self._added = self.graph.op("Gather", table, self._positions)
-        for layer, block in enumerate(blocks(self.model)):
+        for layer, block in enumerate(self._blocks()):
             attention, mlp = block.attn, block.mlp
             x = self._norm(block.ln_1)
             if heads := getattr(attention, "num_heads", 0):
@@ -209,7 +214,7 @@ class Decoder:
 
     def _llama(self) -> ir.Value:
         turned = self._rotation()
-        for layer, block in enumerate(blocks(self.model)):
+        for layer, block in enumerate(self._blocks()):
             attention, mlp = block.self_attn, block.mlp
             x = self._norm(block.input_layernorm)
             if hasattr(attention, "q_proj"):

@@ -1,8 +1,8 @@
 """An ONNX graph written node by node, its weights streamed to a file beside it.
 
-Two names may stand for one place in that file. A tied head is stored once on disk that way, and in memory too: ONNX Runtime maps
-each name by itself, packs the one that is multiplied with and lets go of its pages, and of the other reads only the rows that are
-looked up.
+Two names may stand for one place in that file. A tied head is stored once on disk that way, and in memory too: ONNX Runtime
+maps each name by itself, packs the one that is multiplied with and lets go of its pages, and of the other reads only the rows
+that are looked up.
 """
 
 import math
@@ -100,7 +100,7 @@ class Graph:
             first: Which of its elements the part starts with.
         """
         stored = cast(ir.TensorProtocol, weight.const_value)
-        shape = tuple(int(n) for n in stored.shape) if shape is None else shape
+        shape = cast(tuple[int, ...], tuple(stored.shape)) if shape is None else shape
         count = math.prod(shape)
         if not isinstance(stored, ir.ExternalTensor):
             return self._tape.initializer(

@@ -1,8 +1,8 @@
 """Matrices in an ONNX graph: in FP32, or as integers with scales, each multiplied by the operator that is fastest with it.
 
 `int8`: one scale for each output channel; inputs are rounded to 8 bits while it runs, with one scale for all of them.
-`int8-blocks`: the same integers; inputs are rounded with one scale for each block of each token. It is slower with many tokens, but
-a few inputs a hundred times as large as the others do no harm to those.
+`int8-blocks`: the same integers; inputs are rounded with one scale for each block of each token. It is slower with many
+tokens, but a few inputs a hundred times as large as the others do no harm to those.
 `int4`: one scale for each block of an output channel's inputs; inputs as for `int8-blocks`.
 """
 
@@ -31,7 +31,7 @@ class Matrix:
     """A weight `[O, I]`, one row an output channel.
 
     Attributes:
-        rows: Its numbers in FP32 `[O, I]`; or the integers that stand for them, `[O, G, g]` in int8, a row's last group filled up.
+        rows: Its numbers in FP32 `[O, I]`; or the integers that stand for them, `[O, G, g]` in int8, the last group filled up.
         scale: What the integers are multiplied with, `[O, G, 1]`; None for numbers in FP32.
         inputs: I.
     """

@@ -36,8 +36,8 @@ class Agreement:
 def agreement(engine: Engine, model: PreTrainedModel, prompts: list[list[int]]) -> Agreement:
     """Continues prompts greedily with the cache, and asks whether the same tokens come without it, and from PyTorch.
 
-    Each token is compared given those before it, so that one that differs does not make all that follow differ. Of two tokens whose
-    logits are within 1e-3 either will do.
+    Each token is compared given those before it, so that one that differs does not make all that follow differ. Of two tokens
+    whose logits are within 1e-3 either will do.
 
     Args:
         engine: What was exported.

@@ -149,7 +149,9 @@ def score_logits(
         for row, padded, length, document in zip(*(batch[key] for key in keys), strict=True):
             ids, labels = row[:length], padded[:length]
             logits = torch.from_numpy(run(ids[None].numpy())).float()[0]
-            nll = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").double().sum()
+            nll = (
+                torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").double().sum()
+            )
             windows.append((int(document), float(nll), int((labels != IGNORE).sum())))
     return Score.of_windows(windows, sizes)
 
