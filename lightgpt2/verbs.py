@@ -133,7 +133,7 @@ def _export(options: Namespace) -> None:
     from lightgpt2.exporting.export import Target, default_output, export
     from lightgpt2.report.exported import exported_line
 
-    target = Target(options.format, options.embeddings, options.gguf_type)
+    target = Target(options.format, options.embeddings, options.group, options.gguf_type)
     output = Path(options.output) if options.output else default_output(options.model, target)
     if output.exists():
         raise UserError(f"--output: {output} exists already; remove it, or give another folder")
@@ -168,6 +168,9 @@ def _export_options(parser: ArgumentParser) -> None:
         "--embeddings",
         type=Literal["fp32", "int8", "int4"] | None,
         help="Token embedding and head of onnx-int8 and onnx-int4; default: int8.",
+    )
+    parser.add_argument(
+        "--group", type=PositiveInt | None, help="Inputs that share a scale in onnx-int4; default: 32. More is faster."
     )
     parser.add_argument(
         "--gguf-type",

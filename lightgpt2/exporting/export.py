@@ -13,7 +13,7 @@ from lightgpt2.exporting.folder import seal
 from lightgpt2.exporting.gguf import Kind, gguf_problems, write_gguf
 from lightgpt2.exporting.onnx_decoder import ACTIVATIONS, Decoder, Forms, Stored
 from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS, Graph
-from lightgpt2.exporting.onnx_weights import BLOCK, Form, block_size
+from lightgpt2.exporting.onnx_weights import GROUP, Form, block_size
 from lightgpt2.exporting.verification import verify
 from lightgpt2.generation.engines import Engine
 from lightgpt2.generation.onnx_engine import OnnxEngine
@@ -45,11 +45,14 @@ class Target:
         form: The format.
         embeddings: How `onnx-int8` and `onnx-int4` store token embedding and vocabulary head; None: as the model's own file has
             them, or in INT8.
+        group: Consecutive inputs that share a scale and zero point in `onnx-int4`, a power of two from 16 to 256; None: 32, or as
+            the model's own file has it.
         gguf_type: What GGUF stores matrices as; None: F16.
     """
 
     form: Format
     embeddings: Embeddings | None = None
+    group: int | None = None
     gguf_type: Kind | None = None
 
     @property
@@ -71,6 +74,10 @@ class Target:
         found = []
         if self.embeddings and self.form not in ("onnx-int8", "onnx-int4"):
             found.append(f"--embeddings: {self.form} stores them as all the rest; remove it")
+        if self.group and self.form != "onnx-int4":
+            found.append("--group: only onnx-int4 has groups; remove it")
+        elif self.group and (self.group > 256 or block_size(self.group) != self.group):
+            found.append(f"--group: {self.group} is not possible; give 16, 32, 64, 128 or 256")
         if self.gguf_type and self.form != "gguf":
             found.append(f"--gguf-type: {self.form} is no GGUF; remove it, or give --format gguf")
         if self.form != "gguf":
@@ -94,6 +101,8 @@ def _quantized_problems(config: PretrainedConfig, target: Target) -> list[str]:
             f"--format: the model is {quantized} by another library, whose scales {target.form} does not have; export the "
             "model that it was made from"
         ]
+    if target.group:
+        return ["--group: the model's weights have groups of their own, with scales that were trained; remove it"]
     if target.form != f"onnx-{quantized}":
         return [f"--format: the model's weights are {quantized} with scales that were trained; give onnx-{quantized}"]
     return []
@@ -104,8 +113,8 @@ def _shape_problems(config: PretrainedConfig, target: Target) -> list[str]:
     activation = config.activation_function if config.model_type == "gpt2" else config.hidden_act
     if activation not in ACTIVATIONS:
         found.append(f"--format: the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
-    if target.embeddings == "int4" and (width := Shape.of(config).width) % BLOCK:
-        found.append(f"--embeddings: a width of {width} is no multiple of {BLOCK}, the blocks of INT4; give int8")
+    if target.embeddings == "int4" and (width := Shape.of(config).width) % (group := target.group or GROUP):
+        found.append(f"--embeddings: a width of {width} is no multiple of {group}, the groups of INT4; give int8")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ("default", "linear", "llama3"):
         found.append(
@@ -203,15 +212,16 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
             f"--format: groups of {broken[0]} inputs share a scale, and ONNX Runtime's are whole blocks of 16; train with "
             "groups of 16, 32, 64 or 128"
         )
+    group = target.group or GROUP
     if layers == "int4" and embeddings != "int8":
-        return Forms(layers, embeddings)
+        return Forms(layers, embeddings, group=group)
     errors = input_errors(model, data.calibration(_CALIBRATION_WINDOWS))
     uneven = {name for name, error in errors.items() if error > BOUND}
     head = names[id(model.get_output_embeddings())]
-    if embeddings == "int8" and head in uneven and Shape.of(model.config).width % BLOCK == 0:
+    if embeddings == "int8" and head in uneven and Shape.of(model.config).width % 32 == 0:
         embeddings = "int8-blocks"
     others: dict[str, Form] = dict.fromkeys(sorted(uneven - {head}), "int8-blocks") if layers == "int8" else {}
-    return Forms(layers, embeddings, others)
+    return Forms(layers, embeddings, others, group)
 
 
 def _write_gguf(
