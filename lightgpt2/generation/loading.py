@@ -7,14 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.folder import is_exported, open_export
 from lightgpt2.generation.language_model import LanguageModel
-
-_EXPORT = "export.json"
-
-
-def is_exported(path: str) -> bool:
-    """Whether a path is a folder that `lightgpt2 export` wrote."""
-    return (Path(path).expanduser() / _EXPORT).is_file()
 
 
 def load(
@@ -37,15 +31,11 @@ def load(
     if not is_exported(source):
         return _load_transformers(source, threads, trust_remote_code, key)
     folder = Path(source).expanduser()
-    export = _open_export(folder, key)
-    if export.get("format") == "gguf":
-        return _load_transformers(str(folder / "model.gguf"), threads, trust_remote_code, key)
+    export = open_export(folder, key)
+    if export["format"] == "gguf":
+        # A file's tokenizer is read back without what it does not hold; the folder has it whole.
+        return _load_transformers(str(folder / "model.gguf"), threads, trust_remote_code, key, _tokenizer(folder, key))
     return _load_onnx(folder, threads, key)
-
-
-def _open_export(folder: Path, key: str) -> dict[str, Any]:
-    """What an exported folder says about itself."""
-    return _json(folder / _EXPORT, key)
 
 
 def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:
@@ -62,7 +52,9 @@ def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:
     return LanguageModel(engine, _tokenizer(folder, key), _with_ends(generation, config))
 
 
-def _load_transformers(source: str, threads: int | None, trust_remote_code: bool, key: str) -> LanguageModel:
+def _load_transformers(
+    source: str, threads: int | None, trust_remote_code: bool, key: str, tokenizer: Tokenizer | None = None
+) -> LanguageModel:
     import torch
 
     from lightgpt2.generation.transformers_engine import TransformersEngine
@@ -72,7 +64,7 @@ def _load_transformers(source: str, threads: int | None, trust_remote_code: bool
     if threads:
         torch.set_num_threads(threads)
     model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
-    tokenizer = load_tokenizer(source, key, trust_remote_code).backend_tokenizer
+    tokenizer = tokenizer or load_tokenizer(source, key, trust_remote_code).backend_tokenizer
     folder = _with_ends(model.generation_config.to_dict(), model.config.to_dict())
     return LanguageModel(TransformersEngine(model), tokenizer, folder)
 
