@@ -45,8 +45,8 @@ class Target:
         form: The format.
         embeddings: How `onnx-int8` and `onnx-int4` store token embedding and vocabulary head; None: as the model's own file has
             them, or in INT8.
-        group: Consecutive inputs that share a scale and zero point in `onnx-int4`, a power of two from 16 to 256; None: 32, or as
-            the model's own file has it.
+        group: Consecutive inputs that share a scale and zero point in `onnx-int4`, a power of two from 16 to 256; None: 32,
+            or as the model's own file has it.
         gguf_type: What GGUF stores matrices as; None: F16.
     """
 

@@ -130,10 +130,11 @@ class Decoder:
         graph = self.graph
         shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
+        # It turns by places in the cache, pads counted: only distances matter. (Given position ids, ONNX Runtime 1.32 goes by
+        # them in the prompt and by places in the steps after it.)
         turned = settings.pop("turned", (None, None))
-        positions = self._positions if turned[0] is not None else None
         output, key, value = graph.ops(
-            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, positions, self._bias,
+            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, None, self._bias,
             outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
         )  # fmt: skip
         longer: list[int | str] = ["batch", shared, "total", size]
