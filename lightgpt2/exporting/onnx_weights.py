@@ -6,8 +6,8 @@ tokens, but a few inputs a hundred times as large as the others do no harm to th
 `int4`: one scale and zero point for each group of an output channel's inputs; inputs as for `int8-blocks`.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +22,7 @@ Form = Literal["fp32", "int8", "int8-blocks", "int4"]
 GROUP = 32  # inputs that share a scale in INT4, unless it is said otherwise
 
 _SIZES = (128, 64, 32)  # of blocks of inputs, what the operator is fast with first
-_PARTS = 8  # of a head in INT8
+_PARTS = 8  # of a quantized head
 _INT8_COMPUTE = 4  # MatMulNBits' `accuracy_level`: multiply integers
 
 
@@ -220,20 +220,35 @@ class Vocabulary:
         graph, form = self._graph, self._form
         if form == "fp32":
             return graph.op("FusedMatMul", hidden, self._weight, domain=MICROSOFT, transB=1)
+        # ONNX Runtime packs a weight while the file's own is still mapped, and turns one in INT8 over before that: in parts less
+        # memory is needed at a time.
+        size = -(-self._rows // _PARTS)
+        bounds = [(first, min(size, self._rows - first)) for first in range(0, self._rows, size)]
         if form != "int8":
-            return self._blocks.product(graph, hidden, self._written)
+            return graph.op("Concat", *(self._blocked_part(hidden, *part) for part in bounds), axis=2)
         flat = graph.op("Reshape", hidden, graph.constant([-1, self._width], "flat"))
         rounded = graph.ops("DynamicQuantizeLinear", flat, outputs=3)
         shape = graph.op("Concat", graph.op("Shape", hidden, start=0, end=2), graph.constant([-1], "rest"), axis=0)
-        # ONNX Runtime turns a weight over before it packs it: in parts, for which less memory is needed at a time.
-        size = -(-self._rows // _PARTS)
-        parts = [self._part(first, min(size, self._rows - first), rounded) for first in range(0, self._rows, size)]
-        return graph.op("Concat", *(graph.op("Reshape", part, shape) for part in parts), axis=2)
+        parts = [graph.op("Reshape", self._part(rounded, *part), shape) for part in bounds]
+        return graph.op("Concat", *parts, axis=2)
 
-    def _part(self, first: int, count: int, rounded: Any) -> ir.Value:
-        """The logits `[B * S, count]` of some of the tokens."""
+    def _part(self, rounded: Any, first: int, count: int) -> ir.Value:
+        """The logits `[B * S, count]` of some of the tokens, of hidden states in 8 bits."""
         graph, name = self._graph, f"{self._name}.from_{first}"
         weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
         scales = graph.again(self._scale, f"{name}.scale", (count,), first)
         zero = graph.constant(np.zeros(count, np.int8), f"zeros_{count}")
         return graph.op("QGemm", *rounded, weight, scales, zero, domain=MICROSOFT, transB=1)
+
+    def _blocked_part(self, hidden: ir.Value, first: int, count: int) -> ir.Value:
+        """The logits `[B, S, count]` of some of the tokens."""
+        blocks, name = self._blocks, f"{self._name}.from_{first}"
+        arrays = (blocks.data, blocks.scales, blocks.zeros)
+        parts = [
+            None
+            if array is None or value is None
+            else self._graph.again(value, f"{name}.{what}", (count, *array.shape[1:]), first * array[0].size)
+            for what, value, array in zip(("weight", "scale", "zero"), self._written, arrays, strict=True)
+        ]
+        part = replace(blocks, data=blocks.data[first : first + count])
+        return part.product(self._graph, hidden, cast(Written, tuple(parts)))
