@@ -103,6 +103,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument(
+        "--tries", type=int, default=6, help="how often what other processes disturbed is measured at most"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     options = parser.parse_args(arguments)
     for folder in filter(None, [options.model, options.baseline]):
@@ -182,7 +185,7 @@ class Run:
         self._options, self._model, self._folder = options, model, folder
         self._baseline: Path = options.baseline or model
         self._scratch = tempfile.TemporaryDirectory()  # for logits
-        names = ("threads", "prompt", "new_tokens", "length", "batches")
+        names = ("threads", "prompt", "new_tokens", "length", "batches", "tries")
         self._settings = {name: getattr(options, name) for name in names}
         self._settings["vocabulary"] = min(vocabulary(model), vocabulary(self._baseline))
         self._children: dict[str, Child] = {}

@@ -23,7 +23,7 @@ ENGINES = {
     "onnx": "benchmarks.engines.onnx:OnnxEngine",
 }
 _REPEATS, _SECONDS = 8, 1.0
-_TRIES, _DISTURBED, _PAUSE = 6, 0.05, 1.0
+_DISTURBED, _PAUSE = 0.05, 1.0
 
 
 def resident_mb(field: str) -> float:
@@ -44,7 +44,7 @@ class Worker:
         engine: A key of `ENGINES`.
         folder: The engine's files.
         options: What the arm sets.
-        settings: `threads`, `prompt`, `new_tokens`, `length`, `batches`, `vocabulary`.
+        settings: `threads`, `prompt`, `new_tokens`, `length`, `batches`, `tries`, `vocabulary`.
     """
 
     def __init__(self, engine: str, folder: str, options: dict[str, str], settings: dict[str, Any]) -> None:
@@ -75,12 +75,12 @@ class Worker:
 
     def round(self) -> dict[str, tuple[float, float]]:
         """Milliseconds of a new token and of each forward pass, medians; and how far other processes disturbed each."""
-        count = self._settings["new_tokens"]
-        result = {"decode": undisturbed(lambda: statistics.median(self._engine.decode(self._prompt, count)[1]))}
+        count, tries = self._settings["new_tokens"], self._settings["tries"]
+        result = {"decode": undisturbed(lambda: statistics.median(self._engine.decode(self._prompt, count)[1]), tries)}
         for batch in self._settings["batches"]:
             ids = random_ids(self._settings["vocabulary"], batch, self._settings["length"])
             self._engine.forward(ids)  # the others have used the caches since the last round
-            result[f"forward {batch}x{ids.shape[1]}"] = undisturbed(lambda ids=ids: self._forward(ids))  # type: ignore[misc]
+            result[f"forward {batch}x{ids.shape[1]}"] = undisturbed(lambda ids=ids: self._forward(ids), tries)  # type: ignore[misc]
             self._engine.release()
         return result
 
@@ -93,17 +93,21 @@ class Worker:
         return statistics.median(times) * 1e3
 
 
-def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
+def undisturbed(measure: Callable[[], float], limit: int) -> tuple[float, float]:
     """A measurement, repeated while other processes take part of the processors; the one that they disturbed least.
 
     Two threads that wait for each other at every layer are several times slower when a third process wants a core: what was
     measured then says nothing of the engine.
 
+    Args:
+        measure: What gives a figure.
+        limit: How often it is tried at most.
+
     Returns:
         What was measured, and the processors that others (the hypervisor's other guests too) kept busy meanwhile.
     """
     tries: list[tuple[float, float]] = []
-    while len(tries) < _TRIES:
+    while len(tries) < limit:
         if tries:
             time.sleep(_PAUSE)
         busy, own, started = busy_seconds(), time.process_time(), time.perf_counter()
