@@ -78,6 +78,7 @@ ARMS = [
     *_openvino("INT8", "openvino-int8"),
     *_openvino("INT4", "openvino-int4"),
     *(Arm(f"lightgpt2 {kind}", "onnx", kind) for kind in ("onnx", "onnx-int8", "onnx-int4")),
+    Arm("lightgpt2 onnx-int4, groups of 128, all", "onnx", "onnx-int4-128"),
 ]
 
 

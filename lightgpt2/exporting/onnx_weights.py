@@ -220,8 +220,8 @@ class Vocabulary:
         graph, form = self._graph, self._form
         if form == "fp32":
             return graph.op("FusedMatMul", hidden, self._weight, domain=MICROSOFT, transB=1)
-        # ONNX Runtime packs a weight while the file's own is still mapped, and turns one in INT8 over before that: in parts less
-        # memory is needed at a time.
+        # ONNX Runtime packs a weight while the file's own is still mapped, and turns one in INT8 over before: in parts that
+        # takes less memory.
         size = -(-self._rows // _PARTS)
         bounds = [(first, min(size, self._rows - first)) for first in range(0, self._rows, size)]
         if form != "int8":

@@ -55,7 +55,7 @@ def agreement(engine: Engine, model: PreTrainedModel, prompts: list[list[int]]) 
     chosen = ids[:, length:]
 
     def share(run: Callable[[Ints], Floats]) -> float:
-        found = np.concatenate([run(row[None, :-1])[:, length - 1 :] for row in ids])
+        found = np.concatenate([run(row[None, :-1])[:, length - 1 :].copy() for row in ids])
         picked = np.take_along_axis(found, chosen[..., None], axis=2)[..., 0]
         return float((picked >= found.max(axis=2) - _TIE).mean())
 
