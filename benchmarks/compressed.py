@@ -2,9 +2,9 @@
 
     python -m benchmarks.compressed [--heads 0.5] [--neurons 0.6] [--rounds 5]
 
-Random weights, since only time, files and memory are measured. Six of twelve layers are taken (0, 2, 4, 7, 9, 11), and without a
-share of their heads and neurons, drawn at random over all layers as movement pruning would leave them, exported; all is measured
-by `benchmarks.inference` against the whole model in transformers (eager attention, FP32), ratios inside each round.
+Random weights, since only time, files and memory are measured. Six of twelve layers are taken (0, 2, 4, 7, 9, 11), and exported
+without a share of their heads and neurons, drawn at random over all layers, so that these differ as movement pruning leaves
+them. All is measured by `benchmarks.inference` against the whole model in transformers (eager attention, FP32).
 """
 
 import argparse
