@@ -125,9 +125,10 @@ class Decoder:
         shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
         turned = settings.pop("turned", (None, None))
-        positions = self._positions if turned[0] is not None else None
+        # Queries and keys are turned by their places in the cache. `position_ids` would differ from those in padded rows, where
+        # ONNX Runtime reads only the first one of a prompt; by relative angles, all that counts, the places are as good.
         output, key, value = graph.ops(
-            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, positions, self._bias,
+            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, None, self._bias,
             outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
         )  # fmt: skip
         longer: list[int | str] = ["batch", shared, "total", size]
@@ -158,7 +159,7 @@ class Decoder:
         if x is not None:
             self._added = self._project(x, projection)
         elif projection.bias is not None:
-            self._added = self._parameter(projection, "bias")
+            self._residual = self.graph.op("Add", self._residual, self._parameter(projection, "bias"))
 
     def _parameter(self, module: Any, name: str) -> ir.Value:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")

@@ -174,10 +174,15 @@ class Vocabulary:
             scales = graph.op("Gather", graph.again(self._scale, f"{lookup}_scale"), ids)
             return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
         blocks = self._blocks
-        flat = graph.again(self._weight, lookup, (self._rows, blocks.inputs * blocks.bits // 8))
+        filled = blocks.scales.shape[1] * blocks.size
+        flat = graph.again(self._weight, lookup, (self._rows, filled * blocks.bits // 8))
         settings = {"bits": blocks.bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 1}
         scales = graph.again(self._scale, f"{lookup}_scale")
-        return graph.op("GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, **settings)
+        found = graph.op("GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, **settings)
+        if filled == blocks.inputs:
+            return found
+        bounds = (graph.constant([0], "zero"), graph.constant([blocks.inputs], "width"), graph.constant([2], "channels"))
+        return graph.op("Slice", found, *bounds)
 
     def scores(self, hidden: ir.Value) -> ir.Value:
         """The logits `[B, S, V]` of hidden states `[B, S, D]`."""

@@ -9,8 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.folder import is_exported
 from lightgpt2.generation.language_model import LanguageModel
-from lightgpt2.generation.loading import is_exported, load
+from lightgpt2.generation.loading import load
 from lightgpt2.generation.options import Options, resolve
 from lightgpt2.generation.prompts import read_prompts, to_jsonl, write_texts
 

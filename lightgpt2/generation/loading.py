@@ -7,14 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.folder import is_exported, open_export
 from lightgpt2.generation.language_model import LanguageModel
-
-_EXPORT = "export.json"
-
-
-def is_exported(path: str) -> bool:
-    """Whether a path is a folder that `lightgpt2 export` wrote."""
-    return (Path(path).expanduser() / _EXPORT).is_file()
 
 
 def load(
@@ -37,15 +31,10 @@ def load(
     if not is_exported(source):
         return _load_transformers(source, threads, trust_remote_code, key)
     folder = Path(source).expanduser()
-    export = _open_export(folder, key)
+    export = open_export(folder, key)
     if export.get("format") == "gguf":
         return _load_transformers(str(folder / "model.gguf"), threads, trust_remote_code, key)
     return _load_onnx(folder, threads, key)
-
-
-def _open_export(folder: Path, key: str) -> dict[str, Any]:
-    """What an exported folder says about itself."""
-    return _json(folder / _EXPORT, key)
 
 
 def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:

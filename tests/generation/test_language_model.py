@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lightgpt2
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.folder import seal
 from lightgpt2.generation.language_model import LanguageModel
 from tests.support.models import write_model, write_uneven_model
 from tests.support.onnx_decoder import write_decoder
@@ -185,6 +186,8 @@ def test_no_prompts_no_texts(model: LanguageModel) -> None:
 )
 def test_a_damaged_export(tmp_path: Path, file: str, content: bytes, words: list[str]) -> None:
     (write_decoder(tmp_path) / file).write_bytes(content)
+    if file != "export.json":
+        seal(tmp_path, {"format": "onnx"})
     with pytest.raises(UserError) as refused:
         lightgpt2.load(tmp_path)
     (problem,) = refused.value.problems

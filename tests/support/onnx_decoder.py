@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lightgpt2.exporting.folder import seal
 from tests.support.models import write_tokenizer
 
 HEADS, WIDTH, VOCABULARY, POSITIONS = 2, 8, 300, 64
@@ -44,7 +45,7 @@ def write_decoder(folder: Path, seed: int = 0, keeps: bool = True) -> Path:
     write_tokenizer(folder)
     onnx.save(_model(seed, keeps), folder / "model.onnx")
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_positions": POSITIONS, "eos_token_id": 0}))
-    (folder / "export.json").write_text(json.dumps({"format": "onnx"}))
+    seal(folder, {"format": "onnx"})
     return folder
 
 
