@@ -84,7 +84,6 @@ class Graph:
     def weight(self, array: Array, name: str) -> ir.Value:
         """An array as it is, written to the file unless it is small."""
         self.bytes += array.nbytes
-        self.bytes += array.nbytes
         if array.nbytes <= _INLINE:
             return self._tape.initializer(ir.tensor(array, name=name))
         self._file.write(b"\0" * (-self._file.tell() % _PAGE))
