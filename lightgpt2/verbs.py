@@ -85,6 +85,24 @@ def _benchmark(options: Namespace) -> None:
     print(f"\nfigures: {options.output}   traces: {options.traces}", flush=True)
 
 
+def _check_all(checks: list[Callable[[], None]]) -> None:
+    """Raises all mistakes at once."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+
+
+def _check_new_folder(option: str, folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{option}: {folder} exists already; remove it, or give another folder")
+    _check_writable(option, folder, folder.parent)
+
+
 def _check_writable(option: str, path: Path, folder: Path) -> None:
     """Says now what would otherwise show when everything has been measured."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -130,14 +148,16 @@ def _benchmark_options(parser: ArgumentParser) -> None:
 
 def _export(options: Namespace) -> None:
     from lightgpt2.data.validation import validation_data
-    from lightgpt2.exporting.export import Target, default_output, export
+    from lightgpt2.exporting.export import Target, check_model, default_output, export
     from lightgpt2.report.exported import exported_line
 
     target = Target(options.format, options.embeddings, options.group, options.gguf_type)
-    output = Path(options.output) if options.output else default_output(options.model, target)
-    if output.exists():
-        raise UserError(f"--output: {output} exists already; remove it, or give another folder")
-    _check_writable("--output", output, output.parent)
+    output = Path(options.output).expanduser() if options.output else default_output(options.model, target)
+    checks: list[Callable[[], None]] = [
+        lambda: _check_new_folder("--output", output),
+        lambda: check_model(options.model, target, options.trust_remote_code),
+    ]
+    _check_all(checks)
     data = validation_data(options.model, options.data, options.trust_remote_code)
     try:
         about = export(

@@ -261,6 +261,7 @@ LAYERS = {
     "models": 1,
     "inference": 2,
     "generation": 2,
+    "exporting": 2,
     "tasks": 2,
     "report": 2,
     "data": 3,
@@ -271,6 +272,7 @@ FORBIDDEN = {
     "functional": {"lightning", "transformers", "numpy", "jsonargparse"},
     "models": {"lightning", "jsonargparse"},
     "generation": {"lightning", "jsonargparse"},
+    "exporting": {"lightning", "jsonargparse"},
 }
 
 

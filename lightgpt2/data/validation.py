@@ -5,8 +5,9 @@ from typing import Any
 
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.language_modeling import LanguageModelingData
+from lightgpt2.errors import UserError
 from lightgpt2.models import ledger
-from lightgpt2.models.loading import load_config
+from lightgpt2.models.loading import load_config, load_tokenizer
 
 _KEPT = ("source", "text_field", "separator", "valid_fraction", "test_fraction", "sequence_length", "stride")
 _LENGTH = 512  # of windows, unless the ledger says or the model has fewer positions
@@ -32,9 +33,19 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
     settings["sequence_length"] = min(settings["sequence_length"], positions)
     if (settings.get("stride") or 0) >= settings["sequence_length"]:
         del settings["stride"]
+    load_tokenizer(model, "MODEL", trust_remote_code)
     data = LanguageModelingData(**settings, tokenizer=model)
-    data.prepare_data()
-    data.setup("validate")
+    try:
+        data.prepare_data()
+        data.setup("validate")
+    except UserError as error:
+        reasons = [problem.partition(": ")[2] for problem in error.problems]
+        if source is None:
+            said = "; ".join(reasons)
+            raise UserError(
+                f"--data: the text that {model} was trained on is of no use here ({said}); give another"
+            ) from error
+        raise UserError([f"--data: {reason}" for reason in reasons]) from error
     return data
 
 

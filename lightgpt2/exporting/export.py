@@ -1,15 +1,18 @@
 """A model as a folder that stands alone: ONNX in FP32, INT8 or INT4, or GGUF; verified before it is there."""
 
+import contextlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
 from lightgpt2.exporting.calibration import BOUND, input_errors
-from lightgpt2.exporting.folder import seal
+from lightgpt2.exporting.folder import is_exported, seal
 from lightgpt2.exporting.gguf import Kind, gguf_problems, write_gguf
 from lightgpt2.exporting.onnx_decoder import ACTIVATIONS, Decoder, Forms, Stored
 from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS, Graph
@@ -22,7 +25,7 @@ from lightgpt2.inference.scoring import Score
 from lightgpt2.models import ledger
 from lightgpt2.models.axes import Shape
 from lightgpt2.models.files import atomic_folder, write_json
-from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.loading import load_config, load_model, load_tokenizer
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
 
@@ -33,8 +36,11 @@ GGUF = "model.gguf"
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _PRECISIONS = {"F32": "fp32", "F16": "f16", "Q8_0": "int8", "Q4_0": "int4"}
-_SHRINKS = 0.35  # a weight in INT8 or INT4 takes at most this share of its bytes in FP32
+# A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and so many more a row: its scale, and what fills up
+# its last block of inputs. GGUF has some in F16 where there are no whole blocks.
+_SHRINKS, _SHRINKS_SOME, _ROW = 0.35, 0.55, 64
 _CALIBRATION_WINDOWS = 4
+_HEAD_STEPS = {"gpt2": 8, "llama": 16}  # what ONNX Runtime's attention wants a head's channels to be a multiple of
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,8 @@ class Target:
         """`fp32`, `f16`, `int8` or `int4`."""
         return _PRECISIONS[self.kind] if self.form == "gguf" else _LAYERS[self.form]
 
-    def problems(self, config: PretrainedConfig) -> list[str]:
-        """Why a model cannot be made that, one line each.
-
-        Args:
-            config: The model's configuration.
-        """
+    def option_problems(self) -> list[str]:
+        """What does not go together, one line each."""
         found = []
         if self.embeddings and self.form not in ("onnx-int8", "onnx-int4"):
             found.append(f"--embeddings: {self.form} stores them as all the rest; remove it")
@@ -80,15 +82,54 @@ class Target:
             found.append(f"--group: {self.group} is not possible; give 16, 32, 64, 128 or 256")
         if self.gguf_type and self.form != "gguf":
             found.append(f"--gguf-type: {self.form} is no GGUF; remove it, or give --format gguf")
-        if self.form != "gguf":
-            found += [*_quantized_problems(config, self), *_shape_problems(config, self)]
         return found
+
+    def problems(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+        """Why a model cannot be made that, one line each.
+
+        Args:
+            config: The model's configuration.
+            tokenizer: Its tokenizer.
+        """
+        if self.form == "gguf":
+            return [*self.option_problems(), *gguf_problems(config, tokenizer, self.kind)]
+        found = [*self.option_problems(), *_quantized_problems(config, self), *_shape_problems(config)]
+        if (tokens := max(tokenizer.get_vocab().values()) + 1) > config.vocab_size:
+            found.append(
+                f"MODEL: its tokenizer has {tokens} tokens and the model {config.vocab_size}; give it the tokenizer that it "
+                "was trained with"
+            )
+        return found
+
+
+def check_model(source: str, target: Target, trust_remote_code: bool = False) -> None:
+    """Finds what is wrong before text is read and weights are loaded.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        target: What to make of it.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: The model cannot be loaded, or does not fit the format.
+    """
+    try:
+        if is_exported(source):
+            raise UserError(f"MODEL: {source} is an exported folder already; give the model that it was made from")
+        config = load_config(source, "MODEL", trust_remote_code)
+        tokenizer = load_tokenizer(source, "MODEL", trust_remote_code)
+    except UserError as error:
+        raise UserError([*target.option_problems(), *error.problems]) from error
+    if problems := target.problems(config, tokenizer):
+        raise UserError(problems)
 
 
 def default_output(source: str, target: Target) -> Path:
     """Where an export goes unless a person says: beside a local model, `MODEL-FORMAT`; else into the working folder."""
     path = Path(source).expanduser()
-    stem = path.stem if path.suffix == ".gguf" else path.resolve().name
+    if path.name in ("", ".."):  # `.` would be written into itself
+        path = path.resolve()
+    stem = path.stem if path.suffix == ".gguf" else path.name
     return (path.parent if path.exists() else Path()) / f"{stem}-{target.form}"
 
 
@@ -108,13 +149,17 @@ def _quantized_problems(config: PretrainedConfig, target: Target) -> list[str]:
     return []
 
 
-def _shape_problems(config: PretrainedConfig, target: Target) -> list[str]:
+def _shape_problems(config: PretrainedConfig) -> list[str]:
     found = []
     activation = config.activation_function if config.model_type == "gpt2" else config.hidden_act
+    step = _HEAD_STEPS[config.model_type]
+    if (head := Shape.of(config).head) % step:
+        found.append(
+            f"--format: heads have {head} channels, and ONNX Runtime attends with a multiple of {step} in models of type "
+            f"{config.model_type}; train one that has"
+        )
     if activation not in ACTIVATIONS:
         found.append(f"--format: the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
-    if target.embeddings == "int4" and (width := Shape.of(config).width) % (group := target.group or GROUP):
-        found.append(f"--embeddings: a width of {width} is no multiple of {group}, the groups of INT4; give int8")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ("default", "linear", "llama3"):
         found.append(
@@ -150,13 +195,10 @@ def export(
     Raises:
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
-    config = load_config(source, "MODEL", trust_remote_code)
-    if problems := target.problems(config):
+    tokenizer: PreTrainedTokenizerFast = data.tokenizer
+    if problems := target.problems(load_config(source, "MODEL", trust_remote_code), tokenizer):
         raise UserError(problems)
     model = load_model(source, "MODEL", trust_remote_code).eval()
-    tokenizer: PreTrainedTokenizerFast = data.tokenizer
-    if target.form == "gguf" and (problems := gguf_problems(model.config, tokenizer, target.kind)):
-        raise UserError(problems)
     with atomic_folder(output) as folder:
         written = (
             _write_gguf(model, tokenizer, folder, target)
@@ -181,6 +223,7 @@ def _write_onnx(source: str, model: PreTrainedModel, folder: Path, target: Targe
     with torch.no_grad(), Graph(folder) as graph:
         Decoder(graph, model, forms, stored).write()
     return {
+        "weights": graph.bytes,
         "layers": forms.layers,
         "embeddings": forms.embeddings,
         "other_layers": dict(forms.others),
@@ -196,6 +239,16 @@ def _stored(source: str, model: PreTrainedModel) -> Stored | None:
     return stored_weights.read_stored(Path(source).expanduser() / "model.safetensors")
 
 
+def _calibration(data: Any) -> list[Tensor]:
+    """Windows of the training split; of the validation split where that is too short for any."""
+    with contextlib.suppress(UserError):
+        found: list[Tensor] = data.calibration(_CALIBRATION_WINDOWS)
+        return found
+    batch = next(iter(data.scoring_loader("valid")))
+    rows = zip(batch["input_ids"], batch["lengths"], strict=True)
+    return [row[None, :length] for row, length in itertools.islice(rows, _CALIBRATION_WINDOWS)]
+
+
 def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: Any) -> Forms:
     layers = _LAYERS[target.form]
     if layers == "fp32":
@@ -204,21 +257,27 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
     names = {id(module): name for name, module in model.named_modules()}
     embedding = table.get(f"{names[id(model.get_input_embeddings())]}.weight")
     own: dict[int, Form] = {8: "int8", 4: "int4"}
-    embeddings: Form = own[embedding["bits"]] if embedding else target.embeddings or "int8"
+    trained = own[embedding["bits"]] if embedding else None
+    embeddings: Form = trained or target.embeddings or "int8"
+    problems = []
+    if trained and target.embeddings not in (None, trained):
+        problems.append(f"--embeddings: the model's are {trained} with scales that were trained; remove it")
     if broken := sorted(
         {about["group"] for about in table.values() if about["bits"] == 4 and not block_size(about["group"])}
     ):
-        raise UserError(
+        problems.append(
             f"--format: groups of {broken[0]} inputs share a scale, and ONNX Runtime's are whole blocks of 16; train with "
             "groups of 16, 32, 64 or 128"
         )
+    if problems:
+        raise UserError(problems)
     group = target.group or GROUP
     if layers == "int4" and embeddings != "int8":
         return Forms(layers, embeddings, group=group)
-    errors = input_errors(model, data.calibration(_CALIBRATION_WINDOWS))
+    errors = input_errors(model, _calibration(data))
     uneven = {name for name, error in errors.items() if error > BOUND}
     head = names[id(model.get_output_embeddings())]
-    if embeddings == "int8" and head in uneven and Shape.of(model.config).width % 32 == 0:
+    if embeddings == "int8" and head in uneven:
         embeddings = "int8-blocks"
     others: dict[str, Form] = dict.fromkeys(sorted(uneven - {head}), "int8-blocks") if layers == "int8" else {}
     return Forms(layers, embeddings, others, group)
@@ -228,7 +287,8 @@ def _write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, target: Target
 ) -> dict[str, Any]:
     written = write_gguf(model, tokenizer, folder / GGUF, target.kind)
-    return {"type": target.kind, **written, "bytes": {GGUF: (folder / GGUF).stat().st_size}}
+    weights, size = sum(written["bytes"].values()), (folder / GGUF).stat().st_size
+    return {"type": target.kind, **written, "weights": weights, "bytes": {GGUF: size}}
 
 
 def _write_rest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -257,14 +317,20 @@ def _size_problems(model: PreTrainedModel, written: dict[str, Any], target: Targ
     """Whether the weights take the room that they should."""
     if target.precision not in ("int8", "int4"):
         return []
-    weights = {name: 4 * value.numel() for name, value in model.named_parameters()}
-    kept = model.get_input_embeddings().weight if target.embeddings == "fp32" else None
-    small = sum(4 * v.numel() for v in model.parameters() if v.ndim == 2 and v is not kept)
-    most = sum(weights.values()) - (1 - _SHRINKS) * small
-    size = written["bytes"].get(WEIGHTS, written["bytes"].get(GGUF, 0))
-    if size <= most:
+    whole = {getattr(model.base_model, "wpe", None)}  # positions stay in FP32
+    if target.embeddings == "fp32":
+        whole |= {model.get_input_embeddings(), model.get_output_embeddings()}
+    kept = [module.weight for module in whole if module is not None]
+    share = _SHRINKS_SOME if written.get("fallback") else _SHRINKS
+    most = 0.0
+    for weight in model.parameters():
+        small = weight.ndim == 2 and all(weight is not other for other in kept)
+        most += 4 * weight.numel() * share + _ROW * max(weight.shape) if small else 4 * weight.numel()
+    if hasattr(model.base_model, "rotary_emb"):
+        most += 4 * model.config.max_position_embeddings * Shape.of(model.config).head
+    if written["weights"] <= most:
         return []
-    return [f"the file has {size / 1e6:.2f} MB where {most / 1e6:.2f} were expected at most"]
+    return [f"its weights take {written['weights'] / 1e6:.2f} MB where {most / 1e6:.2f} were expected at most"]
 
 
 def _write_ledger(source: str, model: PreTrainedModel, folder: Path, data: Any, about: dict[str, Any]) -> None:

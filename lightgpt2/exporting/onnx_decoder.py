@@ -165,7 +165,7 @@ class Decoder:
         if x is not None:
             self._added = self._project(x, projection)
         elif projection.bias is not None:
-            self._added = self._parameter(projection, "bias")
+            self._residual = self.graph.op("Add", self._residual, self._parameter(projection, "bias"))
 
     def _parameter(self, module: Any, name: str) -> ir.Value:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")

@@ -38,7 +38,7 @@ class Graph:
         self._tape = ir.tape.Tape()
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
-        self._names: set[str] = set()
+        self.bytes = 0  # of weights, each once, without what fills pages up
         self._file = (folder / WEIGHTS).open("wb")
 
     def __enter__(self) -> Self:
@@ -83,6 +83,7 @@ class Graph:
 
     def weight(self, array: Array, name: str) -> ir.Value:
         """An array as it is, written to the file unless it is small."""
+        self.bytes += array.nbytes
         if array.nbytes <= _INLINE:
             return self._tape.initializer(ir.tensor(array, name=name))
         self._file.write(b"\0" * (-self._file.tell() % _PAGE))

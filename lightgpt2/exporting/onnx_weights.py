@@ -208,12 +208,21 @@ class Vocabulary:
             scales = graph.op("Gather", graph.again(self._scale, f"{lookup}_scale"), ids)
             return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
         blocks = self._blocks
+        filled = blocks.scales.shape[1] * blocks.size
         weight, scale, zero = self._written
-        flat = graph.again(weight, lookup, (self._rows, blocks.inputs * blocks.bits // 8))
+        flat = graph.again(weight, lookup, (self._rows, filled * blocks.bits // 8))
         scale = graph.again(scale, f"{lookup}_scale")
         zero = zero and graph.again(zero, f"{lookup}_zero")
         settings = {"bits": blocks.bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 1}
-        return graph.op("GatherBlockQuantized", flat, ids, scale, zero, domain=MICROSOFT, **settings)
+        found = graph.op("GatherBlockQuantized", flat, ids, scale, zero, domain=MICROSOFT, **settings)
+        if filled == blocks.inputs:
+            return found
+        bounds = (
+            graph.constant([0], "zero"),
+            graph.constant([blocks.inputs], "width"),
+            graph.constant([2], "channels"),
+        )
+        return graph.op("Slice", found, *bounds)
 
     def scores(self, hidden: ir.Value) -> ir.Value:
         """The logits `[B, S, V]` of hidden states `[B, S, D]`."""

@@ -46,8 +46,8 @@ def _temporary(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         if _is_full(error):
             raise UserError(
-                f"{target}: the disk is full; what was saved before is untouched. Free some space and resume with "
-                "--ckpt_path last"
+                f"{target}: the disk is full; what was saved before is untouched. Free some space and run it again, a "
+                "training with --ckpt_path last"
             ) from error
         raise
 

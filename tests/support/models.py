@@ -71,3 +71,18 @@ def write_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: An
     write_tokenizer(folder, changes.get("vocab_size", 300))
     make_model(family, seed, **changes).save_pretrained(folder)
     return folder
+
+
+def make_restless_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A model whose norms and biases are not what they start as; Llama's heads are as long as ONNX Runtime wants them."""
+    model = make_model(family, seed, **({"head_dim": 16} if family == "llama" else {}) | changes)
+    shake(model)
+    return model
+
+
+def shake(model: PreTrainedModel) -> None:
+    """Adds noise to a model's norms and biases."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)

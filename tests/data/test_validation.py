@@ -1,0 +1,100 @@
+"""The text that a finished model is held against."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightgpt2.data.validation import validation_data
+from lightgpt2.errors import UserError
+from tests.support.models import write_corpus, write_model
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("corpus"))
+    return write_model(Path("model"))
+
+
+def note(model: Path, *entries: dict[str, Any] | None) -> None:
+    """Writes a ledger whose entries have this for the data."""
+    stages = [{"config": {"data": {"init_args": found}} if found is not None else {}} for found in entries]
+    (model / "ledger.json").write_text(json.dumps(stages))
+
+
+def test_without_a_ledger_it_is_the_default(model: Path) -> None:
+    data = validation_data("model", None)
+    assert data.corpus.source == "pydoc"
+    assert data.sequence_length == 64, "the model has no more positions"
+    assert len(data.document_sizes("valid"))
+
+
+def test_it_is_what_the_last_training_read(model: Path) -> None:
+    note(model, {"source": "requirements:50"}, {"source": "corpus", "sequence_length": 32, "stride": 8, "batch_size": 3,
+                                                "valid_fraction": 0.4}, None)  # fmt: skip
+    data = validation_data("model", None)
+    assert (data.corpus.source, data.sequence_length, data.stride, data.valid_fraction) == ("corpus", 32, 8, 0.4)
+    assert data.tokenizer.get_vocab() == validation_data("model", "corpus").tokenizer.get_vocab()
+
+
+def test_another_source_keeps_nothing_of_the_ledger(model: Path) -> None:
+    note(model, {"source": "requirements:50", "sequence_length": 32, "valid_fraction": 0.4})
+    data = validation_data("model", "corpus")
+    assert (data.corpus.source, data.sequence_length, data.valid_fraction) == ("corpus", 64, 0.1)
+
+
+def test_windows_fit_the_model(model: Path) -> None:
+    note(model, {"source": "corpus", "sequence_length": 256, "stride": 128})
+    data = validation_data("model", None)
+    assert (data.sequence_length, data.stride) == (64, 32)
+
+
+@pytest.mark.parametrize("found", [{}, {"source": None}, {"source": "corpus", "of_another_module": 1}])
+def test_data_that_says_nothing_is_passed_over(model: Path, found: dict[str, Any]) -> None:
+    note(model, {"source": "requirements:50"}, found)
+    assert validation_data("model", None).corpus.source == "requirements:50"
+    note(model, found)
+    assert validation_data("model", None).corpus.source == "pydoc"
+
+
+def test_text_that_is_gone_is_one_message(model: Path) -> None:
+    note(model, {"source": "./gone"})
+    with pytest.raises(UserError) as refused:
+        validation_data("model", None)
+    (problem,) = refused.value.problems
+    assert problem.startswith("--data: the text that model was trained on is of no use here (./gone does not exist; ")
+    assert problem.endswith("; give another")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"), [("./none", "--data: ./none"), ("empty", "--data: empty"), ("requirements:x", "--data: ")]
+)
+def test_text_that_cannot_be_is_one_message(model: Path, source: str, words: str) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(UserError) as refused:
+        validation_data("model", source)
+    (problem,) = refused.value.problems
+    assert problem.startswith(words), problem
+
+
+@pytest.mark.parametrize("name", ["./gone", "bert"])
+def test_a_model_that_cannot_be_is_called_one(model: Path, name: str) -> None:
+    write_model(Path("bert"))
+    Path("bert/config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"^MODEL: "):
+        validation_data(name, "corpus")
+
+
+def test_a_model_without_a_tokenizer(model: Path) -> None:
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"^MODEL: "):
+        validation_data("model", "corpus")
+
+
+def test_a_damaged_ledger(model: Path) -> None:
+    (model / "ledger.json").write_text("{")
+    with pytest.raises(UserError, match=r"ledger\.json: damaged"):
+        validation_data("model", None)

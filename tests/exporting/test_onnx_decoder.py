@@ -1,0 +1,220 @@
+"""ONNX graphs in FP32, run by plain onnxruntime by the documented names: what they compute is what transformers computes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lightgpt2.models.families import is_tied
+from lightgpt2.models.loading import new_model
+from lightgpt2.models.trimming import remove
+from tests.support.models import make_model, make_restless_model, shake
+from tests.support.onnx_client import Array, Client, SharedClient, off, torch_logits, write_onnx
+
+BOUND = 1e-4  # of the largest logit
+_LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {}),
+    "gpt2, untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt2, scores by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt2, scores not scaled": ("gpt2", {"scale_attn_weights": False}),
+    "gpt2, widths that 32 does not divide": ("gpt2", {"n_embd": 200, "n_head": 5, "n_inner": 62}),
+    "gpt2, epsilon": ("gpt2", {"layer_norm_epsilon": 1e-2}),
+    "gpt2, one layer": ("gpt2", {"n_layer": 1}),
+    "gpt2, 5 tokens": ("gpt2", {"vocab_size": 5}),
+    "gpt2, 257 tokens": ("gpt2", {"vocab_size": 257}),
+    "gpt2, context of 32": ("gpt2", {"n_positions": 32}),
+    **{f"gpt2, {name}": ("gpt2", {"activation_function": name}) for name in ("gelu", "gelu_pytorch_tanh", "silu", "relu")},
+    "llama": ("llama", {}),
+    "llama, untied": ("llama", {"tie_word_embeddings": False}),
+    "llama, one head of keys": ("llama", {"num_key_value_heads": 1}),
+    "llama, a head of keys each": ("llama", {"num_key_value_heads": 4}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, long heads": ("llama", {"head_dim": 80}),
+    "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
+    "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
+    "llama, rope of llama 3": ("llama", {"rope_parameters": _LLAMA_3}),
+    "llama, epsilon": ("llama", {"rms_norm_eps": 1e-2}),
+    "llama, one layer": ("llama", {"num_hidden_layers": 1}),
+    **{f"llama, {name}": ("llama", {"hidden_act": name}) for name in ("gelu", "relu", "gelu_new")},
+}  # fmt: skip
+
+
+def uneven(family: str) -> PreTrainedModel:
+    """Layers of which one has no heads, one no neurons, and one neither."""
+    config = make_restless_model(family, attention_bias=True, mlp_bias=True).config
+    config.lightgpt2 = {"heads": [2, 0, 4 if family == "llama" else 1, 0], "ffn": [40, 24, 0, 0]}
+    model = new_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    shake(model)
+    return model
+
+
+def draw(model: PreTrainedModel, *shape: int) -> Array:
+    return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
+
+
+def check(model: PreTrainedModel, folder: Path) -> None:
+    """A batch, padded on the left, read at once and then a token at a time, by a client with growing caches."""
+    client = Client(write_onnx(model, folder))
+    ids, mask = draw(model, 3, 20), np.ones((3, 20), np.int64)
+    mask[1, :7] = mask[2, :1] = 0
+    wanted, there = torch_logits(model, ids, mask), mask[..., None].astype(bool)
+    found, past = client.run(ids[:, :12], mask[:, :12])
+    assert found.shape == wanted[:, :12].shape
+    assert off(found * there[:, :12], wanted[:, :12] * there[:, :12]) < BOUND
+    for place in range(12, 20):
+        found, past = client.run(ids[:, place : place + 1], mask[:, : place + 1], past)
+        assert off(found[:, 0], wanted[:, place]) < BOUND, place
+    assert all(value.shape[2] == 20 for value in past.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    family, changes = MODELS[name]
+    check(make_restless_model(family, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_layers_without_heads_or_neurons(tmp_path: Path, family: str) -> None:
+    model = uneven(family)
+    check(model, tmp_path)
+    layers = {int(name.split(".")[1]) for name in Client(tmp_path).pasts}
+    assert layers == {0, 2}, "a layer without heads has no cache"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_pruning_removed(tmp_path: Path, family: str) -> None:
+    model = make_restless_model(family)
+    random, heads = torch.Generator().manual_seed(1), 2  # of Llama's, pairs
+    masks = [torch.rand(4, heads, generator=random) < 0.7, torch.rand(4, _neurons(model), generator=random) < 0.5]
+    check(remove(model, *(list(mask) for mask in masks)).eval(), tmp_path)
+
+
+def _neurons(model: PreTrainedModel) -> int:
+    return model.config.intermediate_size if model.config.model_type == "llama" else 4 * model.config.n_embd
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_prompt_in_two_pieces(tmp_path: Path, family: str) -> None:
+    model = make_restless_model(family)
+    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 1, 21)
+    wanted, mask = torch_logits(model, ids), np.ones_like(ids)
+    first, past = client.run(ids[:, :9], mask[:, :9])
+    second, _ = client.run(ids[:, 9:], mask, past)
+    assert off(np.concatenate([first, second], axis=1), wanted) < BOUND
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_logits_of_the_last_positions_only(tmp_path: Path, family: str) -> None:
+    model = make_restless_model(family)
+    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 2, 10)
+    (option,) = client.session.get_overridable_initializers()
+    assert (option.name, option.type, option.shape) == ("num_logits_to_keep", "tensor(int64)", [])
+    whole, past = client.run(ids, np.ones_like(ids))
+    for keep, start in ((0, 0), (1, 9), (3, 7), (10, 0), (99, 0)):
+        found, same = client.run(ids, np.ones_like(ids), keep=keep)
+        np.testing.assert_allclose(found, whole[:, start:], rtol=1e-5, atol=1e-5)
+        assert all(np.array_equal(same[name], past[name]) for name in past), "the cache is of all positions"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "uneven gpt2", "uneven llama"])
+def test_a_longer_cache_is_written_in_place(tmp_path: Path, family: str) -> None:
+    model = uneven(family.split()[1]) if " " in family else make_restless_model(family)
+    ids, mask = draw(model, 3, 18), np.ones((3, 18), np.int64)
+    mask[0, :5] = 0
+    wanted, there = torch_logits(model, ids, mask), mask[..., None].astype(bool)  # pads say nothing
+    client = SharedClient(write_onnx(model, tmp_path), batch=3, capacity=30)
+    found = client.run_in_place(ids[:, :9], mask[:, :9].copy())
+    assert off(found * there[:, :9], wanted[:, :9] * there[:, :9]) < BOUND
+    for place in range(9, 18):
+        found = client.run_in_place(ids[:, place : place + 1].copy(), mask[:, : place + 1].copy())
+        assert off(found[:, 0], wanted[:, place]) < BOUND, place
+    _, plain = client.run(ids, mask)
+    for name, buffer in client.buffers.items():
+        written = buffer.numpy()
+        assert np.isnan(written[:, :, 18:]).all(), "nothing behind what is in use"
+        assert off(written[1:, :, :18], plain[name][1:]) < BOUND
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_last_position_of_the_context(tmp_path: Path, family: str) -> None:
+    model = make_restless_model(family, **{"n_positions" if family == "gpt2" else "max_position_embeddings": 32})
+    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 1, 32)
+    found, _ = client.run(ids, np.ones_like(ids))
+    assert off(found, torch_logits(model, ids)) < BOUND
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_stored_once(tmp_path: Path, family: str, tied: bool) -> None:
+    model = make_restless_model(family, vocab_size=3000, tie_word_embeddings=tied)
+    assert is_tied(model) == tied
+    size = (write_onnx(model, tmp_path) / "model.onnx_data").stat().st_size
+    parameters = sum(4 * parameter.numel() for parameter in model.parameters())
+    pages = 4096 * len(list(model.parameters()))
+    assert parameters - pages < size < parameters + pages
+    assert pages < 4 * 3000 * 32, "twice would show"
+
+
+def test_the_graph_is_valid_and_small(tmp_path: Path) -> None:
+    folder = write_onnx(make_model("gpt2", n_embd=128, n_head=2), tmp_path)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    assert {(each.domain, each.version) for each in graph.opset_import} == {("", 18), ("com.microsoft", 1)}
+    names = [tensor.name for tensor in graph.graph.initializer]
+    assert len(names) == len({*names})
+    assert (folder / "model.onnx").stat().st_size < 50_000
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.onnx_data"}
+
+
+def test_a_folder_may_be_moved(tmp_path: Path) -> None:
+    model = make_restless_model("gpt2")
+    ids = draw(model, 1, 5)
+    wanted, _ = Client(write_onnx(model, tmp_path / "a")).run(ids, np.ones_like(ids))
+    (tmp_path / "a").rename(tmp_path / "b")
+    found, _ = Client(tmp_path / "b").run(ids, np.ones_like(ids))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_nothing_is_written_of_a_graph_that_fails(tmp_path: Path) -> None:
+    model = make_restless_model("gpt2")
+    model.config.model_type = "other"
+    with pytest.raises(KeyError):
+        write_onnx(model, tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_batch_gives_each_row_what_it_gets_alone(tmp_path: Path) -> None:
+    model = make_restless_model("llama")
+    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 4, 12)
+    together, _ = client.run(ids, np.ones_like(ids))
+    for row, found in zip(ids, together, strict=True):
+        alone, _ = client.run(row[None], np.ones((1, 12), np.int64))
+        np.testing.assert_allclose(found, alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_and_outputs_are_typed_as_documented(tmp_path: Path) -> None:
+    folder = write_onnx(make_restless_model("llama"), tmp_path)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    said = {each.name: (each.type, each.shape) for each in [*session.get_inputs(), *session.get_outputs()]}
+    ids, cache = "tensor(int64)", "tensor(float)"
+    wanted = {
+        "input_ids": (ids, ["batch", "sequence"]), "attention_mask": (ids, ["batch", "total"]),
+        "position_ids": (ids, ["batch", "sequence"]), "logits": (cache, ["batch", "kept", 300]),
+    }  # fmt: skip
+    for layer in range(4):
+        for part in ("key", "value"):
+            wanted[f"past_key_values.{layer}.{part}"] = (cache, ["batch", 2, "past", 16])
+            wanted[f"present.{layer}.{part}"] = (cache, ["batch", 2, "total", 16])
+    assert said == wanted
