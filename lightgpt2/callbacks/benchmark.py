@@ -21,11 +21,10 @@ _OTHERS = ("nf4", "int8", *EXPORTED)
 
 
 class InferenceBenchmark(Callback):
-    """Measures speed and memory of the run's model: in FP32, in half precision, and of what it was quantized to or exported as
-    (GGUF apart, which transformers would dequantize).
+    """Measures speed and memory of the run's model: in FP32, in half precision, and of its quantized and exported siblings.
 
-    The figures go to the terminal, TensorBoard, `checkpoints/<run>/benchmark.json` and the model's ledger, the profiler's
-    traces to `tb-logs/<run>/profile/`.
+    (Not of GGUF, which would be dequantized for it.) The figures go to the terminal, TensorBoard,
+    `checkpoints/<run>/benchmark.json` and the model's ledger, the profiler's traces to `tb-logs/<run>/profile/`.
 
     Args:
         rounds: How often every form of the model is measured, in turn with the others.
@@ -98,7 +97,7 @@ class InferenceBenchmark(Callback):
     def _arms(self, trust_remote_code: bool) -> list[Arm]:
         model = self.run.model
         first, *others = self.attention
-        chosen = [(model, "fp32", first), *((model, "fp32", other) for other in others)]
+        chosen: list[tuple[Path, str, str]] = [(model, "fp32", first), *((model, "fp32", other) for other in others)]
         if self.half:
             chosen.append((model, self.half, first))
         for precision in _OTHERS:

@@ -102,7 +102,9 @@ def plan(
     trust_remote_code: bool = False,
     device: str = "cpu",
 ) -> list[Arm]:
-    """The arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention; exported ones as they are.
+    """The arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
+
+    Exported folders are measured as they are.
 
     Args:
         models: Hub ids, folders and GGUF files.

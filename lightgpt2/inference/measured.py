@@ -69,7 +69,7 @@ class Measured(ABC):
         They are those of all threads of the process, in its own code and in the system's.
         """
 
-    def _synchronize(self) -> None:
+    def _synchronize(self) -> None:  # noqa: B027 - most devices are done when a call returns
         """Waits until the device is done."""
 
     # -- inside ------------------------------------------------------------------------------------------------------

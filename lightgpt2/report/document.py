@@ -21,6 +21,8 @@ from lightgpt2.report.words import did, overall, rule, sentence, verdicts
 
 Block = str | list[Plot]
 
+_MADE = ("stage", "quantized", "packed", "exported")
+
 _READING = (
     "Perplexity: of the saved model, on the validation split, with a 95 % bootstrap interval over documents. All models of one "
     "text were scored on the same documents, so that intervals which overlap do not say that there is no difference. Sizes: "
@@ -38,7 +40,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
         budget: How much the perplexity may lie above the source's.
         gain: By how many per cent a stage must better a figure to have paid.
     """
-    compared = [compare(row, budget, gain) for row in rows if row.kind in ("stage", "quantized", "packed")]
+    compared = [compare(row, budget, gain) for row in rows if row.kind in _MADE]
     return [
         "# Report",
         *_overall(rows, compared),
@@ -54,7 +56,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
         *_packing(rows),
         *_pictures(rows),
         "## Details",
-        *(block for row in rows if row.kind in ("stage", "quantized", "packed") for block in _details(row)),
+        *(block for row in rows if row.kind in _MADE for block in _details(row)),
     ]
 
 
