@@ -16,7 +16,6 @@ from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS, Graph
 from lightgpt2.exporting.onnx_weights import BLOCK, Form, block_size
 from lightgpt2.exporting.verification import verify
 from lightgpt2.generation.engines import Engine
-from lightgpt2.generation.onnx_engine import OnnxEngine
 from lightgpt2.generation.transformers_engine import TransformersEngine
 from lightgpt2.models import ledger
 from lightgpt2.models.axes import Shape
@@ -240,6 +239,8 @@ def plain_config(config: PretrainedConfig) -> PretrainedConfig:
 def _engine(folder: Path, model: PreTrainedModel, target: Target) -> Engine:
     if target.form == "gguf":
         return TransformersEngine(load_model(str(folder / GGUF), "MODEL", config=plain_config(model.config)).eval())
+    from lightgpt2.generation.onnx_engine import OnnxEngine  # and ONNX Runtime: only what exports pays for it
+
     return OnnxEngine(folder / GRAPH, model.config.max_position_embeddings, torch.get_num_threads())
 
 

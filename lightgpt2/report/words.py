@@ -304,8 +304,10 @@ def overall(chain: Sequence[Model], comparisons: Sequence[Comparison]) -> str:
         comparisons: What `compare` says of its stages and quantized models, in order.
     """
     root = chain[0]
-    last = [model for model in chain if model.kind == "stage"][-1]
     made = [model for model in chain if model.kind == "stage"]
+    if not made:
+        return f"Nothing was trained, only converted, of {escape(root.name)}."
+    last = made[-1]
     way = [model for model in made if model in list(lineage(last))]
     beside = f"; {len(made) - len(way)} more on other branches" if len(made) > len(way) else ""
     text = [f"{_count(len(way))} made **{escape(last.name)}**, beginning with {escape(root.name)}{beside}."]
