@@ -73,7 +73,7 @@ def _benchmark(options: Namespace) -> None:
     _check_writable("--output", output, output.parent)
     _check_writable("--traces", traces, traces)
     device = choose_device(options.device)
-    arms = plan(options.models, options.precision, options.attention, settings, options.trust_remote_code)
+    arms = plan(options.models, options.precision, options.attention, settings, options.trust_remote_code, device)
     try:
         result = measure(arms, settings, device, traces)
     except KeyboardInterrupt:
@@ -114,13 +114,16 @@ def _check_writable(option: str, path: Path, folder: Path) -> None:
 
 def _benchmark_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "models", type=str, nargs="+", help="Model folders, GGUF files or hub models. First: the baseline."
+        "models",
+        type=str,
+        nargs="+",
+        help="Model folders, exported folders, GGUF files or hub models. First: the baseline.",
     )
     parser.add_argument(
         "--precision",
         type=Literal["fp32", "bf16", "fp16", "int8", "nf4"],
         nargs="+",
-        help="Precisions to measure every model in; default: fp32, or what a folder is quantized to already.",
+        help="Precisions to measure every model in; default: fp32, or what a folder is quantized to or exported as.",
     )
     parser.add_argument(
         "--attention",

@@ -145,9 +145,14 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
     """Cached, since reading a GGUF file's takes seconds and several parts of the program ask."""
     if _is_path(source):
         _check_folder(source, key)
-    return _guarded(
+    config: PretrainedConfig = _guarded(
         lambda: AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
     )
+    if config.model_type == "gpt2" and source.endswith(
+        ".gguf"
+    ):  # of which transformers reads the length under an old name
+        config.n_positions = getattr(config, "n_ctx", config.n_positions)
+    return config
 
 
 def _is_ours(config: PretrainedConfig) -> bool:
@@ -203,6 +208,7 @@ def load_model(
         raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
     if gguf:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
+        options.setdefault("config", config)
     elif quantization is not None:
         arguments["quantization_config"] = quantization
     loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
