@@ -71,8 +71,14 @@ def convert(model: Any, folder: Path) -> None:
     names = [name for name in _NAMES if model.config.model_type == "bert" or name != "token_type_ids"]
 
     class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = (
+                model  # as a part, so that its weights are exported as weights, which `quantize_dynamic` looks for
+            )
+
         def forward(self, *tensors: Any) -> Any:
-            return model(**dict(zip(names, tensors, strict=True))).last_hidden_state
+            return self.model(**dict(zip(names, tensors, strict=True))).last_hidden_state
 
     inputs = tuple(torch.from_numpy(feed(1, 128)[name]) for name in names)
     axes = {name: {0: "batch", 1: "sequence"} for name in [*names, "last_hidden_state"]}
@@ -164,8 +170,8 @@ def work(pipe: Connection, engine: str, path: Path, setting: str, inputs: Feed, 
     """One arm's process: its states first, then a time for every number of seconds that it is sent."""
     run = ENGINES[engine](path, setting, inputs, threads)
     pipe.send(run())
-    while True:
-        seconds, times = pipe.recv(), []
+    while (seconds := pipe.recv()) is not None:
+        times: list[float] = []
         run()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(times) < 3:
@@ -194,6 +200,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         for name, pipe in pipes.items():
             pipe.send(options.seconds)
             times[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(None)
     plain = states[BASELINE]
     print("| arm | ms | speed vs PyTorch FP32 (range) | error |\n| --- | --- | --- | --- |")
     for name, (middle, low, high) in sorted(ratios(times, BASELINE).items(), key=lambda item: -item[1][0]):

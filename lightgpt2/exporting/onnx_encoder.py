@@ -1,7 +1,7 @@
 """BERT and DistilBERT encoders as ONNX graphs.
 
-Attention is the standard's own operator (opset 23, ONNX Runtime from 1.24 on): with a mask it takes two thirds of the time of
-`MultiHeadAttention` at 128 tokens, which has a quick way for batches without a mask only.
+Attention is the standard's own operator (opset 23). Measured with ONNX Runtime 1.32 at 1x128 and 12 heads, mask included, it took
+144 us (heads of 32) and 242 us (heads of 64), `MultiHeadAttention` with a mask at least 260 us and 370 us.
 """
 
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ class Encoder:
         return self._whole(pooled, model.classifier)
 
     def _norm(self, module: Any, x: ir.Value) -> ir.Value:
-        # SkipLayerNormalization would add as well, but is five times as slow (ONNX Runtime 1.32).
+        # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
         gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
         return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
 
