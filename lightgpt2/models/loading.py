@@ -14,7 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
@@ -29,6 +31,8 @@ from lightgpt2.models.families import check_family
 from lightgpt2.models.standalone.modeling_lightgpt2 import MODELS
 
 Result = TypeVar("Result")
+
+ENCODERS = ("bert", "distilbert")  # families that can be exported, and not trained
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -229,6 +233,36 @@ def load_model(
             _forget_quantization(model)
     allow_packing(model, False)
     return model
+
+
+def load_encoder(source: str, key: str) -> PreTrainedModel:
+    """An encoder in FP32: with its classification head where its configuration names one, else the base model.
+
+    Args:
+        source: Hub id or folder.
+        key: Config key to name in errors.
+
+    Raises:
+        UserError: It cannot be loaded, is no encoder of a supported family, or lacks weights.
+    """
+    config = _named_config(source, key, False)
+    if config.model_type not in ENCODERS:
+        raise UserError(
+            f"{key}: {source} is of type {config.model_type!r}; use an encoder of type {' or '.join(ENCODERS)}"
+        )
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    model_class: Any = AutoModelForSequenceClassification if classifies else AutoModel
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
+        lambda: model_class.from_pretrained(**_arguments(source), dtype=torch.float32, output_loading_info=True),
+        source,
+        key,
+    )
+    model, info = loaded
+    # A base model's pooler is not trained by every recipe, and nothing here reads it.
+    names = sorted(name for name in info["missing_keys"] if classifies or not name.startswith("pooler."))
+    if names:
+        raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
+    return model.eval()
 
 
 def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
