@@ -231,7 +231,7 @@ def main() -> None:
     if options.model in ENCODERS:
         model = AutoModel.from_config(AutoConfig.for_model(options.model)).eval()
     else:
-        model = load_encoder(options.model, "--model")
+        model = load_encoder(options.model, "--model")[0]
     with tempfile.TemporaryDirectory() as folder:
         convert(model, Path(folder))
         print(f"\n{options.model}, {options.batch}x{options.length}; {machine()}\n")

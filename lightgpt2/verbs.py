@@ -150,12 +150,19 @@ def _benchmark_options(parser: ArgumentParser) -> None:
 
 
 def _export(options: Namespace) -> None:
-    from lightgpt2.data.validation import validation_data
+    from lightgpt2.data.validation import validation_data, validation_texts
+    from lightgpt2.exporting.encoder_export import export_encoder
     from lightgpt2.exporting.export import Target, check_model, default_output, export
-    from lightgpt2.report.exported import exported_line
+    from lightgpt2.models.loading import is_encoder
+    from lightgpt2.report.exported import encoder_line, exported_line
 
     target = Target(options.format, options.embeddings, options.group, options.gguf_type)
     output = Path(options.output).expanduser() if options.output else default_output(options.model, target)
+    if is_encoder(options.model, "MODEL"):
+        _check_new_folder("--output", output)
+        texts, named = validation_texts(options.data, options.documents)
+        print(encoder_line(output, export_encoder(options.model, target, output, texts, named)), flush=True)
+        return
     checks: list[Callable[[], None]] = [
         lambda: _check_new_folder("--output", output),
         lambda: check_model(options.model, target, options.trust_remote_code),

@@ -1,6 +1,7 @@
 """The text that a finished model is held against: that of its training, or any other."""
 
 import inspect
+import itertools
 from typing import Any
 
 from lightgpt2.data.corpora import Corpus
@@ -58,3 +59,24 @@ def _trained_on(model: str) -> dict[str, Any]:
         if settings.get("source") and set(settings) <= known:
             return {key: settings[key] for key in _KEPT if settings.get(key) is not None}
     return {"source": Corpus.source}
+
+
+def validation_texts(source: str | None, count: int) -> tuple[list[str], str]:
+    """Texts to hold an encoder against, and what they are called: the first documents of a corpus.
+
+    Args:
+        source: As `LanguageModelingData.source`; None: the default.
+        count: How many.
+
+    Raises:
+        UserError: There is no such corpus, or no text in it.
+    """
+    corpus = Corpus(source or Corpus.source)
+    try:
+        corpus.check()
+        texts = [text for _, text in itertools.islice(corpus.documents(), count)]
+    except UserError as error:
+        raise UserError([f"--data: {problem.partition(': ')[2]}" for problem in error.problems]) from error
+    if not texts:
+        raise UserError(f"--data: {corpus.source} holds no text; give a corpus with some")
+    return texts, corpus.source

@@ -235,8 +235,21 @@ def load_model(
     return model
 
 
-def load_encoder(source: str, key: str) -> PreTrainedModel:
-    """An encoder in FP32: with its classification head where its configuration names one, else the base model.
+def is_encoder(source: str, key: str) -> bool:
+    """Whether a model is one that `load_encoder` loads; not where its configuration cannot be read, as `load_config` will say.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        key: Config key to name in errors.
+    """
+    try:
+        return _named_config(source, key, False).model_type in ENCODERS
+    except UserError:
+        return False
+
+
+def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """An encoder in FP32, with its classification head where its configuration names one, else the base model; its tokenizer.
 
     Args:
         source: Hub id or folder.
@@ -262,7 +275,8 @@ def load_encoder(source: str, key: str) -> PreTrainedModel:
     names = sorted(name for name in info["missing_keys"] if classifies or not name.startswith("pooler."))
     if names:
         raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
-    return model.eval()
+    tokenizer = _guarded(lambda: AutoTokenizer.from_pretrained(**_arguments(source)), source, key)
+    return model.eval(), tokenizer
 
 
 def allow_packing(model: PreTrainedModel, allowed: bool) -> None:

