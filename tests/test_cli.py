@@ -262,7 +262,6 @@ LAYERS = {
     "inference": 2,
     "exporting": 2,
     "generation": 2,
-    "exporting": 2,
     "tasks": 2,
     "report": 2,
     "data": 3,
@@ -274,7 +273,6 @@ FORBIDDEN = {
     "models": {"lightning", "jsonargparse"},
     "exporting": {"lightning", "jsonargparse"},
     "generation": {"lightning", "jsonargparse"},
-    "exporting": {"lightning", "jsonargparse"},
 }
 
 

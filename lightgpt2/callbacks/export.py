@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from transformers import PretrainedConfig
 
 from lightgpt2.errors import UserError
 from lightgpt2.exporting.export import Embeddings, Format, Target, export
-from lightgpt2.exporting.gguf import Kind, gguf_problems
+from lightgpt2.exporting.gguf import Kind
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder
@@ -38,15 +39,21 @@ class Export(Callback):
         formats: What to write.
         embeddings: How onnx-int8 and onnx-int4 store token embedding and vocabulary head; null: as the model's own file has
             them, or in INT8.
+        group: Consecutive inputs that share a scale in onnx-int4: 16, 32, 64, 128 or 256; null: 32, or as the model's own file
+            has it.
         gguf_type: What gguf stores matrices as; null: F16.
     """
 
     order = 1  # after the artefact
 
     def __init__(
-        self, formats: list[Format], embeddings: Embeddings | None = None, gguf_type: Kind | None = None
+        self,
+        formats: list[Format],
+        embeddings: Embeddings | None = None,
+        group: PositiveInt | None = None,
+        gguf_type: Kind | None = None,
     ) -> None:
-        self.formats, self.embeddings, self.gguf_type = [*formats], embeddings, gguf_type
+        self.formats, self.embeddings, self.group, self.gguf_type = [*formats], embeddings, group, gguf_type
         self.run: Run
 
     @property
@@ -56,6 +63,7 @@ class Export(Callback):
             Target(
                 form,
                 self.embeddings if form in _WITH_EMBEDDINGS else None,
+                self.group if form == "onnx-int4" else None,
                 self.gguf_type if form == "gguf" else None,
             )
             for form in self.formats
@@ -73,8 +81,11 @@ class Export(Callback):
             problems.append(f"{_NAME}.formats: give one or more of onnx, onnx-int8, onnx-int4, gguf, each once")
         if self.embeddings and not set(self.formats) & {*_WITH_EMBEDDINGS}:
             problems.append(f"{_NAME}.embeddings: only {' and '.join(_WITH_EMBEDDINGS)} have it; remove it")
+        if self.group and "onnx-int4" not in self.formats:
+            problems.append(f"{_NAME}.group: onnx-int4 is not among the formats; remove it, or add onnx-int4")
         if self.gguf_type and "gguf" not in self.formats:
             problems.append(f"{_NAME}.gguf_type: gguf is not among the formats; remove it, or add gguf")
+        problems += _by_settings([problem for each in self.targets for problem in each.option_problems()], _NAME)
         if problems:
             raise UserError(problems)
 
@@ -113,12 +124,8 @@ def check_exports(trainer: Trainer, method: Method, targets: Sequence[Target], n
         UserError: With every reason.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    config, problems = _artefact_config(method), []
-    for target in targets:
-        problems += target.problems(config)
-        if target.form == "gguf":
-            problems += gguf_problems(config, data.tokenizer, target.kind)
-    if problems:
+    config = _artefact_config(method)
+    if problems := [problem for target in targets for problem in target.problems(config, data.tokenizer)]:
         raise UserError(_by_settings(problems, name))
 
 
@@ -163,7 +170,7 @@ def _artefact_config(method: Method) -> PretrainedConfig:
 
 def _by_settings(problems: Sequence[str], name: str) -> list[str]:
     """Messages about the command's options as messages about a callback's settings."""
-    keys = {"format": "formats", "embeddings": "embeddings", "gguf-type": "gguf_type"}
+    keys = {"format": "formats", "embeddings": "embeddings", "group": "group", "gguf-type": "gguf_type"}
     found = []
     for problem in problems:
         text = re.sub(r"^--format (\S+):", r"--format: \1:", problem)
