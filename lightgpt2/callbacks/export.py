@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from transformers import PretrainedConfig
 
@@ -38,7 +39,8 @@ class Export(Callback):
         formats: What to write.
         embeddings: How onnx-int8 and onnx-int4 store token embedding and vocabulary head; null: as the model's own file has
             them, or in INT8.
-        group: Inputs that share a scale in onnx-int4; null: 32.
+        group: Consecutive inputs that share a scale in onnx-int4: 16, 32, 64, 128 or 256; null: 32, or as the model's own file
+            has it.
         gguf_type: What gguf stores matrices as; null: F16.
     """
 
@@ -48,7 +50,7 @@ class Export(Callback):
         self,
         formats: list[Format],
         embeddings: Embeddings | None = None,
-        group: int | None = None,
+        group: PositiveInt | None = None,
         gguf_type: Kind | None = None,
     ) -> None:
         self.formats, self.embeddings, self.group, self.gguf_type = [*formats], embeddings, group, gguf_type
@@ -83,6 +85,7 @@ class Export(Callback):
             problems.append(f"{_NAME}.group: onnx-int4 is not among the formats; remove it, or add onnx-int4")
         if self.gguf_type and "gguf" not in self.formats:
             problems.append(f"{_NAME}.gguf_type: gguf is not among the formats; remove it, or add gguf")
+        problems += _by_settings([problem for each in self.targets for problem in each.option_problems()], _NAME)
         if problems:
             raise UserError(problems)
 
@@ -121,10 +124,8 @@ def check_exports(trainer: Trainer, method: Method, targets: Sequence[Target], n
         UserError: With every reason.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    config, problems = _artefact_config(method), []
-    for target in targets:
-        problems += target.problems(config, data.tokenizer)
-    if problems:
+    config = _artefact_config(method)
+    if problems := [problem for target in targets for problem in target.problems(config, data.tokenizer)]:
         raise UserError(_by_settings(problems, name))
 
 

@@ -91,11 +91,16 @@ def test_integers_are_exported_with_the_scales_that_were_trained(wide: Bench) ->
         ({"formats": []}, ["formats: give one or more of onnx, onnx-int8, onnx-int4, gguf, each once"]),
         ({"formats": ["onnx", "onnx"]}, ["formats: give one or more of onnx, onnx-int8, onnx-int4, gguf, each once"]),
         (
-            {"formats": ["onnx"], "embeddings": "int4", "gguf_type": "F16"},
+            {"formats": ["onnx"], "embeddings": "int4", "group": 32, "gguf_type": "F16"},
             [
                 "embeddings: only onnx-int8 and onnx-int4 have it; remove it",
+                "group: onnx-int4 is not among the formats; remove it, or add onnx-int4",
                 "gguf_type: gguf is not among the formats; remove it, or add gguf",
             ],
+        ),
+        (
+            {"formats": ["onnx-int8", "onnx-int4"], "group": 48},
+            ["group: 48 is not possible; give 16, 32, 64, 128 or 256"],
         ),
     ],
 )
@@ -117,15 +122,6 @@ def test_what_cannot_be_exported_is_refused_before_training(bench: Bench, verb: 
     assert "gguf: the weights are int8 with scales that were trained" in messages[1]
     assert "--" not in "".join(messages)
     assert not (RUN / "last.ckpt").exists()
-
-
-def test_a_width_that_a_format_does_not_hold_is_refused_before_training(bench: Bench) -> None:
-    write_model(Path("teacher"), n_embd=24)
-    bench.configure(exporting(formats=["onnx-int4"], embeddings="int4"))
-    (message,) = bench.refuse("check", touches=True)
-    assert message == (
-        "trainer.callbacks.Export.embeddings: a width of 24 is no multiple of 32, the blocks of INT4; give int8"
-    )
 
 
 def test_an_export_that_is_not_good_enough_fails_the_run_and_the_others_are_written(
