@@ -141,11 +141,12 @@ def _export(options: Namespace) -> None:
 
     target = Target(options.format, options.embeddings, options.gguf_type)
     output = Path(options.output).expanduser() if options.output else default_output(options.model, target)
-    problems = []
-    for check in (
+    problems: list[str] = []
+    checks: list[Callable[[], None]] = [
         lambda: _check_new_folder("--output", output),
         lambda: check_model(options.model, target, options.trust_remote_code),
-    ):
+    ]
+    for check in checks:
         try:
             check()
         except UserError as error:

@@ -42,7 +42,9 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
         reasons = [problem.partition(": ")[2] for problem in error.problems]
         if source is None:
             said = "; ".join(reasons)
-            raise UserError(f"--data: the text that {model} was trained on is of no use here ({said}); give another") from error
+            raise UserError(
+                f"--data: the text that {model} was trained on is of no use here ({said}); give another"
+            ) from error
         raise UserError([f"--data: {reason}" for reason in reasons]) from error
     return data
 

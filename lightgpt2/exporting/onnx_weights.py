@@ -181,7 +181,11 @@ class Vocabulary:
         found = graph.op("GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, **settings)
         if filled == blocks.inputs:
             return found
-        bounds = (graph.constant([0], "zero"), graph.constant([blocks.inputs], "width"), graph.constant([2], "channels"))
+        bounds = (
+            graph.constant([0], "zero"),
+            graph.constant([blocks.inputs], "width"),
+            graph.constant([2], "channels"),
+        )
         return graph.op("Slice", found, *bounds)
 
     def scores(self, hidden: ir.Value) -> ir.Value:

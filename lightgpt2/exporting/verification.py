@@ -60,7 +60,10 @@ def agreement(engine: Engine, model: PreTrainedModel, prompts: list[list[int]]) 
         text, chosen = row[None, :-1], row[length:, None]
         found, wanted = (logits[0, length - 1 :] for logits in (engine.logits(text, np.ones_like(text)), run(text)))
         same += [
-            [np.take_along_axis(logits, chosen, axis=1)[:, 0] >= logits.max(axis=1) - _TIE for logits in (found, wanted)]
+            [
+                np.take_along_axis(logits, chosen, axis=1)[:, 0] >= logits.max(axis=1) - _TIE
+                for logits in (found, wanted)
+            ]
         ]
         errors.append(_error(found, wanted).max())
     cache, source = (float(share) for share in np.mean(same, axis=(0, 2)))

@@ -33,7 +33,7 @@ def load(
     folder = Path(source).expanduser()
     export = open_export(folder, key)
     if export.get("format") == "gguf":
-        return _load_transformers(str(folder / "model.gguf"), threads, trust_remote_code, key)
+        return _load_gguf(folder, threads, key)
     return _load_onnx(folder, threads, key)
 
 
@@ -49,6 +49,22 @@ def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:
         )
     engine = OnnxEngine(folder / "model.onnx", int(context), threads, key)
     return LanguageModel(engine, _tokenizer(folder, key), _with_ends(generation, config))
+
+
+def _load_gguf(folder: Path, threads: int | None, key: str) -> LanguageModel:
+    """With the folder's configuration and tokenizer: transformers does not find all of them in the file."""
+    import torch
+
+    from lightgpt2.generation.transformers_engine import TransformersEngine
+    from lightgpt2.models.loading import load_exported_gguf
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_exported_gguf(folder, key)
+    generation = _json(folder / "generation_config.json", key) if (folder / "generation_config.json").exists() else {}
+    return LanguageModel(
+        TransformersEngine(model), _tokenizer(folder, key), _with_ends(generation, model.config.to_dict())
+    )
 
 
 def _load_transformers(source: str, threads: int | None, trust_remote_code: bool, key: str) -> LanguageModel:

@@ -83,14 +83,14 @@ def test_text_that_cannot_be_is_one_message(model: Path, source: str, words: str
 def test_a_model_that_cannot_be_is_called_one(model: Path, name: str) -> None:
     write_model(Path("bert"))
     Path("bert/config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="^MODEL: "):
+    with pytest.raises(UserError, match=r"^MODEL: "):
         validation_data(name, "corpus")
 
 
 def test_a_model_without_a_tokenizer(model: Path) -> None:
     for file in model.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(UserError, match="^MODEL: "):
+    with pytest.raises(UserError, match=r"^MODEL: "):
         validation_data("model", "corpus")
 
 

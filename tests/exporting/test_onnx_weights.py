@@ -172,7 +172,9 @@ def test_weights_are_stored_once_and_shrink(tmp_path: Path, form: Form, tied: bo
 
 def test_gpt2_in_int4_is_at_most_a_fifth(tmp_path: Path) -> None:
     """A twelfth of the blocks and of the vocabulary of GPT-2 124M, in its proportions and with its width and positions."""
-    model = make_restless_model("gpt2", n_layer=1, n_embd=768, n_head=12, vocab_size=50257 // 12, n_positions=1024 // 12)
+    model = make_restless_model(
+        "gpt2", n_layer=1, n_embd=768, n_head=12, vocab_size=50257 // 12, n_positions=1024 // 12
+    )
     fp32 = sum(4 * parameter.numel() for parameter in model.parameters())
     folder = write_onnx(model, tmp_path, Forms("int4", "int4"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 0.2 * fp32

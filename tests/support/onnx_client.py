@@ -91,11 +91,11 @@ def present(past: str) -> str:
     return past.replace("past_key_values.", "present.")
 
 
-def write_onnx(model: PreTrainedModel, folder: Path, forms: Forms = Forms(), stored: Stored | None = None) -> Path:
+def write_onnx(model: PreTrainedModel, folder: Path, forms: Forms | None = None, stored: Stored | None = None) -> Path:
     """Writes a model's graph and weights to a folder."""
     folder.mkdir(exist_ok=True)
     with torch.no_grad(), Graph(folder) as graph:
-        Decoder(graph, model, forms, stored).write()
+        Decoder(graph, model, forms or Forms(), stored).write()
     return folder
 
 
@@ -105,7 +105,9 @@ def torch_logits(model: PreTrainedModel, ids: Array, mask: Array | None = None) 
     mask = np.ones_like(ids) if mask is None else mask
     places = np.maximum(mask.cumsum(axis=1) - 1, 0)
     given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-    found: Array = model(**{key: torch.from_numpy(value) for key, value in given.items()}, use_cache=False).logits.numpy()
+    found: Array = model(
+        **{key: torch.from_numpy(value) for key, value in given.items()}, use_cache=False
+    ).logits.numpy()
     return found
 
 
