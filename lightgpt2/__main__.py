@@ -1,6 +1,5 @@
-"""`python -m lightgpt2`."""
+"""`python -m lightgpt2`: as the command `lightgpt2`."""
 
 from lightgpt2.verbs import main
 
-if __name__ == "__main__":
-    main()
+main()

@@ -139,7 +139,7 @@ def _export(options: Namespace) -> None:
     from lightgpt2.exporting.export import Target, check_model, default_output, export
     from lightgpt2.report.exported import exported_line
 
-    target = Target(options.format, options.embeddings, options.gguf_type)
+    target = Target(options.format, options.embeddings, options.group, options.gguf_type)
     output = Path(options.output).expanduser() if options.output else default_output(options.model, target)
     problems: list[str] = []
     checks: list[Callable[[], None]] = [
@@ -183,6 +183,9 @@ def _export_options(parser: ArgumentParser) -> None:
         "--embeddings",
         type=Literal["fp32", "int8", "int4"] | None,
         help="Token embedding and head of onnx-int8 and onnx-int4; default: int8.",
+    )
+    parser.add_argument(
+        "--group", type=PositiveInt | None, help="Inputs that share a scale in onnx-int4; default: 32. More is faster."
     )
     parser.add_argument(
         "--gguf-type",

@@ -1,5 +1,6 @@
 """The measurements run, small, and the losses of their arms agree."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.engines import worker
 from tests.support.cli import ROOT
 from tests.support.models import write_corpus, write_model
 
@@ -52,3 +54,47 @@ def test_resistance_is_told_of_both_models_on_both_texts(tmp_path: Path) -> None
     assert "general, domain" in (tmp_path / "work/resistance.svg").read_text()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert again.stdout in done.stdout, "what was swept is kept"
+
+
+@pytest.mark.slow
+def test_engines_are_compared_in_rounds_and_missing_ones_are_named(tmp_path: Path) -> None:
+    write_model(tmp_path / "tiny")
+    figures = tmp_path / "figures.json"
+    command = [
+        sys.executable, "-m", "benchmarks.inference", "--model", str(tmp_path / "tiny"), "--arms", "sdpa", "CTranslate2 INT8",
+        "--rounds", "2", "--threads", "1", "--prompt", "4", "--new-tokens", "6", "--length", "8", "--batches", "1", "2",
+        "--tries", "1", "--json", str(figures), "--folder", str(tmp_path / "work"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    cell = r"[\d.]+: [\d.]+x \([\d.]+\.\.[\d.]+\)"
+    row = rf"^\| transformers sdpa \| {cell} \| {cell} \| {cell} \| \d+ \| \d+ \| 0.0000 \|$"
+    assert re.search(row, done.stdout, flags=re.MULTILINE), done.stdout
+    missing = (
+        "CTranslate2 INT8: left out, ctranslate2 not installed: pip install -r benchmarks/requirements-inference.txt"
+    )
+    assert missing in done.stderr or "CTranslate2 INT8" in done.stdout
+    arms = json.loads(figures.read_text())["arms"]
+    assert arms["transformers eager"]["measures"]["decode"]["ratio"] == [1.0, 1.0, 1.0], "of itself"
+    assert len(arms["transformers sdpa"]["measures"]["forward 2x8"]["rounds_ms"]) == 2
+
+
+def test_a_disturbed_measurement_is_repeated_and_the_least_disturbed_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, busy = [0.0], [0.0]
+    monkeypatch.setattr(worker, "_PAUSE", 0.0)
+    monkeypatch.setattr(worker, "busy_seconds", lambda: busy[0])
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(worker.time, "process_time", lambda: 0.0)
+
+    def measure(seconds_of_others: list[float]) -> tuple[float, float]:
+        values, others = iter([50.0, 20.0, 40.0]), iter(seconds_of_others)
+
+        def once() -> float:
+            now[0] += 1.0
+            busy[0] += next(others)
+            return next(values)
+
+        return worker.undisturbed(once, limit=3)
+
+    assert measure([0.9, 0.01, 0.9]) == (20.0, pytest.approx(0.01)), "the second is undisturbed, and the last"
+    assert measure([0.9, 0.5, 0.3]) == (40.0, pytest.approx(0.3)), "all tries are disturbed: the least"

@@ -16,7 +16,7 @@ from lightgpt2.exporting.folder import is_exported, seal
 from lightgpt2.exporting.gguf import Kind, gguf_problems, write_gguf
 from lightgpt2.exporting.onnx_decoder import ACTIVATIONS, Decoder, Forms, Stored
 from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS, Graph
-from lightgpt2.exporting.onnx_weights import Form, block_size
+from lightgpt2.exporting.onnx_weights import GROUP, Form, block_size
 from lightgpt2.exporting.verification import verify
 from lightgpt2.generation.engines import Engine
 from lightgpt2.generation.onnx_engine import OnnxEngine
@@ -51,11 +51,14 @@ class Target:
         form: The format.
         embeddings: How `onnx-int8` and `onnx-int4` store token embedding and vocabulary head; None: as the model's own file has
             them, or in INT8.
+        group: Consecutive inputs that share a scale and zero point in `onnx-int4`, a power of two from 16 to 256; None: 32,
+            or as the model's own file has it.
         gguf_type: What GGUF stores matrices as; None: F16.
     """
 
     form: Format
     embeddings: Embeddings | None = None
+    group: int | None = None
     gguf_type: Kind | None = None
 
     @property
@@ -73,6 +76,10 @@ class Target:
         found = []
         if self.embeddings and self.form not in ("onnx-int8", "onnx-int4"):
             found.append(f"--embeddings: {self.form} stores them as all the rest; remove it")
+        if self.group and self.form != "onnx-int4":
+            found.append("--group: only onnx-int4 has groups; remove it")
+        elif self.group and (self.group > 256 or block_size(self.group) != self.group):
+            found.append(f"--group: {self.group} is not possible; give 16, 32, 64, 128 or 256")
         if self.gguf_type and self.form != "gguf":
             found.append(f"--gguf-type: {self.form} is no GGUF; remove it, or give --format gguf")
         return found
@@ -135,6 +142,8 @@ def _quantized_problems(config: PretrainedConfig, target: Target) -> list[str]:
             f"--format: the model is {quantized} by another library, whose scales {target.form} does not have; export the "
             "model that it was made from"
         ]
+    if target.group:
+        return ["--group: the model's weights have groups of their own, with scales that were trained; remove it"]
     if target.form != f"onnx-{quantized}":
         return [f"--format: the model's weights are {quantized} with scales that were trained; give onnx-{quantized}"]
     return []
@@ -262,15 +271,16 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
         )
     if problems:
         raise UserError(problems)
+    group = target.group or GROUP
     if layers == "int4" and embeddings != "int8":
-        return Forms(layers, embeddings)
+        return Forms(layers, embeddings, group=group)
     errors = input_errors(model, _calibration(data))
     uneven = {name for name, error in errors.items() if error > BOUND}
     head = names[id(model.get_output_embeddings())]
     if embeddings == "int8" and head in uneven:
         embeddings = "int8-blocks"
     others: dict[str, Form] = dict.fromkeys(sorted(uneven - {head}), "int8-blocks") if layers == "int8" else {}
-    return Forms(layers, embeddings, others)
+    return Forms(layers, embeddings, others, group)
 
 
 def _write_gguf(

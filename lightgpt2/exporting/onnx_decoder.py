@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.exporting.onnx_graph import MICROSOFT, Graph
-from lightgpt2.exporting.onnx_weights import Form, Matrix, Vocabulary, linear
+from lightgpt2.exporting.onnx_weights import GROUP, Form, Matrix, Vocabulary, linear
 from lightgpt2.models.families import blocks, head_weight, is_tied
 from lightgpt2.models.standalone import stored_weights
 
@@ -46,11 +46,13 @@ class Forms:
         layers: Those of the blocks.
         embeddings: The token embedding and the vocabulary head.
         others: Layers, by name, that are stored in another way.
+        group: Inputs that share a scale in INT4, where the model does not have its integers yet.
     """
 
     layers: Form = "fp32"
     embeddings: Form = "fp32"
     others: Mapping[str, Form] = field(default_factory=dict)
+    group: int = GROUP
 
     def of(self, names: list[str]) -> Form:
         """How layers of the same inputs are stored."""
@@ -80,13 +82,12 @@ class Decoder:
 
     def write(self) -> None:
         """Writes all of it."""
-        graph, width = self.graph, self.config.hidden_size
+        graph = self.graph
         ids = graph.input("input_ids", _INT, ["batch", "sequence"])
         mask = graph.input("attention_mask", _INT, ["batch", "total"])
         self._positions = graph.input("position_ids", _INT, ["batch", "sequence"])
         self._read_mask(ids, mask)
-        embedding = self.model.get_input_embeddings()
-        tokens = Vocabulary(graph, self._names[id(embedding)], self._matrix(embedding), self.forms.embeddings, width)
+        tokens = self._vocabulary(self.model.get_input_embeddings())
         self._residual, self._added = tokens.rows(ids), None
         family = {"gpt2": self._gpt2, "llama": self._llama}[self.config.model_type]
         hidden = family()
@@ -95,12 +96,17 @@ class Decoder:
         ends = graph.constant([np.iinfo(np.int64).max], "end")
         hidden = graph.op("Slice", hidden, first, ends, graph.constant([1], "one"))
         if not is_tied(self.model):
-            head = self.model.get_output_embeddings()
-            tokens = Vocabulary(graph, self._names[id(head)], self._matrix(head), self.forms.embeddings, width)
+            tokens = self._vocabulary(self.model.get_output_embeddings())
         size = head_weight(self.model).shape[0]
         graph.output("logits", tokens.scores(hidden), _FLOAT, ["batch", "kept", size])
         for name, value, shape in self._caches:
             graph.output(name, value, _FLOAT, shape)
+
+    def _vocabulary(self, module: Any) -> Vocabulary:
+        name, forms = self._names[id(module)], self.forms
+        return Vocabulary(
+            self.graph, name, self._matrix(module), forms.embeddings, self.config.hidden_size, forms.group
+        )
 
     # -- what all layers share -----------------------------------------------------------------------------------------------
 
@@ -124,9 +130,9 @@ class Decoder:
         graph = self.graph
         shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
+        # It turns by places in the cache, pads counted: only distances matter. (Given position ids, ONNX Runtime 1.32 goes by
+        # them in the prompt and by places in the steps after it.)
         turned = settings.pop("turned", (None, None))
-        # Queries and keys are turned by their places in the cache. `position_ids` would differ from those in padded rows, where
-        # ONNX Runtime reads only the first one of a prompt; by relative angles, all that counts, the places are as good.
         output, key, value = graph.ops(
             "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, None, self._bias,
             outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
@@ -170,7 +176,7 @@ class Decoder:
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         bias = torch.cat(biases) if biases else None
         names = [self._names[id(module)] for module in modules]
-        return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias)
+        return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
 
     def _matrix(self, module: Any) -> Matrix:
         name = f"{self._names[id(module)]}.weight"
@@ -178,7 +184,7 @@ class Decoder:
         rows = weight.T if isinstance(module, Conv1D) else weight
         if about := self._table.get(name):
             whole = stored_weights.whole(self._tensors[name], about["bits"], about["group"])
-            return Matrix(whole, self._tensors[f"{name}_scale"], rows.shape[1])
+            return Matrix(whole, self._tensors[f"{name}_scale"], None, rows.shape[1])
         return Matrix.of(rows)
 
     def _activate(self, x: ir.Value) -> ir.Value:

@@ -72,3 +72,25 @@ def integers(rows: Tensor, bits: int, group: int | None = None) -> tuple[Tensor,
     """
     scale = scales(grouped(rows, group), bits)
     return (grouped(fake_quantize(rows, bits, group), group) / scale).round().to(torch.int8), scale
+
+
+def affine_integers(rows: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """4-bit integers with a scale and a zero point for each group: all 16 values between its least and its greatest number.
+
+    For rounding after training: nearer than `integers`, whose 15 values lie evenly about zero (Jacob et al. 2018,
+    arXiv:1712.05877, eq. 1, with the zero point an integer so that zeros stay zero).
+
+    Args:
+        rows: `[O, I]` in FP32, one row an output channel.
+        group: As for `grouped`.
+
+    Returns:
+        Integers `[O, G, g]` in int8 from -8 to 7, scales `[O, G, 1]`, and zero points `[O, G, 1]`, likewise in int8: a number
+        is about `(integer - zero) * scale`.
+    """
+    groups = grouped(rows, group)
+    low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
+    scale = ((high - low) / 15).clamp_min(torch.finfo(groups.dtype).tiny)
+    zero = (-low / scale).round() - 8
+    whole = (groups / scale + zero).round().clamp(-8, 7)
+    return whole.to(torch.int8), scale, zero.to(torch.int8)

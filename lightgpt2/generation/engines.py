@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Adds a token `[B]` to each sequence; the logits of the next one `[B, V]`, as `start` gives them."""
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
-        """The logits `[B, T, V]` at all positions of a batch; nothing is kept for `step`."""
+        """The logits `[B, T, V]` at all positions of a batch, the caller's until the next call; nothing is kept for `step`."""
 
 
 def positions(mask: Ints) -> Ints:

@@ -136,7 +136,8 @@ class LanguageModel:
             `[B, T, V]`.
         """
         ids = np.asarray(ids, np.int64)
-        return self.engine.logits(ids, np.ones_like(ids) if mask is None else np.asarray(mask, np.int64))
+        mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
+        return self.engine.logits(ids, mask).copy()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

@@ -23,13 +23,16 @@ class Child:
 
     It is in a session of its own: a Ctrl-C at the terminal reaches the parent alone, which then ends its children. A child
     whose parent was killed ends by itself when it finds the pipe closed.
+
+    Args:
+        module: What it runs: a module that answers lines of JSON on its standard output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "lightgpt2.inference.worker") -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see close
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lightgpt2.inference.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

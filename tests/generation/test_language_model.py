@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lightgpt2
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.folder import seal
+from lightgpt2.exporting.folder import is_exported, seal
 from lightgpt2.generation.language_model import LanguageModel
 from tests.support.models import write_model, write_uneven_model
 from tests.support.onnx_decoder import write_decoder
@@ -29,6 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_uneven_model(folder / f"uneven {family}", family)
     write_decoder(folder / "onnx")
     return folder
+
+
+def sealed(folder: Path) -> None:
+    """Seals an exported folder anew, after a change that is meant."""
+    if is_exported(str(folder)):
+        seal(folder, {"format": "onnx"})
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -99,10 +105,12 @@ def test_an_end_of_text_token_of_the_folder_ends_the_text(folder: Path, kind: st
     before = path.read_text() if path.exists() else None
     for ends in (first, [1, first]):
         path.write_text(json.dumps({"eos_token_id": ends}))
+        sealed(folder / kind)
         shorter = lightgpt2.load(folder / kind, threads=1).generate(PROMPTS, max_new_tokens=30)
         assert shorter[0] == ""
         assert all(long.startswith(short) for long, short in zip(whole, shorter, strict=True))
     path.unlink() if before is None else path.write_text(before)
+    sealed(folder / kind)
 
 
 def test_text_ends_with_the_context_and_no_sooner_in_a_batch(model: LanguageModel) -> None:
@@ -135,8 +143,10 @@ def test_logits_of_transformers(folder: Path) -> None:
 def test_a_folder_says_how_it_is_sampled(folder: Path) -> None:
     path = folder / "onnx/generation_config.json"
     path.write_text(json.dumps({"do_sample": True, "temperature": 1.5, "top_k": 0, "max_new_tokens": 20}))
+    sealed(folder / "onnx")
     model = lightgpt2.load(folder / "onnx", threads=1)
     path.unlink()
+    sealed(folder / "onnx")
     plain = lightgpt2.load(folder / "onnx", threads=1)
     assert model.generate("A") == plain.generate("A", temperature=1.5, top_k=0, max_new_tokens=20)
     assert model.generate("A", temperature=0.0) == plain.generate("A", max_new_tokens=20)
@@ -181,15 +191,21 @@ def test_no_prompts_no_texts(model: LanguageModel) -> None:
         ("tokenizer.json", b"{", ["tokenizer.json cannot be read", "export it again"]),
         ("config.json", b"[]", ["config.json holds no settings"]),
         ("config.json", b"{}", ["config.json has no max_position_embeddings or n_positions"]),
-        ("export.json", b"{", ["export.json cannot be read"]),
     ],
 )
-def test_a_damaged_export(tmp_path: Path, file: str, content: bytes, words: list[str]) -> None:
+def test_an_export_that_cannot_be_loaded(tmp_path: Path, file: str, content: bytes, words: list[str]) -> None:
     (write_decoder(tmp_path) / file).write_bytes(content)
-    if file != "export.json":
-        seal(tmp_path, {"format": "onnx"})
+    sealed(tmp_path)
     with pytest.raises(UserError) as refused:
         lightgpt2.load(tmp_path)
     (problem,) = refused.value.problems
     assert problem.startswith("MODEL: ")
     assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "tokenizer.json", "config.json"])
+def test_an_export_that_was_changed(tmp_path: Path, file: str) -> None:
+    path = write_decoder(tmp_path) / file
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(UserError, match=f"^MODEL: {file} in .* is not what was written .*; export the model again$"):
+        lightgpt2.load(tmp_path)

@@ -1,0 +1,119 @@
+"""A model folder in an engine's own files, as a user of that engine would make them.
+
+    python -m benchmarks.engines.convert KIND MODEL TARGET
+
+- `gguf-TYPE`: our GGUF export in F32, then llama.cpp's own quantizer with its default mixture (`-pure`: one type for all).
+- `ctranslate2-TYPE`: CTranslate2's converter for transformers.
+- `openvino-TYPE`: the OpenVINO exporter of transformers, stateful; INT8 and INT4 by NNCF's weight compression with the settings
+  that optimum-intel takes by default (8 bits asymmetric; 4 bits asymmetric in groups of 128, embedding and head in 8 bits).
+- `onnx`, `onnx-int8`, `onnx-int4`: `lightgpt2 export`; `onnx-int4-128`: with groups of 128, embedding and head in INT4 too.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def to_gguf(kind: str, model: Path, target: Path) -> None:
+    """`F32`, `F16`, `Q8_0`, `Q4_0`, `Q4_0-pure`."""
+    import llama_cpp
+
+    name, _, pure = kind.partition("-")
+    whole = target / "whole"
+    _export(model, whole, "gguf", "--gguf-type", "F32")
+    (source,) = whole.glob("*.gguf")
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, "LLAMA_FTYPE_ALL_F32" if name == "F32" else f"LLAMA_FTYPE_MOSTLY_{name}")
+    settings.pure = bool(pure)
+    output = target / f"{kind}.gguf"
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(settings)):
+        raise RuntimeError(f"llama.cpp can't quantize to {kind}")
+    shutil.rmtree(whole)
+
+
+def to_ctranslate2(kind: str, model: Path, target: Path) -> None:
+    """`float32` or `int8`."""
+    from ctranslate2.converters import TransformersConverter
+
+    TransformersConverter(str(model)).convert(str(target), quantization=kind, force=True)
+
+
+def to_openvino(kind: str, model: Path, target: Path) -> None:
+    """`fp32`, `int8` or `int4`."""
+    import nncf
+    import openvino
+
+    whole = _openvino_model(model)
+    # Where a width is no multiple of 128: the largest power of two that divides it.
+    narrow = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+    modes: dict[str, dict[str, Any]] = {
+        "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+        "int4": {
+            "mode": nncf.CompressWeightsMode.INT4_ASYM,
+            "group_size": 128,
+            "ratio": 1.0,
+            "advanced_parameters": narrow,
+        },
+    }
+    if kind in modes:
+        whole = nncf.compress_weights(whole, **modes[kind])
+    openvino.save_model(whole, target / "openvino_model.xml", compress_to_fp16=False)
+
+
+def _openvino_model(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.exporters.exporter_openvino import OpenVINOConfig, OpenVINOExporter
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).eval()
+    ids = torch.arange(6).expand(2, 6)
+    with torch.no_grad():
+        past = model(ids[:, :3], use_cache=True).past_key_values
+    inputs = {
+        "input_ids": ids[:, 3:],
+        "attention_mask": torch.ones(2, 6, dtype=torch.long),
+        "position_ids": ids[:, 3:].contiguous(),
+        "past_key_values": past,
+    }
+    program = OpenVINOExporter().export(model, inputs, config=OpenVINOConfig(dynamic=True)).program
+    # The exporter pins the precision of its trace, which other routes to OpenVINO don't.
+    del program.rt_info["runtime_options"]
+    return program
+
+
+def to_onnx(kind: str, model: Path, target: Path) -> None:
+    """`onnx`, `onnx-int8`, `onnx-int4`, `onnx-int4-128`."""
+    target.rmdir()
+    form, _, group = kind.partition("-int4-")
+    _export(model, target, *((f"{form}-int4", "--group", group, "--embeddings", "int4") if group else (kind,)))
+
+
+def _export(model: Path, target: Path, *kind: str) -> None:
+    command = [sys.executable, "-m", "lightgpt2", "export", str(model), "--output", str(target), "--format", *kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"lightgpt2 export: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+
+
+CONVERSIONS = {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "openvino": to_openvino}
+
+
+def main() -> None:
+    """Makes one engine's files beside the target and moves them there."""
+    kind, model, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    started = target.with_name(f"{target.name}.{os.getpid()}")
+    started.mkdir(parents=True)
+    family, _, precision = kind.partition("-")
+    if family == "onnx":
+        to_onnx(kind, model, started)
+    else:
+        CONVERSIONS[family](precision, model, started)
+    started.rename(target)
+
+
+if __name__ == "__main__":
+    main()
