@@ -35,6 +35,8 @@ FORMS: dict[str, Forms] = {
     "int4": Forms("int4", "int8"),
     "int4, embeddings too": Forms("int4", "int4"),
     "int4, embeddings in fp32": Forms("int4", "fp32"),
+    "int4 in groups of 16": Forms("int4", "int4", group=16),
+    "int4 in groups of 128": Forms("int4", "int4", group=128),
 }
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
@@ -113,7 +115,7 @@ def matrices(model: PreTrainedModel, forms: Forms) -> list[tuple[list[str], Form
     return layers + [([name], forms.embeddings, True) for name in embeddings(model) if forms.embeddings != "fp32"]
 
 
-def nearest(rows: Tensor, form: Form) -> tuple[Array, Array, Array | None, Array]:
+def nearest(rows: Tensor, form: Form, group: int = GROUP) -> tuple[Array, Array, Array | None, Array]:
     """Integers, scales and zero points `[O, I]` by `functional.quantization`, and what they stand for."""
 
     def wide(value: Tensor) -> Array:
@@ -121,7 +123,7 @@ def nearest(rows: Tensor, form: Form) -> tuple[Array, Array, Array | None, Array
         return spread
 
     if form == "int4":
-        whole, scales, zeros = affine_integers(rows, GROUP)
+        whole, scales, zeros = affine_integers(rows, group)
         product = (whole.float() - zeros.float()) * scales
         return wide(whole), wide(scales), wide(zeros), wide(product)
     whole, scales = integers(rows, 8)
@@ -134,7 +136,7 @@ def rounded(model: PreTrainedModel, forms: Forms) -> PreTrainedModel:
     for names, form, _ in matrices(model, forms):
         for name in names:
             module: Any = smaller.get_submodule(name)
-            rows = torch.from_numpy(nearest(rows_of(module), form)[3].copy())
+            rows = torch.from_numpy(nearest(rows_of(module), form, forms.group)[3].copy())
             module.weight.data = rows.T.contiguous() if isinstance(module, Conv1D) else rows
     if is_tied(smaller):
         smaller.tie_weights()
@@ -155,7 +157,7 @@ def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     found = arrays(write_onnx(model, tmp_path, forms))
     for names, stored_as, embedding in matrices(model, forms):
         rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
-        whole, scales, zeros, product = nearest(rows, stored_as)
+        whole, scales, zeros, product = nearest(rows, stored_as, forms.group)
         stored = read(found, names[0], rows.shape[1], stored_as, embedding)
         np.testing.assert_array_equal(stored.whole, whole)
         np.testing.assert_array_equal(stored.scales, scales)
