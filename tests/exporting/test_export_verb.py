@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: onnx is no GGUF"]),
     "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 has groups; remove it"]),
     "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: 24 is not possible; give 16, 32, 64, 128"]),
-    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the model's weights have groups of their own"]),
+    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the model's weights have groups of"]),
     "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),
     "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: "]),
     "documents": (["gpt2", "--documents", "0"], ["--documents: "]),
