@@ -73,7 +73,7 @@ def _benchmark(options: Namespace) -> None:
     _check_writable("--output", output, output.parent)
     _check_writable("--traces", traces, traces)
     device = choose_device(options.device)
-    arms = plan(options.models, options.precision, options.attention, settings, options.trust_remote_code)
+    arms = plan(options.models, options.precision, options.attention, settings, options.trust_remote_code, device)
     try:
         result = measure(arms, settings, device, traces)
     except KeyboardInterrupt:
@@ -83,6 +83,18 @@ def _benchmark(options: Namespace) -> None:
         raise UserError([f"{arm['name']}: {arm['error']}" for arm in result["arms"]])
     print(benchmark_table(result), flush=True)
     print(f"\nfigures: {options.output}   traces: {options.traces}", flush=True)
+
+
+def _check_all(checks: list[Callable[[], None]]) -> None:
+    """Raises all mistakes at once."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
 
 
 def _check_new_folder(option: str, folder: Path) -> None:
@@ -102,13 +114,16 @@ def _check_writable(option: str, path: Path, folder: Path) -> None:
 
 def _benchmark_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "models", type=str, nargs="+", help="Model folders, GGUF files or hub models. First: the baseline."
+        "models",
+        type=str,
+        nargs="+",
+        help="Model folders, exported folders, GGUF files or hub models. First: the baseline.",
     )
     parser.add_argument(
         "--precision",
         type=Literal["fp32", "bf16", "fp16", "int8", "nf4"],
         nargs="+",
-        help="Precisions to measure every model in; default: fp32, or what a folder is quantized to already.",
+        help="Precisions to measure every model in; default: fp32, or what a folder is quantized to or exported as.",
     )
     parser.add_argument(
         "--attention",
@@ -141,18 +156,11 @@ def _export(options: Namespace) -> None:
 
     target = Target(options.format, options.embeddings, options.group, options.gguf_type)
     output = Path(options.output).expanduser() if options.output else default_output(options.model, target)
-    problems: list[str] = []
     checks: list[Callable[[], None]] = [
         lambda: _check_new_folder("--output", output),
         lambda: check_model(options.model, target, options.trust_remote_code),
     ]
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+    _check_all(checks)
     data = validation_data(options.model, options.data, options.trust_remote_code)
     try:
         about = export(

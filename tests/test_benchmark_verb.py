@@ -145,17 +145,21 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_callback_measures_the_artefact_and_writes_it_down(bench: Bench, tmp_path: Path) -> None:
-    """With a quantized model beside the artefact, that another callback makes before, though it is named after it."""
+    """With quantized models beside the artefact, that another callback makes before, though it is named after it."""
     write_model(Path("teacher"), n_embd=64)  # some processors' NF4 kernels take no narrower one
     bench.configure(callbacks() | {"model.layers": 2, "trainer.enable_progress_bar": True})
     config = yaml.safe_load(Path("config.yaml").read_text())
-    quantize = {"class_path": "lightgpt2.callbacks.PostTrainingQuantization", "init_args": {"formats": ["nf4"]}}
+    quantize = {
+        "class_path": "lightgpt2.callbacks.PostTrainingQuantization",
+        "init_args": {"formats": ["nf4", "onnx-int8"]},
+    }
     config["trainer"]["callbacks"].append(quantize)
     write_config(Path("config.yaml"), config)
     output = succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "r")
     folder = tmp_path / "checkpoints/r"
     result = json.loads((folder / "benchmark.json").read_text())
-    assert [arm["name"] for arm in result["arms"]] == ["model fp32", "model bf16", "model-nf4 nf4"]
+    quantized = ["model-nf4 nf4", "model-onnx-int8 onnx-int8"]
+    assert [arm["name"] for arm in result["arms"]] == ["model fp32", "model bf16", *quantized]
     assert not [arm for arm in result["arms"] if "error" in arm]
     entry = json.loads((folder / "model/ledger.json").read_text())[-1]
     assert entry["benchmark"] == result

@@ -9,23 +9,22 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightgpt2.errors import UserError
-from lightgpt2.inference.arms import Arm, Settings
+from lightgpt2.inference.arms import EXPORTED, GRAPH, Arm, Settings, own_precision
 from lightgpt2.inference.benchmark import measure
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import write_json
-from lightgpt2.models.quantization import stored_precision
 from lightgpt2.report.benchmark_table import benchmark_markdown, benchmark_table, operators_markdown
 from lightgpt2.runs import Run
 
-_QUANTIZED = ("nf4", "int8")
+_OTHERS = ("nf4", "int8", *EXPORTED)
 
 
 class InferenceBenchmark(Callback):
-    """Measures speed and memory of the run's model: in FP32, in half precision, and of what it was quantized to.
+    """Measures speed and memory of the run's model: in FP32, in half precision, and of its quantized and exported siblings.
 
-    The figures go to the terminal, TensorBoard, `checkpoints/<run>/benchmark.json` and the model's ledger, the profiler's
-    traces to `tb-logs/<run>/profile/`.
+    (Not of GGUF, which would be dequantized for it.) The figures go to the terminal, TensorBoard,
+    `checkpoints/<run>/benchmark.json` and the model's ledger, the profiler's traces to `tb-logs/<run>/profile/`.
 
     Args:
         rounds: How often every form of the model is measured, in turn with the others.
@@ -38,7 +37,7 @@ class InferenceBenchmark(Callback):
             its other forms with the first.
     """
 
-    order = 2  # after the model was written, scored and quantized
+    order = 2  # after the model was written, scored, quantized and exported
 
     def __init__(
         self,
@@ -98,16 +97,16 @@ class InferenceBenchmark(Callback):
     def _arms(self, trust_remote_code: bool) -> list[Arm]:
         model = self.run.model
         first, *others = self.attention
-        chosen = [(model, "fp32", first), *((model, "fp32", other) for other in others)]
+        chosen: list[tuple[Path, str, str]] = [(model, "fp32", first), *((model, "fp32", other) for other in others)]
         if self.half:
             chosen.append((model, self.half, first))
-        for precision in _QUANTIZED:
+        for precision in _OTHERS:
             sibling = self.run.sibling(precision)
-            if (sibling / "config.json").is_file() and stored_precision(str(sibling), "model", trust_remote_code):
-                chosen.append((sibling, precision, first))
+            if (sibling / "config.json").is_file() and own_precision(str(sibling), "model", trust_remote_code):
+                chosen.append((sibling, precision, GRAPH if precision in EXPORTED else first))
         return [
             Arm(
-                " ".join([folder.name, precision, *([attention] if attention != first else [])]),
+                " ".join([folder.name, precision, *([attention] if attention not in (first, GRAPH) else [])]),
                 str(folder), precision, attention, trust_remote_code,
             )
             for folder, precision, attention in chosen

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data.requirements import flaw
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.folder import is_exported
 from lightgpt2.functional.diversity import distinct, repeated
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
@@ -24,6 +25,8 @@ _BATCH = 50
 
 class GenerationCheck(Callback):
     """Lets the artefact, and its quantized siblings, continue validation documents, and looks at what they write.
+
+    (Exported ones are left out: how far their tokens agree with the artefact's is measured when they are exported.)
 
     How often a token repeats one of the sixteen before it, and how many of all pairs of tokens are different ones, beside the
     same figures of the documents' own continuations: a model that was made too small, or cut too deep, repeats itself. On the
@@ -91,8 +94,8 @@ class GenerationCheck(Callback):
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
-        folders = [self.run.model, *(path for path in self.run.derived() if (path / ledger.FILE).is_file())]
-        for folder in folders:
+        siblings = [path for path in self.run.derived() if (path / ledger.FILE).is_file()]
+        for folder in [self.run.model, *(path for path in siblings if not is_exported(str(path)))]:
             model = load_model(str(folder), "model", pl_module.trust_remote_code).to(trainer.strategy.root_device)
             found = self._measure(model.eval(), self._data(trainer))
             entries = ledger.read(str(folder))

@@ -1,11 +1,13 @@
 """Quantized siblings of the artefact, at fit end."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from lightgpt2.callbacks.export import Export, check_exports, export_sibling
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.export import Target
 from lightgpt2.inference.memory import weights_mb
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method
@@ -18,12 +20,17 @@ from lightgpt2.models.saving import measure_sizes
 from lightgpt2.report.table import precisions
 from lightgpt2.runs import Run
 
+OnnxFormat = Literal["onnx-int8", "onnx-int4"]
+
+_NAME = "trainer.callbacks.PostTrainingQuantization"
+
 
 class PostTrainingQuantization(Callback):
     """Writes the artefact in NF4 and INT8 beside it, as `model-nf4/` and `model-int8/`, and scores each from disk.
 
-    By bitsandbytes, through transformers, which loads the folders on processors and on CUDA. All linear layers of the blocks
-    are quantized, or it fails; embeddings, norms and the vocabulary head stay. NF4 wants layers whose inputs
+    Those by bitsandbytes, through transformers, which loads the folders on processors and on CUDA. `onnx-int8` and `onnx-int4`
+    are for ONNX Runtime on processors, as `Export` writes them: embeddings in INT8 too. All linear layers of the blocks
+    are quantized, or it fails; with bitsandbytes embeddings, norms and the vocabulary head stay. NF4 wants layers whose inputs
     are a multiple of 64, for bitsandbytes computes others wrongly on some processors. The table has the artefact in FP32 and
     with its weights rounded to bfloat16 too (computed in FP32): what half precision alone would save is no merit of
     quantization.
@@ -41,30 +48,45 @@ class PostTrainingQuantization(Callback):
 
     order = 1  # after the artefact
 
-    def __init__(self, formats: list[Format] | None = None) -> None:
-        self.formats: list[Format] = ["nf4", "int8"] if formats is None else formats
+    def __init__(self, formats: list[Format | OnnxFormat] | None = None) -> None:
+        self.formats = [*(get_args(Format) if formats is None else formats)]
         self.run: Run
+
+    @property
+    def targets(self) -> list[Target]:
+        """What is written for ONNX Runtime."""
+        return [Target(form) for form in get_args(OnnxFormat) if form in self.formats]
 
     def attach(self, run: Run) -> None:
         """Says whose artefact it is; checks the settings."""
         self.run = run
         if not self.formats or len(set(self.formats)) < len(self.formats):
-            raise UserError("trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once")
+            raise UserError(f"{_NAME}.formats: give one or more of nf4, int8, onnx-int8, onnx-int4, each once")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks whether there will be anything to quantize, before anything is touched."""
+        """Looks whether there will be anything to quantize, before anything is touched.
+
+        Raises:
+            UserError: There will not, or another callback writes the same folder.
+        """
         assert isinstance(pl_module, Method)
-        if stage == "fit" and pl_module.makes:
+        if stage != "fit":
+            return
+        if pl_module.makes:
             raise UserError(
-                f"trainer.callbacks.PostTrainingQuantization: {type(pl_module).__name__} leaves the weights in "
-                f"{pl_module.makes.upper()}, and nothing is converted twice; remove it"
+                f"{_NAME}: {type(pl_module).__name__} leaves the weights in {pl_module.makes.upper()}, and nothing is "
+                "converted twice; remove it (lightgpt2.callbacks.Export writes them with their own scales)"
             )
+        others: list[Any] = [other for other in trainer.callbacks if isinstance(other, Export)]  # type: ignore[attr-defined]
+        if twice := {form for other in others for form in other.formats} & set(self.formats):
+            raise UserError(f"{_NAME}.formats: {min(twice)} is among those of Export too; remove one of the two")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for what cannot be quantized, before anything is trained."""
         assert isinstance(pl_module, Method)
-        for form in self.formats:
+        for form in self._of_bitsandbytes():
             check_blocks(pl_module.model, form)
+        check_exports(trainer, pl_module, self.targets, _NAME)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Quantizes, scores, prints."""
@@ -80,7 +102,7 @@ class PostTrainingQuantization(Callback):
         }
         entries[-1]["quality"]["bf16"] = {key: rows["bf16"][key] for key in ledger.QUALITY}
         write_json(self.run.model / ledger.FILE, entries)
-        for form in self.formats:
+        for form in self._of_bitsandbytes():
             folder = self.run.sibling(form)
             restore_folder(folder)
             made = quantize_folder(self.run.model, folder, form, data.tokenizer, pl_module.trust_remote_code)
@@ -98,7 +120,12 @@ class PostTrainingQuantization(Callback):
             for key in ("curve", "training", "benchmark", "sweeps"):
                 entry.pop(key, None)
             write_json(folder / ledger.FILE, [*entries, entry])
+        for target in self.targets:
+            rows[target.form] = _exported(export_sibling(trainer, pl_module, self.run, target, _NAME))
         print(precisions(rows), flush=True)
+
+    def _of_bitsandbytes(self) -> list[Format]:
+        return [form for form in get_args(Format) if form in self.formats]
 
     def _figures(
         self, trainer: Trainer, method: Method, precision: str, quality: dict[str, Any] | None = None
@@ -119,3 +146,9 @@ class PostTrainingQuantization(Callback):
             loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
             quality = score(model, method.task, loader, documents, f"Scoring {precision}").as_dict()
         return {**quality, **sizes}
+
+
+def _exported(about: dict[str, Any]) -> dict[str, Any]:
+    """The figures of what `export.json` tells; how much memory its weights take is ONNX Runtime's business."""
+    megabytes = sum(about["bytes"].values()) / 1e6
+    return {**about["quality"]["after"], "megabytes": megabytes, "memory": None, "quantized": "all"}

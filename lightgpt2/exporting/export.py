@@ -19,14 +19,13 @@ from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS, Graph
 from lightgpt2.exporting.onnx_weights import GROUP, Form, block_size
 from lightgpt2.exporting.verification import verify
 from lightgpt2.generation.engines import Engine
-from lightgpt2.generation.onnx_engine import OnnxEngine
 from lightgpt2.generation.transformers_engine import TransformersEngine
-from lightgpt2.inference.scoring import Score
 from lightgpt2.models import ledger
 from lightgpt2.models.axes import Shape
 from lightgpt2.models.files import atomic_folder, write_json
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer
 from lightgpt2.models.quantization import quantization_of
+from lightgpt2.models.saving import measure_sizes
 from lightgpt2.models.standalone import stored_weights
 
 Format = Literal["onnx", "onnx-int8", "onnx-int4", "gguf"]
@@ -175,7 +174,7 @@ def export(
     data: Any,
     *,
     documents: int | None = None,
-    before: Score | None = None,
+    before: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Writes a model in another format, atomically, and verifies what it wrote.
@@ -186,7 +185,7 @@ def export(
         output: Folder to write; it must not exist.
         data: The data module, with the model's tokenizer: its training split calibrates, its validation split verifies.
         documents: How many documents of the validation split are scored, the first ones; None for all.
-        before: The model's score on those, if it is known.
+        before: The model's figures on those, as in a ledger, if they are known.
         trust_remote_code: Whether code in the model's folder may run.
 
     Returns:
@@ -211,7 +210,7 @@ def export(
         if problems:
             raise UserError([f"--format {target.form}: {problem}; nothing was written" for problem in problems])
         about = {"format": target.form, **written, **found, "validation": data.describe()["source"]}
-        _write_ledger(source, model, folder, data, about)
+        _write_ledger(source, model, folder, data, about, target)
         seal(folder, about)
     return about
 
@@ -310,6 +309,8 @@ def plain_config(config: PretrainedConfig) -> PretrainedConfig:
 def _engine(folder: Path, model: PreTrainedModel, target: Target) -> Engine:
     if target.form == "gguf":
         return TransformersEngine(load_model(str(folder / GGUF), "MODEL", config=plain_config(model.config)).eval())
+    from lightgpt2.generation.onnx_engine import OnnxEngine  # and ONNX Runtime: only what exports pays for it
+
     return OnnxEngine(folder / GRAPH, model.config.max_position_embeddings, torch.get_num_threads())
 
 
@@ -333,8 +334,13 @@ def _size_problems(model: PreTrainedModel, written: dict[str, Any], target: Targ
     return [f"its weights take {written['weights'] / 1e6:.2f} MB where {most / 1e6:.2f} were expected at most"]
 
 
-def _write_ledger(source: str, model: PreTrainedModel, folder: Path, data: Any, about: dict[str, Any]) -> None:
+def _write_ledger(
+    source: str, model: PreTrainedModel, folder: Path, data: Any, about: dict[str, Any], target: Target
+) -> None:
     operation = {"op": "export", **{key: about[key] for key in about if key not in ("quality", "validation")}}
+    sizes = measure_sizes(model, folder).as_dict() | {"megabytes": sum(about["bytes"].values()) / 1e6}
+    if target.precision in ("int8", "int4") and about.get("scales") != "trained":
+        sizes["nonzero"] = None  # rounding has made more zeros
     entry = ledger.Entry(
         stage="export",
         method="Export",
@@ -345,7 +351,7 @@ def _write_ledger(source: str, model: PreTrainedModel, folder: Path, data: Any, 
         seed=0,
         steps=0,
         seconds=0.0,
-        quality=about["quality"],
-        sizes={"parameters": model.num_parameters(), "megabytes": sum(about["bytes"].values()) / 1e6},
+        quality={name: about["quality"][name] for name in ("before", "after")},
+        sizes=sizes,
     )
     write_json(folder / ledger.FILE, ledger.extended(source, entry))

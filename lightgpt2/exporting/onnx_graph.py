@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 MICROSOFT = "com.microsoft"  # the operators that ONNX Runtime adds to the standard's
 
-_OPSETS = {"": 18, MICROSOFT: 1}
+_OPSET = 18  # of the standard, unless a graph needs a later one
 _IR_VERSION = 10
 _PAGE = 4096  # what a file can be mapped by
 _INLINE = 256  # bytes up to which a constant lies in the graph itself, where ONNX Runtime can fold it
@@ -31,10 +31,11 @@ class Graph:
 
     Args:
         folder: Where `model.onnx` and `model.onnx_data` go.
+        opset: Version of the standard's operators.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, opset: int = _OPSET) -> None:
+        self._folder, self._opset = folder, opset
         self._tape = ir.tape.Tape()
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
@@ -122,7 +123,7 @@ class Graph:
             self._outputs,
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports=_OPSETS,
+            opset_imports={"": self._opset, MICROSOFT: 1},
             name="model",
         )
         ir.save(ir.Model(graph, ir_version=_IR_VERSION, producer_name="lightgpt2"), self._folder / GRAPH)

@@ -208,8 +208,8 @@ class Vocabulary:
             scales = graph.op("Gather", graph.again(self._scale, f"{lookup}_scale"), ids)
             return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
         blocks = self._blocks
-        weight, scale, zero = self._written
         filled = blocks.scales.shape[1] * blocks.size
+        weight, scale, zero = self._written
         flat = graph.again(weight, lookup, (self._rows, filled * blocks.bits // 8))
         scale = graph.again(scale, f"{lookup}_scale")
         zero = zero and graph.again(zero, f"{lookup}_zero")

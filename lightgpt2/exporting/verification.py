@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.generation.engines import Engine, Floats, Ints
-from lightgpt2.inference.scoring import Score, score_logits
+from lightgpt2.inference.scoring import score_logits
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 16, 64
 _TIE = 1e-3  # logits that are this close may change places by rounding alone
@@ -94,7 +94,7 @@ def verify(
     data: Any,
     documents: int | None,
     precision: str,
-    before: Score | None = None,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Figures of what was exported, and what is wrong with them.
 
@@ -104,7 +104,7 @@ def verify(
         data: Its validation split.
         documents: How many of its documents are scored, the first ones; None for all.
         precision: One of `BOUNDS`.
-        before: The source's score of the same documents, if it is known.
+        before: The source's figures on the same documents, as in a ledger, if they are known.
 
     Returns:
         `quality` (`before`, `after`, `ratio` of the perplexities), `agreement`, and under `problems` what is out of bounds.
@@ -114,13 +114,13 @@ def verify(
     found = agreement(engine, model, prompts)
     loader, sizes = first_documents(data, documents)
     if before is None:
-        before = score_logits(torch_logits(model), loader, sizes, "Scoring the source")
+        before = score_logits(torch_logits(model), loader, sizes, "Scoring the source").as_dict()
     after = score_logits(lambda ids: engine.logits(ids, np.ones_like(ids)), loader, sizes, "Scoring the export")
-    ratio = after.perplexity / before.perplexity
+    ratio = after.perplexity / before["perplexity"]
     problems = []
     if not ratio <= 1 + BOUNDS[precision]:  # nor is one that is no number
         problems.append(
-            f"its perplexity is {after.perplexity:.2f}, {ratio - 1:.1%} above the source's {before.perplexity:.2f}; at most "
+            f"its perplexity is {after.perplexity:.2f}, {ratio - 1:.1%} above the source's {before['perplexity']:.2f}; at most "
             f"{BOUNDS[precision]:.1%} is allowed"
         )
     if precision == "fp32" and min(found.cache, found.source) < 1:
@@ -130,7 +130,7 @@ def verify(
     if precision == "fp32" and not found.error <= _LOGITS:
         problems.append(f"its logits are up to {found.error:.2%} off PyTorch's; at most {_LOGITS:.0%} is allowed")
     return {
-        "quality": {"before": before.as_dict(), "after": after.as_dict(), "ratio": ratio},
+        "quality": {"before": before, "after": after.as_dict(), "ratio": ratio},
         "agreement": vars(found),
         "problems": problems,
     }

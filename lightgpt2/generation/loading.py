@@ -42,13 +42,27 @@ def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:
 
     config = _json(folder / "config.json", key)
     generation = _json(folder / "generation_config.json", key) if (folder / "generation_config.json").exists() else {}
+    engine = OnnxEngine(folder / "model.onnx", context_of(folder, key), threads, key)
+    return LanguageModel(engine, _tokenizer(folder, key), _with_ends(generation, config))
+
+
+def context_of(folder: Path, key: str) -> int:
+    """How many positions the model of an exported folder has.
+
+    Args:
+        folder: The folder.
+        key: What to call the model in errors.
+
+    Raises:
+        UserError: Its `config.json` cannot be read, or does not say.
+    """
+    config = _json(folder / "config.json", key)
     context = config.get("max_position_embeddings") or config.get("n_positions")
     if not context:
         raise UserError(
             f"{key}: {folder / 'config.json'} has no max_position_embeddings or n_positions; export it again"
         )
-    engine = OnnxEngine(folder / "model.onnx", int(context), threads, key)
-    return LanguageModel(engine, _tokenizer(folder, key), _with_ends(generation, config))
+    return int(context)
 
 
 def _load_gguf(folder: Path, threads: int | None, key: str) -> LanguageModel:

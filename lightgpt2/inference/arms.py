@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.folder import is_exported, open_export
+from lightgpt2.generation.loading import context_of
 from lightgpt2.models.loading import load_config
 from lightgpt2.models.quantization import stored_precision
+
+EXPORTED = ("onnx", "onnx-int8", "onnx-int4")  # precisions of folders that ONNX Runtime runs
+GRAPH = "graph"  # their kind of attention: the graph's own
 
 _QUANTIZING = ("int8", "nf4")
 
@@ -72,8 +77,8 @@ class Arm:
     Attributes:
         name: What it is called in tables; no two arms share one.
         source: Hub id, folder or GGUF file.
-        precision: `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to already.
-        attention: `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel.
+        precision: `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to or exported as already.
+        attention: `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `graph` for an exported folder.
         trust_remote_code: Whether code in the model's folder may run.
     """
 
@@ -95,34 +100,80 @@ def plan(
     attentions: Sequence[str],
     settings: Settings,
     trust_remote_code: bool = False,
+    device: str = "cpu",
 ) -> list[Arm]:
     """The arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
 
+    Exported folders are measured as they are.
+
     Args:
         models: Hub ids, folders and GGUF files.
-        precisions: Precisions; None for FP32, and for its own where a folder is quantized already.
+        precisions: Precisions; None for FP32, and for its own where a folder is quantized or exported already.
         attentions: Kinds of attention.
         settings: What will be measured.
         trust_remote_code: Whether code in the models' folders may run.
+        device: `cpu` or `cuda:N`.
 
     Raises:
         UserError: Every mistake that shows without weights.
     """
     problems: list[str] = []
     chosen: list[tuple[str, str, str]] = []
-    for model in models:
+    for given in models:
+        model = _gguf_of(given)
         try:
-            config = load_config(model, "MODEL", trust_remote_code)
-            mine = _precisions(model, stored_precision(model, "MODEL", trust_remote_code), precisions)
+            own = own_precision(model, "MODEL", trust_remote_code)
+            mine = _precisions(model, own, precisions)
+            if own in EXPORTED and device != "cpu":
+                raise UserError(cuda_problem(model))
+            positions = _positions(model, own, trust_remote_code)
         except UserError as error:
             problems += error.problems
             continue
-        problems += settings.problems(config.max_position_embeddings, f"{model}'s", _option)
-        chosen += [(model, precision, attention) for precision in mine for attention in attentions]
+        problems += settings.problems(positions, f"{model}'s", _option)
+        kinds = [GRAPH] if own in EXPORTED else attentions
+        chosen += [(model, precision, attention) for precision in mine for attention in kinds]
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
     names = _names(chosen)
     return [Arm(name, *choice, trust_remote_code) for name, choice in zip(names, chosen, strict=True)]
+
+
+def own_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
+    """What a model is quantized to or exported as already: as `stored_precision`, or one of `EXPORTED`.
+
+    Args:
+        source: Hub id, folder or GGUF file.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Raises:
+        UserError: Its configuration cannot be loaded, or an exported folder is damaged.
+    """
+    if not is_exported(source):
+        return stored_precision(source, key, trust_remote_code)
+    form = open_export(Path(source).expanduser(), key).get("format")
+    if form not in EXPORTED:
+        raise UserError(f"{key}: {source} says that it holds {form!r}; export the model again")
+    return str(form)
+
+
+def _positions(model: str, own: str | None, trust_remote_code: bool) -> int:
+    if own in EXPORTED:
+        return context_of(Path(model).expanduser(), "MODEL")
+    positions: int = load_config(model, "MODEL", trust_remote_code).max_position_embeddings
+    return positions
+
+
+def cuda_problem(source: str) -> str:
+    """Why an exported folder is not measured on CUDA."""
+    return f"--device: {source} is exported for processors, and its figures would not be CUDA's; give --device cpu"
+
+
+def _gguf_of(source: str) -> str:
+    """The file of an exported folder that holds GGUF, which is measured as any such file is; else the source itself."""
+    file = Path(source).expanduser() / "model.gguf"
+    return str(file) if is_exported(source) and file.is_file() else source
 
 
 def _option(setting: str) -> str:
@@ -139,7 +190,8 @@ def _precisions(model: str, stored: str | None, wanted: Sequence[str] | None) ->
             )
     elif stored is not None:
         if refused := [p for p in wanted or () if p != stored]:
-            reason = "would be quantizing what is already quantized" if refused[0] in _QUANTIZING else "is not there"
+            again = refused[0] in _QUANTIZING and stored not in EXPORTED
+            reason = "would be quantizing what is already quantized" if again else "is not there"
             raise UserError(
                 f"--precision: {refused[0]} of {model} {reason}: the folder is {stored}; leave --precision out to measure "
                 "each model as it is"
@@ -152,12 +204,12 @@ def _names(chosen: list[tuple[str, str, str]]) -> list[str]:
     """A name for each arm: the last part of the model's path where that is enough, and what tells arms apart."""
     sources = {source for source, _, _ in chosen}
     last = Counter(_last(source) for source in sources)
-    several = len({attention for _, _, attention in chosen}) > 1
+    several = len({attention for _, _, attention in chosen} - {GRAPH}) > 1
     seen: Counter[str] = Counter()
     names = []
     for source, precision, attention in chosen:
         model = _last(source) if last[_last(source)] == 1 else source.rstrip("/")
-        name = " ".join([model, precision, *([attention] if several else [])])
+        name = " ".join([model, precision, *([attention] if several and attention != GRAPH else [])])
         seen[name] += 1  # a model beside itself is a control: its ratio should be 1
         names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return names

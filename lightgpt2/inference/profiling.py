@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from lightgpt2.models.files import atomic_file
 
-_TOP = 10
-_ACTIVE = 3
+TOP = 10  # operators in the table
+ACTIVE = 3  # steps that are profiled
 _ATTENTION = "aten::_scaled_dot_product_"
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_mm")
 
@@ -50,9 +50,9 @@ def profiled(step: Callable[[], None], device: str, trace: Path) -> Profile:
             profiler.export_chrome_trace(str(temporary))
         found.append(_read(profiler.key_averages(), cuda))
 
-    plan = schedule(wait=1, warmup=1, active=_ACTIVE, repeat=1)
+    plan = schedule(wait=1, warmup=1, active=ACTIVE, repeat=1)
     with profile(activities=activities, schedule=plan, on_trace_ready=finish) as profiler:
-        for _ in range(2 + _ACTIVE):
+        for _ in range(2 + ACTIVE):
             step()
             if cuda:
                 torch.cuda.synchronize()
@@ -77,7 +77,7 @@ def _top(rows: list[Any], cuda: bool) -> list[dict[str, Any]]:
     """On CUDA an operator's own time is that of the kernels it launched."""
     times = {id(row): float(row.self_device_time_total if cuda else row.self_cpu_time_total) for row in rows}
     total = sum(times.values()) or 1.0
-    longest = sorted(rows, key=lambda row: -times[id(row)])[:_TOP]
+    longest = sorted(rows, key=lambda row: -times[id(row)])[:TOP]
     return [
         {
             "name": row.key,

@@ -8,15 +8,12 @@ time from the other arms.
 
 import contextlib
 import importlib
-import itertools
 import json
 import logging
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,16 +25,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from lightgpt2.errors import UserError
-from lightgpt2.inference.arms import Arm, Settings
+from lightgpt2.inference.arms import EXPORTED, Arm, Settings
+from lightgpt2.inference.measured import PROFILED_TOKENS, Measured, machine
 from lightgpt2.inference.memory import Meter, embedding_mb, stored_tensors, weights_mb
 from lightgpt2.inference.profiling import profiled, residency_problem
-from lightgpt2.models.ledger import versions
 from lightgpt2.models.loading import load_config
 from lightgpt2.models.quantization import load_for_inference
-
-_REPEATS, _SECONDS = 10, 2.0  # of a forward pass in a round: so many, or as many as fit into this time
-_WARM_TOKENS = 8
-_PROFILED_TOKENS = 4
 
 
 class Clock(BaseStreamer):  # type: ignore[misc]
@@ -66,8 +59,8 @@ class Clock(BaseStreamer):  # type: ignore[misc]
         """Nothing."""
 
 
-class Worker:
-    """One arm's model and what can be asked of it.
+class Worker(Measured):
+    """A model of transformers and what can be asked of it.
 
     Args:
         arm: What to load, and how.
@@ -76,7 +69,7 @@ class Worker:
     """
 
     def __init__(self, arm: Arm, settings: Settings, device: str) -> None:
-        self.arm, self.settings, self.device = arm, settings, device
+        super().__init__(arm, settings, device)
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
 
@@ -101,10 +94,7 @@ class Worker:
             raise UserError(problem)
         # The folder's own settings could stop or slow generation: its end-of-text token, a repetition penalty.
         self.model.generation_config = GenerationConfig(pad_token_id=0)
-        # All lengths have a prompt in common.
-        self.prompt = self._random(1, self.settings.prompt_tokens)
-        length = self.settings.forward_tokens
-        self.batches = {f"{batch}x{length}": self._random(batch, length) for batch in self.settings.batches}
+        self._prepare(self.model.config.vocab_size)
         sizes = {
             "weights_mb": weights_mb(self.model),
             "embedding_mb": embedding_mb(self.model),
@@ -112,15 +102,7 @@ class Worker:
             "load_seconds": seconds,
         }
         self._warm_up()
-        return {"sizes": sizes, "machine": _machine(self.device)}
-
-    def round(self) -> dict[str, Any]:
-        """Measures everything once: milliseconds of passes, of first tokens and between tokens; CPU seconds; peak memory."""
-        return {
-            "forward": {shape: self._forward_times(ids) for shape, ids in self.batches.items()},
-            "generate": {str(count): self._token_times(count) for count in self.settings.new_tokens},
-            "peaks": self.meter.peaks(),
-        }
+        return {"sizes": sizes, "machine": machine(self.device)}
 
     def profile(self, trace: str) -> dict[str, Any]:
         """Profiles a forward pass at batch 1 and a few decode steps.
@@ -137,7 +119,7 @@ class Worker:
             with torch.profiler.record_function("forward"):
                 self._forward(ids)
             with torch.profiler.record_function("generate"):
-                self._generate(_PROFILED_TOKENS)
+                self._generate(PROFILED_TOKENS)
 
         found = profiled(step, self.device, Path(trace))
         if problem := residency_problem(self.device, self.tensors, found.products):
@@ -145,11 +127,6 @@ class Worker:
         return {"operators": found.operators, "attention_kernel": found.attention_kernel, "trace": trace}
 
     # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _random(self, batch: int, length: int) -> Tensor:
-        """The same random tokens in every process."""
-        generator = torch.Generator().manual_seed(length)
-        return torch.randint(self.model.config.vocab_size, (batch, length), generator=generator).to(self.device)
 
     def _synchronize(self) -> None:
         if self.device.startswith("cuda"):
@@ -167,10 +144,7 @@ class Worker:
 
     @torch.inference_mode()
     def _generate(self, count: int) -> tuple[list[float], float]:
-        """Generates exactly so many tokens; the times of the start and of each token, and CPU seconds up to the last.
-
-        They are those of all threads of the process, in its own code and in the system's.
-        """
+        """See `Measured`."""
         clock = Clock(self._synchronize)
         forced = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1)
         self._synchronize()
@@ -184,28 +158,6 @@ class Worker:
             raise RuntimeError(f"generated {made} tokens in place of {count}")
         return [started, *clock.times], clock.spent - spent
 
-    def _warm_up(self) -> None:
-        for ids in self.batches.values():
-            self._forward(ids)
-        self._generate(min(_WARM_TOKENS, *self.settings.new_tokens))
-
-    def _forward_times(self, ids: Tensor) -> list[float]:
-        times: list[float] = []
-        while len(times) <= _REPEATS and sum(times) < _SECONDS * 1e3:
-            self._synchronize()
-            started = time.perf_counter()
-            self._forward(ids)
-            self._synchronize()
-            times.append((time.perf_counter() - started) * 1e3)
-        # The others have used the caches since the last round, which the first pass suffers for.
-        return times[1:] or times
-
-    def _token_times(self, count: int) -> dict[str, Any]:
-        self._generate(2)
-        times, spent = self._generate(count)
-        gaps = [(after - before) * 1e3 for before, after in itertools.pairwise(times)]
-        return {"first": gaps[0], "others": gaps[1:], "cpu_seconds": spent}
-
 
 def _import_model_code(config: Any, arm: Arm) -> None:
     """Imports what loading will need, so that it does not count as memory of the model."""
@@ -215,25 +167,6 @@ def _import_model_code(config: Any, arm: Arm) -> None:
         with contextlib.suppress(ImportError):
             for name in ("accelerate", "bitsandbytes"):
                 importlib.import_module(name)
-
-
-def _machine(device: str) -> dict[str, Any]:
-    """What the figures belong to."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    cuda = device.startswith("cuda")
-    found = versions()
-    with contextlib.suppress(PackageNotFoundError):
-        found["bitsandbytes"] = version("bitsandbytes")
-    return {
-        "name": f"{torch.cuda.get_device_name()}, {name}" if cuda else name,
-        "device": "cuda" if cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": found,
-    }
 
 
 def _reason(error: Exception) -> str:
@@ -247,6 +180,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
+def _worker_of(arm: Arm) -> type[Measured]:
+    if arm.precision not in EXPORTED:
+        return Worker
+    from lightgpt2.inference.onnx_worker import OnnxWorker  # and ONNX Runtime, of which the other arms' memory is free
+
+    return OnnxWorker
+
+
 def serve(requests: TextIO, replies: TextIO) -> None:
     """Answers requests until there are no more.
 
@@ -254,13 +195,14 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         requests: Lines of JSON: `load`, `round`, `profile`.
         replies: A line for each: `ok` with what was measured, or `error`.
     """
-    worker: Worker | None = None
+    worker: Measured | None = None
     for line in requests:
         request = json.loads(line)
         reply: dict[str, Any]
         try:
             if request["do"] == "load":
-                worker = Worker(Arm(**request["spec"]), Settings(**request["settings"]), request["device"])
+                arm, settings = Arm(**request["spec"]), Settings(**request["settings"])
+                worker = _worker_of(arm)(arm, settings, request["device"])
                 result = worker.load()
             else:
                 assert worker is not None

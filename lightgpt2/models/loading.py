@@ -14,7 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
@@ -29,6 +31,8 @@ from lightgpt2.models.families import check_family
 from lightgpt2.models.standalone.modeling_lightgpt2 import MODELS
 
 Result = TypeVar("Result")
+
+ENCODERS = ("bert", "distilbert")  # families that can be exported, and not trained
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -145,9 +149,14 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
     """Cached, since reading a GGUF file's takes seconds and several parts of the program ask."""
     if _is_path(source):
         _check_folder(source, key)
-    return _guarded(
+    config: PretrainedConfig = _guarded(
         lambda: AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
     )
+    if config.model_type == "gpt2" and source.endswith(
+        ".gguf"
+    ):  # of which transformers reads the length under an old name
+        config.n_positions = getattr(config, "n_ctx", config.n_positions)
+    return config
 
 
 def _is_ours(config: PretrainedConfig) -> bool:
@@ -203,6 +212,7 @@ def load_model(
         raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
     if gguf:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
+        options.setdefault("config", config)
     elif quantization is not None:
         arguments["quantization_config"] = quantization
     loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
@@ -223,6 +233,36 @@ def load_model(
             _forget_quantization(model)
     allow_packing(model, False)
     return model
+
+
+def load_encoder(source: str, key: str) -> PreTrainedModel:
+    """An encoder in FP32: with its classification head where its configuration names one, else the base model.
+
+    Args:
+        source: Hub id or folder.
+        key: Config key to name in errors.
+
+    Raises:
+        UserError: It cannot be loaded, is no encoder of a supported family, or lacks weights.
+    """
+    config = _named_config(source, key, False)
+    if config.model_type not in ENCODERS:
+        raise UserError(
+            f"{key}: {source} is of type {config.model_type!r}; use an encoder of type {' or '.join(ENCODERS)}"
+        )
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    model_class: Any = AutoModelForSequenceClassification if classifies else AutoModel
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
+        lambda: model_class.from_pretrained(**_arguments(source), dtype=torch.float32, output_loading_info=True),
+        source,
+        key,
+    )
+    model, info = loaded
+    # A base model's pooler is not trained by every recipe, and nothing here reads it.
+    names = sorted(name for name in info["missing_keys"] if classifies or not name.startswith("pooler."))
+    if names:
+        raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
+    return model.eval()
 
 
 def allow_packing(model: PreTrainedModel, allowed: bool) -> None:

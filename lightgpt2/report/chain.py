@@ -10,14 +10,18 @@ from typing import Any, Literal
 from lightgpt2.report.figures import number
 
 Entry = dict[str, Any]
-Kind = Literal["source", "stage", "half precision", "quantized", "packed"]
+Kind = Literal["source", "stage", "half precision", "quantized", "packed", "exported"]
 
 HALF = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
 _FULL = ("fp32", "float32")
-_CONVERSIONS: dict[Any, Kind] = {"PostTrainingQuantization": "quantized", "PackedArtefact": "packed"}
+_CONVERSIONS: dict[Any, Kind] = {
+    "PostTrainingQuantization": "quantized",
+    "PackedArtefact": "packed",
+    "Export": "exported",
+}
 _SPENT = {"seconds": "seconds", "cpu": "cpu_seconds", "share": "cpu_percent"}
 # What these do leaves the model that a stage scores before its first step the one that it was given.
-_KEEPS_THE_START = ("lora", "global_l1", "remove", "movement", "merge", "nf4", "int8")
+_KEEPS_THE_START = ("lora", "global_l1", "remove", "movement", "merge", "nf4", "int8", "export")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Model:
 
     Attributes:
         name: What a reader calls it.
-        kind: The untouched source, what a stage made, that loaded in half precision, or a quantized or packed copy of it.
+        kind: The untouched source, what a stage made, that loaded in half precision, or a quantized, packed or exported copy of
+            it; an export that rounds the weights to integers is a quantized one.
         entry: The ledger entry of the stage that made it; for the source that of the first stage.
         parent: The model that it was made of; None for one that began with random weights.
         figures: What was measured, by the keys of `report.figures`.
@@ -49,7 +54,7 @@ class Model:
 
     @property
     def stage(self) -> "Model":
-        """The stage that made it; for a quantized or packed model the one whose weights it holds."""
+        """The stage that made it; for a quantized, packed or exported model the one whose weights it holds."""
         return self.parent if self.kind not in ("source", "stage") and self.parent else self
 
 
@@ -73,6 +78,18 @@ def operations(entry: Entry) -> list[dict[str, Any]]:
 def is_converted(entry: Entry) -> bool:
     """Whether an entry tells of a conversion and of no training."""
     return entry.get("method") in _CONVERSIONS
+
+
+def _kind(entry: Entry) -> Kind:
+    """What a conversion makes."""
+    rounds = any(o.get("op") == "export" and _export_rounds(o) for o in operations(entry))
+    return "quantized" if rounds else _CONVERSIONS[entry["method"]]
+
+
+def _export_rounds(operation: dict[str, Any]) -> bool:
+    """Whether an export has rounded weights to integers; those of a model that was trained with integers it has not."""
+    form = operation.get("layers", operation.get("type"))
+    return form in ("int8", "int4", "Q8_0", "Q4_0") and operation.get("scales") != "trained"
 
 
 def start_quality(entry: Entry) -> dict[str, Any]:
@@ -271,8 +288,9 @@ def _converted(node: _Node, name: str, parent: Model) -> Model:
     measured = next(iter(_arms_of(parent.entry, folder, ())), {})
     figures, interval = _quality(part(node.entry, "quality", "after"))
     figures |= _written(node.entry) | _sizes(part(node.entry, "sizes")) | _speed(measured)
-    kind = _CONVERSIONS[node.entry["method"]]
-    return Model(name, kind, node.entry, parent, figures, interval, machine_of(parent.entry) if measured else "")
+    return Model(
+        name, _kind(node.entry), node.entry, parent, figures, interval, machine_of(parent.entry) if measured else ""
+    )
 
 
 def _halves(stage: Model) -> Iterator[Model]:

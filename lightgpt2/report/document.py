@@ -21,12 +21,15 @@ from lightgpt2.report.words import did, overall, rule, sentence, verdicts
 
 Block = str | list[Plot]
 
+_MADE = ("stage", "quantized", "packed", "exported")
+
 _READING = (
     "Perplexity: of the saved model, on the validation split, with a 95 % bootstrap interval over documents. All models of one "
     "text were scored on the same documents, so that intervals which overlap do not say that there is no difference. Sizes: "
-    "tied parameters once; MB is 10^6 bytes. Speed and memory: a fresh process for each model; half-precision rows are the "
-    "stage's own file loaded in fewer bits, their perplexity that of the rounded weights, computed in FP32. A generation is "
-    "its prompt and new tokens; CPU time is what all threads of the process took in it, and a CPU share of 100 % is one core."
+    "tied parameters once; MB is 10^6 bytes; weights in memory of an exported model are the bytes of its files. Speed and "
+    "memory: a fresh process for each model; half-precision rows are the stage's own file loaded in fewer bits, their "
+    "perplexity that of the rounded weights, computed in FP32. A generation is its prompt and new tokens; CPU time is what all "
+    "threads of the process took in it, and a CPU share of 100 % is one core."
 )
 
 
@@ -38,7 +41,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
         budget: How much the perplexity may lie above the source's.
         gain: By how many per cent a stage must better a figure to have paid.
     """
-    compared = [compare(row, budget, gain) for row in rows if row.kind in ("stage", "quantized", "packed")]
+    compared = [compare(row, budget, gain) for row in rows if row.kind in _MADE]
     return [
         "# Report",
         *_overall(rows, compared),
@@ -54,7 +57,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
         *_packing(rows),
         *_pictures(rows),
         "## Details",
-        *(block for row in rows if row.kind in ("stage", "quantized", "packed") for block in _details(row)),
+        *(block for row in rows if row.kind in _MADE for block in _details(row)),
     ]
 
 

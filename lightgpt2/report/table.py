@@ -20,8 +20,8 @@ def precisions(figures: dict[str, dict[str, Any]]) -> str:
     """A table with one row a precision of one model: quality with its interval, memory of the weights, and bytes on disk.
 
     Args:
-        figures: For each precision what `comparison` wants, and `memory`; `megabytes` may be None; `quantized` says how
-            many of the linear layers are.
+        figures: For each precision what `comparison` wants, and `memory`; `megabytes` and `memory` may be None; `quantized`
+            says how many of the linear layers are.
     """
     return _aligned([_PRECISION_HEADER, *(_precision_row(name, values) for name, values in figures.items())])
 
@@ -74,7 +74,6 @@ def _precision_row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
         name,
         f"{values['perplexity']:.2f}",
         _interval(values),
-        f"{values['memory']:.2f}",
-        "" if values["megabytes"] is None else f"{values['megabytes']:.2f}",
+        *("" if values[key] is None else f"{values[key]:.2f}" for key in ("memory", "megabytes")),
         values.get("quantized", "none"),
     )

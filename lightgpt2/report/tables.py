@@ -139,12 +139,16 @@ def _value(key: str, value: Any) -> str:
         left = ", ".join(escape(count) for count in value["left"])
         return f"{escape(value.get('removed'))} of {escape(value.get('of'))} removed, left in each layer {left}"
     if isinstance(value, dict):
-        return ", ".join(f"{escape(name)} ({escape(reason)})" for name, reason in value.items()) or "none"
+        return ", ".join(f"{escape(name)} ({_said(about)})" for name, about in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(escape(item) for item in value) or "none"
     if key == "achieved" and (share := number(value)) is not None:
         return f"{share:.4%}".replace("%", " %") + " measured on disk"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(value)
+
+
+def _said(about: Any) -> str:
+    return f"{about:.4f}" if isinstance(about, float) else escape(about)
 
 
 def benchmark_table(model: Model) -> str:

@@ -51,17 +51,35 @@ def rule(budget: float, gain: float) -> str:
 def did(entry: Entry) -> str:
     """What a stage did to the model, as a clause."""
     if is_converted(entry):
-        return ", ".join(quantizer(o) for o in operations(entry)) or "quantized"
+        return ", ".join(_conversion(o) for o in operations(entry)) or "quantized"
     done = [clause for operation in operations(entry) if (clause := _clause(operation))]
     method = _METHODS.get(str(entry.get("method")), f"made by {escape(entry.get('method', 'an unnamed method'))}")
     return ", ".join(["not trained" if entry.get("steps") == 0 else method, *done])
 
 
 def quantizer(operation: dict[str, Any]) -> str:
-    """A quantization's name, or that of packing."""
-    if operation.get("op") == "packed":
-        return "packed"
+    """A quantization's name, or that of packing or of an export."""
+    match operation:
+        case {"op": "packed"}:
+            return "packed"
+        case {"op": "export", "type": kind}:
+            return f"GGUF {escape(kind)}"
+        case {"op": "export"}:
+            return f"ONNX {escape(str(operation.get('layers', '')).upper())}"
     return escape(str(operation.get("op", "")).upper())
+
+
+def _conversion(operation: dict[str, Any]) -> str:
+    """What a conversion did, as a clause."""
+    name = quantizer(operation)
+    if operation.get("op") != "export":
+        return name
+    details = []
+    if operation.get("embeddings") not in (None, operation.get("layers")):
+        details.append(f"embeddings in {escape(str(operation['embeddings']).partition('-')[0].upper())}")
+    if operation.get("scales") == "trained":
+        details.append("with the scales that were trained")
+    return f"exported as {name}" + (f" ({', '.join(details)})" if details else "")
 
 
 def _clause(operation: dict[str, Any]) -> str:
@@ -122,6 +140,20 @@ def integers_note(entry: Entry) -> str:
     )
 
 
+def export_note(entry: Entry) -> str:
+    """How many of an exported model's greedy tokens are the source's, where that was measured."""
+    for operation in operations(entry):
+        found = part(operation, "agreement")
+        tokens, source, cache = (number(found.get(key)) for key in ("tokens", "source", "cache"))
+        if operation.get("op") == "export" and None not in (tokens, source, cache):
+            shares = [write("per cent", None if share is None else 100 * share) for share in (source, cache)]
+            return (
+                f"Of {write('parameters', tokens)} greedy tokens {shares[0]} % are those of PyTorch, and {shares[1]} % those "
+                "that come without the cache."
+            )
+    return ""
+
+
 def collapse_note(entry: Entry) -> str:
     """That what a model writes has collapsed, where it was looked at and has.
 
@@ -174,7 +206,7 @@ def sentence(comparison: Comparison, budget: float, gain: float, saved: str = ""
         keys = [key for key in comparison.gains if not (saved and not key.startswith("forward"))]
         keys += _spent(model)
         text += [saved, *(_resource(key, model, model.parent) for key in keys), _unmeasured(comparison)]
-    text += [dense_note(model.entry), integers_note(model.entry), collapse_note(model.entry)]
+    text += [note(model.entry) for note in (dense_note, integers_note, export_note, collapse_note)]
     return " ".join(filter(None, text))
 
 
@@ -272,8 +304,10 @@ def overall(chain: Sequence[Model], comparisons: Sequence[Comparison]) -> str:
         comparisons: What `compare` says of its stages and quantized models, in order.
     """
     root = chain[0]
-    last = [model for model in chain if model.kind == "stage"][-1]
     made = [model for model in chain if model.kind == "stage"]
+    if not made:
+        return f"Nothing was trained, only converted, of {escape(root.name)}."
+    last = made[-1]
     way = [model for model in made if model in list(lineage(last))]
     beside = f"; {len(made) - len(way)} more on other branches" if len(made) > len(way) else ""
     text = [f"{_count(len(way))} made **{escape(last.name)}**, beginning with {escape(root.name)}{beside}."]

@@ -53,7 +53,9 @@ def test_siblings_are_scored_from_disk_beside_full_and_half_precision(bench: Ben
 def test_formats_that_make_nothing_or_the_same_twice_are_refused(bench: Bench, formats: list[str]) -> None:
     bench.configure(finetune(formats))
     (message,) = bench.refuse("fit")
-    assert message == "trainer.callbacks.PostTrainingQuantization.formats: give nf4, int8, or both, each once"
+    assert message == (
+        "trainer.callbacks.PostTrainingQuantization.formats: give one or more of nf4, int8, onnx-int8, onnx-int4, each once"
+    )
 
 
 def test_unknown_format_is_refused(bench: Bench) -> None:
@@ -85,3 +87,31 @@ def test_what_was_made_of_an_older_artefact_goes_with_it_and_what_holds_stays(be
     assert not (run / "model-int8").exists()
     assert not (run / "sweep.json").exists()
     assert json.loads((run / "model-nf4/ledger.json").read_text())[-1]["steps"] == 5
+
+
+def test_onnx_siblings_stand_in_the_table_as_they_lie_on_disk(bench: Bench) -> None:
+    write_model(Path("teacher"), n_embd=128)
+    bench.configure(finetune(["onnx-int4", "int8", "onnx-int8"]))
+    shown = bench.succeed("fit")
+    table = {line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(("fp32", "onnx", "int8"))}
+    assert list(table) == ["fp32", "int8", "onnx-int8", "onnx-int4"]
+    run = Path("checkpoints/r")
+    known = json.loads((run / "model/ledger.json").read_text())
+    for form in ("onnx-int8", "onnx-int4"):
+        folder = run / f"model-{form}"
+        size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data")) / 1e6
+        entry = json.loads((folder / "ledger.json").read_text())[-1]
+        assert table[form][1:] == [f"{entry['quality']['after']['perplexity']:.2f}", f"{size:.2f}", "all"]
+        assert entry["quality"]["before"] == known[-1]["quality"]["after"], "scored once"
+        assert entry["quality"]["after"]["tokens"] == known[-1]["quality"]["after"]["tokens"], "the whole split"
+    assert float(table["onnx-int4"][2]) < float(table["onnx-int8"][2])
+
+
+def test_two_callbacks_that_write_one_folder_are_refused(bench: Bench) -> None:
+    settings = finetune(["nf4", "onnx-int8"])
+    export = {"class_path": "lightgpt2.callbacks.Export", "init_args": {"formats": ["onnx", "onnx-int8"]}}
+    bench.configure(settings | {"trainer.callbacks": [*settings["trainer.callbacks"], export]})
+    (message,) = bench.refuse("check")
+    assert message == (
+        "trainer.callbacks.PostTrainingQuantization.formats: onnx-int8 is among those of Export too; remove one of the two"
+    )

