@@ -260,7 +260,6 @@ LAYERS = {
     "functional": 0,
     "models": 1,
     "inference": 2,
-    "exporting": 2,
     "generation": 2,
     "tasks": 2,
     "report": 2,
@@ -271,7 +270,6 @@ LAYERS = {
 FORBIDDEN = {
     "functional": {"lightning", "transformers", "numpy", "jsonargparse"},
     "models": {"lightning", "jsonargparse"},
-    "exporting": {"lightning", "jsonargparse"},
     "generation": {"lightning", "jsonargparse"},
 }
 

@@ -32,9 +32,8 @@ def load(
         return _load_transformers(source, threads, trust_remote_code, key)
     folder = Path(source).expanduser()
     export = open_export(folder, key)
-    if export["format"] == "gguf":
-        # A file's tokenizer is read back without what it does not hold; the folder has it whole.
-        return _load_transformers(str(folder / "model.gguf"), threads, trust_remote_code, key, _tokenizer(folder, key))
+    if export.get("format") == "gguf":
+        return _load_gguf(folder, threads, key)
     return _load_onnx(folder, threads, key)
 
 
@@ -66,9 +65,23 @@ def context_of(folder: Path, key: str) -> int:
     return int(context)
 
 
-def _load_transformers(
-    source: str, threads: int | None, trust_remote_code: bool, key: str, tokenizer: Tokenizer | None = None
-) -> LanguageModel:
+def _load_gguf(folder: Path, threads: int | None, key: str) -> LanguageModel:
+    """With the folder's configuration and tokenizer: transformers does not find all of them in the file."""
+    import torch
+
+    from lightgpt2.generation.transformers_engine import TransformersEngine
+    from lightgpt2.models.loading import load_exported_gguf
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_exported_gguf(folder, key)
+    generation = _json(folder / "generation_config.json", key) if (folder / "generation_config.json").exists() else {}
+    return LanguageModel(
+        TransformersEngine(model), _tokenizer(folder, key), _with_ends(generation, model.config.to_dict())
+    )
+
+
+def _load_transformers(source: str, threads: int | None, trust_remote_code: bool, key: str) -> LanguageModel:
     import torch
 
     from lightgpt2.generation.transformers_engine import TransformersEngine
@@ -78,7 +91,7 @@ def _load_transformers(
     if threads:
         torch.set_num_threads(threads)
     model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
-    tokenizer = tokenizer or load_tokenizer(source, key, trust_remote_code).backend_tokenizer
+    tokenizer = load_tokenizer(source, key, trust_remote_code).backend_tokenizer
     folder = _with_ends(model.generation_config.to_dict(), model.config.to_dict())
     return LanguageModel(TransformersEngine(model), tokenizer, folder)
 

@@ -28,8 +28,8 @@ def _is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        # safetensors and torch's zip writer report the operating system's error as text only.
-        if any(text in str(error) for text in (*map(os.strerror, _FULL), "unexpected pos")):
+        # safetensors, torch's zip writer and numpy's `tofile` report the operating system's error as text only.
+        if any(text in str(error) for text in (*map(os.strerror, _FULL), "unexpected pos", " requested and ")):
             return True
         error = error.__cause__ or error.__context__
     return False

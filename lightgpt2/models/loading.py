@@ -328,3 +328,20 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The token put before every document: the tokenizer's beginning-of-text, else its end-of-text."""
     token: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return token
+
+
+def load_exported_gguf(folder: Path, key: str, name: str = "model.gguf") -> PreTrainedModel:
+    """The model of a GGUF file with the configuration that lies beside it, in eval mode.
+
+    transformers reads neither GPT-2's positions nor biases or rotary scaling from the file.
+
+    Args:
+        folder: Where both are.
+        key: Config key to name in errors.
+        name: The file.
+
+    Raises:
+        UserError: They cannot be loaded.
+    """
+    config = _guarded(lambda: AutoConfig.from_pretrained(folder), str(folder), key)
+    return load_model(str(folder / name), key, config=config).eval()

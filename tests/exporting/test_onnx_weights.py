@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.exporting.onnx_decoder import Forms
-from lightgpt2.exporting.onnx_weights import Form, block_size
-from lightgpt2.functional.quantization import affine_integers, integers
+from lightgpt2.exporting.onnx_weights import GROUP, Form, block_size
+from lightgpt2.functional.quantization import affine_integers, fake_quantize, integers
 from lightgpt2.models.families import block_linears, is_tied
 from lightgpt2.models.integers import Integers, save_integers
 from lightgpt2.models.loading import load_model
@@ -35,6 +35,8 @@ FORMS: dict[str, Forms] = {
     "int4": Forms("int4", "int8"),
     "int4, embeddings too": Forms("int4", "int4"),
     "int4, embeddings in fp32": Forms("int4", "fp32"),
+    "int4 in groups of 16": Forms("int4", "int4", group=16),
+    "int4 in groups of 128": Forms("int4", "int4", group=128),
 }
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
@@ -50,10 +52,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Stored(NamedTuple):
-    """A matrix of a file: integers `[O, I]`, and the scale of each `[O, I]`."""
+    """A matrix of a file: integers `[O, I]`, and the scale and zero point of each `[O, I]`."""
 
     whole: Array
     scales: Array
+    zeros: Array | None = None
+
+    @property
+    def product(self) -> Array:
+        """The numbers that they stand for."""
+        whole = self.whole if self.zeros is None else self.whole - self.zeros
+        product: Array = whole.astype(np.float32) * self.scales
+        return product
 
 
 def arrays(folder: Path) -> dict[str, Array]:
@@ -73,11 +83,13 @@ def read(found: dict[str, Array], name: str, inputs: int, form: Form, embedding:
     if form == "int4":
         data = np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:2], -1)
     whole = data.astype(np.int16) - (8 if form == "int4" else 128)
-    if (zero := found.get(f"{name}.zero")) is not None:
-        zeros = np.stack([zero & 15, zero >> 4], axis=-1).reshape(len(zero), -1)[:, : whole.shape[1]]
-        whole -= zeros[..., None].astype(np.int16) - 8
-    scales = np.broadcast_to(scale[..., None], whole.shape)
-    return Stored(whole.reshape(len(whole), -1)[:, :inputs], scales.reshape(len(whole), -1)[:, :inputs])
+    wide = [scale]
+    if f"{name}.zero" in found:
+        zero = found[f"{name}.zero"]
+        halves = np.stack([zero & 15, zero >> 4], axis=-1).reshape(len(zero), -1)[:, : scale.shape[1]]
+        wide.append(halves.astype(np.int16) - 8)
+    spread = [np.broadcast_to(each[..., None], whole.shape) for each in wide]
+    return Stored(*(each.reshape(len(whole), -1)[:, :inputs] for each in (whole, *spread)))
 
 
 def rows_of(module: Any) -> Tensor:
@@ -103,26 +115,32 @@ def matrices(model: PreTrainedModel, forms: Forms) -> list[tuple[list[str], Form
     return layers + [([name], forms.embeddings, True) for name in embeddings(model) if forms.embeddings != "fp32"]
 
 
+def nearest(rows: Tensor, form: Form, group: int = GROUP) -> tuple[Array, Array, Array | None, Array]:
+    """Integers, scales and zero points `[O, I]` by `functional.quantization`, and what they stand for."""
+
+    def wide(value: Tensor) -> Array:
+        spread: Array = value.expand_as(whole).flatten(1)[:, : rows.shape[1]].numpy()
+        return spread
+
+    if form == "int4":
+        whole, scales, zeros = affine_integers(rows, group)
+        product = (whole.float() - zeros.float()) * scales
+        return wide(whole), wide(scales), wide(zeros), wide(product)
+    whole, scales = integers(rows, 8)
+    return wide(whole), wide(scales), None, fake_quantize(rows, 8).numpy()
+
+
 def rounded(model: PreTrainedModel, forms: Forms) -> PreTrainedModel:
     """The model with its weights rounded, in torch."""
     smaller = copy.deepcopy(model)
     for names, form, _ in matrices(model, forms):
         for name in names:
             module: Any = smaller.get_submodule(name)
-            multiples, scale = nearest(rows_of(module), form)
-            rows = (multiples * scale).flatten(1)[:, : rows_of(module).shape[1]]
+            rows = torch.from_numpy(nearest(rows_of(module), form, forms.group)[3].copy())
             module.weight.data = rows.T.contiguous() if isinstance(module, Conv1D) else rows
     if is_tied(smaller):
         smaller.tie_weights()
     return smaller
-
-
-def nearest(rows: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """What the scales are to be multiplied with, `[O, G, g]`, and the scales `[O, G, 1]`."""
-    if form != "int4":
-        return integers(rows, 8)
-    whole, scale, zero = affine_integers(rows, 32)
-    return whole.to(torch.int16) - zero, scale
 
 
 def draw(model: PreTrainedModel, *shape: int) -> Array:
@@ -139,11 +157,12 @@ def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     found = arrays(write_onnx(model, tmp_path, forms))
     for names, stored_as, embedding in matrices(model, forms):
         rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
-        whole, scales = nearest(rows, stored_as)
+        whole, scales, zeros, product = nearest(rows, stored_as, forms.group)
         stored = read(found, names[0], rows.shape[1], stored_as, embedding)
-        np.testing.assert_array_equal(stored.whole, whole.flatten(1)[:, : rows.shape[1]].numpy())
-        wide = scales.expand_as(whole).flatten(1)[:, : rows.shape[1]].numpy()
-        np.testing.assert_array_equal(stored.scales, wide)
+        np.testing.assert_array_equal(stored.whole, whole)
+        np.testing.assert_array_equal(stored.scales, scales)
+        assert (stored.zeros is None) == (zeros is None)
+        np.testing.assert_array_equal(stored.product, product)
     client, ids = Client(tmp_path), draw(model, 2, 20)
     wanted = torch_logits(rounded(model, forms), ids)
     found_logits, past = client.run(ids[:, :19], np.ones((2, 19), np.int64))
@@ -162,8 +181,7 @@ def test_rows_that_are_looked_up_are_exact(tmp_path: Path, form: Form) -> None:
         model.base_model.norm.weight.fill_(1)
         embedding: nn.Module = model.get_input_embeddings()
         model.get_output_embeddings().weight.copy_(torch.eye(44))
-        multiples, scale = nearest(embedding.weight, form)
-        rows = (multiples * scale).flatten(1)[:, :44]
+        rows = torch.from_numpy(nearest(embedding.weight.detach(), form)[3])
     client = Client(write_onnx(model, tmp_path, Forms("fp32", form)))
     found, _ = client.run(np.arange(44)[None], np.ones((1, 44), np.int64))
     wanted = (rows / rows.pow(2).mean(dim=1, keepdim=True).sqrt()).numpy()
@@ -176,7 +194,7 @@ def test_weights_are_stored_once_and_shrink(tmp_path: Path, form: Form, tied: bo
     model = make_restless_model("llama", vocab_size=3000, hidden_size=128, tie_word_embeddings=tied)
     size = (write_onnx(model, tmp_path, Forms(form, form)) / "model.onnx_data").stat().st_size
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    share = 1 if form == "int8" else 0.5 + 4 / 32
+    share = 1 if form == "int8" else 0.5 + 4.5 / 32
     assert size < parameters * share + 4 * 3000 * 2 + 4096 * 2 * len(list(model.parameters()))
     assert size < 0.35 * 4 * parameters
 
@@ -223,6 +241,7 @@ def test_trained_integers_are_those_of_the_artefact(tmp_path: Path, family: str,
         scales = [tensors[f"{n}.weight_scale"] for n in names]
         inputs = rows_of(loaded.get_submodule(names[0])).shape[1]
         kept = read(found, names[0], inputs, stored_as, embedding)
+        assert kept.zeros is None
         np.testing.assert_array_equal(kept.whole, torch.cat(whole).flatten(1)[:, :inputs].numpy())
         wide = torch.cat([s.expand_as(w) for s, w in zip(scales, whole, strict=True)]).flatten(1)[:, :inputs]
         np.testing.assert_array_equal(kept.scales.view(np.int32), wide.contiguous().numpy().view(np.int32))

@@ -114,9 +114,9 @@ def test_what_is_no_number_is_refused(model: PreTrainedModel) -> None:
 def test_another_model_is_refused(model: PreTrainedModel) -> None:
     other = load_model("model", "m").eval()
     with torch.no_grad():
-        other.base_model.h[1].mlp.c_proj.weight *= 0.7
+        other.base_model.h[1].mlp.c_proj.weight *= 0.5
     found = problems(TransformersEngine(other), model)
-    assert "its logits are up to " in found[-1], "whatever it does to what is likeliest"
+    assert any("its logits are up to " in problem for problem in found), "whatever is likeliest"
 
 
 def test_tokens_are_compared_given_those_before(model: PreTrainedModel) -> None:
@@ -159,7 +159,7 @@ def refused(target: Target) -> list[str]:
 
 
 def test_an_export_that_is_off_is_not_written(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "OnnxEngine", lambda *_: Off(model, 0.2, 0.2))
+    monkeypatch.setattr("lightgpt2.generation.onnx_engine.OnnxEngine", lambda *_: Off(model, 0.2, 0.2))
     found = refused(Target("onnx"))
     assert all(problem.startswith("--format onnx: ") for problem in found)
     assert all(problem.endswith("; nothing was written") for problem in found)
