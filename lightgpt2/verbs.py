@@ -152,7 +152,8 @@ def _benchmark_options(parser: ArgumentParser) -> None:
 def _export(options: Namespace) -> None:
     from lightgpt2.data.validation import validation_data, validation_texts
     from lightgpt2.exporting.encoder_export import export_encoder
-    from lightgpt2.exporting.export import Target, check_model, default_output, export
+    from lightgpt2.exporting.export import export
+    from lightgpt2.exporting.target import Target, check_model, default_output
     from lightgpt2.models.loading import is_encoder
     from lightgpt2.report.exported import encoder_line, exported_line
 

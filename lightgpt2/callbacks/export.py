@@ -10,8 +10,9 @@ from lightning import Callback, LightningModule, Trainer
 from transformers import PretrainedConfig
 
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.export import Embeddings, Format, Target, export
+from lightgpt2.exporting.export import export
 from lightgpt2.exporting.gguf import Kind
+from lightgpt2.exporting.target import Embeddings, Format, Target
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder

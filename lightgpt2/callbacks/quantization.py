@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightgpt2.callbacks.export import Export, check_exports, export_sibling
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.export import Target
+from lightgpt2.exporting.target import Target
 from lightgpt2.inference.memory import weights_mb
 from lightgpt2.inference.scoring import score
 from lightgpt2.methods.base import Method

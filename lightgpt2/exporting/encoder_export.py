@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.export import Target
 from lightgpt2.exporting.folder import seal
 from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.onnx_encoder import encoder_problems, write_encoder
 from lightgpt2.exporting.onnx_graph import GRAPH, WEIGHTS
+from lightgpt2.exporting.target import Target
 from lightgpt2.models import ledger
 from lightgpt2.models.files import atomic_folder, write_json
 from lightgpt2.models.loading import load_encoder

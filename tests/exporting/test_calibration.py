@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from lightgpt2.data.validation import validation_data
 from lightgpt2.exporting.calibration import BOUND, input_errors, rounded_at_once
-from lightgpt2.exporting.export import Target, export
+from lightgpt2.exporting.export import export
 from lightgpt2.exporting.onnx_decoder import Forms
+from lightgpt2.exporting.target import Target
 from lightgpt2.models.families import block_linears
 from tests.support.models import make_restless_model, write_corpus, write_tokenizer
 from tests.support.onnx_client import Array, Client, torch_logits, write_onnx

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lightgpt2
-from lightgpt2.exporting.export import Target, default_output
+from lightgpt2.exporting.target import Target, default_output
 from lightgpt2.generation.onnx_engine import OnnxEngine
 from lightgpt2.models.integers import Integers, save_integers
 from lightgpt2.models.loading import load_model

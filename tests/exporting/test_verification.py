@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
 from lightgpt2.exporting import export as exporting
-from lightgpt2.exporting.export import Target, export
+from lightgpt2.exporting.export import export
 from lightgpt2.exporting.onnx_decoder import Forms
+from lightgpt2.exporting.target import Target
 from lightgpt2.exporting.verification import BOUNDS, agreement, first_documents, verify
 from lightgpt2.generation.engines import Floats, Ints
 from lightgpt2.generation.transformers_engine import TransformersEngine

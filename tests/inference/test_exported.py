@@ -10,7 +10,8 @@ import pytest
 
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.export import Target, export
+from lightgpt2.exporting.export import export
+from lightgpt2.exporting.target import Target
 from lightgpt2.inference.arms import Arm, Settings, plan
 from lightgpt2.inference.benchmark import measure
 from lightgpt2.inference.onnx_worker import OnnxWorker
