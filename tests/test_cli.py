@@ -260,6 +260,7 @@ LAYERS = {
     "functional": 0,
     "models": 1,
     "inference": 2,
+    "exporting": 2,
     "generation": 2,
     "tasks": 2,
     "report": 2,
@@ -270,6 +271,7 @@ LAYERS = {
 FORBIDDEN = {
     "functional": {"lightning", "transformers", "numpy", "jsonargparse"},
     "models": {"lightning", "jsonargparse"},
+    "exporting": {"lightning", "jsonargparse"},
     "generation": {"lightning", "jsonargparse"},
 }
 

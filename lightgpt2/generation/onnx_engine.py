@@ -5,16 +5,15 @@ behind, in place, where `past_key_values.N` and `present.N` are bound to the sam
 is bound once stays bound: a step changes the numbers in its inputs, and the length of the mask.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from lightgpt2.errors import UserError
 from lightgpt2.generation.engines import Floats, Ints, physical_cores, positions
+from lightgpt2.ort import runtime
 
 _PAST = "past_key_values."
 _KEEP = "num_logits_to_keep"
@@ -34,13 +33,11 @@ class OnnxEngine:
     """
 
     def __init__(self, model: Path, context: int, threads: int | None = None, name: str = "MODEL") -> None:
-        # Its flash attention took 1.4 to 1.8 times as long as the plain one with 128 to 1024 tokens (1.32, on a processor).
-        os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
-        options = onnxruntime.SessionOptions()
+        options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or physical_cores()
         options.log_severity_level = 3  # that a cache is longer than what is used of it is no news
         try:
-            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
             raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
         inputs = {each.name: each for each in self._session.get_inputs()}

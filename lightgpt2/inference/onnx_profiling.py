@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from lightgpt2.inference.profiling import ACTIVE, TOP, Profile
 from lightgpt2.models.files import atomic_file
+from lightgpt2.ort import runtime
 
 Event = dict[str, Any]
 Ints = NDArray[np.int64]
@@ -33,13 +33,13 @@ def profiled(graph: Path, forward: Ints, prompt: Ints, tokens: int, threads: int
         threads: Threads that compute.
         trace: Where the Chrome trace goes (it opens in Perfetto).
     """
-    options = onnxruntime.SessionOptions()
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as scratch:
         options.profile_file_prefix = str(Path(scratch) / "profile")
-        session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         for _ in range(1 + ACTIVE):
             _run(session, forward, {})
             _generate(session, prompt, tokens)
@@ -50,14 +50,14 @@ def profiled(graph: Path, forward: Ints, prompt: Ints, tokens: int, threads: int
     return _read(kept)
 
 
-def _generate(session: onnxruntime.InferenceSession, ids: Ints, tokens: int) -> None:
+def _generate(session: runtime.InferenceSession, ids: Ints, tokens: int) -> None:
     cache: dict[str, Any] = {}
     for _ in range(tokens):
         logits, cache = _run(session, ids, cache)
         ids = logits[:, -1:].argmax(axis=2)
 
 
-def _run(session: onnxruntime.InferenceSession, ids: Ints, cache: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _run(session: runtime.InferenceSession, ids: Ints, cache: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Logits and the cache after tokens `[1, S]` that follow those in the cache."""
     inputs = {each.name: each.shape for each in session.get_inputs()}
     if not cache:
