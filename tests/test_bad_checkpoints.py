@@ -165,7 +165,7 @@ def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
         (message,) = finished.refuse("fit", "--ckpt_path", "last", "--trainer.max_steps=6", touches=True)
     assert message.startswith((f"{LAST}: ", f"{BEST}: "))
     assert "the disk is full; what was saved before is untouched" in message
-    assert "Free some space and resume with --ckpt_path last" in message
+    assert "Free some space and run it again, a training with --ckpt_path last" in message
     for path in (LAST, BEST, Path("checkpoints/r/model/model.safetensors")):
         assert path.read_bytes() == before[path]
     finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=6")

@@ -1,6 +1,8 @@
 """Encoders in plain ONNX Runtime, by the names that every client knows, against transformers."""
 
+import copy
 import csv
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from transformers import (
 )
 
 from lightgpt2.errors import UserError
+from lightgpt2.exporting.encoder_export import export_encoder
+from lightgpt2.exporting.folder import open_export
 from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.onnx_encoder import encoder_problems, write_encoder
+from lightgpt2.exporting.target import Format, Target
 from lightgpt2.models.loading import load_encoder
+from tests.support.models import write_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": {
@@ -39,7 +45,7 @@ def make_encoder(family: str, classifies: bool = False, **changes: Any) -> PreTr
     """Weights large enough that attention is not even, biases and norms that are not neutral."""
     torch.manual_seed(0)
     auto = AutoModelForSequenceClassification if classifies else AutoModel
-    model = auto.from_config(AutoConfig.for_model(family, **SHAPES[family], **changes), dtype=torch.float32).eval()
+    model = auto.from_config(AutoConfig.for_model(family, **SHAPES[family] | changes), dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -191,3 +197,42 @@ def _centroid_accuracy(rows: np.ndarray, labels: np.ndarray, train: int) -> floa
     centroids = np.stack([rows[:train][labels[:train] == label].mean(axis=0) for label in (0, 1)])
     distances = ((rows[train:, None] - centroids[None]) ** 2).sum(axis=2)
     return float((distances.argmin(axis=1) == labels[train:]).mean())
+
+
+TEXTS = ["The assert statement", "a longer text of some more words than that", "x"]
+
+
+def folder_with_tokenizer(folder: Path) -> Path:
+    write_tokenizer(folder)
+    make_encoder("bert", vocab_size=300).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_an_encoder_becomes_a_folder_that_stands_alone(tmp_path: Path, form: Format) -> None:
+    about = export_encoder(
+        str(folder_with_tokenizer(tmp_path / "m")), Target(form), tmp_path / "out", TEXTS, "three texts"
+    )
+    assert about["cosine"]["mean"] > (0.99999 if form == "onnx" else 0.97)
+    assert open_export(tmp_path / "out") == {**about, "files": open_export(tmp_path / "out")["files"]}
+    assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "bert"
+    assert json.loads((tmp_path / "out/ledger.json").read_text())[-1]["method"] == "Export"
+
+
+def test_an_encoder_that_is_off_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_another(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
+        another = copy.deepcopy(model)
+        for parameter in another.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        write_encoder(another, folder, forms)
+
+    monkeypatch.setattr("lightgpt2.exporting.encoder_export.write_encoder", write_another)
+    with pytest.raises(UserError, match="nothing was written"):
+        export_encoder(str(folder_with_tokenizer(tmp_path / "m")), Target("onnx"), tmp_path / "out", TEXTS, "texts")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", [Target("onnx-int4"), Target("gguf"), Target("onnx-int8", "int4")])
+def test_formats_that_encoders_do_not_have(tmp_path: Path, target: Target) -> None:
+    with pytest.raises(UserError, match="encoders are written as onnx or onnx-int8"):
+        export_encoder("m", target, tmp_path / "out", TEXTS, "texts")
