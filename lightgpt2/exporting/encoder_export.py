@@ -88,6 +88,7 @@ def _cosines(
     found = []
     for text in texts:
         encoded = dict(tokenizer(text, truncation=True, max_length=_TOKENS, return_tensors="pt"))
+        encoded.setdefault("token_type_ids", torch.zeros_like(encoded["input_ids"]))  # of one text
         feeds = {name: value.numpy() for name, value in encoded.items() if name in names}
         output = model(**{name: value for name, value in encoded.items() if name in names})
         wanted = (output.logits[0] if "logits" in output else output.last_hidden_state[0].mean(dim=0)).numpy()
