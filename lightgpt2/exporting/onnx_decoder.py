@@ -104,9 +104,7 @@ class Decoder:
 
     def _vocabulary(self, module: Any) -> Vocabulary:
         name, forms = self._names[id(module)], self.forms
-        return Vocabulary(
-            self.graph, name, self._matrix(module), forms.embeddings, self.config.hidden_size, forms.group
-        )
+        return Vocabulary(self.graph, name, self._matrix(module), forms.embeddings, forms.group)
 
     # -- what all layers share -----------------------------------------------------------------------------------------------
 

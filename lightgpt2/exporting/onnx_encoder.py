@@ -100,8 +100,8 @@ class Encoder:
 
     def _embed(self, ids: ir.Value, length: ir.Value) -> ir.Value:
         graph, parts = self.graph, self.model.base_model.embeddings
-        matrix, width = Matrix.of(parts.word_embeddings.weight.detach()), self.config.hidden_size
-        words = Vocabulary(graph, self._names[id(parts.word_embeddings)], matrix, self.forms.embeddings, width)
+        matrix = Matrix.of(parts.word_embeddings.weight.detach())
+        words = Vocabulary(graph, self._names[id(parts.word_embeddings)], matrix, self.forms.embeddings)
         zero = graph.constant([0], "zero")
         places = graph.op("Slice", self._parameter(parts.position_embeddings, "weight"), zero, length, zero)
         total = graph.op("Add", words.rows(ids), places)

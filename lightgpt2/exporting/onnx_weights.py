@@ -180,13 +180,12 @@ class Vocabulary:
         name: What the embedding is called there.
         matrix: `[V, D]`.
         form: How it is stored.
-        width: D.
         group: As for `linear`.
     """
 
-    def __init__(self, graph: Graph, name: str, matrix: Matrix, form: Form, width: int, group: int = GROUP) -> None:
-        self._graph, self._name, self._form, self._width = graph, name, form, width
-        self._rows = len(matrix.rows)
+    def __init__(self, graph: Graph, name: str, matrix: Matrix, form: Form, group: int = GROUP) -> None:
+        self._graph, self._name, self._form = graph, name, form
+        self._rows, self._width = len(matrix.rows), matrix.inputs
         if form == "fp32":
             self._weight = graph.weight(matrix.rows.numpy(), f"{name}.weight")
             return

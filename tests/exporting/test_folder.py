@@ -56,8 +56,9 @@ def test_what_is_sealed_is_opened(tmp_path: Path) -> None:
 
 
 def test_a_file_that_came_later_does_no_harm(tmp_path: Path) -> None:
-    (write_decoder(tmp_path) / "README.md").write_text("mine")
-    open_export(tmp_path)
+    before = open_export(write_decoder(tmp_path))
+    (tmp_path / "README.md").write_text("mine")
+    assert open_export(tmp_path) == before
 
 
 @pytest.mark.parametrize(
