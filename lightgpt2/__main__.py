@@ -1,5 +1,6 @@
-"""`python -m lightgpt2`: as the command `lightgpt2`."""
+"""`python -m lightgpt2`."""
 
 from lightgpt2.verbs import main
 
-main()
+if __name__ == "__main__":
+    main()

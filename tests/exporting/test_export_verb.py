@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,10 @@ def test_ctrl_c_leaves_nothing(folder: Path, tmp_path: Path) -> None:
         "--output",
         str(tmp_path / "out"),
     ]
-    with subprocess.Popen(command, cwd=folder, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=_environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background processes are made to ignore
+    ) as process:  # fmt: skip
         assert process.stderr
         while not list(tmp_path.iterdir()) and process.poll() is None:
             time.sleep(0.005)
