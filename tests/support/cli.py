@@ -88,4 +88,6 @@ def logged(folder: Path, run: str) -> dict[str, dict[int, float]]:
     """Every scalar that a run has in TensorBoard by step, as a reader that honours purged steps sees it."""
     events = EventAccumulator(str(folder / "tb-logs" / run), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    # By step: two files of one second are read in the order of their names, of which `.10` comes before `.9`.
+    steps = {tag: sorted(events.Scalars(tag), key=lambda e: e.step) for tag in events.Tags()["scalars"]}
+    return {tag: {e.step: e.value for e in found} for tag, found in steps.items()}
