@@ -232,8 +232,9 @@ class Decoder:
                 self._add(None, attention.o_proj)
             x = self._norm(block.post_attention_layernorm)
             if hasattr(mlp, "gate_proj"):
-                gate, up = self._activate(self._project(x, mlp.gate_proj)), self._project(x, mlp.up_proj)
-                self._add(self.graph.op("Mul", gate, up), mlp.down_proj)
+                packed = self._project(x, mlp.gate_proj, mlp.up_proj)
+                gate, up = self.graph.ops("Split", packed, outputs=2, axis=2, num_outputs=2)
+                self._add(self.graph.op("Mul", self._activate(gate), up), mlp.down_proj)
             else:
                 self._add(None, mlp.down_proj)
         return self._norm(self.model.base_model.norm)

@@ -264,11 +264,17 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     """A limit on the size of files stands in for it."""
     monkeypatch.chdir(folder)
+    command = ["export", "gpt2", "--format", form, "--data", "corpus", "--documents", "1", "--output"]
+    run(
+        [*command, str(tmp_path / "out")]
+    )  # the tokens of the corpus are cached now: it is the export that meets the limit
+    shutil.rmtree(tmp_path / "out")
+    capsys.readouterr()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, unlimited[1]))
     try:
         with pytest.raises(SystemExit) as stopped:
-            run(["export", "gpt2", "--format", form, "--output", str(tmp_path / "out"), "--data", "corpus"])
+            run([*command, str(tmp_path / "out")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     said = capsys.readouterr().err

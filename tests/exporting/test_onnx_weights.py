@@ -100,8 +100,13 @@ def rows_of(module: Any) -> Tensor:
 def groups(model: PreTrainedModel) -> list[list[str]]:
     """The linear layers of the blocks; those that are multiplied with together are one."""
     names = list(block_linears(model))
-    joined = [[n, n.replace("q_proj", "k_proj"), n.replace("q_proj", "v_proj")] for n in names if n.endswith("q_proj")]
-    return joined + [[n] for n in names if not n.endswith(("q_proj", "k_proj", "v_proj"))]
+    joined = [
+        [name.replace(parts[0], part) for part in parts]
+        for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+        for name in names
+        if name.endswith(parts[0])
+    ]
+    return joined + [[name] for name in names if not any(name in group for group in joined)]
 
 
 def embeddings(model: PreTrainedModel) -> list[str]:
