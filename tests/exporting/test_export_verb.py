@@ -265,9 +265,8 @@ def test_a_full_disk_leaves_nothing(
     """A limit on the size of files stands in for it."""
     monkeypatch.chdir(folder)
     command = ["export", "gpt2", "--format", form, "--data", "corpus", "--documents", "1", "--output"]
-    run(
-        [*command, str(tmp_path / "out")]
-    )  # the tokens of the corpus are cached now: it is the export that meets the limit
+    # The tokens of the corpus are cached after this one: it is the export that meets the limit.
+    run([*command, str(tmp_path / "out")])
     shutil.rmtree(tmp_path / "out")
     capsys.readouterr()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -65,31 +65,32 @@ def draw(model: PreTrainedModel, *shape: int) -> Array:
     return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
 
 
-def check(model: PreTrainedModel, folder: Path) -> None:
-    """A batch, padded on the left, read at once and then a token at a time, by a client with growing caches."""
+def largest_error(model: PreTrainedModel, folder: Path) -> float:
+    """Of a batch's logits, padded on the left, read at once and then a token at a time, by a client with growing caches."""
     client = Client(write_onnx(model, folder))
     ids, mask = draw(model, 3, 20), np.ones((3, 20), np.int64)
     mask[1, :7] = mask[2, :1] = 0
     wanted, there = torch_logits(model, ids, mask), mask[..., None].astype(bool)
     found, past = client.run(ids[:, :12], mask[:, :12])
     assert found.shape == wanted[:, :12].shape
-    assert off(found * there[:, :12], wanted[:, :12] * there[:, :12]) < BOUND
+    errors = [off(found * there[:, :12], wanted[:, :12] * there[:, :12])]
     for place in range(12, 20):
         found, past = client.run(ids[:, place : place + 1], mask[:, : place + 1], past)
-        assert off(found[:, 0], wanted[:, place]) < BOUND, place
+        errors.append(off(found[:, 0], wanted[:, place]))
     assert all(value.shape[2] == 20 for value in past.values())
+    return float(np.max(errors))  # which, unlike the built-in, is no number where an error is none
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     family, changes = MODELS[name]
-    check(make_restless_model(family, **changes), tmp_path)
+    assert largest_error(make_restless_model(family, **changes), tmp_path) < BOUND
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_layers_without_heads_or_neurons(tmp_path: Path, family: str) -> None:
     model = uneven(family)
-    check(model, tmp_path)
+    assert largest_error(model, tmp_path) < BOUND
     layers = {int(name.split(".")[1]) for name in Client(tmp_path).pasts}
     assert layers == {0, 2}, "a layer without heads has no cache"
 
@@ -99,7 +100,8 @@ def test_what_pruning_removed(tmp_path: Path, family: str) -> None:
     model = make_restless_model(family)
     random = torch.Generator().manual_seed(1)
     masks = [torch.rand(4, 2, generator=random) < 0.7, torch.rand(4, _neurons(model), generator=random) < 0.5]
-    check(remove(model, *(list(mask) for mask in masks)).eval(), tmp_path)
+    smaller = remove(model, *(list(mask) for mask in masks)).eval()
+    assert largest_error(smaller, tmp_path) < BOUND
 
 
 def _neurons(model: PreTrainedModel) -> int:
