@@ -79,6 +79,7 @@ ARMS = [
     *_openvino("INT4", "openvino-int4"),
     *(Arm(f"lightgpt2 {kind}", "onnx", kind) for kind in ("onnx", "onnx-int8", "onnx-int4")),
     Arm("lightgpt2 onnx-int4, groups of 128, all", "onnx", "onnx-int4-128"),
+    Arm("lightgpt2 onnx-int4, groups of 128, all, prefill int8", "onnx", "onnx-int4-128-prefill"),
 ]
 
 
@@ -296,7 +297,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"Model {result['model']}, baseline {result['baseline']}. {result['machine']}. Engines have {settings['threads']} "
         f"threads; {result['rounds']} rounds; decode: {settings['new_tokens']} tokens, one at a time, after a prompt of "
-        f"{settings['prompt']}. Peak MB: resident after decoding, above the interpreter with its libraries.",
+        f"{settings['prompt']}. Peak MB: the most that was resident while it decoded, beyond the interpreter and its libraries.",
         "",
         *(f"- {name}: {arm['about']}" for name, arm in result["arms"].items()),
         *(

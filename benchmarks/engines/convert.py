@@ -6,7 +6,8 @@
 - `ctranslate2-TYPE`: CTranslate2's converter for transformers.
 - `openvino-TYPE`: the OpenVINO exporter of transformers, stateful; INT8 and INT4 by NNCF's weight compression with the settings
   that optimum-intel takes by default (8 bits asymmetric; 4 bits asymmetric in groups of 128, embedding and head in 8 bits).
-- `onnx`, `onnx-int8`, `onnx-int4`: `lightgpt2 export`; `onnx-int4-128`: with groups of 128, embedding and head in INT4 too.
+- `onnx`, `onnx-int8`, `onnx-int4`: `lightgpt2 export`; `onnx-int4-128`: with groups of 128, embedding and head in INT4 too;
+  `onnx-int4-128-prefill`: and prompts read in INT8.
 """
 
 import ctypes
@@ -86,10 +87,13 @@ def _openvino_model(folder: Path) -> Any:
 
 
 def to_onnx(kind: str, model: Path, target: Path) -> None:
-    """`onnx`, `onnx-int8`, `onnx-int4`, `onnx-int4-128`."""
+    """`onnx`, `onnx-int8`, `onnx-int4`, `onnx-int4-128`, `onnx-int4-128-prefill`."""
     target.rmdir()
-    form, _, group = kind.partition("-int4-")
-    _export(model, target, *((f"{form}-int4", "--group", group, "--embeddings", "int4") if group else (kind,)))
+    options = {
+        "onnx-int4-128": ["onnx-int4", "--group", "128", "--embeddings", "int4"],
+        "onnx-int4-128-prefill": ["onnx-int4", "--group", "128", "--embeddings", "int4", "--prefill", "int8"],
+    }
+    _export(model, target, *options.get(kind, [kind]))
 
 
 def _export(model: Path, target: Path, *kind: str) -> None:

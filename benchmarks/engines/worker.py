@@ -32,6 +32,18 @@ def resident_mb(field: str) -> float:
     return next(int(line[1]) * 1024 / 1e6 for line in lines if line[0] == f"{field}:")
 
 
+def libraries_mb() -> float:
+    """Resident pages of the interpreter's and the shared libraries' files, in 10^6 bytes: code is read in as it is first run."""
+    total, library = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):  # a mapping: addresses, permissions, offset, device, inode and, of a file, its path
+            library = len(rest) > 4 and (".so" in Path(rest[4]).suffixes or rest[4] == os.path.realpath("/proc/self/exe"))
+        elif key == "Rss:" and library:
+            total += int(rest[0])
+    return total * 1024 / 1e6
+
+
 def random_ids(vocabulary: int, *shape: int) -> Ids:
     """The same tokens in every process."""
     return np.random.default_rng(shape[-1]).integers(vocabulary, size=shape)
@@ -65,10 +77,10 @@ class Worker:
         """
         self._engine.prepare()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of the imports
-        start = resident_mb("VmRSS")
+        start = resident_mb("VmRSS") - libraries_mb()
         self._engine.load(self._settings["prompt"] + self._settings["new_tokens"] + 1)
         tokens, _ = self._engine.decode(self._prompt, self._settings["new_tokens"])
-        peak = resident_mb("VmHWM") - start
+        peak = resident_mb("VmHWM") - libraries_mb() - start
         ids = random_ids(self._settings["vocabulary"], 1, self._settings["length"])
         np.save(logits, self._engine.forward(ids))
         return {"about": self._engine.describe(), "tokens": tokens, "peak_mb": peak}

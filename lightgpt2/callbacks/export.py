@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from lightgpt2.errors import UserError
 from lightgpt2.exporting.export import export
 from lightgpt2.exporting.gguf import Kind
-from lightgpt2.exporting.target import Embeddings, Format, Target
+from lightgpt2.exporting.target import Embeddings, Format, Prefill, Target
 from lightgpt2.methods.base import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder
@@ -43,6 +43,8 @@ class Export(Callback):
         group: Consecutive inputs that share a scale in onnx-int4: 16, 32, 64, 128 or 256; null: 32, or as the model's own file
             has it.
         gguf_type: What gguf stores matrices as; null: F16.
+        prefill: `int8`: onnx-int4's weights become INT8 when it is loaded, to read prompts with: several times as fast, in more
+            memory; null: they stay INT4.
     """
 
     order = 1  # after the artefact
@@ -53,8 +55,10 @@ class Export(Callback):
         embeddings: Embeddings | None = None,
         group: PositiveInt | None = None,
         gguf_type: Kind | None = None,
+        prefill: Prefill | None = None,
     ) -> None:
         self.formats, self.embeddings, self.group, self.gguf_type = [*formats], embeddings, group, gguf_type
+        self.prefill = prefill
         self.run: Run
 
     @property
@@ -66,6 +70,7 @@ class Export(Callback):
                 self.embeddings if form in _WITH_EMBEDDINGS else None,
                 self.group if form == "onnx-int4" else None,
                 self.gguf_type if form == "gguf" else None,
+                self.prefill if form == "onnx-int4" else None,
             )
             for form in self.formats
         ]
@@ -82,8 +87,9 @@ class Export(Callback):
             problems.append(f"{_NAME}.formats: give one or more of onnx, onnx-int8, onnx-int4, gguf, each once")
         if self.embeddings and not set(self.formats) & {*_WITH_EMBEDDINGS}:
             problems.append(f"{_NAME}.embeddings: only {' and '.join(_WITH_EMBEDDINGS)} have it; remove it")
-        if self.group and "onnx-int4" not in self.formats:
-            problems.append(f"{_NAME}.group: onnx-int4 is not among the formats; remove it, or add onnx-int4")
+        for key in ("group", "prefill"):
+            if getattr(self, key) and "onnx-int4" not in self.formats:
+                problems.append(f"{_NAME}.{key}: onnx-int4 is not among the formats; remove it, or add onnx-int4")
         if self.gguf_type and "gguf" not in self.formats:
             problems.append(f"{_NAME}.gguf_type: gguf is not among the formats; remove it, or add gguf")
         problems += _by_settings([problem for each in self.targets for problem in each.option_problems()], _NAME)
@@ -171,7 +177,8 @@ def _artefact_config(method: Method) -> PretrainedConfig:
 
 def _by_settings(problems: Sequence[str], name: str) -> list[str]:
     """Messages about the command's options as messages about a callback's settings."""
-    keys = {"format": "formats", "embeddings": "embeddings", "group": "group", "gguf-type": "gguf_type"}
+    same = {key: key for key in ("embeddings", "group", "prefill")}
+    keys = {**same, "format": "formats", "gguf-type": "gguf_type"}
     found = []
     for problem in problems:
         text = re.sub(r"^--format (\S+):", r"--format: \1:", problem)

@@ -94,6 +94,7 @@ def _write_onnx(source: str, model: PreTrainedModel, folder: Path, target: Targe
         "layers": forms.layers,
         "embeddings": forms.embeddings,
         "other_layers": dict(forms.others),
+        "prefill": None if forms.prefill is None else {"layers": target.prefill, "other_layers": forms.prefill},
         "scales": "trained" if stored else "rounded",
         "bytes": {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)},
     }
@@ -139,7 +140,7 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
     if problems:
         raise UserError(problems)
     group = target.group or GROUP
-    if layers == "int4" and embeddings != "int8":
+    if layers == "int4" and embeddings != "int8" and not target.prefill:
         return Forms(layers, embeddings, group=group)
     errors = input_errors(model, _calibration(data))
     uneven = {name for name, error in errors.items() if error > BOUND}
@@ -147,7 +148,7 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
     if embeddings == "int8" and head in uneven:
         embeddings = "int8-blocks"
     others: dict[str, Form] = dict.fromkeys(sorted(uneven - {head}), "int8-blocks") if layers == "int8" else {}
-    return Forms(layers, embeddings, others, group)
+    return Forms(layers, embeddings, others, sorted(uneven) if target.prefill else None, group)
 
 
 def _write_gguf(

@@ -5,6 +5,7 @@ and attends. Where the cache that it is given is longer than what is in use, and
 written in place.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.exporting.onnx_graph import MICROSOFT, Graph
 from lightgpt2.exporting.onnx_weights import GROUP, Form, Matrix, Vocabulary, linear
+from lightgpt2.generation.engines import PREFILL
 from lightgpt2.models.families import blocks, head_weight, is_tied
 from lightgpt2.models.standalone import stored_weights
 
@@ -46,12 +48,14 @@ class Forms:
         layers: Those of the blocks.
         embeddings: The token embedding and the vocabulary head.
         others: Layers, by name, that are stored in another way.
+        prefill: Layers, by name, that keep their 4 bits where all others' become 8 to read prompts with; None: all do.
         group: Inputs that share a scale in INT4, where the model does not have its integers yet.
     """
 
     layers: Form = "fp32"
     embeddings: Form = "fp32"
     others: Mapping[str, Form] = field(default_factory=dict)
+    prefill: list[str] | None = None
     group: int = GROUP
 
     def of(self, names: list[str]) -> Form:
@@ -79,6 +83,7 @@ class Decoder:
         self._added: ir.Value | None  # to the residual stream, before it is read again
         self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._kept: list[str] = []  # matrices, by their names in the graph, that a graph for prompts has in 4 bits too
 
     def write(self) -> None:
         """Writes all of it."""
@@ -95,12 +100,17 @@ class Decoder:
         first = graph.op("Unsqueeze", graph.op("Neg", keep), graph.constant([0], "zero"))
         ends = graph.constant([np.iinfo(np.int64).max], "end")
         hidden = graph.op("Slice", hidden, first, ends, graph.constant([1], "one"))
-        if not is_tied(self.model):
-            tokens = self._vocabulary(self.model.get_output_embeddings())
+        head: Any = self.model.get_output_embeddings()
+        stored = self.model.get_input_embeddings() if is_tied(self.model) else head
+        if stored is head:
+            tokens = self._vocabulary(head)
+        self._note([self._names[id(head)]], self._names[id(stored)])
         size = head_weight(self.model).shape[0]
         graph.output("logits", tokens.scores(hidden), _FLOAT, ["batch", "kept", size])
         for name, value, shape in self._caches:
             graph.output(name, value, _FLOAT, shape)
+        if self.forms.prefill is not None:
+            graph.metadata[PREFILL] = json.dumps(self._kept)
 
     def _vocabulary(self, module: Any) -> Vocabulary:
         name, forms = self._names[id(module)], self.forms
@@ -174,7 +184,12 @@ class Decoder:
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         bias = torch.cat(biases) if biases else None
         names = [self._names[id(module)] for module in modules]
+        self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
+
+    def _note(self, names: list[str], stored: str) -> None:
+        if not {*names}.isdisjoint(self.forms.prefill or ()):
+            self._kept.append(stored)
 
     def _matrix(self, module: Any) -> Matrix:
         name = f"{self._names[id(module)]}.weight"

@@ -39,6 +39,7 @@ class Graph:
         self._tape = ir.tape.Tape()
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
+        self.metadata: dict[str, str] = {}  # of the model, as clients read it
         self.bytes = 0  # of weights, each once, without what fills pages up
         self._file = (folder / WEIGHTS).open("wb")
 
@@ -126,4 +127,7 @@ class Graph:
             opset_imports={"": self._opset, MICROSOFT: 1},
             name="model",
         )
-        ir.save(ir.Model(graph, ir_version=_IR_VERSION, producer_name="lightgpt2"), self._folder / GRAPH)
+        model = ir.Model(
+            graph, ir_version=_IR_VERSION, producer_name="lightgpt2", metadata_props=self.metadata
+        )
+        ir.save(model, self._folder / GRAPH)

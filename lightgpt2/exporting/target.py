@@ -17,6 +17,7 @@ from lightgpt2.models.quantization import quantization_of
 
 Format = Literal["onnx", "onnx-int8", "onnx-int4", "gguf"]
 Embeddings = Literal["fp32", "int8", "int4"]
+Prefill = Literal["int8"]
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _PRECISIONS = {"F32": "fp32", "F16": "f16", "Q8_0": "int8", "Q4_0": "int4"}
@@ -34,12 +35,14 @@ class Target:
         group: Consecutive inputs that share a scale and zero point in `onnx-int4`, a power of two from 16 to 256; None: 32,
             or as the model's own file has it.
         gguf_type: What GGUF stores matrices as; None: F16.
+        prefill: What `onnx-int4` multiplies more than one token with, once it is loaded; None: as it is stored.
     """
 
     form: Format
     embeddings: Embeddings | None = None
     group: int | None = None
     gguf_type: Kind | None = None
+    prefill: Prefill | None = None
 
     @property
     def kind(self) -> Kind:
@@ -67,6 +70,8 @@ class Target:
             found.append(f"--group: {self.group} is not possible; give 16, 32, 64, 128 or 256")
         if self.gguf_type and self.form != "gguf":
             found.append(f"--gguf-type: {self.form} is no GGUF; remove it, or give --format gguf")
+        if self.prefill and self.form != "onnx-int4":
+            found.append("--prefill: only onnx-int4 has it; remove it")
         return found
 
     def problems(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:

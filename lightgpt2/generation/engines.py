@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
+# Key of an exported graph's metadata: a JSON list of the matrices that keep their 4 bits where prompts are read with 8.
+PREFILL = "prefill"
+
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 

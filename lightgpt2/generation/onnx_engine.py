@@ -5,6 +5,7 @@ behind, in place, where `past_key_values.N` and `present.N` are bound to the sam
 is bound once stays bound: a step changes the numbers in its inputs, and the length of the mask.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightgpt2.errors import UserError
-from lightgpt2.generation.engines import Floats, Ints, physical_cores, positions
+from lightgpt2.generation.engines import PREFILL, Floats, Ints, physical_cores, positions
 from lightgpt2.ort import runtime
 
 _PAST = "past_key_values."
@@ -47,6 +48,11 @@ class OnnxEngine:
             raise UserError(
                 f"{name}: {model} is no decoder with a cache (past_key_values.N, logits); it writes no text"
             )
+        self._reader = self._session  # of many tokens at once
+        if kept := self._session.get_modelmeta().custom_metadata_map.get(PREFILL):
+            from lightgpt2.generation.prefill import prefill_session  # and onnx: only models that were exported so pay for it
+
+            self._reader = prefill_session(model, json.loads(kept), options)
         self._inputs = inputs
         # name of the past, name of the present, heads, width of a head
         self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]
@@ -58,23 +64,18 @@ class OnnxEngine:
     def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
         """See `Engine`."""
         batch, length = ids.shape
-        self._binding = self._session.io_binding()
-        self._kept: dict[str, NDArray[Any]] = {}  # what is bound must live as long as the binding
         self._allocate(batch, length + room)
         self._mask = np.pad(mask, ((0, 0), (0, room)), constant_values=1)
         self._flat_mask = np.empty(self._mask.size, np.int64)
-        places = positions(mask)
         self._length = length
-        self._read(ids, places)
+        places = positions(mask)
         last = 1 if self._keeps else length
         logits = np.empty((batch, last, self.vocabulary), np.float32)
-        self._bind("logits", logits, output=True)
-        self._run()
+        self._run(self._bound(self._reader, ids, places, logits))
         # From here on, one token at a time, everything but the mask stays where it is.
         self._tokens, self._places = np.empty((batch, 1), np.int64), places[:, -1:].copy()
         self._logits = logits if last == 1 else np.empty((batch, 1, self.vocabulary), np.float32)
-        self._read(self._tokens, self._places)
-        self._bind("logits", self._logits, output=True)
+        self._steps = self._bound(self._session, self._tokens, self._places, self._logits)
         return logits[:, -1]
 
     def step(self, tokens: Ints) -> Floats:
@@ -82,7 +83,7 @@ class OnnxEngine:
         self._length += 1
         self._tokens[:, 0] = tokens
         self._places += 1
-        self._run()
+        self._run(self._steps)
         return self._logits[:, -1]
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
@@ -90,43 +91,63 @@ class OnnxEngine:
         batch = len(ids)
         feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
         feeds |= {past: np.empty((batch, heads, 0, width), np.float32) for past, _, heads, width in self._layers}
-        binding = self._session.io_binding()
+        binding = self._reader.io_binding()
         for key in self._inputs:
             binding.bind_cpu_input(key, np.ascontiguousarray(feeds[key]))
         shape = (*ids.shape, self.vocabulary)
         if self._wide is None or self._wide.shape != shape:  # new memory for each call would cost a tenth of its time
             self._wide = np.empty(shape, np.float32)
         binding.bind_output("logits", "cpu", 0, np.float32, shape, self._wide.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        self._reader.run_with_iobinding(binding)
         return self._wide
 
     def _allocate(self, batch: int, capacity: int) -> None:
-        """Binds the cache, that of the batch before where it has the right size; and what stays the same throughout."""
-        for past, now, heads, width in self._layers:
+        """Makes room for keys and values; that of the batch before is taken again where it has the right size."""
+        for past, _, heads, width in self._layers:
             shape = (batch, heads, capacity, width)
             if past not in self._caches or self._caches[past].shape != shape:
                 self._caches[past] = np.zeros(shape, np.float32)
-            self._bind(past, self._caches[past])
-            self._bind(now, self._caches[past], output=True)
+
+    def _bound(
+        self, session: runtime.InferenceSession, ids: Ints, places: Ints, logits: NDArray[np.float32]
+    ) -> "_Bound":
+        """A session with the cache, tokens to read and room for their logits; with everything but the mask."""
+        bound = _Bound(session)
+        for past, now, *_ in self._layers:
+            bound.bind(past, self._caches[past])
+            bound.bind(now, self._caches[past], output=True)
         if self._keeps:
-            self._bind(_KEEP, np.array(1, np.int64))
-
-    def _read(self, ids: Ints, places: Ints) -> None:
-        self._bind("input_ids", np.ascontiguousarray(ids))
+            bound.bind(_KEEP, np.array(1, np.int64))
+        bound.bind("input_ids", np.ascontiguousarray(ids))
         if "position_ids" in self._inputs:
-            self._bind("position_ids", np.ascontiguousarray(places))
+            bound.bind("position_ids", np.ascontiguousarray(places))
+        bound.bind("logits", logits, output=True)
+        return bound
 
-    def _run(self) -> None:
+    def _run(self, bound: "_Bound") -> None:
         batch, length = len(self._mask), self._length
         mask = self._flat_mask[: batch * length].reshape(batch, length)  # rows lie one behind the other
         mask[:] = self._mask[:, :length]
-        self._bind("attention_mask", mask)
-        self._session.run_with_iobinding(self._binding)
+        bound.bind("attention_mask", mask)
+        bound.run()
 
-    def _bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
+
+class _Bound:
+    """A session and the memory that it reads and writes, which lives as long as this does."""
+
+    def __init__(self, session: runtime.InferenceSession) -> None:
+        self._session, self._binding = session, session.io_binding()
+        self._memory: dict[str, NDArray[Any]] = {}
+
+    def bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
+        """Memory for an input or an output."""
         bind = self._binding.bind_output if output else self._binding.bind_input
         bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._kept[name] = array
+        self._memory[name] = array
+
+    def run(self) -> None:
+        """Reads the inputs, writes the outputs."""
+        self._session.run_with_iobinding(self._binding)
 
 
 def _line(error: Exception) -> str:
