@@ -297,7 +297,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"Model {result['model']}, baseline {result['baseline']}. {result['machine']}. Engines have {settings['threads']} "
         f"threads; {result['rounds']} rounds; decode: {settings['new_tokens']} tokens, one at a time, after a prompt of "
-        f"{settings['prompt']}. Peak MB: the most that was resident while it decoded, beyond the interpreter and its libraries.",
+        f"{settings['prompt']}. Peak MB: the most that was resident up to the last token, without interpreter and libraries.",
         "",
         *(f"- {name}: {arm['about']}" for name, arm in result["arms"].items()),
         *(

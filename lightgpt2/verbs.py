@@ -206,7 +206,7 @@ def _export_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prefill",
         type=Literal["int8"] | None,
-        help="Makes INT8 of onnx-int4's weights when it is loaded, to read prompts with: several times as fast, in more memory.",
+        help="Reads prompts with onnx-int4's weights made INT8 when they are loaded: faster, in more memory.",
     )
     parser.add_argument(
         "--gguf-type",

@@ -33,12 +33,14 @@ def resident_mb(field: str) -> float:
 
 
 def libraries_mb() -> float:
-    """Resident pages of the interpreter's and the shared libraries' files, in 10^6 bytes: code is read in as it is first run."""
+    """Resident pages of the interpreter's and the libraries' files, in 10^6 bytes: code is read in as it is first run."""
     total, library = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         key, *rest = line.split()
         if not key.endswith(":"):  # a mapping: addresses, permissions, offset, device, inode and, of a file, its path
-            library = len(rest) > 4 and (".so" in Path(rest[4]).suffixes or rest[4] == os.path.realpath("/proc/self/exe"))
+            library = len(rest) > 4 and (
+                ".so" in Path(rest[4]).suffixes or rest[4] == os.path.realpath("/proc/self/exe")
+            )
         elif key == "Rss:" and library:
             total += int(rest[0])
     return total * 1024 / 1e6

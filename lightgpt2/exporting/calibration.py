@@ -1,10 +1,11 @@
-"""Which layers' inputs are too uneven to be rounded to 8 bits with one scale for all of them.
+"""What the inputs of layers are like: how large each one is, and whether they are too uneven for one scale.
 
 A few inputs of a few tokens are thousands of times as large as the others (massive activations: Sun et al. 2024,
-arXiv:2402.17762): with one scale for all, nothing is left of those. Which layers they reach is measured.
+arXiv:2402.17762): rounded to 8 bits with one scale for all, nothing is left of those. Which layers they reach is measured.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,33 +26,51 @@ def rounded_at_once(x: Tensor) -> Tensor:
     return ((x / step + zero).round().clamp(0, 255) - zero) * step
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a layer.
+
+    Attributes:
+        error: By how much rounding them to 8 bits with one scale changes a token's outputs (relative, L2), the median over all
+            tokens.
+        power: The mean square of each input `[I]`.
+    """
+
+    error: float
+    power: Tensor
+
+
 @torch.no_grad()
-def input_errors(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, float]:
-    """How much rounding a layer's inputs with one scale changes its outputs.
+def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, Inputs]:
+    """Measures the inputs of each linear layer of the blocks, and of the vocabulary head.
 
     Args:
         model: The model in FP32, in eval mode.
         batches: Token ids `[1, T]`.
 
     Returns:
-        For each linear layer of the blocks, and the vocabulary head, by name: the relative error (L2) of a token's outputs, the
-        median over all tokens.
+        By the layers' names.
     """
-    found: dict[str, list[Tensor]] = {}
     layers = block_linears(model)
     head: Any = model.get_output_embeddings()
     layers |= {name: module for name, module in model.named_modules() if module is head}
-    handles = [module.register_forward_hook(_noting(found.setdefault(name, []))) for name, module in layers.items()]
+    errors: dict[str, list[Tensor]] = {name: [] for name in layers}
+    squares: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [module.register_forward_hook(_noting(errors[name], squares[name])) for name, module in layers.items()]
     try:
         for ids in batches:
             model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: float(torch.cat(errors).median()) for name, errors in found.items()}
+    tokens = sum(ids.numel() for ids in batches)
+    return {
+        name: Inputs(float(torch.cat(errors[name]).median()), torch.stack(squares[name]).sum(dim=0) / tokens)
+        for name in layers
+    }
 
 
-def _noting(errors: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+def _noting(errors: list[Tensor], squares: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         x = args[0].flatten(0, -2)
         weight: Any = module.weight
@@ -59,5 +78,6 @@ def _noting(errors: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
         exact = x @ columns
         off = (rounded_at_once(x) - x) @ columns
         errors.append(off.norm(dim=1) / exact.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny))
+        squares.append(x.square().sum(dim=0))
 
     return hook

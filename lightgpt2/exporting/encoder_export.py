@@ -17,7 +17,7 @@ from lightgpt2.exporting.target import Target
 from lightgpt2.models import ledger
 from lightgpt2.models.files import atomic_folder, write_json
 from lightgpt2.models.loading import load_encoder
-from lightgpt2.ort import runtime
+from lightgpt2.ort import open_session
 
 _TOKENS = 128
 # Least cosine between what the export and PyTorch make of a text, on the average over all texts.
@@ -81,9 +81,7 @@ def _cosines(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, texts: Sequence[str]
 ) -> "np.ndarray[Any, Any]":
     """The cosine between the export's and PyTorch's vector for each text."""
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+    session = open_session(folder / GRAPH, torch.get_num_threads())
     names = {each.name for each in session.get_inputs()}
     found = []
     for text in texts:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.calibration import BOUND, input_errors
+from lightgpt2.exporting.calibration import BOUND, measure_inputs
 from lightgpt2.exporting.folder import seal
 from lightgpt2.exporting.gguf import write_gguf
 from lightgpt2.exporting.onnx_decoder import Decoder, Forms, Stored
@@ -140,15 +140,14 @@ def _forms(model: PreTrainedModel, target: Target, stored: Stored | None, data: 
     if problems:
         raise UserError(problems)
     group = target.group or GROUP
-    if layers == "int4" and embeddings != "int8" and not target.prefill:
-        return Forms(layers, embeddings, group=group)
-    errors = input_errors(model, _calibration(data))
-    uneven = {name for name, error in errors.items() if error > BOUND}
+    inputs = measure_inputs(model, _calibration(data))
+    uneven = {name for name, found in inputs.items() if found.error > BOUND}
     head = names[id(model.get_output_embeddings())]
     if embeddings == "int8" and head in uneven:
         embeddings = "int8-blocks"
     others: dict[str, Form] = dict.fromkeys(sorted(uneven - {head}), "int8-blocks") if layers == "int8" else {}
-    return Forms(layers, embeddings, others, sorted(uneven) if target.prefill else None, group)
+    powers = {name: found.power for name, found in inputs.items()}
+    return Forms(layers, embeddings, others, sorted(uneven) if target.prefill else None, group, powers)
 
 
 def _write_gguf(

@@ -50,6 +50,7 @@ class Forms:
         others: Layers, by name, that are stored in another way.
         prefill: Layers, by name, that keep their 4 bits where all others' become 8 to read prompts with; None: all do.
         group: Inputs that share a scale in INT4, where the model does not have its integers yet.
+        powers: Mean square of each input, by the name of the layer, for rounding to INT4.
     """
 
     layers: Form = "fp32"
@@ -57,6 +58,7 @@ class Forms:
     others: Mapping[str, Form] = field(default_factory=dict)
     prefill: list[str] | None = None
     group: int = GROUP
+    powers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, names: list[str]) -> Form:
         """How layers of the same inputs are stored."""
@@ -83,6 +85,9 @@ class Decoder:
         self._added: ir.Value | None  # to the residual stream, before it is read again
         self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._powers = {**forms.powers}
+        if is_tied(model) and (power := forms.powers.get(self._names[id(model.get_output_embeddings())])) is not None:
+            self._powers[self._names[id(model.get_input_embeddings())]] = power
         self._kept: list[str] = []  # matrices, by their names in the graph, that a graph for prompts has in 4 bits too
 
     def write(self) -> None:
@@ -192,13 +197,14 @@ class Decoder:
             self._kept.append(stored)
 
     def _matrix(self, module: Any) -> Matrix:
-        name = f"{self._names[id(module)]}.weight"
+        layer = self._names[id(module)]
+        name = f"{layer}.weight"
         weight: Tensor = module.weight.detach()
         rows = weight.T if isinstance(module, Conv1D) else weight
         if about := self._table.get(name):
             whole = stored_weights.whole(self._tensors[name], about["bits"], about["group"])
             return Matrix(whole, self._tensors[f"{name}_scale"], None, rows.shape[1])
-        return Matrix.of(rows)
+        return Matrix.of(rows, self._powers.get(layer))
 
     def _activate(self, x: ir.Value) -> ir.Value:
         kind, domain, settings = ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]

@@ -127,7 +127,5 @@ class Graph:
             opset_imports={"": self._opset, MICROSOFT: 1},
             name="model",
         )
-        model = ir.Model(
-            graph, ir_version=_IR_VERSION, producer_name="lightgpt2", metadata_props=self.metadata
-        )
+        model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="lightgpt2", metadata_props=self.metadata)
         ir.save(model, self._folder / GRAPH)

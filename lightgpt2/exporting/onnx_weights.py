@@ -22,7 +22,7 @@ Form = Literal["fp32", "int8", "int8-blocks", "int4"]
 GROUP = 32  # inputs that share a scale in INT4, unless it is said otherwise
 
 _SIZES = (128, 64, 32)  # of blocks of inputs, what the operator is fast with first
-_PARTS = 8  # of a quantized head
+_PARTS = 16  # of a quantized head
 _INT8_COMPUTE = 4  # MatMulNBits' `accuracy_level`: multiply integers
 
 
@@ -35,31 +35,33 @@ class Matrix:
         scale: What the integers are multiplied with, `[O, G, 1]`; None for numbers in FP32.
         zero: What is subtracted from them before, `[O, G, 1]`; None for nothing.
         inputs: I.
+        power: Mean square of each input `[I]`, if it is known.
     """
 
     rows: Tensor
     scale: Tensor | None
     zero: Tensor | None
     inputs: int
+    power: Tensor | None = None
 
     @classmethod
-    def of(cls, rows: Tensor) -> "Matrix":
+    def of(cls, rows: Tensor, power: Tensor | None = None) -> "Matrix":
         """Numbers in FP32 `[O, I]`."""
-        return cls(rows.float(), None, None, rows.shape[1])
+        return cls(rows.float(), None, None, rows.shape[1], power)
 
     @classmethod
     def joined(cls, parts: "list[Matrix]") -> "Matrix":
         """Matrices of the same inputs below each other."""
         scales = [part.scale for part in parts if part.scale is not None]
         joined = torch.cat([part.rows for part in parts])
-        return cls(joined, torch.cat(scales) if scales else None, None, parts[0].inputs)
+        return cls(joined, torch.cat(scales) if scales else None, None, parts[0].inputs, parts[0].power)
 
     def rounded(self, form: Form, group: int) -> "Matrix":
         """As integers: those it has, or the nearest ones."""
         if self.scale is not None:
             return self
         if form == "int4":
-            return Matrix(*affine_integers(self.rows, group), self.inputs)
+            return Matrix(*affine_integers(self.rows, group, self.power), self.inputs)
         return Matrix(*integers(self.rows, 8), None, self.inputs)
 
 

@@ -8,6 +8,9 @@ the weights at every forward pass, so that nothing is observed or calibrated.
 import torch
 from torch import Tensor
 
+_RANGES = [1 - step / 20 for step in range(9)]  # shares of a group's range that its integers may span
+_AT_ONCE = 4096  # rows, so that what is held of a vocabulary's does not grow with it
+
 
 def grouped(rows: Tensor, group: int | None) -> Tensor:
     """The numbers that share a scale, side by side, `[O, G, g]`.
@@ -74,23 +77,46 @@ def integers(rows: Tensor, bits: int, group: int | None = None) -> tuple[Tensor,
     return (grouped(fake_quantize(rows, bits, group), group) / scale).round().to(torch.int8), scale
 
 
-def affine_integers(rows: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """4-bit integers with a scale and a zero point for each group: all 16 values between its least and its greatest number.
+def affine_integers(rows: Tensor, group: int, power: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """4-bit integers with a scale and a zero point for each group, for rounding after training.
 
-    For rounding after training: nearer than `integers`, whose 15 values lie evenly about zero (Jacob et al. 2018,
-    arXiv:1712.05877, eq. 1, with the zero point an integer so that zeros stay zero).
+    Their 16 values lie between a group's least and its greatest number, nearer than those of `integers`, whose 15 lie evenly
+    about zero (Jacob et al. 2018, arXiv:1712.05877, eq. 1, with the zero point an integer so that zeros stay zero). With
+    `power`, of these and narrower ranges, each with the scale that fits its integers best (least squares), the one is taken
+    that changes the outputs least: an input's error counts by its power (the diagonal of the inputs' second moments, as in
+    Frantar et al. 2022, arXiv:2210.17323, eq. 1).
 
     Args:
         rows: `[O, I]` in FP32, one row an output channel.
         group: As for `grouped`.
+        power: Mean square of each input `[I]`; None: the whole range.
 
     Returns:
         Integers `[O, G, g]` in int8 from -8 to 7, scales `[O, G, 1]`, and zero points `[O, G, 1]`, likewise in int8: a number
         is about `(integer - zero) * scale`.
     """
-    groups = grouped(rows, group)
-    low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
-    scale = ((high - low) / 15).clamp_min(torch.finfo(groups.dtype).tiny)
-    zero = (-low / scale).round() - 8
-    whole = (groups / scale + zero).round().clamp(-8, 7)
+    weights = None if power is None else grouped(power[None], group)
+    parts = [_affine(part, weights) for part in grouped(rows, group).split(_AT_ONCE)]
+    whole, scale, zero = (torch.cat(each) for each in zip(*parts, strict=True))
     return whole.to(torch.int8), scale, zero.to(torch.int8)
+
+
+def _affine(groups: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    tiny = torch.finfo(groups.dtype).tiny
+    low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
+    widest = ((high - low) / 15).clamp_min(tiny)
+    zero = (-low / widest).round() - 8
+    if weights is None:
+        return (groups / widest + zero).round().clamp(-8, 7), widest, zero
+    least, best, scale = torch.full_like(low, torch.inf), torch.zeros_like(groups), widest
+    for share in _RANGES:
+        whole = (groups / (widest * share) + zero).round().clamp(-8, 7)
+        steps = whole - zero
+        squares = (weights * steps.square()).sum(-1, keepdim=True)
+        fitted = (weights * steps * groups).sum(-1, keepdim=True) / squares.clamp_min(tiny)
+        fitted = torch.where(fitted > tiny, fitted, widest * share)  # nothing to fit where no input has power
+        error = (weights * (groups - steps * fitted).square()).sum(-1, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        best, scale = torch.where(better, whole, best), torch.where(better, fitted, scale)
+    return best, scale, zero

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lightgpt2.errors import UserError
 from lightgpt2.generation.engines import PREFILL, Floats, Ints, physical_cores, positions
-from lightgpt2.ort import runtime
+from lightgpt2.ort import open_session, runtime
 
 _PAST = "past_key_values."
 _KEEP = "num_logits_to_keep"
@@ -34,11 +34,9 @@ class OnnxEngine:
     """
 
     def __init__(self, model: Path, context: int, threads: int | None = None, name: str = "MODEL") -> None:
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or physical_cores()
-        options.log_severity_level = 3  # that a cache is longer than what is used of it is no news
+        threads = threads or physical_cores()
         try:
-            self._session = runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            self._session = open_session(model, threads)
         except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
             raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
         inputs = {each.name: each for each in self._session.get_inputs()}
@@ -50,9 +48,11 @@ class OnnxEngine:
             )
         self._reader = self._session  # of many tokens at once
         if kept := self._session.get_modelmeta().custom_metadata_map.get(PREFILL):
-            from lightgpt2.generation.prefill import prefill_session  # and onnx: only models that were exported so pay for it
+            from lightgpt2.generation.prefill import (
+                prefill_session,
+            )  # and onnx: only models that were exported so pay for it
 
-            self._reader = prefill_session(model, json.loads(kept), options)
+            self._reader = prefill_session(model, json.loads(kept), threads)
         self._inputs = inputs
         # name of the past, name of the present, heads, width of a head
         self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]

@@ -2,9 +2,11 @@
 
 With one token a product takes as long as its weights take to be read, and 4 bits are the fastest. With many, what counts is how
 they are multiplied: `DynamicQuantizeMatMul`, one scale for an output channel, is several times as fast as `MatMulNBits`. So the
-second graph is made in memory when the model is loaded, from the integers in its file, whose size stays what it is.
+second graph is made when the model is loaded, from the integers in its file, whose size stays what it is.
 """
 
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,51 +14,37 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lightgpt2.ort import runtime
+from lightgpt2.ort import open_session, runtime
 
 _MICROSOFT = "com.microsoft"
 _LARGEST = 127  # what a channel's largest weight becomes
 
 
-def prefill_session(model: Path, kept: list[str], options: runtime.SessionOptions) -> runtime.InferenceSession:
+def prefill_session(model: Path, kept: list[str], threads: int) -> runtime.InferenceSession:
     """Loads a graph with its 4-bit products turned into those of 8 bits.
+
+    They are written to a file for as long as this takes: ONNX Runtime lets go of a file's numbers once it has packed them, and
+    of those in memory it does not.
 
     Args:
         model: The `.onnx` file.
         kept: Matrices whose inputs one scale would not do for; they stay as they are.
-        options: What the session is made with; it is changed.
+        threads: Threads that compute.
     """
     loaded = ir.load(model)
-    weights: dict[str, NDArray[Any]] = {}
     for node in list(loaded.graph):
-        if node.op_type != "MatMulNBits" or node.attributes["bits"].as_int() != 4:
-            continue
-        x, stored, scales, zeros, _, bias = (*node.inputs, None)[:6]
-        assert stored is not None and scales is not None
-        assert stored.name is not None
-        if any(stored.name.startswith(f"{name}.") for name in kept):
-            continue
-        whole = from_blocks(
-            _array(stored),
-            _array(scales),
-            None if zeros is None else _array(zeros),
-            node.attributes["K"].as_int(),
-        )
-        integers, steps = rounded(whole)
-        added = [
-            _external(loaded.graph, f"{stored.name}.prefill", integers, weights),
-            _external(loaded.graph, f"{stored.name}.prefill_scale", steps, weights),
-        ]
-        product = ir.node("DynamicQuantizeMatMul", [x, *added, None, bias], domain=_MICROSOFT)
-        ir.convenience.replace_nodes_and_values(
-            loaded.graph, node, [node], [product], node.outputs, product.outputs
-        )
-    _forget_unused(loaded.graph)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
-    values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers([*weights], values)
-    serialized = ir.to_proto(loaded).SerializeToString()
-    return runtime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+        if node.op_type == "MatMulNBits" and node.attributes["bits"].as_int() == 4:
+            stored = cast(str, cast(ir.Value, node.inputs[1]).name)
+            if not any(stored.startswith(f"{name}.") for name in kept):
+                _replace(loaded.graph, node, stored)
+    used = {*loaded.graph.inputs, *(value for node in loaded.graph for value in node.inputs)}
+    for name, value in [*loaded.graph.initializers.items()]:
+        if value not in used:
+            del loaded.graph.initializers[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = Path(scratch) / model.name
+        ir.save(loaded, graph, external_data="weights")
+        return open_session(graph, threads)
 
 
 def from_blocks(
@@ -92,28 +80,40 @@ def rounded(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.flo
     return np.ascontiguousarray(np.rint(rows / steps[:, None]).astype(np.int8).T), steps
 
 
+def _replace(graph: ir.Graph, node: ir.Node, stored: str) -> None:
+    """Puts a product with 8 bits in the place of one with 4."""
+    x, integers, scales, zeros, _, bias = (*node.inputs, None)[:6]
+    outputs, inputs = (node.attributes[name].as_int() for name in ("N", "K"))
+
+    def compute(part: int) -> ir.TensorProtocol:
+        whole = from_blocks(_array(integers), _array(scales), None if zeros is None else _array(zeros), inputs)
+        return ir.tensor(rounded(whole)[part])
+
+    added = []
+    for part, (name, dtype, shape) in enumerate(
+        [("", ir.DataType.INT8, (inputs, outputs)), ("_scale", ir.DataType.FLOAT, (outputs,))]
+    ):
+        name = f"{stored}.prefill{name}"
+        # Computed when it is written: one matrix in memory at a time.
+        tensor = ir.LazyTensor(partial(compute, part), dtype, ir.Shape(shape), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+        graph.register_initializer(value)
+        added.append(value)
+    product = ir.node("DynamicQuantizeMatMul", [x, *added, None, bias], domain=_MICROSOFT)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+
+
+def _array(value: ir.Value | None) -> NDArray[Any]:
+    """A copy of a weight; what is read of a file is let go of, which each weight maps the whole of."""
+    assert value is not None
+    stored = value.const_value
+    assert stored is not None
+    found = stored.numpy().copy()
+    if isinstance(stored, ir.ExternalTensor):
+        stored.release()
+    return found
+
+
 def _halves(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """`[..., n]` bytes as `[..., 2 n]` numbers of 4 bits."""
     return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
-
-
-def _array(value: ir.Value) -> NDArray[Any]:
-    return cast(ir.TensorProtocol, value.const_value).numpy()
-
-
-def _external(graph: ir.Graph, name: str, array: NDArray[Any], weights: dict[str, NDArray[Any]]) -> ir.Value:
-    """An initializer whose numbers are handed over beside the graph, which has room for 2 GB only."""
-    dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-    tensor = ir.ExternalTensor("memory", 0, array.nbytes, dtype, shape=shape, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
-    graph.register_initializer(value)
-    weights[name] = array
-    return value
-
-
-def _forget_unused(graph: ir.Graph) -> None:
-    """Takes out what was multiplied with before, so that it is not loaded again."""
-    used = {*graph.inputs, *(value for node in graph for value in node.inputs)}
-    for name, value in [*graph.initializers.items()]:
-        if value not in used:
-            del graph.initializers[name]

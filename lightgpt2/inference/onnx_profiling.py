@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightgpt2.inference.profiling import ACTIVE, TOP, Profile
 from lightgpt2.models.files import atomic_file
-from lightgpt2.ort import runtime
+from lightgpt2.ort import open_session, runtime
 
 Event = dict[str, Any]
 Ints = NDArray[np.int64]
@@ -33,13 +33,8 @@ def profiled(graph: Path, forward: Ints, prompt: Ints, tokens: int, threads: int
         threads: Threads that compute.
         trace: Where the Chrome trace goes (it opens in Perfetto).
     """
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory() as scratch:
-        options.profile_file_prefix = str(Path(scratch) / "profile")
-        session = runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        session = open_session(graph, threads, str(Path(scratch) / "profile"))
         for _ in range(1 + ACTIVE):
             _run(session, forward, {})
             _generate(session, prompt, tokens)

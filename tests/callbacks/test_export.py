@@ -91,10 +91,11 @@ def test_integers_are_exported_with_the_scales_that_were_trained(wide: Bench) ->
         ({"formats": []}, ["formats: give one or more of onnx, onnx-int8, onnx-int4, gguf, each once"]),
         ({"formats": ["onnx", "onnx"]}, ["formats: give one or more of onnx, onnx-int8, onnx-int4, gguf, each once"]),
         (
-            {"formats": ["onnx"], "embeddings": "int4", "group": 32, "gguf_type": "F16"},
+            {"formats": ["onnx"], "embeddings": "int4", "group": 32, "gguf_type": "F16", "prefill": "int8"},
             [
                 "embeddings: only onnx-int8 and onnx-int4 have it; remove it",
                 "group: onnx-int4 is not among the formats; remove it, or add onnx-int4",
+                "prefill: onnx-int4 is not among the formats; remove it, or add onnx-int4",
                 "gguf_type: gguf is not among the formats; remove it, or add gguf",
             ],
         ),

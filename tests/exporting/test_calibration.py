@@ -1,15 +1,18 @@
 """Layers whose inputs are too uneven for one scale: found by calibration, and harmless once they are stored for it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightgpt2.data.validation import validation_data
-from lightgpt2.exporting.calibration import BOUND, input_errors, rounded_at_once
+from lightgpt2.exporting.calibration import BOUND, measure_inputs, rounded_at_once
 from lightgpt2.exporting.export import export
 from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.target import Target
@@ -36,6 +39,10 @@ def massive_model() -> PreTrainedModel:
     block.mlp.c_fc.weight[0, 0], block.mlp.c_fc.bias[0] = 1000, -5500  # of at most 8, the root of the width
     block.mlp.c_proj.weight[0] = 0
     return model
+
+
+def input_errors(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, float]:
+    return {name: found.error for name, found in measure_inputs(model, batches).items()}
 
 
 def relative(found: Array, wanted: Array) -> float:
@@ -92,8 +99,24 @@ def test_blocks_do_no_harm_where_one_scale_does(tmp_path: Path) -> None:
 def test_hooks_are_gone_after_an_error() -> None:
     model = make_restless_model("gpt2")
     with pytest.raises(IndexError):
-        input_errors(model, [torch.full((1, 4), 999)])
+        measure_inputs(model, [torch.full((1, 4), 999)])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_power_of_inputs_is_their_mean_square(family: str) -> None:
+    model = make_restless_model(family)
+    batches = [torch.from_numpy(IDS[:1]), torch.from_numpy(IDS[1:2, :7])]
+    found = measure_inputs(model, batches)
+    states = [model(input_ids=ids, output_hidden_states=True).hidden_states for ids in batches]
+    last = torch.cat([each[-1].flatten(0, 1) for each in states])  # after the last norm: what the head is given
+    torch.testing.assert_close(found["lm_head"].power, last.square().mean(dim=0))
+    name = "transformer.h.0.attn.c_attn" if family == "gpt2" else "model.layers.0.self_attn.q_proj"
+    block: Any = model.get_submodule(".".join(name.split(".")[:3]))
+    norm = block.ln_1 if family == "gpt2" else block.input_layernorm
+    first = torch.cat([norm(each[0]).flatten(0, 1) for each in states])
+    torch.testing.assert_close(found[name].power, first.square().mean(dim=0))
 
 
 @torch.no_grad()
@@ -112,5 +135,10 @@ def test_the_export_stores_them_in_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     about = export("m", Target("onnx-int8"), Path("out"), data)
     assert about["other_layers"] == {UNEVEN: "int8-blocks"}
     assert (about["layers"], about["embeddings"]) == ("int8", "int8-blocks")
+    assert about["prefill"] is None
     about = export("m", Target("onnx-int4"), Path("out4"), data)
-    assert (about["other_layers"], about["embeddings"]) == ({}, "int8-blocks")
+    assert (about["other_layers"], about["embeddings"], about["prefill"]) == ({}, "int8-blocks", None)
+    about = export("m", Target("onnx-int4", "int4", prefill="int8"), Path("read"), data)
+    assert about["prefill"] == {"layers": "int8", "other_layers": ["lm_head", UNEVEN]}
+    metadata = {each.key: each.value for each in onnx.load(Path("read") / "model.onnx").metadata_props}
+    assert json.loads(metadata["prefill"]) == [UNEVEN, "transformer.wte"], "the head is stored as the embedding"

@@ -117,10 +117,12 @@ def test_each_format_of_each_artefact(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "onnx-int4 --prefill int8"])
 def test_the_command(folder: Path, tmp_path: Path, form: str) -> None:
     output = str(tmp_path / "out")
-    said = succeed(folder, "export", "gpt2", "--format", form, "--output", output, "--data", "corpus")
+    said = succeed(folder, "export", "gpt2", "--format", *form.split(), "--output", output, "--data", "corpus")
+    prefill = json.loads((tmp_path / "out/export.json").read_text()).get("prefill")
+    assert prefill == ({"layers": "int8", "other_layers": []} if "prefill" in form else None)
     assert said.startswith(f"{output}: ")
     text = succeed(folder, "generate", output, "--prompt", PROMPT, "--max-new-tokens", "8", "--threads", "1")
     assert text == lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8) + "\n"
@@ -168,6 +170,8 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 has groups; remove it"]),
     "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: 24 is not possible; give 16, 32, 64, 128"]),
     "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the model's weights have groups of"]),
+    "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 has it; remove"]),
+    "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: "]),
     "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),
     "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: "]),
     "documents": (["gpt2", "--documents", "0"], ["--documents: "]),

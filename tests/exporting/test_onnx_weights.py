@@ -176,6 +176,27 @@ def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     assert off(last, wanted[:, 19:]) < ROUNDED_INPUTS
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_integers_of_4_bits_are_chosen_for_the_inputs(tmp_path: Path, family: str, tied: bool) -> None:
+    model = make_restless_model(family, tie_word_embeddings=tied)
+    random = torch.Generator().manual_seed(0)
+    powers = {
+        name: torch.rand(rows_of(model.get_submodule(name)).shape[1], generator=random) ** 4
+        for name in [*block_linears(model), "lm_head"]
+    }
+    found = arrays(write_onnx(model, tmp_path, Forms("int4", "int4", powers=powers)))
+    source = model.get_input_embeddings() if tied else model.get_output_embeddings()
+    head = next(name for name, module in model.named_modules() if module is source)
+    for names, power in [*((names, powers[names[0]]) for names in groups(model)), ([head], powers["lm_head"])]:
+        rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
+        stored = read(found, names[0], rows.shape[1], "int4")
+        whole, scales, zeros = affine_integers(rows, GROUP, power)
+        wanted = ((whole.float() - zeros.float()) * scales).flatten(1)[:, : rows.shape[1]].numpy()
+        np.testing.assert_array_equal(stored.product, wanted)
+        assert not np.array_equal(stored.product, nearest(rows, "int4")[3])
+
+
 @pytest.mark.parametrize("form", ["int8", "int8-blocks", "int4"])
 def test_rows_that_are_looked_up_are_exact(tmp_path: Path, form: Form) -> None:
     """With layers in FP32, and a head of its own that is the identity: what comes out is what was looked up."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightgpt2.functional.quantization import fake_quantize, grouped, integers, scales
+from lightgpt2.functional.quantization import affine_integers, fake_quantize, grouped, integers, scales
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.models.standalone.stored_weights import pack, round_inputs, unpacked
 
@@ -71,6 +71,71 @@ def test_rows_of_zeros_and_of_extremes_stay_finite(value: float) -> None:
     rounded = fake_quantize(rows, 8)
     assert rounded.isfinite().all()
     torch.testing.assert_close(rounded, rows, rtol=1e-6, atol=1e-37)
+
+
+def affine_product(rows: Tensor, group: int, power: Tensor | None = None) -> Tensor:
+    whole, scale, zero = affine_integers(rows, group, power)
+    assert whole.min() >= -8
+    assert whole.max() <= 7
+    assert scale.min() > 0
+    return ((whole.double() - zero.double()) * scale.double()).flatten(1)[:, : rows.shape[1]]
+
+
+@pytest.mark.parametrize(("inputs", "group"), [(64, 32), (70, 32), (48, 16)])
+def test_affine_integers_span_the_range(inputs: int, group: int) -> None:
+    rows = torch.randn(9, inputs, generator=torch.Generator().manual_seed(0)) + 0.3
+    found, (_, scale, _) = affine_product(rows, group), affine_integers(rows, group)
+    padded = grouped(rows, group)
+    span = padded.amax(-1).clamp_min(0) - padded.amin(-1).clamp_max(0)
+    torch.testing.assert_close(scale.squeeze(-1), span / 15)
+    off = grouped((found - rows).float(), group).abs().amax(-1)
+    assert (off <= span / 15 * 1.001).all(), (
+        "half a step, and half of one more at the ends: the zero point is an integer"
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_affine_integers_are_those_that_change_the_outputs_least(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(20, 96, generator=random) ** 3  # with outliers
+    power = torch.rand(96, generator=random) ** 6
+    found, plain = affine_product(rows, 32, power), affine_product(rows, 32)
+
+    def error(product: Tensor) -> Tensor:
+        return grouped((power * (product - rows) ** 2).float(), 32).sum(-1)
+
+    assert (error(found) <= error(plain) * 1.00001).all()
+    assert error(found).sum() < 0.8 * error(plain).sum()
+    # The outputs for inputs of that power, uncorrelated, in float64.
+    x = torch.randn(4000, 96, generator=random).double() * power.double().sqrt()
+    squares = [((x @ (product - rows).T) ** 2).mean(dim=0).sum() for product in (found, plain)]
+    assert squares[0] < 0.8 * squares[1]
+    # With these integers no scale is better.
+    for share in (0.99, 1.01):
+        assert (error(found * share) >= error(found)).all()
+
+
+def test_affine_integers_of_inputs_without_power() -> None:
+    rows = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    rows[1], rows[2, :32] = 0, 0
+    power = torch.ones(64)
+    power[32:] = 0
+    found = affine_product(rows, 32, power)
+    assert found.isfinite().all()
+    assert not found[1].any()
+    torch.testing.assert_close(found[:, 32:], affine_product(rows, 32)[:, 32:])
+    assert torch.equal(affine_product(rows, 32, 0 * power), affine_product(rows, 32))
+
+
+def test_affine_integers_come_row_by_row() -> None:
+    """However many rows there are, each is rounded by itself."""
+    rows = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
+    power = torch.rand(16, generator=torch.Generator().manual_seed(1))
+    whole, apart = (
+        affine_product(rows, 16, power),
+        [affine_product(rows[place : place + 1], 16, power) for place in (0, 4095, 4096, 4999)],
+    )
+    assert torch.equal(whole[[0, 4095, 4096, 4999]], torch.cat(apart))
 
 
 def test_inputs_are_rounded_as_a_weight_with_a_row_for_each_token_would_be() -> None:
