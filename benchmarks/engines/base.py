@@ -24,7 +24,7 @@ class Engine(ABC):
         self.folder, self.threads, self.options = folder, threads, options
 
     def prepare(self) -> None:  # noqa: B027 - most have imported everything
-        """Imports what an engine imports late: no part of a model's memory."""
+        """Loads what an engine loads late of its own: no part of a model's memory."""
 
     @abstractmethod
     def load(self, capacity: int) -> None:

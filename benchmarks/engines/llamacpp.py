@@ -13,11 +13,14 @@ _UBATCH = 512  # llama.cpp's own
 class LlamaCppEngine(Engine):
     """A GGUF file."""
 
-    def load(self, capacity: int) -> None:
-        """Maps the file and makes a context for one sequence."""
+    def prepare(self) -> None:
+        """What computes, and silence."""
         self._log = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
+
+    def load(self, capacity: int) -> None:
+        """Maps the file and makes a context for one sequence."""
         (path,) = self.folder.glob("*.gguf")
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if model is None:

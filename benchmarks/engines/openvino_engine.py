@@ -11,6 +11,10 @@ from benchmarks.engines.base import Engine, Ids, Logits
 class OpenVinoEngine(Engine):
     """A folder with `openvino_model.xml`; the option `hint` is an inference precision, `default` leaves it to OpenVINO."""
 
+    def prepare(self) -> None:
+        """What computes on processors."""
+        openvino.Core().get_versions("CPU")
+
     def load(self, capacity: int) -> None:
         """Reads and compiles the graph."""
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads}

@@ -30,7 +30,7 @@ class OnnxEngine:
         name: What to call the model in errors.
 
     Raises:
-        UserError: The file cannot be loaded, or is no decoder with a cache.
+        UserError: The file cannot be loaded, or is no decoder with a cache; or there is no room for what is made at loading.
     """
 
     def __init__(self, model: Path, context: int, threads: int | None = None, name: str = "MODEL") -> None:
@@ -46,13 +46,9 @@ class OnnxEngine:
             raise UserError(
                 f"{name}: {model} is no decoder with a cache (past_key_values.N, logits); it writes no text"
             )
-        self._reader = self._session  # of many tokens at once
-        if kept := self._session.get_modelmeta().custom_metadata_map.get(PREFILL):
-            from lightgpt2.generation.prefill import (
-                prefill_session,
-            )  # and onnx: only models that were exported so pay for it
-
-            self._reader = prefill_session(model, json.loads(kept), threads)
+        kept = self._session.get_modelmeta().custom_metadata_map.get(PREFILL)
+        # What reads many tokens at once.
+        self._reader = self._session if kept is None else _prefill_session(model, json.loads(kept), threads, name)
         self._inputs = inputs
         # name of the past, name of the present, heads, width of a head
         self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]
@@ -148,6 +144,18 @@ class _Bound:
     def run(self) -> None:
         """Reads the inputs, writes the outputs."""
         self._session.run_with_iobinding(self._binding)
+
+
+def _prefill_session(model: Path, kept: list[str], threads: int, name: str) -> runtime.InferenceSession:
+    from lightgpt2.generation.prefill import prefill_session  # and onnx: only what was exported so pays for it
+
+    try:
+        return prefill_session(model, kept, threads)
+    except OSError as error:
+        raise UserError(
+            f"{name}: the weights that it reads prompts with could not be written to a temporary file ({_line(error)}); make "
+            "room, or set TMPDIR to a folder that has some"
+        ) from error
 
 
 def _line(error: Exception) -> str:

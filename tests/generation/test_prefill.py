@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from lightgpt2.errors import UserError
 from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.onnx_weights import Blocks, Matrix
 from lightgpt2.functional.quantization import fake_quantize, integers
@@ -111,3 +112,10 @@ def test_uneven_layers_keep_their_4_bits(tmp_path: Path, family: str) -> None:
         same = np.array_equal(found, plain)
         # Of layers that are multiplied with together, one that is uneven keeps them all.
         assert same == (family == "llama" and number == 1)
+
+
+def test_no_room_for_what_is_made_at_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"^MODEL: the weights that .* set TMPDIR to a folder that has some$"):
+        OnnxEngine(folder / "model.onnx", 64)
