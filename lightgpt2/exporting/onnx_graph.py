@@ -119,11 +119,13 @@ class Graph:
         return self._tape.initializer(tensor)
 
     def _save(self) -> None:
+        # A weight may be known by its other names alone; one that no node reads is a warning to each client.
+        used = {*self._inputs, *(value for node in self._tape.nodes for value in node.inputs)}
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
+            initializers=[value for value in self._tape.initializers if value in used],
             opset_imports={"": self._opset, MICROSOFT: 1},
             name="model",
         )
