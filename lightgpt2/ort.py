@@ -1,9 +1,9 @@
 """ONNX Runtime, with what has to be said before it is imported, and how this project opens its graphs."""
 
+import contextlib
 import ctypes
 import mmap
 import os
-import sys
 from pathlib import Path
 
 # It would keep a device id and a database of events under ~/.cache, to be sent.
@@ -30,7 +30,7 @@ def open_session(graph: Path, threads: int, profile: str | None = None) -> runti
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     session = runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    if sys.platform == "linux":
+    with contextlib.suppress(OSError):  # where there is no such file: not on Linux, or not in every sandbox
         _forget_pages(f"{graph.parent.resolve()}{os.sep}")
     return session
 
@@ -41,9 +41,10 @@ def _forget_pages(folder: str) -> None:
     ONNX Runtime keeps the scales mapped that it has packed together with their integers, and does not read them again. What is
     read again comes from the file again; a mapping that was written to (it has pages of no file) is left alone.
     """
+    mappings = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
     system = ctypes.CDLL(None)
     first, last = 0, 0
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in mappings.splitlines():
         key, *values = line.split(maxsplit=5)
         if not key.endswith(":"):  # a mapping: addresses, access, offset, device, inode and, of a file, its path
             ours = len(values) == 5 and values[4].startswith(folder)
