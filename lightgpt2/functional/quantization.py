@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _RANGES = [1 - step / 20 for step in range(9)]  # shares of a group's range that its integers may span
+_DAMPING = 0.01  # of the inputs' mean power, added to each one's: no input is without any (as in arXiv:2210.17323)
 _AT_ONCE = 4096  # rows, so that what is held of a vocabulary's does not grow with it
 
 
@@ -95,7 +96,10 @@ def affine_integers(rows: Tensor, group: int, power: Tensor | None = None) -> tu
         Integers `[O, G, g]` in int8 from -8 to 7, scales `[O, G, 1]`, and zero points `[O, G, 1]`, likewise in int8: a number
         is about `(integer - zero) * scale`.
     """
-    weights = None if power is None else grouped(power[None], group)
+    weights = None
+    if power is not None:
+        mean = power.mean().clamp_min(torch.finfo(power.dtype).tiny)
+        weights = grouped((power / mean + _DAMPING)[None], group)
     parts = [_affine(part, weights) for part in grouped(rows, group).split(_AT_ONCE)]
     whole, scale, zero = (torch.cat(each) for each in zip(*parts, strict=True))
     return whole.to(torch.int8), scale, zero.to(torch.int8)
@@ -106,17 +110,20 @@ def _affine(groups: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Ten
     low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
     widest = ((high - low) / 15).clamp_min(tiny)
     zero = (-low / widest).round() - 8
+    steps_exact = groups / widest
+    best = (steps_exact + zero).round().clamp(-8, 7)
     if weights is None:
-        return (groups / widest + zero).round().clamp(-8, 7), widest, zero
-    least, best, scale = torch.full_like(low, torch.inf), torch.zeros_like(groups), widest
+        return best, widest, zero
+    least, scale = torch.full_like(low, torch.inf), torch.ones_like(low)  # a scale in units of the widest range's
     for share in _RANGES:
-        whole = (groups / (widest * share) + zero).round().clamp(-8, 7)
+        whole = (steps_exact / share + zero).round().clamp(-8, 7)
         steps = whole - zero
-        squares = (weights * steps.square()).sum(-1, keepdim=True)
-        fitted = (weights * steps * groups).sum(-1, keepdim=True) / squares.clamp_min(tiny)
-        fitted = torch.where(fitted > tiny, fitted, widest * share)  # nothing to fit where no input has power
-        error = (weights * (groups - steps * fitted).square()).sum(-1, keepdim=True)
+        fitted = (weights * steps * steps_exact).sum(-1, keepdim=True) / (weights * steps.square()).sum(
+            -1, keepdim=True
+        )
+        fitted = torch.where(fitted > 0, fitted, share)  # nothing to fit to where all are zero
+        error = (weights * (steps_exact - steps * fitted).square()).sum(-1, keepdim=True)
         better = error < least
         least = torch.where(better, error, least)
         best, scale = torch.where(better, whole, best), torch.where(better, fitted, scale)
-    return best, scale, zero
+    return best, scale * widest, zero

@@ -5,6 +5,7 @@ they are multiplied: `DynamicQuantizeMatMul`, one scale for an output channel, i
 second graph is made when the model is loaded, from the integers in its file, whose size stays what it is.
 """
 
+import math
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,8 @@ _LARGEST = 127  # what a channel's largest weight becomes
 def prefill_session(model: Path, kept: list[str], threads: int) -> runtime.InferenceSession:
     """Loads a graph with its 4-bit products turned into those of 8 bits.
 
-    They are written to a file for as long as this takes: ONNX Runtime lets go of a file's numbers once it has packed them, and
-    of those in memory it does not.
+    They are written to a temporary file, which has no name afterwards and goes with the session: ONNX Runtime lets go of a
+    file's numbers once it has packed them, and of those in memory it does not.
 
     Args:
         model: The `.onnx` file.
@@ -32,6 +33,11 @@ def prefill_session(model: Path, kept: list[str], threads: int) -> runtime.Infer
         threads: Threads that compute.
     """
     loaded = ir.load(model)
+    for value in loaded.graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            # Read when it is wanted; and where the file is linked to as well, as hub caches do.
+            read = partial(_read, tensor, model.parent)
+            value.const_value = ir.LazyTensor(read, tensor.dtype, tensor.shape, name=value.name)
     for node in list(loaded.graph):
         if node.op_type == "MatMulNBits" and node.attributes["bits"].as_int() == 4:
             stored = cast(str, cast(ir.Value, node.inputs[1]).name)
@@ -103,15 +109,16 @@ def _replace(graph: ir.Graph, node: ir.Node, stored: str) -> None:
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
 
 
+def _read(stored: ir.ExternalTensor, folder: Path) -> ir.TensorProtocol:
+    dtype, shape = stored.dtype.numpy(), tuple(stored.shape.numpy())
+    flat = np.fromfile(folder / stored.location, dtype, math.prod(shape), offset=stored.offset or 0)
+    return ir.tensor(flat.reshape(shape), stored.dtype)
+
+
 def _array(value: ir.Value | None) -> NDArray[Any]:
-    """A copy of a weight; what is read of a file is let go of, which each weight maps the whole of."""
     assert value is not None
-    stored = value.const_value
-    assert stored is not None
-    found = stored.numpy().copy()
-    if isinstance(stored, ir.ExternalTensor):
-        stored.release()
-    return found
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def _halves(data: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from lightgpt2.exporting.calibration import BOUND, measure_inputs, rounded_at_on
 from lightgpt2.exporting.export import export
 from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.target import Target
+from lightgpt2.functional.quantization import affine_integers
 from lightgpt2.models.families import block_linears
 from tests.support.models import make_restless_model, write_corpus, write_tokenizer
 from tests.support.onnx_client import Array, Client, torch_logits, write_onnx
@@ -136,7 +137,15 @@ def test_the_export_stores_them_in_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     assert about["other_layers"] == {UNEVEN: "int8-blocks"}
     assert (about["layers"], about["embeddings"]) == ("int8", "int8-blocks")
     assert about["prefill"] is None
+    # Rounded to INT4 for the inputs of that text.
+    power = measure_inputs(model, data.calibration(4))["transformer.h.0.mlp.c_proj"].power
     about = export("m", Target("onnx-int4"), Path("out4"), data)
+    rows = core.h[0].mlp.c_proj.weight.T
+    _, wanted, _ = affine_integers(rows, 32, power)
+    stored = {each.name: each for each in onnx.load("out4/model.onnx").graph.initializer}
+    found = onnx.numpy_helper.to_array(stored["transformer.h.0.mlp.c_proj.scale"])
+    np.testing.assert_allclose(found, wanted.squeeze(-1).numpy(), rtol=1e-5)
+    assert np.abs(found / affine_integers(rows, 32)[1].squeeze(-1).numpy() - 1).max() > 0.01
     assert (about["other_layers"], about["embeddings"], about["prefill"]) == ({}, "int8-blocks", None)
     about = export("m", Target("onnx-int4", "int4", prefill="int8"), Path("read"), data)
     assert about["prefill"] == {"layers": "int8", "other_layers": ["lm_head", UNEVEN]}

@@ -31,6 +31,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 FORMS = {
     "head in int8": Forms("int4", "int8", prefill=[]),
     "all in int4": Forms("int4", "int4", prefill=[], group=64),
+    "head in blocks of int8": Forms("int4", "int8-blocks", prefill=[]),
 }
 
 
@@ -119,3 +120,26 @@ def test_no_room_for_what_is_made_at_loading(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     with pytest.raises(UserError, match=r"^MODEL: the weights that .* set TMPDIR to a folder that has some$"):
         OnnxEngine(folder / "model.onnx", 64)
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_files_may_be_links(tmp_path: Path, link: str) -> None:
+    """As in a hub cache, and as backups keep what is there twice."""
+    model = make_restless_model("gpt2")
+    whole = write_onnx(model, tmp_path / "whole", Forms("int4", "int8", prefill=[]))
+    (tmp_path / "linked").mkdir()
+    for file in whole.iterdir():
+        getattr(tmp_path / "linked" / file.name, link)(file)
+    ids = draw(model, 1, 20)
+    wanted = whole_logits(OnnxEngine(whole / "model.onnx", 64, threads=1), ids)
+    np.testing.assert_array_equal(
+        whole_logits(OnnxEngine(tmp_path / "linked" / "model.onnx", 64, threads=1), ids), wanted
+    )
+
+
+def test_what_is_made_at_loading_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    OnnxEngine(folder / "model.onnx", 64, threads=1)
+    assert not [*(tmp_path / "scratch").iterdir()]
