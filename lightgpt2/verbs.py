@@ -197,7 +197,7 @@ def _export_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--embeddings",
-        type=Literal["fp32", "int8", "int4"] | None,
+        type=Literal["fp32", "int8", "int4"],
         help="Token embedding and head of onnx-int8 and onnx-int4; default: int8.",
     )
     parser.add_argument(
@@ -205,12 +205,12 @@ def _export_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prefill",
-        type=Literal["int8"] | None,
+        type=Literal["int8"],
         help="Reads prompts with onnx-int4's weights made INT8 when they are loaded: faster, in more memory.",
     )
     parser.add_argument(
         "--gguf-type",
-        type=Literal["F32", "F16", "Q8_0", "Q4_0"] | None,
+        type=Literal["F32", "F16", "Q8_0", "Q4_0"],
         help="What gguf stores matrices as; default: F16.",
     )
     parser.add_argument(

@@ -17,7 +17,7 @@ def load(
     """Loads a model to generate text with, on the processor.
 
     Args:
-        path: An exported folder, or what transformers loads: a model folder, a GGUF file, a hub id.
+        path: An exported folder (or the GGUF file in one), or what transformers loads: a model folder, a GGUF file, a hub id.
         threads: Threads that compute; default: all physical cores for exported ONNX, else torch's own.
         trust_remote_code: Whether code in the model's folder may run.
         key: What to call the model in errors.
@@ -28,9 +28,11 @@ def load(
     source = str(path)
     if threads is not None and threads < 1:
         raise UserError(f"threads: {threads} is not allowed; give a value of at least 1")
-    if not is_exported(source):
-        return _load_transformers(source, threads, trust_remote_code, key)
     folder = Path(source).expanduser()
+    if folder.suffix == ".gguf" and is_exported(str(folder.parent)):
+        folder = folder.parent  # which has what transformers does not find in the file
+    if not is_exported(str(folder)):
+        return _load_transformers(source, threads, trust_remote_code, key)
     export = open_export(folder, key)
     if export.get("format") == "gguf":
         return _load_gguf(folder, threads, key)

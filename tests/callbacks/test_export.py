@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lightgpt2.callbacks import Export
 from lightgpt2.exporting.folder import open_export
+from lightgpt2.exporting.target import Target
 from lightgpt2.exporting.verification import BOUNDS
 from lightgpt2.models.loading import load_model
 from tests.support.mistakes import Bench
@@ -83,6 +85,17 @@ def test_integers_are_exported_with_the_scales_that_were_trained(wide: Bench) ->
     assert open_export(RUN / "model-onnx-int4")["scales"] == "trained"
     after = json.loads((RUN / "model-onnx-int4/ledger.json").read_text())[-1]["quality"]
     assert after["after"]["perplexity"] == pytest.approx(after["before"]["perplexity"], rel=0.02)
+
+
+def test_each_format_is_given_what_it_has() -> None:
+    formats: list[Any] = ["onnx", "onnx-int8", "onnx-int4", "gguf"]
+    callback = Export(formats, embeddings="int4", group=64, gguf_type="Q8_0", prefill="int8")
+    assert callback.targets == [
+        Target("onnx"),
+        Target("onnx-int8", embeddings="int4"),
+        Target("onnx-int4", embeddings="int4", group=64, prefill="int8"),
+        Target("gguf", gguf_type="Q8_0"),
+    ]
 
 
 @pytest.mark.parametrize(

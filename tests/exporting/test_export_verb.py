@@ -107,6 +107,8 @@ def test_each_format_of_each_artefact(
         assert entry["quality"] == {which: about["quality"][which] for which in ("before", "after")}
         text = lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8)
         assert (text == wanted) if form == "onnx" else len(text) > 1
+        if form == "gguf":
+            assert lightgpt2.load(output / "model.gguf", threads=1).generate(PROMPT, max_new_tokens=8) == text
         if form != "gguf":
             ids = np.arange(0, 280, 7)[None]
             found, _ = Client(output).run(ids, np.ones_like(ids))
@@ -171,9 +173,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: 24 is not possible; give 16, 32, 64, 128"]),
     "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the model's weights have groups of"]),
     "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 has it; remove"]),
-    "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: "]),
+    "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: int4 is not one of 'int8'"]),
     "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),
-    "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: "]),
+    "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: int2 is not one of"]),
     "documents": (["gpt2", "--documents", "0"], ["--documents: "]),
     "option": (["gpt2", "--quiet"], ["unrecognized arguments: --quiet"]),
     "missing": (["./gone"], ["MODEL: ./gone does not exist"]),
