@@ -201,7 +201,9 @@ def _export_options(parser: ArgumentParser) -> None:
         help="Token embedding and head of onnx-int8 and onnx-int4; default: int8.",
     )
     parser.add_argument(
-        "--group", type=PositiveInt | None, help="Inputs that share a scale in onnx-int4; default: 32. More is faster."
+        "--group",
+        type=PositiveInt | None,
+        help="Inputs that share a scale in onnx-int4; default: 32. With more a token is faster.",
     )
     parser.add_argument(
         "--prefill",

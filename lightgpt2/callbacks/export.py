@@ -43,8 +43,8 @@ class Export(Callback):
         group: Consecutive inputs that share a scale in onnx-int4: 16, 32, 64, 128 or 256; null: 32, or as the model's own file
             has it.
         gguf_type: What gguf stores matrices as; null: F16.
-        prefill: `int8`: onnx-int4's weights become INT8 when it is loaded, to read prompts with: several times as fast, in more
-            memory; null: they stay INT4.
+        prefill: `int8`: onnx-int4's weights become INT8 when it is loaded, to read prompts with: faster, in more memory;
+            null: they stay INT4.
     """
 
     order = 1  # after the artefact

@@ -1,7 +1,7 @@
 """A second graph for prompts, of a model in 4 bits: its products of many tokens with the same weights in 8 bits.
 
 With one token a product takes as long as its weights take to be read, and 4 bits are the fastest. With many, what counts is how
-they are multiplied: `DynamicQuantizeMatMul`, one scale for an output channel, is several times as fast as `MatMulNBits`. So the
+they are multiplied: `DynamicQuantizeMatMul`, one scale for an output channel, is faster than `MatMulNBits`. So the
 second graph is made when the model is loaded, from the integers in its file, whose size stays what it is.
 """
 
