@@ -23,8 +23,8 @@ def profiled(graph: Path, forward: Ints, prompt: Ints, tokens: int, threads: int
     """Profiles a few steps, each a forward pass and a greedy generation, after one that is thrown away.
 
     ONNX Runtime profiles whole sessions only, so this is one of its own. It runs as any client of the graph's names does, whose
-    cache grows with every token; the speeds that are reported are those of a cache that stays where it is. Of what was exported with
-    `--prefill` it is the graph in the folder that is profiled, not the one that is made of it.
+    cache grows with every token; the speeds that are reported are those of a cache that stays where it is. Of an export
+    with `--prefill` the graph in the folder is profiled, not the one that is made of it.
 
     Args:
         graph: The `.onnx` file.
