@@ -177,11 +177,10 @@ def _artefact_config(method: Method) -> PretrainedConfig:
 
 def _by_settings(problems: Sequence[str], name: str) -> list[str]:
     """Messages about the command's options as messages about a callback's settings."""
-    same = {key: key for key in ("embeddings", "group", "prefill")}
-    keys = {**same, "format": "formats", "gguf-type": "gguf_type"}
+    keys = {"format": "formats", "gguf-type": "gguf_type"}  # others are named alike
     found = []
     for problem in problems:
         text = re.sub(r"^--format (\S+):", r"--format: \1:", problem)
-        text = re.sub(r"^--([\w-]+):", lambda match: f"{name}.{keys[match[1]]}:", text)
+        text = re.sub(r"^--([\w-]+):", lambda match: f"{name}.{keys.get(match[1], match[1])}:", text)
         found.append(re.sub(r"--(format|gguf-type)\b", lambda match: keys[match[1]], text))
     return found

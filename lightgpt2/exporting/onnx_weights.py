@@ -57,7 +57,7 @@ class Matrix:
         return cls(joined, torch.cat(scales) if scales else None, None, parts[0].inputs, parts[0].power)
 
     def rounded(self, form: Form, group: int) -> "Matrix":
-        """As integers: those it has, or the nearest ones."""
+        """As integers: those it has, or the nearest ones; in INT4, with `power`, those that change the outputs least."""
         if self.scale is not None:
             return self
         if form == "int4":

@@ -110,19 +110,18 @@ def _affine(groups: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Ten
     low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
     widest = ((high - low) / 15).clamp_min(tiny)
     zero = (-low / widest).round() - 8
-    steps_exact = groups / widest
-    best = (steps_exact + zero).round().clamp(-8, 7)
+    exact = groups / widest
+    best = (exact + zero).round().clamp(-8, 7)
     if weights is None:
         return best, widest, zero
     least, scale = torch.full_like(low, torch.inf), torch.ones_like(low)  # a scale in units of the widest range's
     for share in _RANGES:
-        whole = (steps_exact / share + zero).round().clamp(-8, 7)
+        whole = (exact / share + zero).round().clamp(-8, 7)
         steps = whole - zero
-        fitted = (weights * steps * steps_exact).sum(-1, keepdim=True) / (weights * steps.square()).sum(
-            -1, keepdim=True
-        )
+        weighted = weights * steps
+        fitted = (weighted * exact).sum(-1, keepdim=True) / (weighted * steps).sum(-1, keepdim=True)
         fitted = torch.where(fitted > 0, fitted, share)  # nothing to fit to where all are zero
-        error = (weights * (steps_exact - steps * fitted).square()).sum(-1, keepdim=True)
+        error = (weights * (exact - steps * fitted).square()).sum(-1, keepdim=True)
         better = error < least
         least = torch.where(better, error, least)
         best, scale = torch.where(better, whole, best), torch.where(better, fitted, scale)
