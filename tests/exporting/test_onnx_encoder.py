@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -88,6 +89,32 @@ def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> N
         assert list(found) == ["last_hidden_state"]
         there = inputs["attention_mask"].bool().numpy()
         np.testing.assert_allclose(found["last_hidden_state"][there], expected[there], atol=2e-5)
+
+
+def test_fp32_of_any_width_is_transformers(tmp_path: Path) -> None:
+    """Of channels that ONNX Runtime has no blocks for."""
+    model = make_encoder("distilbert", dim=38, n_heads=2, hidden_dim=57)
+    write_encoder(model, tmp_path, Forms())
+    inputs = batch("distilbert", [7, 19])
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.numpy()
+    there = inputs["attention_mask"].bool().numpy()
+    np.testing.assert_allclose(run(tmp_path, inputs)["last_hidden_state"][there], expected[there], atol=2e-5)
+
+
+def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
+    """ONNX Runtime runs each linear layer, and what is between two of them, in its own order: no turn is left that costs."""
+    write_encoder(make_encoder("distilbert"), tmp_path, Forms())
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # it warns that such a file is for this processor
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = [(node.op_type, node.domain) for node in ir.load(tmp_path / "optimized.onnx").graph]
+    layers, blocked = SHAPES["distilbert"]["n_layers"], "com.microsoft.nchwc"
+    assert [domain for kind, domain in nodes if kind == "Conv"] == 6 * layers * [blocked]
+    assert nodes.count(("ReorderInput", blocked)) == 3 * layers
+    assert nodes.count(("ReorderOutput", blocked)) == 5 * layers
+    assert sum(kind == "Transpose" for kind, _ in nodes) <= layers
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
