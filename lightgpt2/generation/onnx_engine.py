@@ -28,15 +28,18 @@ class OnnxEngine:
         context: How many positions the model has.
         threads: Threads that compute; default: the physical cores that this process may use.
         name: What to call the model in errors.
+        profile: What the files of its profiles are called, up to their numbers; None: nothing is profiled.
 
     Raises:
         UserError: The file cannot be loaded, or is no decoder with a cache; or there is no room for what is made at loading.
     """
 
-    def __init__(self, model: Path, context: int, threads: int | None = None, name: str = "MODEL") -> None:
+    def __init__(
+        self, model: Path, context: int, threads: int | None = None, name: str = "MODEL", profile: str | None = None
+    ) -> None:
         threads = threads or physical_cores()
         try:
-            self._session = open_session(model, threads)
+            self._session = open_session(model, threads, profile)
         except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
             raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
         inputs = {each.name: each for each in self._session.get_inputs()}
@@ -48,7 +51,9 @@ class OnnxEngine:
             )
         kept = self._session.get_modelmeta().custom_metadata_map.get(PREFILL)
         # What reads many tokens at once.
-        self._reader = self._session if kept is None else _prefill_session(model, json.loads(kept), threads, name)
+        self._reader = self._session
+        if kept is not None:
+            self._reader = _prefill_session(model, json.loads(kept), threads, name, profile and f"{profile}-prefill")
         self._inputs = inputs
         # name of the past, name of the present, heads, width of a head
         self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]
@@ -56,6 +61,11 @@ class OnnxEngine:
         self.vocabulary, self.context = int(outputs["logits"].shape[2]), context
         self._caches: dict[str, NDArray[np.float32]] = {}
         self._wide: NDArray[np.float32] | None = None
+
+    @property
+    def sessions(self) -> list[runtime.InferenceSession]:
+        """What computes: one session; or one for steps and one that reads prompts."""
+        return [*dict.fromkeys((self._session, self._reader))]
 
     def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
         """See `Engine`."""
@@ -146,11 +156,13 @@ class _Bound:
         self._session.run_with_iobinding(self._binding)
 
 
-def _prefill_session(model: Path, kept: list[str], threads: int, name: str) -> runtime.InferenceSession:
+def _prefill_session(
+    model: Path, kept: list[str], threads: int, name: str, profile: str | None
+) -> runtime.InferenceSession:
     from lightgpt2.generation.prefill import prefill_session  # and onnx: only what was exported so pays for it
 
     try:
-        return prefill_session(model, kept, threads)
+        return prefill_session(model, kept, threads, profile)
     except OSError as error:
         raise UserError(
             f"{name}: the weights that it reads prompts with could not be written to a temporary file ({_line(error)}); make "

@@ -21,7 +21,7 @@ _MICROSOFT = "com.microsoft"
 _LARGEST = 127  # what a channel's largest weight becomes
 
 
-def prefill_session(model: Path, kept: list[str], threads: int) -> runtime.InferenceSession:
+def prefill_session(model: Path, kept: list[str], threads: int, profile: str | None = None) -> runtime.InferenceSession:
     """Loads a graph with its 4-bit products turned into those of 8 bits.
 
     They are written to a temporary file, which has no name afterwards and goes with the session: ONNX Runtime lets go of a
@@ -31,6 +31,7 @@ def prefill_session(model: Path, kept: list[str], threads: int) -> runtime.Infer
         model: The `.onnx` file.
         kept: Matrices whose inputs one scale would not do for; they stay as they are.
         threads: Threads that compute.
+        profile: As for `open_session`.
     """
     loaded = ir.load(model)
     for value in loaded.graph.initializers.values():
@@ -50,7 +51,7 @@ def prefill_session(model: Path, kept: list[str], threads: int) -> runtime.Infer
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch) / model.name
         ir.save(loaded, graph, external_data="weights")
-        return open_session(graph, threads)
+        return open_session(graph, threads, profile)
 
 
 def from_blocks(

@@ -54,13 +54,14 @@ class OnnxWorker(Measured):
         return {"sizes": sizes, "machine": machine(self.device)}
 
     def profile(self, trace: str) -> dict[str, Any]:
-        """Profiles a forward pass at batch 1 and a few decode steps, in a session of its own.
+        """Profiles a forward pass at batch 1 and a few decode steps, in sessions of their own.
 
         Args:
             trace: Where the Chrome trace goes.
         """
         forward, prompt = self._random(1, self.settings.forward_tokens).numpy(), self.prompt.numpy()
-        found = profiled(self.graph, forward, prompt, PROFILED_TOKENS, self.threads, Path(trace))
+        context = self.engine.context
+        found = profiled(self.graph, context, forward, prompt, PROFILED_TOKENS, self.threads, Path(trace))
         return {"operators": found.operators, "attention_kernel": found.attention_kernel, "trace": trace}
 
     # -- inside ------------------------------------------------------------------------------------------------------

@@ -115,6 +115,13 @@ def test_uneven_layers_keep_their_4_bits(tmp_path: Path, family: str) -> None:
         assert same == (family == "llama" and number == 1)
 
 
+def test_both_sessions_have_the_threads_that_are_asked_for(tmp_path: Path) -> None:
+    folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
+    for threads in (1, 2):
+        sessions = OnnxEngine(folder / "model.onnx", 64, threads).sessions
+        assert [session.get_session_options().intra_op_num_threads for session in sessions] == [threads] * 2
+
+
 def test_no_room_for_what_is_made_at_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))

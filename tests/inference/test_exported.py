@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
 from lightgpt2.exporting.export import export
+from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.target import Target
 from lightgpt2.inference.arms import Arm, Settings, plan
 from lightgpt2.inference.benchmark import measure
+from lightgpt2.inference.onnx_profiling import profiled
 from lightgpt2.inference.onnx_worker import OnnxWorker
 from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
-from tests.support.models import write_corpus, write_model
+from tests.support.models import make_restless_model, write_corpus, write_model
+from tests.support.onnx_client import write_onnx
 
 SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
 
@@ -95,6 +99,25 @@ def test_it_is_measured_beside_the_others(folder: Path) -> None:
     assert own == pytest.approx(
         next(o["self_ms"] for o in mine["operators"] if o["name"] == named[0]["args"]["op_name"])
     )
+
+
+def test_a_profile_is_of_the_graph_that_reads_and_of_the_one_that_steps(tmp_path: Path) -> None:
+    graph = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[])) / "model.onnx"
+    ids = np.ones((1, 8), np.int64)
+    found = profiled(graph, 64, ids, ids[:, :4], 5, 1, tmp_path / "trace.json")
+    calls = {each["name"]: each["calls"] for each in found.operators}
+    reads, steps, products = 3 * 2, 3 * 4, 4 * 4 + 16  # of each pass: four in each of 4 layers, and the head's 16 parts
+    assert calls["DynamicQuantizeMatMul"] == reads * products
+    assert calls["MatMulNBits"] == steps * products
+    assert found.attention_kernel == "GroupQueryAttention"
+    runs = sorted(
+        (event["ts"], event["dur"])
+        for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        if event["name"] == "model_run"
+    )
+    assert len(runs) == reads + steps
+    for (start, duration), (following, _) in pairwise(runs):
+        assert following > start + 0.9 * duration, "one after the other, on one clock"
 
 
 def test_its_tokens_are_the_likeliest_ones_and_as_many_as_asked(folder: Path) -> None:
