@@ -232,3 +232,26 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: BaseE
     assert caught.value is error
     assert list(tmp_path.iterdir()) == [target]
     assert target.read_text() == "old"
+
+
+def test_a_message_about_another_full_disk_stays(tmp_path: Path) -> None:
+    def ask_for_room(target: Path) -> None:
+        with atomic_folder(target):
+            try:
+                raise FULL[0]
+            except Exception as error:
+                raise UserError("MODEL: make room in TMPDIR") from error
+
+    with pytest.raises(UserError, match=r"^MODEL: make room in TMPDIR$"):
+        ask_for_room(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_a_folder_that_does_not_fit_is_said_of_the_folder(tmp_path: Path) -> None:
+    def write(target: Path) -> None:
+        with atomic_folder(target) as temporary:
+            write_half(temporary / "weights", FULL[0])
+
+    with pytest.raises(UserError, match=r"/model: the disk is full"):
+        write(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,10 @@ from lightgpt2.errors import UserError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class _FullError(UserError):
+    """What was to be written has no room."""
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -44,8 +48,10 @@ def _temporary(target: Path) -> Iterator[Path]:
         yield temporary
     except BaseException as error:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        if isinstance(error, UserError) and not isinstance(error, _FullError):
+            raise  # it says itself what is wrong, even if that is another disk that is full
         if _is_full(error):
-            raise UserError(
+            raise _FullError(
                 f"{target}: the disk is full; what was saved before is untouched. Free some space and run it again, a "
                 "training with --ckpt_path last"
             ) from error
