@@ -87,8 +87,8 @@ class Encoder:
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
         self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._pixels = forms.layers == "fp32"
-        self._shape: ir.Value  # `[B, S, -1]`
+        self._pixels = forms.layers == "fp32"  # whether the layers see one image of all tokens
+        self._shape: ir.Value  # of texts again, `[B, S, -1]`
 
     def write(self) -> None:
         """Writes all of it."""
@@ -96,7 +96,8 @@ class Encoder:
         ids = graph.input("input_ids", _INT, ["batch", "sequence"])
         mask = graph.input("attention_mask", _INT, ["batch", "sequence"])
         length = graph.op("Shape", ids, start=1, end=2)
-        self._shape = graph.op("Concat", graph.op("Shape", ids), graph.constant([-1], "rest"), axis=0)
+        if self._pixels:
+            self._shape = graph.op("Concat", graph.op("Shape", ids), graph.constant([-1], "rest"), axis=0)
         hidden, bias = self._embed(ids, length), self._mask_bias(mask, length)
         hidden = self._tokens(hidden)
         for block in self._blocks():
@@ -144,10 +145,10 @@ class Encoder:
         return self._norm(block.second_norm, graph.op("Add", x, self._project(wide, block.down)))
 
     def _tokens(self, x: ir.Value) -> ir.Value:
-        """What belongs to texts `[B, S, D]` as the layers take it: in FP32 as one image of all tokens, `[1, 1, B * S, D]`."""
-        graph = self.graph
-        shape = graph.constant([1, 1, -1, self.config.hidden_size], "image")
-        return graph.op("Reshape", x, shape) if self._pixels else x
+        """What belongs to texts `[B, S, D]` as the layers take it: an image is `[1, 1, B * S, D]`."""
+        if not self._pixels:
+            return x
+        return self.graph.op("Reshape", x, self.graph.constant([1, 1, -1, self.config.hidden_size], "image"))
 
     def _texts(self, x: ir.Value) -> ir.Value:
         """The other way."""
@@ -185,10 +186,9 @@ class Encoder:
         """`linear` of an image. The turns to channels first and back become part of how ONNX Runtime orders them, or cancel."""
         graph = self.graph
         weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{name}.weight")
-        turned = graph.op("Transpose", x, perm=[0, 3, 1, 2])
-        return graph.op(
-            "Transpose", graph.op("Conv", turned, weight, graph.weight(bias.numpy(), f"{name}.bias")), perm=[0, 2, 3, 1]
-        )
+        added = graph.weight(bias.numpy(), f"{name}.bias")
+        found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)
+        return graph.op("Transpose", found, perm=[0, 2, 3, 1])
 
     def _whole(self, x: ir.Value, module: Any) -> ir.Value:
         """`x` through a linear layer in FP32."""
