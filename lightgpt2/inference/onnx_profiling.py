@@ -28,7 +28,7 @@ def profiled(graph: Path, context: int, forward: Ints, prompt: Ints, tokens: int
         context: How many positions the model has.
         forward: Tokens `[1, T]` of the forward pass.
         prompt: Tokens `[1, P]` that are continued.
-        tokens: How many are generated.
+        tokens: How many are generated, at least 2.
         threads: Threads that compute.
         trace: Where the Chrome trace goes (it opens in Perfetto).
     """
@@ -51,7 +51,7 @@ def _events(session: runtime.InferenceSession, first: int) -> list[Event]:
     late = (session.get_profiling_start_time_ns() - first) / 1e3
     events: list[Event] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    warm = starts[len(starts) // (1 + ACTIVE)]
+    warm = starts[len(starts) // (1 + ACTIVE)]  # every step runs it as often
     return [event | {"ts": event["ts"] + late} for event in events if event["ts"] >= warm]
 
 

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import platform
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lightgpt2.exporting.encoder_export import export_encoder
 from lightgpt2.exporting.folder import open_export
 from lightgpt2.exporting.onnx_decoder import Forms
 from lightgpt2.exporting.onnx_encoder import encoder_problems, write_encoder
+from lightgpt2.exporting.onnx_weights import Form
 from lightgpt2.exporting.target import Format, Target
 from lightgpt2.models.loading import load_encoder
 from tests.support.models import write_tokenizer
@@ -102,8 +104,11 @@ def test_fp32_of_any_width_is_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path, inputs)["last_hidden_state"][there], expected[there], atol=2e-5)
 
 
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime has blocks for these processors"
+)
 def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
-    """ONNX Runtime runs each linear layer, and what is between two of them, in its own order: no turn is left that costs."""
+    """ONNX Runtime runs each linear layer, and what is between two of them, in its own order, but for one turn a layer."""
     write_encoder(make_encoder("distilbert"), tmp_path, Forms())
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -152,6 +157,20 @@ def test_int8_is_small_and_near(tmp_path: Path, family: str) -> None:
     assert 0 < error < 0.05
     assert (tmp_path / "int8" / "model.onnx").is_file()
     assert sizes[1] < 0.75 * sizes[0]  # each array begins on a page of its own, which is much for such small ones
+
+
+@pytest.mark.parametrize("layers", ["fp32", "int8"])
+def test_a_layer_may_be_stored_in_another_way(tmp_path: Path, layers: Form) -> None:
+    other: Form = "int8" if layers == "fp32" else "fp32"
+    model, inputs = make_encoder("distilbert"), batch("distilbert", [7, 19])
+    write_encoder(model, tmp_path, Forms(layers, "fp32", {"transformer.layer.1.ffn.lin1": other}))
+    kinds = [node.op_type for node in ir.load(tmp_path / "model.onnx").graph]
+    assert kinds.count("DynamicQuantizeMatMul") == (1 if layers == "fp32" else 11)
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.numpy()
+    there = inputs["attention_mask"].bool().numpy()
+    error = run(tmp_path, inputs)["last_hidden_state"][there] - expected[there]
+    assert np.sqrt((error**2).mean()) / expected[there].std() < 0.05
 
 
 def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
