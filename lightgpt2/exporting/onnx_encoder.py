@@ -5,8 +5,9 @@ Attention is the standard's own operator (opset 23). With ONNX Runtime 1.32 at 1
 
 Linear layers in FP32 are convolutions of one pixel, the tokens of all texts side by side being the image: ONNX Runtime keeps
 channels in blocks for these, where widths are multiples of 4. With AVX-512 (2 cores of an AMD EPYC) that took 5 % (MiniLM) and
-7 % (DistilBERT's shape) less time than `MatMul` at 1x128, 13 % and 15 % less at 1x8; with AVX2 alone 2 to 4 % more and none at
-1x128, 11 % and 8 % more at 1x8. Loading takes more: 0.22 s for 0.14 s and 295 MB for 183 MB, of DistilBERT's shape.
+7 % (DistilBERT's shape) less time than `MatMul` at 1x128, 13 % and 15 % less at 1x8; with its AVX-512 switched off,
+2 to 4 % more and none at 1x128, 11 % and 8 % more at 1x8. Loading takes more: 0.22 s for 0.14 s and 295 MB for 183 MB, of
+DistilBERT's shape.
 """
 
 from dataclasses import dataclass

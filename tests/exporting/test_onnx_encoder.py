@@ -78,6 +78,14 @@ def run(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, {k: v.numpy() for k, v in inputs.items()}), strict=True))
 
 
+def states(folder: Path, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """The hidden states of all tokens but the padding: of the export in a folder, and of the model."""
+    there = inputs["attention_mask"].bool().numpy()
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.numpy()
+    return run(folder, inputs)["last_hidden_state"][there], expected[there]
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_new"])
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> None:
@@ -85,23 +93,15 @@ def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> N
     write_encoder(model, tmp_path, Forms())
     for lengths, left in [([1], False), ([40], False), ([7, 19, 2], False), ([5, 12], True)]:
         inputs = batch(family, lengths, left)
-        with torch.no_grad():
-            expected = model(**inputs).last_hidden_state.numpy()
-        found = run(tmp_path, inputs)
-        assert list(found) == ["last_hidden_state"]
-        there = inputs["attention_mask"].bool().numpy()
-        np.testing.assert_allclose(found["last_hidden_state"][there], expected[there], atol=2e-5)
+        assert list(run(tmp_path, inputs)) == ["last_hidden_state"]
+        np.testing.assert_allclose(*states(tmp_path, model, inputs), atol=2e-5)
 
 
 def test_fp32_of_any_width_is_transformers(tmp_path: Path) -> None:
     """Of channels that ONNX Runtime has no blocks for."""
     model = make_encoder("distilbert", dim=38, n_heads=2, hidden_dim=57)
     write_encoder(model, tmp_path, Forms())
-    inputs = batch("distilbert", [7, 19])
-    with torch.no_grad():
-        expected = model(**inputs).last_hidden_state.numpy()
-    there = inputs["attention_mask"].bool().numpy()
-    np.testing.assert_allclose(run(tmp_path, inputs)["last_hidden_state"][there], expected[there], atol=2e-5)
+    np.testing.assert_allclose(*states(tmp_path, model, batch("distilbert", [7, 19])), atol=2e-5)
 
 
 @pytest.mark.skipif(
@@ -162,15 +162,12 @@ def test_int8_is_small_and_near(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("layers", ["fp32", "int8"])
 def test_a_layer_may_be_stored_in_another_way(tmp_path: Path, layers: Form) -> None:
     other: Form = "int8" if layers == "fp32" else "fp32"
-    model, inputs = make_encoder("distilbert"), batch("distilbert", [7, 19])
+    model = make_encoder("distilbert")
     write_encoder(model, tmp_path, Forms(layers, "fp32", {"transformer.layer.1.ffn.lin1": other}))
     kinds = [node.op_type for node in ir.load(tmp_path / "model.onnx").graph]
     assert kinds.count("DynamicQuantizeMatMul") == (1 if layers == "fp32" else 11)
-    with torch.no_grad():
-        expected = model(**inputs).last_hidden_state.numpy()
-    there = inputs["attention_mask"].bool().numpy()
-    error = run(tmp_path, inputs)["last_hidden_state"][there] - expected[there]
-    assert np.sqrt((error**2).mean()) / expected[there].std() < 0.05
+    found, expected = states(tmp_path, model, batch("distilbert", [7, 19]))
+    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.05
 
 
 def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
