@@ -27,8 +27,8 @@ from transformers import GPT2LMHeadModel
 from benchmarks.common import gpt2, machine
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.inference.arms import Settings, plan
-from lightgpt2.inference.benchmark import measure
+from lightgpt2.measure.arms import Settings, plan
+from lightgpt2.measure.benchmark import measure
 from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.saving import save_model
 from lightgpt2.report.benchmark_table import benchmark_table

@@ -61,8 +61,8 @@ def convert(model: Any, folder: Path) -> None:
     """Everything that the arms run."""
     import torch
 
-    from lightgpt2.exporting.onnx_decoder import Forms
-    from lightgpt2.exporting.onnx_encoder import write_encoder
+    from lightgpt2.conversions.onnx.decoder import Forms
+    from lightgpt2.conversions.onnx.encoder import write_encoder
 
     model.save_pretrained(folder / "hf")
     for name, forms in (("ours-fp32", Forms()), ("ours-int8", Forms("int8", "int8"))):

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import machine, ratios
-from lightgpt2.inference.child import ArmFailed, Child
+from lightgpt2.measure.child import ArmFailed, Child
 
 REQUIREMENTS = "benchmarks/requirements-inference.txt"
 BASELINE = "transformers eager"

@@ -17,8 +17,8 @@ import transformers
 from benchmarks.chain import write_model
 from benchmarks.common import machine
 from lightgpt2.functional.pruning import keep_masks, random_scores
-from lightgpt2.inference.arms import Settings, plan
-from lightgpt2.inference.benchmark import measure
+from lightgpt2.measure.arms import Settings, plan
+from lightgpt2.measure.benchmark import measure
 from lightgpt2.models.axes import Shape, block_sizes, block_units
 from lightgpt2.models.loading import load_model, load_tokenizer
 from lightgpt2.models.saving import save_model

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightgpt2.generation.loading import load
+    from lightgpt2.runtime.loading import load
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Imports `load`, and what it needs, when it is asked for: the command starts without."""
     if name == "load":
-        from lightgpt2.generation.loading import load
+        from lightgpt2.runtime.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """`python -m lightgpt2`."""
 
-from lightgpt2.verbs import main
+from lightgpt2.cli.verbs import main
 
 if __name__ == "__main__":
     main()

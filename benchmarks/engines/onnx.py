@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 
 from benchmarks.engines.base import Engine, Ids, Logits
-from lightgpt2.generation.onnx_engine import OnnxEngine as Runtime
+from lightgpt2.runtime.onnx_engine import OnnxEngine as Runtime
 
 
 class OnnxEngine(Engine):

@@ -16,16 +16,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel
 
 from lightgpt2.errors import UserError
-from lightgpt2.inference.memory import peak_mb, reset_peak
-from lightgpt2.inference.scoring import score
-from lightgpt2.methods.base import Method
+from lightgpt2.measure.memory import peak_mb, reset_peak
+from lightgpt2.methods.method import Method
 from lightgpt2.models.files import atomic_file, restore_folder, write_json
 from lightgpt2.models.ledger import FILE, QUALITY, Entry, Parent, extended, read
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.report.table import comparison
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
+from lightgpt2.tasks.scoring import score
 
 
 class Artefact(Callback):

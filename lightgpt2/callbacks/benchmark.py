@@ -9,13 +9,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightgpt2.errors import UserError
-from lightgpt2.inference.arms import EXPORTED, GRAPH, Arm, Settings, own_precision
-from lightgpt2.inference.benchmark import measure
-from lightgpt2.methods.base import Method
+from lightgpt2.measure.arms import EXPORTED, GRAPH, Arm, Settings, own_precision
+from lightgpt2.measure.benchmark import measure
+from lightgpt2.methods.method import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import write_json
 from lightgpt2.report.benchmark_table import benchmark_markdown, benchmark_table, operators_markdown
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
 
 _OTHERS = ("nf4", "int8", *EXPORTED)
 

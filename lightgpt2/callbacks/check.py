@@ -2,7 +2,7 @@
 
 from lightning import Callback, LightningModule, Trainer
 
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 
 
 class Checked(Exception):  # noqa: N818 - not an error: it ends the fit before its first step

@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightgpt2.errors import Interrupted, UserError
-from lightgpt2.methods.base import NonFiniteLossError
+from lightgpt2.methods.method import NonFiniteLossError
 from lightgpt2.models.files import atomic_file
-from lightgpt2.runs import Identity, Run
+from lightgpt2.runs.run import Identity, Run
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

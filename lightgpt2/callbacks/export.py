@@ -9,15 +9,15 @@ from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningModule, Trainer
 from transformers import PretrainedConfig
 
+from lightgpt2.conversions.export import export
+from lightgpt2.conversions.gguf.writer import Kind
+from lightgpt2.conversions.target import Embeddings, Format, Prefill, Target
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.export import export
-from lightgpt2.exporting.gguf import Kind
-from lightgpt2.exporting.target import Embeddings, Format, Prefill, Target
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder
 from lightgpt2.report.exported import exported_line
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
 
 _NAME = "trainer.callbacks.Export"
 _WITH_EMBEDDINGS = ("onnx-int8", "onnx-int4")

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data.requirements import flaw
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.folder import is_exported
 from lightgpt2.functional.diversity import distinct, repeated
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import write_json
 from lightgpt2.models.loading import load_model, separator_id
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
+from lightgpt2.runtime.folder import is_exported
 
 _BATCH = 50
 

@@ -7,8 +7,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightgpt2.inference.memory import peak_mb
-from lightgpt2.methods.base import Method
+from lightgpt2.measure.memory import peak_mb
+from lightgpt2.methods.method import Method
 
 
 class Monitor(Callback):

@@ -3,15 +3,15 @@
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lightgpt2.inference.memory import weights_mb
-from lightgpt2.methods.base import Method
+from lightgpt2.conversions.packing import pack_folder
+from lightgpt2.measure.memory import weights_mb
+from lightgpt2.methods.method import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder, write_json
 from lightgpt2.models.ledger import Parent
 from lightgpt2.models.loading import load_model
-from lightgpt2.models.packing import pack_folder
 from lightgpt2.models.saving import measure_sizes
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
 
 
 class PackedArtefact(Callback):

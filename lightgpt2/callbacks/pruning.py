@@ -11,9 +11,9 @@ from torch import Tensor
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.functional.schedules import cubic
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from lightgpt2.models.pruning import prunable
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
 
 Criterion = Literal["l1", "random"]
 if TYPE_CHECKING:

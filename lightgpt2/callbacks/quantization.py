@@ -6,11 +6,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lightgpt2.callbacks.export import Export, check_exports, export_sibling
+from lightgpt2.conversions.target import Target
 from lightgpt2.errors import UserError
-from lightgpt2.exporting.target import Target
-from lightgpt2.inference.memory import weights_mb
-from lightgpt2.inference.scoring import score
-from lightgpt2.methods.base import Method
+from lightgpt2.measure.memory import weights_mb
+from lightgpt2.methods.method import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import restore_folder, write_json
 from lightgpt2.models.ledger import Parent
@@ -18,7 +17,8 @@ from lightgpt2.models.loading import load_model
 from lightgpt2.models.quantization import Format, check_blocks, quantize_folder
 from lightgpt2.models.saving import measure_sizes
 from lightgpt2.report.table import precisions
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
+from lightgpt2.tasks.scoring import score
 
 OnnxFormat = Literal["onnx-int8", "onnx-int4"]
 

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
-from lightgpt2.inference.scoring import Score, Window, as_windows
 from lightgpt2.models.files import atomic_file
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
+from lightgpt2.tasks.scoring import Score, Window, as_windows
 
 Row = TypeVar("Row")
 

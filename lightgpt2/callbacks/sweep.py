@@ -13,15 +13,15 @@ from tqdm import tqdm
 from lightgpt2.callbacks.pruning import Share
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
-from lightgpt2.inference.scoring import Score, score
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from lightgpt2.models import ledger
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.report.table import sweep_table
-from lightgpt2.runs import Run
+from lightgpt2.runs.run import Run
+from lightgpt2.tasks.scoring import Score, score
 
 _KEY = "trainer.callbacks.SparsitySweep"
 LEVELS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]

@@ -21,7 +21,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE, Divergence, masked_mse
 from lightgpt2.functional.layers import check_layers, even_layers
 from lightgpt2.functional.vocabulary import LossWeights, Teacher, vocabulary_loss
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models import surgery
 from lightgpt2.models.families import blocks

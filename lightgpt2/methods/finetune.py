@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.tasks.language_modeling import LanguageModeling

@@ -7,8 +7,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import UserError
-from lightgpt2.methods.base import Method
 from lightgpt2.methods.distill import Distill, DistillLoss
+from lightgpt2.methods.method import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.tasks.language_modeling import LanguageModeling

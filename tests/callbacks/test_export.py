@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lightgpt2.callbacks import Export
-from lightgpt2.exporting.folder import open_export
-from lightgpt2.exporting.target import Target
-from lightgpt2.exporting.verification import BOUNDS
+from lightgpt2.conversions.target import Target
+from lightgpt2.conversions.verification import BOUNDS
 from lightgpt2.models.loading import load_model
+from lightgpt2.runtime.folder import open_export
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from lightgpt2.methods import Distill, FineTune, LoRA
-from lightgpt2.methods.base import Method
+from lightgpt2.methods.method import Method
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 

@@ -13,12 +13,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lightgpt2.conversions.packing import pack_folder
 from lightgpt2.functional.pruning import keep_masks, magnitudes
 from lightgpt2.functional.quantization import fake_quantize
 from lightgpt2.models import loading
 from lightgpt2.models.integers import Integers, round_weights, save_integers
 from lightgpt2.models.loading import load_model, new_model
-from lightgpt2.models.packing import pack_folder
 from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.models.standalone import stored_weights

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lightgpt2.errors import UserError
-from lightgpt2.inference.memory import weights_mb
+from lightgpt2.measure.memory import weights_mb
 from lightgpt2.models.loading import allow_packing, load_config, load_model
 from lightgpt2.models.quantization import (
     Format,

@@ -12,7 +12,8 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lightgpt2.cli import TRAINER_VERBS, main
+from lightgpt2.cli.trainer import main
+from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.models import loading
 from tests.support.cli import write_config
 from tests.support.models import write_corpus, write_model
@@ -77,7 +78,7 @@ class Bench:
         handler = signal.getsignal(signal.SIGINT)
         try:
             # Half of the time would go into the options of the verbs that are not asked for.
-            self._monkeypatch.setattr("lightgpt2.cli.TRAINER_VERBS", {verb: TRAINER_VERBS[verb]})
+            self._monkeypatch.setattr("lightgpt2.cli.trainer.TRAINER_VERBS", {verb: TRAINER_VERBS[verb]})
             main([verb, "--config", "config.yaml", "--run", "r", *args])
         except SystemExit as exit_:
             code = int(str(exit_.code))

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from lightgpt2.exporting.onnx_decoder import Decoder, Forms, Stored
-from lightgpt2.exporting.onnx_graph import Graph
+from lightgpt2.conversions.onnx.decoder import Decoder, Forms, Stored
+from lightgpt2.conversions.onnx.graph import Graph
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lightgpt2.exporting.folder import seal
+from lightgpt2.runtime.folder import seal
 from tests.support.models import write_tokenizer
 
 HEADS, WIDTH, VOCABULARY, POSITIONS = 2, 8, 300, 64

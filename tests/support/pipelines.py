@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightgpt2 import verbs
+from lightgpt2.cli import verbs
 from tests.support.cli import ROOT, write_config
 
 FAKE = ROOT / "tests/support/fake_fit.py"
@@ -79,7 +79,7 @@ class Chain:
 
     def process(self) -> subprocess.Popen[str]:
         """The command in a process and a process group of its own."""
-        script = f"import sys; from lightgpt2.verbs import main; sys.executable = {self.python!r}; main()"
+        script = f"import sys; from lightgpt2.cli.verbs import main; sys.executable = {self.python!r}; main()"
         return subprocess.Popen(
             [sys.executable, "-c", script, "pipeline", "chain.yaml"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,

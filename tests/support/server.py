@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 IMPORTED = (
-    "lightgpt2.cli", "lightgpt2.methods", "lightgpt2.callbacks", "lightgpt2.data", "lightgpt2.tasks",
+    "lightgpt2.cli.trainer", "lightgpt2.methods", "lightgpt2.callbacks", "lightgpt2.data", "lightgpt2.tasks",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama", "peft", "datasets",
     "torch.utils.tensorboard", "torch._dynamo",
 )  # fmt: skip

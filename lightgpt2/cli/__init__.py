@@ -1,0 +1,1 @@
+"""The command line: entry point, LightGPT2CLI, and one function per verb."""

@@ -1,0 +1,297 @@
+"""`lightgpt2 fit | validate | test | predict | check`: from the command line to Lightning."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import transformers
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import lightgpt2
+from lightgpt2.callbacks.artefact import Artefact
+from lightgpt2.callbacks.check import Check, Checked
+from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
+from lightgpt2.callbacks.monitor import Monitor
+from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
+from lightgpt2.cli import trainer_settings
+from lightgpt2.cli.parsing import check_groups, parse, resolve_configs
+from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.errors import UserError, exit_with_message, tell
+from lightgpt2.methods.method import Method
+from lightgpt2.runs.fits import missing, provide
+from lightgpt2.runs.run import Run, check_owner, claim, find_checkpoint, identity, unfinished
+
+_TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the data module deals out windows itself
+    "num_sanity_val_steps": 0,  # the models are scored before the first step
+    "enable_autolog_hparams": False,  # hyper-parameters are logged once, with the final metrics
+    "enable_model_summary": False,  # the table at the end has the sizes
+}
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer with one verb more."""
+
+    def check(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Builds everything and trains nothing; reports every mistake in the configuration.
+
+        Args:
+            model: The method.
+            datamodule: The data.
+            ckpt_path: As for fit: a checkpoint to resume from, which is loaded too.
+        """
+        with contextlib.suppress(Checked):
+            self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+
+class LightGPT2CLI(LightningCLI):
+    """Lightning's CLI with a run's folder, its standard callbacks, and messages for people."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, and the arguments of their functions that are no options."""
+        inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
+        return dict.fromkeys(TRAINER_VERBS, inside)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to a run and not to Lightning."""
+        parser.add_argument("--run", type=str | None, help="Name of the run; default: the config's stem.")
+        parser.add_argument(
+            "--needs", type=dict[str, str], default={}, help="Model folders and the configs whose fit makes them."
+        )
+        parser.add_class_arguments(Checkpointing, "checkpoint")
+        # True lets Lightning choose the run's seed, after this
+        parser.link_arguments("seed_everything", "data.init_args.seed", _data_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line; reports all mistakes at once."""
+        self.config = parse(parser, resolve_configs(sys.argv[1:] if args is None else args))
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the run, its input and where it starts."""
+        settings = self._settings
+        check_groups("model", settings.model)
+        stem = Path(str(settings.config[-1])).stem if settings.config else "run"
+        settings.run = settings.run or stem
+        self.place = Run(settings.run)
+        self._dump_config()
+        self.resolved = {k: v for k, v in self.config_dump.items() if k not in ("config", "ckpt_path")}
+        self.identity = identity(self.resolved)
+        self._first_step = 0
+        self._misplaced: list[str] = []
+        try:
+            self._find_start(settings)
+        except UserError as error:
+            self._misplaced = error.problems
+
+    def _find_start(self, settings: Namespace) -> None:
+        """Makes sure of the run's folder, and finds what it starts from."""
+        if self.subcommand in ("fit", "check"):
+            ckpt_path = settings.get("ckpt_path")
+            claim(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
+            if ckpt_path is not None:
+                settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
+        else:
+            self._choose_model(settings)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for.
+
+        Raises:
+            UserError: Every mistake that shows before anything heavy is built.
+        """
+        problems = [*self._misplaced, *trainer_settings.problems(self._settings, str(self.subcommand))]
+        problems += self.datamodule.problems()
+        if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
+            try:
+                made = self._make_trainer(**kwargs)
+            except UserError as error:
+                problems += error.problems
+            except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+                problems.insert(0, f"trainer: {' '.join(str(error).split())}")
+            else:
+                processes = made.num_devices * made.num_nodes
+                problems += trainer_settings.size_problems(self._settings.trainer.strategy, processes)
+        self._provide_and_check(problems)
+        return made
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[str(self.subcommand)]
+
+    def _make_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = self._get(self.config_init, "trainer")
+        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
+        trainer.plugins = [*plugins, AtomicCheckpointIO()]
+        trainer.default_root_dir = str(self.place.folder)
+        callbacks, logger = self._standard(), trainer.logger
+        if self.subcommand != "fit":
+            logger, trainer.enable_checkpointing = False, False
+        elif logger in (None, True):
+            logger = self._tensorboard()
+        extra = trainer.callbacks or []
+        extra = extra if isinstance(extra, list) else [extra]
+        for callback in extra:
+            if hasattr(callback, "attach"):
+                callback.attach(self.place)
+        # Some work on the artefact: they come after what writes it.
+        late = [callback for callback in extra if getattr(callback, "order", 0)]
+        late.sort(key=lambda callback: callback.order)
+        early = [callback for callback in extra if callback not in late]
+        checking = self.subcommand == "check"  # which ends the fit when all others have looked
+        callbacks = [*early, *late, *callbacks] if checking else [*early, *callbacks, *late]
+        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
+
+    def _provide_and_check(self, problems: list[str]) -> None:
+        """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
+        model = self._settings.model
+        if absent := missing(self._settings.needs, model.init_args.as_dict()):
+            if self.subcommand != "fit":
+                makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
+                problems.append(f"needs: not there yet: {makers}")
+            if problems:
+                raise UserError(problems)
+            provide(absent)
+        if problems := [*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))]:
+            raise UserError(problems)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would load the file unchecked and let it override the command line."""
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
+    def _find_checkpoint(self, wanted: str) -> str | None:
+        path, step, notes = find_checkpoint(self.place, wanted, self.identity)
+        for note in notes:
+            tell(note)
+        self._first_step = step
+        return str(path) if path else None
+
+    def _choose_model(self, settings: Namespace) -> None:
+        """What a scoring verb works on: a checkpoint, a model folder, the run's artefact, or the model of the config."""
+        wanted = settings.get("ckpt_path")
+        folder = Path(str(wanted)) if wanted is not None else self.place.model
+        if wanted is not None and not folder.is_dir():
+            settings.ckpt_path = self._find_checkpoint(str(wanted))
+            if settings.ckpt_path is None:
+                raise UserError(f"--ckpt_path: there is no {wanted} checkpoint to score; run fit first")
+            return
+        settings.ckpt_path = None
+        if wanted is None and unfinished(self.place, self.identity):
+            raise UserError(
+                f"--run {self.place.name}: its newest checkpoint is of another step than its model, or there is no model yet; "
+                "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
+            )
+        if wanted is None and not folder.is_dir():
+            tell("Model: the configuration's own, not trained by this run")
+            return
+        if wanted is None:
+            check_owner(self.place, self.identity)
+        tell(f"Model: {folder}")
+        asked = vars(settings.model.init_args)
+        kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
+        settings.model = Namespace(
+            class_path="lightgpt2.methods.FineTune", init_args=Namespace(model=str(folder), **kept)
+        )
+
+    def _standard(self) -> list[pl.Callback]:
+        if self.subcommand == "check":
+            return [Check()]
+        bar = [TQDMProgressBar(refresh_rate=10)] if self._settings.trainer.enable_progress_bar is not False else []
+        if self.subcommand == "predict":
+            return [PredictionWriter(self.place), *bar]
+        if self.subcommand != "fit":
+            return [*bar, ScorePrinter()]
+        checkpointing = self._get(self.config_init, "checkpoint")
+        checkpointing.attach(self.place, self.identity)
+        artefact = Artefact(self.place, self.resolved, resuming=self._settings.get("ckpt_path") is not None)
+        return [Monitor(), artefact, checkpointing, *bar]
+
+    def _tensorboard(self) -> TensorBoardLogger:
+        # What a killed process logged after its last checkpoint is about to be logged again.
+        purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
+        return TensorBoardLogger(self.place.logs.parent, name=self.place.logs.name, version="", **purge)
+
+
+def _data_seed(seed: Any) -> int:
+    """Seed of the training order; that of the run, unless Lightning is to choose it or refuses it, which it does later."""
+    return seed if type(seed) is int and seed >= 0 else 0
+
+
+def _quiet() -> None:
+    """Silences advice from libraries that does not apply here."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it then raises
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # INT8 casts its input, it says at every call
+    # Loading a batch is a slice of a memory-mapped file: worker processes would only cost.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A checkpoint is scored without the callbacks that trained it.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+    # The monitor logs every step, whatever that interval is.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Raised inside PEFT by a rename in transformers.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    # Raised inside Lightning by a rename in torch.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def run(cli: type[LightGPT2CLI], args: list[str] | None) -> None:
+    """Runs a verb of the trainer.
+
+    Args:
+        cli: What does it.
+        args: Arguments in place of the command line's.
+
+    Raises:
+        UserError: There are mistakes in them.
+    """
+    _quiet()
+    set_parsing_settings(add_print_completion_argument=True)
+    raising: dict[str, Any] = {"exit_on_error": False}
+    try:
+        cli(
+            Method,
+            pl.LightningDataModule,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=1,
+            parser_kwargs=raising
+            | {"description": lightgpt2.__doc__}
+            | {verb: raising | {"description": text} for verb, text in TRAINER_VERBS.items()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the trainer's verbs.
+
+    Args:
+        args: Arguments in place of the command line's.
+    """
+    with exit_with_message():
+        run(LightGPT2CLI, args)

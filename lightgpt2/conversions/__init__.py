@@ -1,0 +1,1 @@
+"""Conversions after training, verified before they exist."""

@@ -1,0 +1,96 @@
+"""BERT and DistilBERT encoders as folders that stand alone, verified before they are there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
+from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS
+from lightgpt2.conversions.target import Target
+from lightgpt2.errors import UserError
+from lightgpt2.models import ledger
+from lightgpt2.models.files import atomic_folder, write_json
+from lightgpt2.models.loading import load_encoder
+from lightgpt2.runtime.folder import seal
+from lightgpt2.runtime.ort import open_session
+
+_TOKENS = 128
+# Least cosine between what the export and PyTorch make of a text, on the average over all texts.
+_BOUNDS = {"onnx": 0.99999, "onnx-int8": 0.97}
+
+
+def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
+    """Writes an encoder as ONNX, atomically, and verifies what it wrote.
+
+    Args:
+        source: Hub id or folder.
+        target: `onnx` or `onnx-int8`.
+        output: Folder to write; it must not exist.
+        texts: What it is verified with.
+        named: What to call them.
+
+    Returns:
+        What `export.json` says: among it `cosine`, of the mean of a text's hidden states (or its logits), mean and least.
+
+    Raises:
+        UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
+    """
+    problems = target.option_problems()
+    if target.form not in _BOUNDS or target.embeddings == "int4":
+        problems.append(
+            "--format: encoders are written as onnx or onnx-int8, embeddings in int8 or fp32; give one of these"
+        )
+    if problems:
+        raise UserError(problems)
+    model, tokenizer = load_encoder(source, "MODEL")
+    if problems := encoder_problems(model.config):
+        raise UserError(problems)
+    forms = Forms() if target.form == "onnx" else Forms("int8", target.embeddings or "int8")
+    with atomic_folder(output) as folder:
+        write_encoder(model, folder, forms)
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        cosines = _cosines(model, tokenizer, folder, texts)
+        found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
+        if found["mean"] < _BOUNDS[target.form]:
+            raise UserError(
+                f"--format {target.form}: what it makes of a text has a cosine of {found['mean']:.5f} to PyTorch's, and at "
+                f"least {_BOUNDS[target.form]} is asked for; nothing was written"
+            )
+        sizes = {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
+        forms_said = {"layers": forms.layers, "embeddings": forms.embeddings}
+        about = {"format": target.form, **forms_said, "bytes": sizes, "cosine": found, "validation": named}
+        entry = ledger.Entry(
+            stage="export", method="Export", config={"format": target.form}, parent=ledger.Parent.of(source),
+            operations=[{"op": "export", "format": target.form, **forms_said}], data={"source": named}, seed=0, steps=0,
+            seconds=0.0, quality={"cosine": found},
+            sizes={"parameters": model.num_parameters(), "megabytes": sum(sizes.values()) / 1e6},
+        )  # fmt: skip
+        write_json(folder / ledger.FILE, ledger.extended(source, entry))
+        seal(folder, about)
+    return about
+
+
+@torch.inference_mode()
+def _cosines(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, texts: Sequence[str]
+) -> "np.ndarray[Any, Any]":
+    """The cosine between the export's and PyTorch's vector for each text."""
+    session = open_session(folder / GRAPH, torch.get_num_threads())
+    names = {each.name for each in session.get_inputs()}
+    found = []
+    for text in texts:
+        encoded = dict(tokenizer(text, truncation=True, max_length=_TOKENS, return_tensors="pt"))
+        encoded.setdefault("token_type_ids", torch.zeros_like(encoded["input_ids"]))  # of one text
+        feeds = {name: value.numpy() for name, value in encoded.items() if name in names}
+        output = model(**{name: value for name, value in encoded.items() if name in names})
+        wanted = (output.logits[0] if "logits" in output else output.last_hidden_state[0].mean(dim=0)).numpy()
+        (made,) = session.run(None, feeds)
+        mine = made[0] if made.ndim == 2 else made[0].mean(axis=0)
+        found.append(mine @ wanted / (np.linalg.norm(mine) * np.linalg.norm(wanted)))
+    return np.array(found)

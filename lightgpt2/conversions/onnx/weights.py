@@ -1,0 +1,264 @@
+"""Matrices in an ONNX graph: in FP32, or as integers with scales, each multiplied by the operator that is fastest with it.
+
+`int8`: one scale for each output channel; inputs are rounded to 8 bits while it runs, with one scale for all of them.
+`int8-blocks`: the same integers; inputs are rounded with one scale for each block of each token. It is slower with many
+tokens, but a few inputs a hundred times as large as the others do no harm to those.
+`int4`: one scale and zero point for each group of an output channel's inputs; inputs as for `int8-blocks`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
+from lightgpt2.functional.quantization import affine_integers, grouped, integers
+
+Form = Literal["fp32", "int8", "int8-blocks", "int4"]
+GROUP = 32  # inputs that share a scale in INT4, unless it is said otherwise
+
+_SIZES = (128, 64, 32)  # of blocks of inputs, what the operator is fast with first
+_PARTS = 16  # of a quantized head
+_INT8_COMPUTE = 4  # MatMulNBits' `accuracy_level`: multiply integers
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight `[O, I]`, one row an output channel.
+
+    Attributes:
+        rows: Its numbers in FP32 `[O, I]`; or the integers that stand for them, `[O, G, g]` in int8, the last group filled up.
+        scale: What the integers are multiplied with, `[O, G, 1]`; None for numbers in FP32.
+        zero: What is subtracted from them before, `[O, G, 1]`; None for nothing.
+        inputs: I.
+        power: Mean square of each input `[I]`, if it is known.
+    """
+
+    rows: Tensor
+    scale: Tensor | None
+    zero: Tensor | None
+    inputs: int
+    power: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Tensor, power: Tensor | None = None) -> "Matrix":
+        """Numbers in FP32 `[O, I]`."""
+        return cls(rows.float(), None, None, rows.shape[1], power)
+
+    @classmethod
+    def joined(cls, parts: "list[Matrix]") -> "Matrix":
+        """Matrices of the same inputs below each other."""
+        scales = [part.scale for part in parts if part.scale is not None]
+        joined = torch.cat([part.rows for part in parts])
+        return cls(joined, torch.cat(scales) if scales else None, None, parts[0].inputs, parts[0].power)
+
+    def rounded(self, form: Form, group: int) -> "Matrix":
+        """As integers: those it has, or the nearest ones; in INT4, with `power`, those that change the outputs least."""
+        if self.scale is not None:
+            return self
+        if form == "int4":
+            return Matrix(*affine_integers(self.rows, group, self.power), self.inputs)
+        return Matrix(*integers(self.rows, 8), None, self.inputs)
+
+
+def linear(
+    graph: Graph,
+    name: str,
+    x: ir.Value,
+    matrix: Matrix,
+    form: Form,
+    bias: Tensor | None = None,
+    group: int = GROUP,
+) -> ir.Value:
+    """`x @ matrix.T + bias`.
+
+    Args:
+        graph: The graph.
+        name: What the weight is called there.
+        x: `[..., I]`.
+        matrix: `[O, I]`.
+        form: How it is stored.
+        bias: `[O]`.
+        group: Inputs that share a scale in INT4, where the matrix does not have its integers yet.
+    """
+    added = None if bias is None else graph.weight(bias.numpy(), f"{name}.bias")
+    if form == "fp32":
+        product = graph.op("MatMul", x, graph.weight(matrix.rows.T.numpy(), f"{name}.weight"))
+        return product if added is None else graph.op("Add", product, added)
+    matrix = matrix.rounded(form, group)
+    if form == "int8":
+        weight = graph.weight(matrix.rows.flatten(1).T.numpy(), f"{name}.weight")
+        scales = graph.weight(_scale(matrix).flatten().numpy(), f"{name}.scale")
+        return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
+    blocks = Blocks.of(matrix, form)
+    return blocks.product(graph, x, blocks.write(graph, name), added)
+
+
+def _scale(matrix: Matrix) -> Tensor:
+    assert matrix.scale is not None
+    return matrix.scale
+
+
+def block_size(group: int) -> int:
+    """Length of the blocks that groups of inputs are cut into, each with the group's scale: ONNX Runtime's are powers of two.
+
+    Args:
+        group: Inputs that share a scale.
+
+    Returns:
+        The largest power of two from 16 to 256 that divides it; 0 where there is none.
+    """
+    return next((size for size in (256, 128, 64, 32, 16) if group % size == 0), 0)
+
+
+Written = tuple[ir.Value, ir.Value, ir.Value | None]  # integers, scales and zero points in a graph
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight as `MatMulNBits` wants it.
+
+    Attributes:
+        data: Integers `[O, G, g]` with half of their range added; of 4 bits two in a byte, the first one in the low half.
+        scales: `[O, G]`.
+        zeros: Zero points likewise, `[O, ceil(G / 2)]`; None for half of the range.
+        bits: 4 or 8.
+        inputs: I.
+        size: g, a power of two.
+    """
+
+    data: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.uint8] | None
+    bits: int
+    inputs: int
+    size: int
+
+    @classmethod
+    def of(cls, matrix: Matrix, form: Form) -> "Blocks":
+        """From integers."""
+        scale, inputs = _scale(matrix), matrix.inputs
+        if form != "int4":
+            rows = matrix.rows.flatten(1)[:, :inputs]
+            size = next((size for size in _SIZES if inputs % size == 0), _SIZES[-1])
+            data = grouped(rows.to(torch.int16) + 128, size).to(torch.uint8)
+            scales = scale.squeeze(2).expand(-1, data.shape[1])
+            return cls(data.numpy(), scales.contiguous().numpy(), None, 8, inputs, size)
+        group = matrix.rows.shape[-1]
+        size = block_size(group)
+        count = -(-inputs // size)
+        data = _halved(matrix.rows.reshape(len(matrix.rows), -1, size)[:, :count])
+        scales = scale.expand(-1, -1, group // size).flatten(1)[:, :count].contiguous()
+        zeros = None if matrix.zero is None else _halved(matrix.zero.squeeze(2)).numpy()
+        return cls(data.numpy(), scales.numpy(), zeros, 4, inputs, size)
+
+    def write(self, graph: Graph, name: str) -> Written:
+        """Puts it into the graph."""
+        zeros = None if self.zeros is None else graph.weight(self.zeros, f"{name}.zero")
+        return graph.weight(self.data, f"{name}.weight"), graph.weight(self.scales, f"{name}.scale"), zeros
+
+    def product(self, graph: Graph, x: ir.Value, written: Written, bias: ir.Value | None = None) -> ir.Value:
+        """`x @ weight.T + bias`, the weight being what `write` gave."""
+        settings = {"N": len(self.data), "K": self.inputs, "bits": self.bits, "block_size": self.size}
+        inputs = (x, *written, None, bias)
+        return graph.op("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=_INT8_COMPUTE, **settings)
+
+
+def _halved(whole: Tensor) -> Tensor:
+    """Integers from -8 to 7 `[..., g]` as unsigned ones, two in a byte, `[..., ceil(g / 2)]`."""
+    shifted = torch.nn.functional.pad((whole + 8).to(torch.uint8), (0, whole.shape[-1] % 2))
+    return (shifted[..., ::2] | shifted[..., 1::2] << 4).contiguous()
+
+
+class Vocabulary:
+    """Token embedding and vocabulary head.
+
+    Args:
+        graph: The graph.
+        name: What the embedding is called there.
+        matrix: `[V, D]`.
+        form: How it is stored.
+        group: As for `linear`.
+    """
+
+    def __init__(self, graph: Graph, name: str, matrix: Matrix, form: Form, group: int = GROUP) -> None:
+        self._graph, self._name, self._form = graph, name, form
+        self._rows, self._width = len(matrix.rows), matrix.inputs
+        if form == "fp32":
+            self._weight = graph.weight(matrix.rows.numpy(), f"{name}.weight")
+            return
+        matrix = matrix.rounded(form, group)
+        if form == "int8":
+            self._weight = graph.weight(matrix.rows.flatten(1).numpy(), f"{name}.weight")
+            self._scale = graph.weight(_scale(matrix).squeeze(2).numpy(), f"{name}.scale")
+            return
+        self._blocks = Blocks.of(matrix, form)
+        self._written = self._blocks.write(graph, name)
+
+    def rows(self, ids: ir.Value) -> ir.Value:
+        """The embeddings `[B, S, D]` of tokens `[B, S]`."""
+        graph, form, lookup = self._graph, self._form, f"{self._name}.lookup"
+        if form == "fp32":
+            return graph.op("Gather", graph.again(self._weight, lookup), ids)
+        if form == "int8":
+            found = graph.op("Gather", graph.again(self._weight, lookup), ids)
+            scales = graph.op("Gather", graph.again(self._scale, f"{lookup}_scale"), ids)
+            return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
+        blocks = self._blocks
+        filled = blocks.scales.shape[1] * blocks.size
+        weight, scale, zero = self._written
+        flat = graph.again(weight, lookup, (self._rows, filled * blocks.bits // 8))
+        scale = graph.again(scale, f"{lookup}_scale")
+        zero = zero and graph.again(zero, f"{lookup}_zero")
+        settings = {"bits": blocks.bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 1}
+        found = graph.op("GatherBlockQuantized", flat, ids, scale, zero, domain=MICROSOFT, **settings)
+        if filled == blocks.inputs:
+            return found
+        bounds = (
+            graph.constant([0], "zero"),
+            graph.constant([blocks.inputs], "width"),
+            graph.constant([2], "channels"),
+        )
+        return graph.op("Slice", found, *bounds)
+
+    def scores(self, hidden: ir.Value) -> ir.Value:
+        """The logits `[B, S, V]` of hidden states `[B, S, D]`."""
+        graph, form = self._graph, self._form
+        if form == "fp32":
+            return graph.op("FusedMatMul", hidden, self._weight, domain=MICROSOFT, transB=1)
+        # ONNX Runtime packs a weight while the file's own is still mapped, and turns one in INT8 over before: in parts that
+        # takes less memory.
+        size = -(-self._rows // _PARTS)
+        bounds = [(first, min(size, self._rows - first)) for first in range(0, self._rows, size)]
+        if form != "int8":
+            return graph.op("Concat", *(self._blocked_part(hidden, *part) for part in bounds), axis=2)
+        flat = graph.op("Reshape", hidden, graph.constant([-1, self._width], "flat"))
+        rounded = graph.ops("DynamicQuantizeLinear", flat, outputs=3)
+        shape = graph.op("Concat", graph.op("Shape", hidden, start=0, end=2), graph.constant([-1], "rest"), axis=0)
+        parts = [graph.op("Reshape", self._part(rounded, *part), shape) for part in bounds]
+        return graph.op("Concat", *parts, axis=2)
+
+    def _part(self, rounded: Any, first: int, count: int) -> ir.Value:
+        """The logits `[B * S, count]` of some of the tokens, of hidden states in 8 bits."""
+        graph, name = self._graph, f"{self._name}.from_{first}"
+        weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
+        scales = graph.again(self._scale, f"{name}.scale", (count,), first)
+        zero = graph.constant(np.zeros(count, np.int8), f"zeros_{count}")
+        return graph.op("QGemm", *rounded, weight, scales, zero, domain=MICROSOFT, transB=1)
+
+    def _blocked_part(self, hidden: ir.Value, first: int, count: int) -> ir.Value:
+        """The logits `[B, S, count]` of some of the tokens."""
+        blocks, name = self._blocks, f"{self._name}.from_{first}"
+        arrays = (blocks.data, blocks.scales, blocks.zeros)
+        parts = [
+            None
+            if array is None or value is None
+            else self._graph.again(value, f"{name}.{what}", (count, *array.shape[1:]), first * array[0].size)
+            for what, value, array in zip(("weight", "scale", "zero"), self._written, arrays, strict=True)
+        ]
+        part = replace(blocks, data=blocks.data[first : first + count])
+        return part.product(self._graph, hidden, cast(Written, tuple(parts)))

@@ -1,1 +1,0 @@
-"""A model out of the system: ONNX graphs and GGUF files that run without it, verified while they are written."""

@@ -1,0 +1,1 @@
+"""Speed and memory of models, each measured in a fresh process."""

@@ -1,0 +1,1 @@
+"""Run folders, recipes, pipelines and sweeps."""

@@ -1,0 +1,1 @@
+"""Engines, sampling and streaming text. No Lightning; torch is optional."""

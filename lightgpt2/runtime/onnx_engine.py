@@ -1,0 +1,174 @@
+"""An exported ONNX decoder as an engine: onnxruntime and numpy only.
+
+The graph takes keys and values of the past that lie in buffers longer than what is used of them, and writes those of new tokens
+behind, in place, where `past_key_values.N` and `present.N` are bound to the same memory (see `conversions.onnx`). So what
+is bound once stays bound: a step changes the numbers in its inputs, and the length of the mask.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightgpt2.errors import UserError
+from lightgpt2.runtime.engines import PREFILL, Floats, Ints, physical_cores, positions
+from lightgpt2.runtime.ort import open_session, runtime
+
+_PAST = "past_key_values."
+_KEEP = "num_logits_to_keep"
+
+
+class OnnxEngine:
+    """Runs an ONNX decoder with a cache that is allocated once for a batch.
+
+    Args:
+        model: The `.onnx` file.
+        context: How many positions the model has.
+        threads: Threads that compute; default: the physical cores that this process may use.
+        name: What to call the model in errors.
+        profile: What the files of its profiles are called, up to their numbers; None: nothing is profiled.
+
+    Raises:
+        UserError: The file cannot be loaded, or is no decoder with a cache; or there is no room for what is made at loading.
+    """
+
+    def __init__(
+        self, model: Path, context: int, threads: int | None = None, name: str = "MODEL", profile: str | None = None
+    ) -> None:
+        threads = threads or physical_cores()
+        try:
+            self._session = open_session(model, threads, profile)
+        except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
+            raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
+        inputs = {each.name: each for each in self._session.get_inputs()}
+        outputs = {each.name: each for each in self._session.get_outputs()}
+        pasts = {key: key.replace(_PAST, "present.") for key in inputs if key.startswith(_PAST)}
+        if not pasts or not {"logits", *pasts.values()} <= outputs.keys():
+            raise UserError(
+                f"{name}: {model} is no decoder with a cache (past_key_values.N, logits); it writes no text"
+            )
+        kept = self._session.get_modelmeta().custom_metadata_map.get(PREFILL)
+        # What reads many tokens at once.
+        self._reader = self._session
+        if kept is not None:
+            self._reader = _prefill_session(model, json.loads(kept), threads, name, profile and f"{profile}-prefill")
+        self._inputs = inputs
+        # name of the past, name of the present, heads, width of a head
+        self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]
+        self._keeps = _KEEP in {each.name for each in self._session.get_overridable_initializers()}
+        self.vocabulary, self.context = int(outputs["logits"].shape[2]), context
+        self._caches: dict[str, NDArray[np.float32]] = {}
+        self._wide: NDArray[np.float32] | None = None
+
+    @property
+    def sessions(self) -> list[runtime.InferenceSession]:
+        """What computes: one session; or one for steps and one that reads prompts."""
+        return [*dict.fromkeys((self._session, self._reader))]
+
+    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
+        """See `Engine`."""
+        batch, length = ids.shape
+        self._allocate(batch, length + room)
+        self._mask = np.pad(mask, ((0, 0), (0, room)), constant_values=1)
+        self._flat_mask = np.empty(self._mask.size, np.int64)
+        self._length = length
+        places = positions(mask)
+        last = 1 if self._keeps else length
+        logits = np.empty((batch, last, self.vocabulary), np.float32)
+        self._run(self._bound(self._reader, ids, places, logits))
+        # From here on, one token at a time, everything but the mask stays where it is.
+        self._tokens, self._places = np.empty((batch, 1), np.int64), places[:, -1:].copy()
+        self._logits = logits if last == 1 else np.empty((batch, 1, self.vocabulary), np.float32)
+        self._steps = self._bound(self._session, self._tokens, self._places, self._logits)
+        return logits[:, -1]
+
+    def step(self, tokens: Ints) -> Floats:
+        """See `Engine`."""
+        self._length += 1
+        self._tokens[:, 0] = tokens
+        self._places += 1
+        self._run(self._steps)
+        return self._logits[:, -1]
+
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
+        """See `Engine`."""
+        batch = len(ids)
+        feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+        feeds |= {past: np.empty((batch, heads, 0, width), np.float32) for past, _, heads, width in self._layers}
+        binding = self._reader.io_binding()
+        for key in self._inputs:
+            binding.bind_cpu_input(key, np.ascontiguousarray(feeds[key]))
+        shape = (*ids.shape, self.vocabulary)
+        if self._wide is None or self._wide.shape != shape:  # new memory for each call would cost a tenth of its time
+            self._wide = np.empty(shape, np.float32)
+        binding.bind_output("logits", "cpu", 0, np.float32, shape, self._wide.ctypes.data)
+        self._reader.run_with_iobinding(binding)
+        return self._wide
+
+    def _allocate(self, batch: int, capacity: int) -> None:
+        """Makes room for keys and values; that of the batch before is taken again where it has the right size."""
+        for past, _, heads, width in self._layers:
+            shape = (batch, heads, capacity, width)
+            if past not in self._caches or self._caches[past].shape != shape:
+                self._caches[past] = np.zeros(shape, np.float32)
+
+    def _bound(
+        self, session: runtime.InferenceSession, ids: Ints, places: Ints, logits: NDArray[np.float32]
+    ) -> "_Bound":
+        """A session with the cache, tokens to read and room for their logits; with everything but the mask."""
+        bound = _Bound(session)
+        for past, now, *_ in self._layers:
+            bound.bind(past, self._caches[past])
+            bound.bind(now, self._caches[past], output=True)
+        if self._keeps:
+            bound.bind(_KEEP, np.array(1, np.int64))
+        bound.bind("input_ids", np.ascontiguousarray(ids))
+        if "position_ids" in self._inputs:
+            bound.bind("position_ids", np.ascontiguousarray(places))
+        bound.bind("logits", logits, output=True)
+        return bound
+
+    def _run(self, bound: "_Bound") -> None:
+        batch, length = len(self._mask), self._length
+        mask = self._flat_mask[: batch * length].reshape(batch, length)  # rows lie one behind the other
+        mask[:] = self._mask[:, :length]
+        bound.bind("attention_mask", mask)
+        bound.run()
+
+
+class _Bound:
+    """A session and the memory that it reads and writes, which lives as long as this does."""
+
+    def __init__(self, session: runtime.InferenceSession) -> None:
+        self._session, self._binding = session, session.io_binding()
+        self._memory: dict[str, NDArray[Any]] = {}
+
+    def bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
+        """Memory for an input or an output."""
+        bind = self._binding.bind_output if output else self._binding.bind_input
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._memory[name] = array
+
+    def run(self) -> None:
+        """Reads the inputs, writes the outputs."""
+        self._session.run_with_iobinding(self._binding)
+
+
+def _prefill_session(
+    model: Path, kept: list[str], threads: int, name: str, profile: str | None
+) -> runtime.InferenceSession:
+    from lightgpt2.runtime.prefill import prefill_session  # and onnx: only what was exported so pays for it
+
+    try:
+        return prefill_session(model, kept, threads, profile)
+    except OSError as error:
+        raise UserError(
+            f"{name}: the weights that it reads prompts with could not be written to a temporary file ({_line(error)}); make "
+            "room, or set TMPDIR to a folder that has some"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

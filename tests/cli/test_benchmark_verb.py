@@ -1,0 +1,190 @@
+"""`lightgpt2 benchmark` and the callback, through the real command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightgpt2.cli.verbs import run
+from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.mistakes import Bench
+from tests.support.models import write_model
+
+SHORT = [
+    "--rounds", "1", "--new-tokens", "4", "8", "--prompt-tokens", "4", "--batches", "1", "2", "--forward-tokens", "16",
+]  # fmt: skip
+CALLBACK = {
+    "rounds": 1, "new_tokens": [4, 8], "prompt_tokens": 4, "batches": [1, 2], "forward_tokens": 16,
+}  # fmt: skip
+
+
+def callbacks(**init: Any) -> dict[str, Any]:
+    name = "lightgpt2.callbacks.benchmark.InferenceBenchmark"
+    return {"trainer.callbacks": [{"class_path": name, "init_args": {**CALLBACK, **init}}]}
+
+
+@pytest.mark.slow
+def test_the_verb_prints_a_table_and_writes_figures_and_traces(tmp_path: Path) -> None:
+    write_model(tmp_path / "one")
+    broken = write_model(tmp_path / "two") / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    output = succeed(tmp_path, "benchmark", "one", "two", *SHORT, "--output", "out/figures.json", "--traces", "traces")
+    result = json.loads((tmp_path / "out/figures.json").read_text())
+    assert result["settings"] == {
+        "prompt_tokens": 4, "new_tokens": [4, 8], "forward_tokens": 16, "batches": [1, 2], "rounds": 1,
+    }  # fmt: skip
+    assert (result["machine"]["device"], result["machine"]["threads"]) == ("cpu", 1)
+    one, two = result["arms"]
+    assert (one["name"], one["trace"]) == ("one fp32", "traces/one-fp32.json")
+    speed, spent, _ = (line.split() for line in output.splitlines() if line.startswith("one fp32"))
+    assert f"{one['generate']['8']['tokens_per_s']:.1f}" in speed
+    assert f"{one['generate']['8']['cpu_seconds']:.3f}" in spent
+    assert f"two fp32: not measured: {two['error']}" in output
+    assert json.loads((tmp_path / "traces/one-fp32.json").read_text())["traceEvents"]
+
+
+@pytest.mark.slow
+def test_the_verb_fails_when_nothing_could_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = write_model(tmp_path / "two") / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run(["benchmark", "two", *SHORT])
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in err
+    assert out == ""
+    assert "error" in json.loads((tmp_path / "benchmark.json").read_text())["arms"][0]
+
+
+@pytest.mark.slow
+def test_the_verb_refuses_before_anything_starts(tmp_path: Path) -> None:
+    done = run_cli(tmp_path, "benchmark", "./missing", "--rounds", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "lightgpt2: error: MODEL: ./missing does not exist; give a hub id, a model folder or a .gguf file"
+    ]
+    done = run_cli(tmp_path, "benchmark", "./missing", "--precision", "int3")
+    assert done.returncode == 2
+    assert "int3" in done.stderr
+    assert "see lightgpt2 benchmark --help" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--output", "taken/figures.json"], "--output: taken/figures.json cannot be written, taken does not allow it"),
+        (["--output", "folder"], "--output: folder is a folder; give a file"),
+        (["--traces", "taken"], "--traces: taken cannot be written, taken does not allow it; give another place"),
+    ],
+)
+def test_the_verb_refuses_places_that_it_cannot_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    Path("folder").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        run(["benchmark", "missing", *args])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"lightgpt2: error: {message}")
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not one that has ended and that nobody has asked for its exit code yet."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
+    write_model(tmp_path / "one")
+    command = [sys.executable, "-m", "lightgpt2", "benchmark", "one", "one", *SHORT, "--rounds", "100000"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background processes are made to ignore
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    workers: list[int] = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "lightgpt2: stopped; benchmark.json was not written" in errors
+    assert "Traceback" not in errors
+    assert len(workers) == 2
+    deadline = time.monotonic() + 10  # a worker that was told to end may need a moment for it
+    while any(runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if runs(pid)]
+    assert not (tmp_path / "benchmark.json").exists()
+
+
+@pytest.mark.slow
+def test_the_callback_measures_the_artefact_and_writes_it_down(bench: Bench, tmp_path: Path) -> None:
+    """With quantized models beside the artefact, that another callback makes before, though it is named after it."""
+    write_model(Path("teacher"), n_embd=64)  # some processors' NF4 kernels take no narrower one
+    bench.configure(callbacks() | {"model.layers": 2, "trainer.enable_progress_bar": True})
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    quantize = {
+        "class_path": "lightgpt2.callbacks.PostTrainingQuantization",
+        "init_args": {"formats": ["nf4", "onnx-int8"]},
+    }
+    config["trainer"]["callbacks"].append(quantize)
+    write_config(Path("config.yaml"), config)
+    output = succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "r")
+    folder = tmp_path / "checkpoints/r"
+    result = json.loads((folder / "benchmark.json").read_text())
+    quantized = ["model-nf4 nf4", "model-onnx-int8 onnx-int8"]
+    assert [arm["name"] for arm in result["arms"]] == ["model fp32", "model bf16", *quantized]
+    assert not [arm for arm in result["arms"] if "error" in arm]
+    entry = json.loads((folder / "model/ledger.json").read_text())[-1]
+    assert entry["benchmark"] == result
+    assert entry["quality"]["after"]["perplexity"] > 0, "the rest of the entry is as it was"
+    assert output.index("perplexity") < output.index("Times as fast as model fp32")
+    scalars = logged(tmp_path, "r")
+    for arm in result["arms"]:
+        name = Path(arm["trace"]).stem
+        assert arm["trace"] == f"tb-logs/r/profile/{name}.json"
+        assert json.loads((tmp_path / arm["trace"]).read_text())["traceEvents"]
+        assert scalars[f"inference/{name}/weights_mb"][3] == pytest.approx(arm["weights_mb"], rel=1e-6)
+        speed = arm["generate"]["8"]["tokens_per_s"]
+        assert scalars[f"inference/{name}/generate_8_tokens_per_s"][3] == pytest.approx(speed, rel=1e-6)
+        ratio = arm["ratio"]["forward 1x16"]["median"]
+        assert scalars[f"inference/{name}/forward_1x16_ratio"][3] == pytest.approx(ratio, rel=1e-6)
+    events = EventAccumulator(str(tmp_path / "tb-logs/r"))
+    events.Reload()
+    texts = {"inference/text_summary", "operators/model-fp32/text_summary", "operators/model-nf4-nf4/text_summary"}
+    assert texts <= set(events.Tags()["tensors"])
+
+
+@pytest.mark.parametrize("verb", ["fit", "check"])
+def test_the_callback_refuses_more_tokens_than_positions_before_training(bench: Bench, verb: str) -> None:
+    bench.configure(callbacks(prompt_tokens=32, new_tokens=[4, 256]))
+    assert bench.refuse(verb) == [
+        "trainer.callbacks.InferenceBenchmark.new_tokens: 256 after a prompt of 32 is more than the model's 64 positions; "
+        "give at most 32"
+    ]

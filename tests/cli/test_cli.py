@@ -1,0 +1,255 @@
+"""The real command, end to end, on tiny models of both families."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.cli.verbs import VERBS
+from lightgpt2.models.ledger import config_hash
+from lightgpt2.runs.configs import shipped_configs
+from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.environment import link_environment, run_isolated
+from tests.support.models import SHAPES, write_corpus, write_model
+
+SHIPPED = sorted(shipped_configs().glob("*.yaml"))
+
+
+def config(method: str, **init: Any) -> dict[str, Any]:
+    return {
+        "seed_everything": 5,
+        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"optimizer": {"lr": 3.0e-3}, **init}},
+        "data": {
+            "class_path": "lightgpt2.data.LanguageModelingData",
+            "init_args": {"source": "corpus", "sequence_length": 32, "batch_size": 4},
+        },
+        "checkpoint": {"every_n_steps": 5},
+        "trainer": {
+            "accelerator": "cpu", "max_steps": 12, "val_check_interval": 6, "check_val_every_n_epoch": None,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `distil` was fitted, with the teacher that it needs made on the way."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_corpus(folder / "corpus")
+    teacher = config("FineTune", model={"model_type": request.param, **SHAPES[request.param]})
+    teacher["data"]["init_args"]["vocab_size"] = 300
+    write_config(folder / "maker.yaml", teacher)
+    student = config("Distill", teacher="checkpoints/maker/model", layers=[0, 3])
+    student["needs"] = {"checkpoints/maker/model": "maker.yaml", "checkpoints/other/model": "other.yaml"}
+    write_config(folder / "distil.yaml", student)
+    output = succeed(folder, "fit", "--config", "distil.yaml")
+    (folder / "output.txt").write_text(output)
+    return folder
+
+
+@pytest.mark.slow
+def test_fit_makes_what_it_needs_and_prints_the_table(chain: Path) -> None:
+    lines = (chain / "output.txt").read_text().splitlines()
+    assert any("checkpoints/maker/model is needed and not there" in line for line in lines)
+    assert any(line.startswith("checkpoints/maker/model made in ") for line in lines)
+    rows = {line.split("  ")[0]: line.split() for line in lines if line.startswith(("teacher", "student"))}
+    assert set(rows) == {"teacher", "student before", "student after"}
+    ledger = json.loads((chain / "checkpoints/distil/model/ledger.json").read_text())
+    for name, key in (("teacher", "teacher"), ("student before", "before"), ("student after", "after")):
+        quality = ledger[-1]["quality"][key]
+        assert f"{quality['perplexity']:.2f}" in rows[name]
+        assert quality["interval_95"][0] < quality["perplexity"] < quality["interval_95"][1]
+    assert ledger[-1]["quality"]["after"]["perplexity"] < ledger[-1]["quality"]["before"]["perplexity"]
+
+
+@pytest.mark.slow
+def test_run_folder_holds_the_promised_files_and_ledger(chain: Path) -> None:
+    run = chain / "checkpoints/distil"
+    assert {"best.ckpt", "config.yaml", "last.ckpt", "model"} == {p.name for p in run.iterdir()}
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert resolved["model"]["init_args"]["loss"]["temperature"] == 2.0, "defaults are written out"
+    maker, distil = json.loads((run / "model/ledger.json").read_text())
+    assert (maker["method"], distil["method"]) == ("FineTune", "Distill")
+    assert distil["operations"] == [{"op": "extract_layers", "layers": [0, 3]}]
+    assert len(distil["parent"]["sha256"]) == 64
+    assert distil["parent"] == distil["teacher"]
+    assert distil["config"] == resolved
+    assert distil["config_sha256"] == config_hash(resolved)
+    assert (distil["steps"], distil["seed"]) == (12, 5)
+    assert len(distil["data"]["sha256"]) == 64
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    assert not any("teacher" in key for key in state["state_dict"])
+
+
+@pytest.mark.slow
+def test_tensorboard_has_curves_config_samples_and_final_metrics(chain: Path) -> None:
+    curves = logged(chain, "distil")
+    train = {"loss", "ce", "kd", "hidden", "grad_norm", "lr", "tokens_per_s", "memory_mb"}
+    assert {f"train/{name}" for name in train} | {"val/loss", "val/perplexity"} <= curves.keys()
+    assert list(curves["train/loss"]) == list(range(1, 13))
+    assert list(curves["val/loss"]) == [6, 12]
+    assert all(v > 0 for v in curves["train/tokens_per_s"].values())
+    init = {"ce": 0.1, "kd": 0.8, "hidden": 3.0}
+    for step, total in curves["train/loss"].items():
+        terms = sum(weight * curves[f"train/{name}"][step] for name, weight in init.items())
+        assert terms == pytest.approx(total, rel=1e-5)
+    events = EventAccumulator(str(chain / "tb-logs/distil"))
+    events.Reload()
+    assert {"config/text_summary", "samples/text_summary"} <= set(events.Tags()["tensors"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert "final/perplexity" in curves
+
+
+@pytest.mark.slow
+def test_artefact_generates_where_there_is_only_torch_transformers_and_safetensors(chain: Path) -> None:
+    script = """
+import importlib.util
+for name in ("lightgpt2", "lightning", "torchmetrics", "datasets", "jsonargparse", "tensorboard", "accelerate"):
+    assert importlib.util.find_spec(name) is None, name
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer("The object", return_tensors="pt")
+out = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+assert model.config.num_hidden_layers == 2
+print(out.shape[1] - ids["input_ids"].shape[1])
+"""
+    environment = link_environment(chain / "environment", ["torch", "transformers", "safetensors"])
+    done = run_isolated(environment, script, str(chain / "checkpoints/distil/model"))
+    assert done.stdout.strip() == "8", done.stderr
+
+
+def perplexity(output: str) -> float:
+    """What `validate` or `test` printed."""
+    return float(output.split("perplexity ")[1].split()[0])
+
+
+@pytest.mark.slow
+def test_scoring_verbs_agree_with_the_table_on_artefact_and_checkpoint(chain: Path) -> None:
+    quality = json.loads((chain / "checkpoints/distil/model/ledger.json").read_text())[-1]["quality"]
+    shown = succeed(chain, "validate", "--config", "distil.yaml")
+    assert perplexity(shown) == pytest.approx(quality["after"]["perplexity"], rel=1e-6)
+    shown = succeed(chain, "validate", "--config", "distil.yaml", "--ckpt_path", "last")
+    assert perplexity(shown) == pytest.approx(quality["after"]["perplexity"], rel=1e-6)
+    shown = succeed(chain, "validate", "--config", "distil.yaml", "--ckpt_path", "checkpoints/maker/model")
+    assert perplexity(shown) == pytest.approx(quality["teacher"]["perplexity"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_predict_writes_scores_and_continuations(chain: Path) -> None:
+    predictions = chain / "checkpoints/distil/predictions.jsonl"
+    shown = succeed(chain, "test", "--config", "distil.yaml")
+    succeed(chain, "predict", "--config", "distil.yaml")
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    nll, tokens = sum(row["nll"] for row in rows), sum(row["tokens"] for row in rows)
+    assert torch.tensor(nll / tokens).exp().item() == pytest.approx(perplexity(shown), rel=1e-4)
+    assert [row["document"] for row in rows] == list(range(len(rows)))
+    succeed(chain, "predict", "--config", "distil.yaml", "--model.task.predict", "continuations")
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert all(row["prompt"] and row["continuation"] for row in rows)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    model = {"model_type": "gpt2", **SHAPES["gpt2"]}
+    settings = config("FineTune", model=model)
+    settings["data"]["init_args"]["vocab_size"] = 300
+    settings["trainer"] |= {"max_steps": 100_000, "val_check_interval": 50_000}
+    settings["checkpoint"]["every_n_steps"] = 90_000
+    write_config(tmp_path / "long.yaml", settings)
+    command = [sys.executable, "-m", "lightgpt2", "fit", "--config", "long.yaml"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        if (tmp_path / "tb-logs/long").is_dir() and logged(tmp_path, "long").get("train/loss"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--ckpt_path last" in errors
+    assert "Traceback" not in errors
+    saved = torch.load(tmp_path / "checkpoints/long/last.ckpt", weights_only=True)["global_step"]
+    assert saved > 0
+    steps = str(saved + 3)
+    succeed(tmp_path, "fit", "--config", "long.yaml", "--ckpt_path", "last", "--trainer.max_steps", steps)
+    assert list(logged(tmp_path, "long")["train/loss"]) == list(range(1, saved + 4))
+
+
+@pytest.mark.slow
+def test_hub_names_load_from_the_local_cache(tmp_path: Path) -> None:
+    """Folders that stand in for the hub's cache; the code that reads them is the hub's own."""
+    for name, layers in (("gpt2-medium", 4), ("gpt2", 2)):
+        repository = tmp_path / "hub" / f"models--{name}"
+        write_model(repository / "snapshots" / "abc", n_layer=layers)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("abc")
+    write_corpus(tmp_path / "corpus")
+    shutil.copy(shipped_configs() / "distill-gpt2.yaml", tmp_path / "mine.yaml")
+    output = succeed(
+        tmp_path, "fit", "--config", "mine.yaml", "--data.source", "corpus", "--data.sequence_length", "32",
+        "--data.stride", "16", "--data.batch_size", "2", "--trainer.max_steps", "2", "--trainer.max_epochs", "null",
+        "--trainer.val_check_interval", "2", "--trainer.precision", "32-true", "--trainer.accumulate_grad_batches", "1",
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+    )  # fmt: skip
+    assert "student after" in output
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_config_fits_the_real_signatures(path: Path, tmp_path: Path) -> None:
+    output = succeed(tmp_path, "fit", "--config", path.name, "--print_config")
+    resolved = yaml.safe_load(output)
+    written = yaml.safe_load(path.read_text())
+    assert resolved["model"]["class_path"] == written["model"]["class_path"]
+    assert resolved["trainer"]["max_steps"] == written["trainer"].get("max_steps", -1)
+
+
+def test_help_describes_every_setting_and_completion_is_offered(tmp_path: Path) -> None:
+    output = succeed(tmp_path, "fit", "--model.help", "lightgpt2.methods.Distill")
+    for words in ("--model.layers", "Which of the teacher's layers", "--model.loss.temperature", "Softmax temperature"):
+        assert words in output
+    overview = succeed(tmp_path, "--help")
+    for verb in (*TRAINER_VERBS, *VERBS):
+        assert re.search(rf"^  {verb} +[A-Z].*\.$", overview, flags=re.MULTILINE)
+    assert "Write each document's score" in succeed(tmp_path, "predict", "--help")
+    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash")
+
+
+@pytest.mark.parametrize(("args", "words"), [([], "no verb; "), (["fti"], "fti: no such verb; ")])
+def test_what_is_no_verb_is_answered_with_all_of_them(tmp_path: Path, args: list[str], words: str) -> None:
+    done = run_cli(tmp_path, *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"lightgpt2: error: {words}give one of {', '.join([*TRAINER_VERBS, *VERBS])}")
+
+
+@pytest.mark.slow
+def test_check_counts_and_trains_nothing(chain: Path) -> None:
+    before = sorted(p for p in chain.rglob("*") if p.is_file())
+    output = succeed(chain, "check", "--config", "distil.yaml", "--run", "new")
+    ledger = json.loads((chain / "checkpoints/distil/model/ledger.json").read_text())
+    total = ledger[-1]["sizes"]["parameters"]
+    assert f"trainable parameters: {total:,} of {total:,} (100.0000%)" in output
+    assert "optimizer steps: 12" in output
+    assert sorted(p for p in chain.rglob("*") if p.is_file()) == before
+
+
+def test_check_does_not_make_what_is_missing(tmp_path: Path) -> None:
+    done = run_cli(tmp_path, "check", "--config", "distill.yaml")
+    assert done.returncode == 2
+    assert "checkpoints/teacher/model (fit makes it with teacher.yaml)" in done.stderr
+    assert list(tmp_path.iterdir()) == []

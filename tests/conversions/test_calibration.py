@@ -1,0 +1,153 @@
+"""Layers whose inputs are too uneven for one scale: found by calibration, and harmless once they are stored for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightgpt2.conversions.export import export
+from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs, rounded_at_once
+from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.target import Target
+from lightgpt2.data.validation import validation_data
+from lightgpt2.functional.quantization import affine_integers
+from lightgpt2.models.families import block_linears
+from tests.support.models import make_restless_model, write_corpus, write_tokenizer
+from tests.support.onnx_client import Array, Client, torch_logits, write_onnx
+
+RARE = 7  # the token that makes one neuron fire
+UNEVEN = "transformer.h.1.mlp.c_proj"
+IDS = np.random.default_rng(0).integers(8, 300, (4, 40))
+IDS[::2, 3] = RARE
+
+
+@torch.no_grad()
+def massive_model() -> PreTrainedModel:
+    """One neuron is thousands of times as large as the others for one token, and nothing reads it."""
+    model = make_restless_model("gpt2", n_embd=64, n_inner=1024)
+    core: Any = model.base_model
+    block = core.h[1]
+    core.wte.weight[RARE, 0] = 200
+    block.ln_2.weight.fill_(1)
+    block.ln_2.bias.zero_()
+    block.mlp.c_fc.weight[:, 0] = 0
+    block.mlp.c_fc.weight[0, 0], block.mlp.c_fc.bias[0] = 1000, -5500  # of at most 8, the root of the width
+    block.mlp.c_proj.weight[0] = 0
+    return model
+
+
+def input_errors(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, float]:
+    return {name: found.error for name, found in measure_inputs(model, batches).items()}
+
+
+def relative(found: Array, wanted: Array) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def test_rounding_is_that_of_onnx_runtime() -> None:
+    """DynamicQuantizeLinear, by the definition of the standard, in numpy."""
+    random = np.random.default_rng(0)
+    for scale, shift in ((1, 0), (5, 3), (0.1, 10), (2, -30), (0, 0)):
+        x = (random.standard_normal((5, 9)) * scale + shift).astype(np.float32)
+        low, high = min(x.min(), 0), max(x.max(), 0)
+        step = (high - low) / 255 or 1
+        zero = np.rint(-low / step)
+        wanted = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
+        found = rounded_at_once(torch.from_numpy(x)).numpy()
+        assert np.abs(found - wanted).max() <= step * 1.001, "a step, where a number lies in the middle"
+        assert np.abs(found - x).max() <= step * 0.5001 or scale == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_even_layers_are_left(family: str) -> None:
+    model = make_restless_model(family)
+    errors = input_errors(model, [torch.from_numpy(IDS[:1])])
+    assert {*errors} == {*block_linears(model), "lm_head"}
+    assert min(errors.values()) > 0
+    assert max(errors.values()) < BOUND
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_massive_activation_is_found() -> None:
+    errors = input_errors(massive_model(), [torch.from_numpy(row[None]) for row in IDS[::2]])
+    assert [name for name, error in errors.items() if error > BOUND] == [UNEVEN]
+    assert errors[UNEVEN] > 0.3
+    calm = input_errors(massive_model(), [torch.from_numpy(row[None]) for row in IDS[1::2]])
+    assert max(calm.values()) < BOUND, "without the token there is none"
+
+
+def test_blocks_do_no_harm_where_one_scale_does(tmp_path: Path) -> None:
+    model = massive_model()
+    wanted, mask = torch_logits(model, IDS), np.ones_like(IDS)
+    others = np.ones(IDS.shape, bool)
+    others[::2, 3] = False
+
+    def error(forms: Forms, name: str) -> float:
+        found, _ = Client(write_onnx(model, tmp_path / name, forms)).run(IDS, mask)
+        return relative(found[others], wanted[others])
+
+    at_once, blocks = error(Forms("int8", "int8"), "a"), error(Forms("int8", "int8", {UNEVEN: "int8-blocks"}), "b")
+    assert blocks < 0.1
+    assert at_once > 3 * blocks
+
+
+def test_hooks_are_gone_after_an_error() -> None:
+    model = make_restless_model("gpt2")
+    with pytest.raises(IndexError):
+        measure_inputs(model, [torch.full((1, 4), 999)])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_power_of_inputs_is_their_mean_square(family: str) -> None:
+    model = make_restless_model(family)
+    batches = [torch.from_numpy(IDS[:1]), torch.from_numpy(IDS[1:2, :7])]
+    found = measure_inputs(model, batches)
+    states = [model(input_ids=ids, output_hidden_states=True).hidden_states for ids in batches]
+    last = torch.cat([each[-1].flatten(0, 1) for each in states])  # after the last norm: what the head is given
+    torch.testing.assert_close(found["lm_head"].power, last.square().mean(dim=0))
+    name = "transformer.h.0.attn.c_attn" if family == "gpt2" else "model.layers.0.self_attn.q_proj"
+    block: Any = model.get_submodule(".".join(name.split(".")[:3]))
+    norm = block.ln_1 if family == "gpt2" else block.input_layernorm
+    first = torch.cat([norm(each[0]).flatten(0, 1) for each in states])
+    torch.testing.assert_close(found[name].power, first.square().mean(dim=0))
+
+
+@torch.no_grad()
+def test_the_export_stores_them_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, text = massive_model(), write_corpus(tmp_path / "corpus", 30, 400)
+    core: Any = model.base_model
+    core.wte.weight[:, 5], core.ln_f.weight[5] = 0, 3000  # uneven for the head too
+    write_tokenizer(tmp_path / "m")
+    model.save_pretrained("m")
+    data = validation_data("m", str(text))
+    # The neuron is to fire in this text: for the token that is there most often.
+    often = int(np.bincount(torch.cat(data.calibration(4)).flatten().numpy()).argmax())
+    core.wte.weight[[RARE, often]] = core.wte.weight[[often, RARE]]
+    model.save_pretrained("m")
+    about = export("m", Target("onnx-int8"), Path("out"), data)
+    assert about["other_layers"] == {UNEVEN: "int8-blocks"}
+    assert (about["layers"], about["embeddings"]) == ("int8", "int8-blocks")
+    assert about["prefill"] is None
+    # Rounded to INT4 for the inputs of that text.
+    power = measure_inputs(model, data.calibration(4))["transformer.h.0.mlp.c_proj"].power
+    about = export("m", Target("onnx-int4"), Path("out4"), data)
+    rows = core.h[0].mlp.c_proj.weight.T
+    _, wanted, _ = affine_integers(rows, 32, power)
+    stored = {each.name: each for each in onnx.load("out4/model.onnx").graph.initializer}
+    found = onnx.numpy_helper.to_array(stored["transformer.h.0.mlp.c_proj.scale"])
+    np.testing.assert_allclose(found, wanted.squeeze(-1).numpy(), rtol=1e-5)
+    assert np.abs(found / affine_integers(rows, 32)[1].squeeze(-1).numpy() - 1).max() > 0.01
+    assert (about["other_layers"], about["embeddings"], about["prefill"]) == ({}, "int8-blocks", None)
+    about = export("m", Target("onnx-int4", "int4", prefill="int8"), Path("read"), data)
+    assert about["prefill"] == {"layers": "int8", "other_layers": ["lm_head", UNEVEN]}
+    metadata = {each.key: each.value for each in onnx.load(Path("read") / "model.onnx").metadata_props}
+    assert json.loads(metadata["prefill"]) == [UNEVEN, "transformer.wte"], "the head is stored as the embedding"

@@ -1,0 +1,304 @@
+"""`lightgpt2 export`, through the real command."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lightgpt2
+from lightgpt2.cli.verbs import run
+from lightgpt2.conversions.packing import pack_folder
+from lightgpt2.conversions.target import Target, default_output
+from lightgpt2.models.integers import Integers, save_integers
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.saving import whole_weights
+from lightgpt2.runtime.onnx_engine import OnnxEngine
+from tests.support.cli import _environment, run_cli, succeed
+from tests.support.models import make_restless_model, write_corpus, write_model, write_tokenizer, write_uneven_model
+from tests.support.onnx_client import Client, torch_logits
+
+PROMPT = "The assert statement"
+ARTEFACTS = ["gpt2", "llama", "uneven gpt2", "packed", "int8", "int4", "int8 of all"]
+FORMATS = ["onnx", "onnx-int8", "onnx-int4", "gguf"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with artefacts of all kinds, and text."""
+    folder = tmp_path_factory.mktemp("export")
+    write_corpus(folder / "corpus")
+    write_corpus(folder / "three", 3, 200)
+    for family in ("gpt2", "llama"):
+        tokenizer = write_tokenizer(folder / family)
+        make_restless_model(family).save_pretrained(folder / family)
+    write_uneven_model(folder / "uneven gpt2")
+    pack_folder(folder / "gpt2", folder / "packed")
+    qat = {"int8": Integers(8), "int4": Integers(4, embeddings=True), "int8 of all": Integers(8, None, True, True),
+           "int4 in fives": Integers(4, 5), "int8 embeddings": Integers(8, embeddings=True)}  # fmt: skip
+    for name, form in qat.items():
+        model = make_restless_model("gpt2")
+        save_integers(model, form, tokenizer, folder / name, whole_weights(model))
+    write_model(folder / "short heads", "llama")
+    bare(
+        folder,
+        "nf4",
+        quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    )
+    bare(folder, "dynamic", "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    bare(folder, "mish", activation_function="mish")
+    bare(folder, "few tokens", vocab_size=200)
+    bare(folder, "opt", model_type="opt")
+    bare(folder, "gone text")
+    stage = {"config": {"data": {"init_args": {"source": "./gone"}}}}
+    (folder / "gone text/ledger.json").write_text(json.dumps([stage]))
+    (folder / "adapters").mkdir()
+    (folder / "adapters/adapter_config.json").write_text("{}")
+    for name in ("exported", "there"):
+        (folder / name).mkdir()
+    (folder / "exported/export.json").write_text("{}")
+    return folder
+
+
+def bare(folder: Path, name: str, family: str = "gpt2", **changes: Any) -> None:
+    """A copy of a model whose configuration says something else."""
+    shutil.copytree(folder / family, folder / name)
+    file = folder / name / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def logits(folder: Path, name: str, ids: Any) -> Any:
+    return torch_logits(load_model(str(folder / name), "m").eval(), ids)
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_each_format_of_each_artefact(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    wanted = lightgpt2.load(name, threads=1).generate(PROMPT, max_new_tokens=8)
+    trained = {"int8": ["onnx-int8", "gguf"], "int8 of all": ["onnx-int8"], "int4": ["onnx-int4"]}
+    for form in trained.get(name, FORMATS):
+        output = tmp_path / form
+        if (name, form) == ("uneven gpt2", "gguf"):  # which llama.cpp has no word for
+            continue
+        capsys.readouterr()
+        run(["export", name, "--format", form, "--output", str(output), "--data", "corpus"])
+        said = capsys.readouterr().out
+        about = json.loads((output / "export.json").read_text())
+        assert said.startswith(f"{output}: {sum(about['bytes'].values()) / 1e6:.2f} MB; perplexity ")
+        assert said.count("\n") == 1
+        assert about["format"] == form
+        assert about["validation"] == "corpus"
+        assert about["files"].keys() == {path.name for path in output.iterdir()} - {"export.json"}
+        assert {"config.json", "generation_config.json", "tokenizer.json", "ledger.json"} < about["files"].keys()
+        entry = json.loads((output / "ledger.json").read_text())[-1]
+        assert (entry["method"], entry["parent"]["source"]) == ("Export", name)
+        assert entry["operations"][0]["op"] == "export"
+        assert entry["quality"] == {which: about["quality"][which] for which in ("before", "after")}
+        text = lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8)
+        assert (text == wanted) if form == "onnx" else len(text) > 1
+        if form == "gguf":
+            assert lightgpt2.load(output / "model.gguf", threads=1).generate(PROMPT, max_new_tokens=8) == text
+        if form != "gguf":
+            ids = np.arange(0, 280, 7)[None]
+            found, _ = Client(output).run(ids, np.ones_like(ids))
+            exact = logits(folder, name, ids)
+            bound = {"onnx": 1e-4, "onnx-int8": 0.1, "onnx-int4": 0.1 if name == "int4" else 0.5}[form]
+            assert np.linalg.norm(found - exact) / np.linalg.norm(exact) < bound
+            assert about.get("scales") == ("trained" if name in trained else "rounded")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [*FORMATS, "onnx-int4 --prefill int8"])
+def test_the_command(folder: Path, tmp_path: Path, form: str) -> None:
+    output = str(tmp_path / "out")
+    said = succeed(folder, "export", "gpt2", "--format", *form.split(), "--output", output, "--data", "corpus")
+    prefill = json.loads((tmp_path / "out/export.json").read_text()).get("prefill")
+    assert prefill == ({"layers": "int8", "other_layers": []} if "prefill" in form else None)
+    assert said.startswith(f"{output}: ")
+    text = succeed(folder, "generate", output, "--prompt", PROMPT, "--max-new-tokens", "8", "--threads", "1")
+    assert text == lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8) + "\n"
+
+
+@pytest.mark.slow
+def test_without_an_output_it_lies_beside_the_model(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "gpt2", tmp_path / "runs/model")
+    succeed(tmp_path, "export", "runs/model", "--format", "onnx-int4", "--embeddings", "int4")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["model", "model-onnx-int4"]
+    about = json.loads((tmp_path / "runs/model-onnx-int4/export.json").read_text())
+    assert (about["embeddings"], about["validation"]) == ("int4", "pydoc")
+    done = run_cli(tmp_path, "export", "runs/model", "--format", "onnx-int4")
+    assert done.returncode == 2
+    assert done.stderr.endswith("runs/model-onnx-int4 exists already; remove it, or give another folder\n")
+    damaged = tmp_path / "runs/model-onnx-int4/model.onnx_data"
+    os.truncate(damaged, damaged.stat().st_size - 5)
+    done = run_cli(tmp_path, "generate", "runs/model-onnx-int4", "--prompt", "A")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "MODEL: model.onnx_data in " in done.stderr
+
+
+def test_where_an_export_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "gpt2")
+    assert default_output("../gpt2", Target("onnx")) == Path("../gpt2-onnx")
+    assert default_output("../gpt2/", Target("gguf")) == Path("../gpt2-gguf")
+    assert default_output(".", Target("onnx")) == folder / "gpt2-onnx", "and not into the model itself"
+    assert default_output("hub/name", Target("onnx-int8")) == Path("name-onnx-int8")
+
+
+def test_little_text_is_enough(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer training windows than calibration wants, and documents shorter than a prompt."""
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": f"a{i} b"}) for i in range(30)))
+    text = str(tmp_path / "text.jsonl")
+    monkeypatch.chdir(folder)
+    run(["export", "gpt2", "--format", "onnx-int8", "--output", str(tmp_path / "out"), "--data", text])
+    assert json.loads((tmp_path / "out/export.json").read_text())["agreement"]["tokens"] > 60
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "there already": (["gpt2", "--output", "there"], ["--output: there exists already; remove it, or give another folder"]),
+    "a file in the way": (["gpt2", "--output", "corpus/000.txt/x"], ["--output: corpus/000.txt/x cannot be written"]),
+    "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: onnx stores them as all the rest; remove it"]),
+    "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: onnx is no GGUF"]),
+    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 has groups; remove it"]),
+    "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: 24 is not possible; give 16, 32, 64, 128"]),
+    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the model's weights have groups of"]),
+    "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 has it; remove"]),
+    "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: int4 is not one of 'int8'"]),
+    "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),
+    "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: int2 is not one of"]),
+    "documents": (["gpt2", "--documents", "0"], ["--documents: "]),
+    "option": (["gpt2", "--quiet"], ["unrecognized arguments: --quiet"]),
+    "missing": (["./gone"], ["MODEL: ./gone does not exist"]),
+    "exported": (["exported"], ["MODEL: exported is an exported folder already; give the model that it was made from"]),
+    "adapters": (["adapters"], ["MODEL: adapters is a folder of adapters; give the model that they are merged into"]),
+    "family": (["opt"], ["MODEL: models of type 'opt' are not supported; use a decoder"]),
+    "nf4": (["nf4"], ["--format: the model is nf4 by another library, whose scales onnx does not have; export the model that"]),
+    "nf4 to gguf": (["nf4", "--format", "gguf"], ["--format gguf: "]),
+    "int8 to int4": (["int8", "--format", "onnx-int4"], ["--format: the model's weights are int8 with scales that were"]),
+    "int8 to fp32": (["int8"], ["--format: the model's weights are int8 with scales that were trained; give onnx-int8"]),
+    "int4 to int8": (["int4", "--format", "onnx-int8"], ["--format: the model's weights are int4 with scales that were"]),
+    "trained embeddings": (["int8 embeddings", "--format", "onnx-int8", "--embeddings", "int4"],
+                           ["--embeddings: the model's are int8 with scales that were trained; remove it"]),
+    "groups": (["int4 in fives", "--format", "onnx-int4"], ["--format: groups of 5 inputs share a scale"]),
+    "rope": (["dynamic"], ["--format: rotary positions of type dynamic"]),
+    "activation": (["mish"], ["--format: the activation mish is not written; known are gelu_new,"]),
+    "heads": (["short heads"], ["--format: heads have 8 channels, and ONNX Runtime attends with a multiple of 16"]),
+    "vocabulary": (["few tokens"], ["MODEL: its tokenizer has 300 tokens and the model 200"]),
+    "text of the training": (["gone text"], ["--data: the text that gone text was trained on is of no use here (./gone does"]),
+    "text": (["gpt2", "--data", "./gone"], ["--data: ./gone does not exist"]),
+    "too little text": (["gpt2", "--data", "three/000.txt"], ["--data: the 1 documents of three/000.txt leave none"]),
+    "several": (["short heads", "--output", "there", "--embeddings", "int4", "--gguf-type", "F16"],
+                ["--output: ", "--embeddings: ", "--gguf-type: ", "--format: heads"]),
+    "and no model": (["./gone", "--output", "there", "--embeddings", "int4"], ["--output: ", "--embeddings: ", "MODEL"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, words = REFUSED[name]
+    monkeypatch.chdir(folder)
+    before = listing(folder)
+    with pytest.raises(SystemExit) as stopped:
+        run(["export", *args, *([] if "--format" in args else ["--format", "onnx"])])
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    lines = [line.split("\r")[-1] for line in err.splitlines() if "lightgpt2: error: " in line]
+    assert out == ""
+    assert "Traceback" not in err
+    assert len(lines) == len(words), err
+    for line, beginning in zip(lines, words, strict=True):
+        assert line.startswith(f"lightgpt2: error: {beginning}"), line
+    assert listing(folder) == before, "nothing is left"
+
+
+def listing(folder: Path) -> list[Path]:
+    """All paths, but the tokenized text."""
+    return sorted(path for path in folder.rglob("*") if "checkpoints" not in path.parts)
+
+
+@pytest.mark.slow
+def test_a_format_must_be_given(folder: Path) -> None:
+    done = run_cli(folder, "export", "gpt2")
+    assert done.returncode == 2
+    assert "format" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lightgpt2",
+        "export",
+        "gpt2",
+        "--format",
+        "onnx",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with subprocess.Popen(
+        command, cwd=folder, env=_environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background processes are made to ignore
+    ) as process:  # fmt: skip
+        assert process.stderr
+        while not list(tmp_path.iterdir()) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert f"lightgpt2: stopped; {tmp_path / 'out'} was not written" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_leaves_nothing(
+    folder: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stands in for it."""
+    monkeypatch.chdir(folder)
+    command = ["export", "gpt2", "--format", form, "--data", "corpus", "--documents", "1", "--output"]
+    # The tokens of the corpus are cached after this one: it is the export that meets the limit.
+    run([*command, str(tmp_path / "out")])
+    shutil.rmtree(tmp_path / "out")
+    capsys.readouterr()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, unlimited[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run([*command, str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"lightgpt2: error: {tmp_path / 'out'}" in said
+    assert "the disk is full" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_may_export_and_load(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    run(
+        ["export", "llama", "--format", "onnx", "--output", str(tmp_path / "o"), "--data", "corpus", "--documents", "1"]
+    )
+    exported, source = lightgpt2.load(tmp_path / "o", threads=1), lightgpt2.load("llama", threads=1)
+    assert isinstance(exported.engine, OnnxEngine)
+    prompts = [PROMPT, "A", "class names are"]
+    for options in ({}, {"temperature": 1.0, "seed": 3, "top_k": 20}):
+        assert exported.generate(prompts, max_new_tokens=20, **options) == source.generate(
+            prompts, max_new_tokens=20, **options
+        )
+    assert json.loads((tmp_path / "o/export.json").read_text())["quality"]["after"]["documents"] == 1

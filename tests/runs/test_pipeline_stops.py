@@ -1,0 +1,165 @@
+"""A pipeline that was killed, stopped or interrupted is the one that was not; `fit` has the stand-in of test_pipeline.py."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.pipelines import Chain, artefacts, starts, state, wait_for
+
+
+def test_an_interrupted_stage_is_resumed_or_begun_again(pipe: Chain) -> None:
+    pipe.change("a", trainer__fail_at=2)  # before its first checkpoint, which is at 3
+    assert pipe.run()[0] == 2
+    assert state()["a"]["state"] == "running"
+    assert pipe.plans()["a"] == ("run", "it ended before its first checkpoint")
+    pipe.change("a", trainer__fail_at=4)
+    assert pipe.plans()["a"] == ("run", "trainer.fail_at: 2 -> 4")
+    assert pipe.run()[0] == 2
+    assert pipe.plans()["a"] == ("resume", "it was interrupted")
+    pipe.run()
+    assert starts() == ["chain/a last"]
+    pipe.change("a", trainer__fail_at=None)
+    assert pipe.started()[0] == "chain/a new", "a changed stage never goes on from an old checkpoint"
+
+
+def test_an_interrupted_stage_whose_input_has_moved_is_begun_again(pipe: Chain) -> None:
+    pipe.change("c", trainer__fail_at=4)
+    assert pipe.run()[0] == 2
+    pipe.stages = {"a": pipe.stages["a"], "second": pipe.stages["b"], "c": pipe.stages["c"]}
+    pipe.write()
+    assert pipe.run()[0] == 2
+    assert starts() == ["chain/second new", "chain/c new"], "the same weights in another folder"
+
+
+def test_a_stage_that_trains_nothing_is_run_again(pipe: Chain) -> None:
+    pipe.change("b", trainer__max_steps=0, trainer__dies=True)
+    code, _, err = pipe.run()
+    assert code == 2
+    assert "was killed by signal 9. The stages before it stay" in err
+    pipe.change("b", trainer__dies=None)
+    assert pipe.started() == ["chain/b new", "chain/c new"]
+
+
+def test_a_stage_that_died_after_it_had_scored_is_resumed(pipe: Chain) -> None:
+    pipe.change("a", trainer__dies=True)
+    assert pipe.run()[0] == 2
+    assert pipe.plans()["a"] == ("resume", "it was interrupted")
+
+
+@pytest.mark.parametrize("lacks", ["saves", "scores"])
+def test_a_stage_without_a_scored_artefact_is_an_error(pipe: Chain, lacks: str) -> None:
+    pipe.change("b", **{f"trainer__{lacks}": False})
+    code, _, err = pipe.run()
+    assert code == 2
+    assert "stages.b: it ended without an artefact that was scored (checkpoints/chain/b/model)" in err
+    assert starts() == ["chain/a new", "chain/b new"]
+    assert state()["b"]["state"] == "running"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_equals_uninterrupted(pipe: Chain) -> None:
+    pipe.change("a", trainer__max_steps=20, trainer__seconds=0.01)
+    pipe.change("b", trainer__max_steps=10, trainer__seconds=0.02)
+    began = time.monotonic()
+    pipe.started()
+    whole = artefacts()
+    seconds = time.monotonic() - began
+    draw, kills = random.SystemRandom(), list[float]()
+    for _ in range(4):
+        shutil.rmtree("checkpoints")
+        for _ in range(3):
+            kills.append(draw.uniform(0.2, seconds))
+            process = pipe.process()
+            time.sleep(kills[-1])
+            with contextlib.suppress(ProcessLookupError):  # it had ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        pipe.started()
+        assert artefacts() == whole, kills
+        leftovers = [path.name for path in Path("checkpoints/chain").iterdir() if path.name.startswith(".")]
+        assert leftovers == []
+
+
+def test_killed_before_a_stale_run_was_removed(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old checkpoint is still there, and is not what the changed stage goes on from."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    done.change("b", trainer__max_steps=7)
+    with monkeypatch.context() as patch:
+        patch.setattr("lightgpt2.runs.pipeline._discard", killed)
+        assert done.run()[0] == 130
+    assert done.plans()["b"] == ("run", "trainer.max_steps: 5 -> 7")
+
+
+def test_killed_while_a_stale_run_was_removed(done: Chain) -> None:
+    """Its folder was out of the way, and not yet gone, or not yet noted as begun again."""
+    whole = artefacts()
+    Path("checkpoints/chain/b").rename("checkpoints/chain/.b.stale")
+    Path("checkpoints/chain/.pipeline.json.1.tmp").write_text("{")
+    assert done.plans()["b"] == ("run", "its artefact is gone")
+    assert done.started() == ["chain/b new"]
+    assert artefacts() == whole
+    assert not list(Path("checkpoints/chain").glob(".*"))
+
+
+@pytest.fixture
+def busy(pipe: Chain) -> Iterator[subprocess.Popen[str]]:
+    """A pipeline that is at work on its second stage, and would be for a while."""
+    pipe.change("b", trainer__max_steps=400, trainer__seconds=0.05)
+    process = pipe.process()
+    wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_sigterm_lets_the_stage_save_and_stops_the_pipeline(pipe: Chain, busy: subprocess.Popen[str]) -> None:
+    busy.terminate()
+    _, err = busy.communicate(timeout=30)
+    assert busy.returncode == 130
+    assert err.strip() == "lightgpt2: b was interrupted; the same command goes on from there"
+    assert pipe.plans()["b"] == ("resume", "it was interrupted")
+
+
+def test_sigterm_at_the_end_of_a_stage_stops_before_the_next(pipe: Chain) -> None:
+    pipe.change("b", trainer__max_steps=30, trainer__seconds=0.02, trainer__deaf=True)
+    process = pipe.process()
+    wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "lightgpt2: interrupted between two stages; the same command goes on from there"
+    assert state()["b"]["state"] == "finished"
+    assert starts() == ["chain/a new", "chain/b new"]
+    assert pipe.started() == ["chain/c new"]
+
+
+def test_ctrl_c_reaches_the_stage_and_stops_the_pipeline(pipe: Chain, busy: subprocess.Popen[str]) -> None:
+    os.killpg(busy.pid, signal.SIGINT)  # as a terminal does; the stand-in does not handle it
+    _, err = busy.communicate(timeout=30)
+    assert busy.returncode == 130
+    assert err.strip().endswith("lightgpt2: b was interrupted; the same command goes on from there")
+    assert pipe.plans()["c"][0] == "run"
+
+
+def test_two_pipelines_do_not_share_a_folder(pipe: Chain, busy: subprocess.Popen[str]) -> None:
+    before = state()
+    code, out, err = pipe.run()
+    assert (code, out) == (2, "")
+    assert "checkpoints/chain: another pipeline, or a stage of one, is at work there" in err
+    assert state() == before
+    os.kill(busy.pid, signal.SIGKILL)  # the pipeline alone: its stage goes on
+    busy.wait()
+    assert pipe.run()[0] == 2

@@ -1,0 +1,103 @@
+"""Reads which file of the package imports which, and says where that breaks the design."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+PACKAGE = "lightgpt2"
+
+# The folders that a folder may import from. Every pair that is not here is forbidden.
+ARROWS: dict[str, set[str]] = {
+    "functional": set(),
+    "models": {"functional"},
+    "runtime": {"models"},
+    "tasks": {"models", "functional"},
+    "data": {"tasks", "models", "functional"},
+    "teachers": {"data", "tasks", "models", "functional"},
+    "starts": {"teachers", "data", "tasks", "models", "functional"},
+    "objectives": {"teachers", "data", "tasks", "models", "functional"},
+    "adaptations": {"teachers", "data", "tasks", "models", "functional"},
+    "methods": {"objectives", "adaptations", "starts", "teachers", "data", "tasks", "models", "functional"},
+    "conversions": {"runtime", "data", "tasks", "models", "functional"},
+    "measure": {"runtime", "tasks", "models", "functional"},
+    "report": {"models"},
+    "runs": {"report", "data", "models"},
+    "serve": {"runtime", "models"},
+}
+ARROWS["callbacks"] = {*ARROWS} - {"serve"}
+ARROWS["cli"] = {*ARROWS}
+ROOT_FILES = {"__init__", "__main__", "errors"}
+_ENTRY_POINTS = {"__init__", "__main__"}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """The package's files by dotted name; a package's `__init__.py` has the package's own name."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = [PACKAGE, *path.relative_to(root).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """The package's modules that a file imports, wherever in the file, and in whatever form."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, [above, node.module]))
+            targets = [full if (full := f"{base}.{alias.name}") in known else base for alias in node.names]
+        else:
+            continue
+        yield from (target for target in targets if target in known and target != name)
+
+
+def folder_of(name: str) -> str:
+    """The folder right under the package, or the stem of a file that lies there."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def violations(root: Path) -> list[str]:
+    """One line for each import, file or circle that breaks the design.
+
+    Args:
+        root: The package's folder.
+    """
+    known = modules(root)
+    found = [
+        f"{path.name}: no such file belongs at the root" for path in root.glob("*.py") if path.stem not in ROOT_FILES
+    ]
+    graph = {name: set(imports(name, path, known)) for name, path in known.items()}
+    for name, targets in graph.items():
+        mine = folder_of(name)
+        for target in sorted(targets):
+            theirs = folder_of(target)
+            allowed = mine == theirs or mine in _ENTRY_POINTS or theirs in ("errors", "__init__")
+            if not allowed and theirs not in ARROWS.get(mine, set()):
+                found.append(f"{name} imports {target}: {mine} may not import {theirs}")
+    return found + [f"circle: {' -> '.join(circle)}" for circle in _circles(graph)]
+
+
+def _circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """One circle through each file that is on one and was not on an earlier one."""
+    found: list[list[str]] = []
+    seen: set[str] = set()
+    for start in graph:
+        paths = [[start]]
+        visited = {start}
+        while paths and start not in seen:
+            path = paths.pop(0)
+            for target in sorted(graph[path[-1]]):
+                if target == start:
+                    found.append([*path, start])
+                    seen |= {*path}
+                    paths = []
+                    break
+                if target not in visited:
+                    visited.add(target)
+                    paths.append([*path, target])
+    return found
