@@ -2,20 +2,65 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Self, TextIO
+
+
+class Problem(str):
+    """A mistake that a person can mend; as text it is one line, `key: what; fix`.
+
+    Args:
+        key: The config key, the option or the file.
+        what: What is wrong with it: "must be at most 8, got 9".
+        fix: What to do about it.
+    """
+
+    key: str
+    what: str
+    fix: str
+
+    def __new__(cls, key: str, what: str, fix: str = "") -> Self:  # noqa: D102
+        made = super().__new__(cls, ": ".join(filter(None, [key, "; ".join(filter(None, [what, fix]))])))
+        made.key, made.what, made.fix = key, what, fix
+        return made
+
+    @classmethod
+    def of(cls, text: str) -> "Problem":
+        """The problem that a line of text says."""
+        if isinstance(text, Problem):
+            return text
+        key, colon, rest = text.partition(": ")
+        return cls(key, rest) if colon else cls("", text)
+
+    def under(self, prefix: str) -> "Problem":
+        """The same problem with its key inside another: `lr` under `model.optimizer` is `model.optimizer.lr`."""
+        return Problem(f"{prefix}.{self.key}" if self.key else prefix, self.what, self.fix)
+
+    def renamed(self, names: Mapping[str, str]) -> "Problem":
+        """The same problem with the beginning of its key renamed, where one of the names fits; the longest wins.
+
+        Args:
+            names: New beginnings by old ones: `{"start.model": "teacher"}`.
+        """
+        fits = [old for old in names if f"{self.key}.".startswith(f"{old}.")]
+        if not fits:
+            return self
+        old = max(fits, key=len)
+        return Problem(f"{names[old]}{self.key[len(old) :]}", self.what, self.fix)
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend; the CLI prints it without a traceback and exits with 2.
+    """Something that a person can mend; the CLI prints it without a traceback and exits with 2.
 
     Args:
-        problems: One line each: the config key (or the file), what is wrong with it, and the fix.
+        problems: One or more problems; a plain string is split at its first colon.
     """
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+    problems: list[Problem]
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [Problem.of(text) for text in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 

@@ -92,7 +92,7 @@ class LightGPT2CLI(LightningCLI):
         try:
             self._find_start(settings)
         except UserError as error:
-            self._misplaced = error.problems
+            self._misplaced = [*error.problems]
 
     def _find_start(self, settings: Namespace) -> None:
         """Makes sure of the run's folder, and finds what it starts from."""

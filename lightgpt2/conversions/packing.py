@@ -8,9 +8,9 @@ import torch
 
 from lightgpt2.models import ledger
 from lightgpt2.models.files import atomic_folder, folder_megabytes
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
-from lightgpt2.models.surgery import Operation
 
 _WEIGHTS = "model.safetensors"
 

@@ -20,9 +20,9 @@ from lightgpt2.models.adapters import CONFIG, WEIGHTS, base_of, is_adapter
 from lightgpt2.models.families import LINEAR
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.saving import save_model
-from lightgpt2.models.surgery import Operation
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
 

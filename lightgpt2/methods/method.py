@@ -23,10 +23,10 @@ from lightgpt2.methods.scored import Scored
 from lightgpt2.models import ledger
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Parent
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.saving import save_model
-from lightgpt2.models.surgery import Operation
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
 
@@ -191,7 +191,7 @@ class Method(Resumable, Scored, Pruned):
         try:
             configs = self.configs()
         except UserError as error:
-            return error.problems
+            return [*error.problems]
         positions = {config.max_position_embeddings: key for key, config in configs.items()}
         found = [
             f"data.sequence_length: {data.sequence_length} is longer than the {n} positions of {key}; give at most that"

@@ -25,9 +25,10 @@ from lightgpt2.methods.unit_pictures import pictures
 from lightgpt2.models import units
 from lightgpt2.models.axes import block_sizes, block_units
 from lightgpt2.models.ledger import held_prunings, read
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.saving import save_model
-from lightgpt2.models.surgery import Operation, removal
+from lightgpt2.models.surgery import removal
 from lightgpt2.models.trimming import remove
 from lightgpt2.tasks.language_modeling import LanguageModeling
 

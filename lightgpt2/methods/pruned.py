@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from lightgpt2.functional.pruning import Masks
 from lightgpt2.models import ledger
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import prunable
-from lightgpt2.models.surgery import Operation
 
 
 class Pruned(LightningModule):

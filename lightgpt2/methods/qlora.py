@@ -7,8 +7,8 @@ scales) and are dequantized layer by layer where they are used; the adapters and
 from transformers import PreTrainedModel
 
 from lightgpt2.methods.lora import LoRA
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import coverage, dequantized, load_quantized, quantization_of
-from lightgpt2.models.surgery import Operation
 
 
 class QLoRA(LoRA):

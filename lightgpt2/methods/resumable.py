@@ -12,7 +12,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import Masks
 from lightgpt2.methods import random_state
 from lightgpt2.models.ledger import Parent
-from lightgpt2.models.surgery import Operation
+from lightgpt2.models.operations import Operation
 
 
 class Resumable(LightningModule):

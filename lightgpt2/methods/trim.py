@@ -18,7 +18,7 @@ from lightgpt2.methods.taught import Taught
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.loading import load_config, load_model
-from lightgpt2.models.surgery import Operation
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
 from lightgpt2.tasks.language_modeling import LanguageModeling
 

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from lightgpt2.functional.quantization import fake_quantize, integers
 from lightgpt2.models.axes import Shape
 from lightgpt2.models.families import block_linears, compute_with, is_tied
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.saving import bring_code, save_model
 from lightgpt2.models.standalone import stored_weights
-from lightgpt2.models.surgery import Operation
 
 _GROUP = 32
 

@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightgpt2 import __version__
 from lightgpt2.errors import UserError
 from lightgpt2.models import adapters
-from lightgpt2.models.files import sha256_file
-
-if TYPE_CHECKING:  # the report reads ledgers, and needs no torch for it
-    from lightgpt2.models.surgery import Operation
+from lightgpt2.models.files import sha256_file, write_json
+from lightgpt2.models.operations import Operation, kind_of
 
 FILE = "ledger.json"
+_OF_ONE_FOLDER = ("curve", "training", "benchmark", "sweeps", "generation", "samples")  # no copy has these
 QUALITY = ("perplexity", "interval_95", "bits_per_byte", "tokens", "documents")
 
 
@@ -87,7 +86,7 @@ class Entry:
     method: str
     config: dict[str, Any]
     parent: Parent
-    operations: "list[Operation]"
+    operations: list[Operation]
     data: dict[str, Any]
     seed: int
     steps: int
@@ -105,39 +104,86 @@ class Entry:
         self.config_sha256 = config_hash(self.config)
 
 
-def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of a model's ledger, oldest first; none for a model that LightGPT2 did not make.
+class Ledger(list[dict[str, Any]]):
+    """The entries of a model's ledger, oldest first; empty for a model that LightGPT2 did not make."""
 
-    Raises:
-        UserError: It is damaged.
-    """
-    path = Path(source).expanduser() / FILE if isinstance(source, str) else None
-    if path is None or not path.is_file():
-        return []
-    try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError("no list of entries")
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); restore it, or remove it and lose the model's history") from error
-    return entries
+    @classmethod
+    def read(cls, source: str | Path | dict[str, Any]) -> "Ledger":
+        """The ledger of a model folder; an empty one of any other source.
+
+        Raises:
+            UserError: It is damaged, or was written by a version that this one cannot read.
+        """
+        path = Path(source).expanduser() / FILE if isinstance(source, str | Path) else None
+        if path is None or not path.is_file():
+            return cls()
+        try:
+            entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise ValueError("no list of entries")
+        except ValueError as error:
+            raise UserError(
+                f"{path}: damaged ({error}); restore it, or remove it and lose the model's history"
+            ) from error
+        return cls(entries)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The entry of the stage that made the model; empty where there is none."""
+        return self[-1] if self else {}
+
+    def extended(self, entry: Entry) -> "Ledger":
+        """The ledger with one more stage."""
+        return Ledger([*self, asdict(entry)])
+
+    def amended(self, **values: Any) -> "Ledger":
+        """The ledger with values added to its last entry; a dictionary is merged into the one that is there."""
+        last = dict(self.last)
+        for key, value in values.items():
+            both = isinstance(value, dict) and isinstance(last.get(key), dict)
+            last[key] = {**last[key], **value} if both else value
+        return Ledger([*self[:-1], last])
+
+    def derived(self, method: str, source: Path, operation: Operation, quality: Any, sizes: Any) -> "Ledger":
+        """The ledger of a copy of this model in another format.
+
+        Args:
+            method: What made the copy, the class of the conversion.
+            source: The folder that it was made from.
+            operation: What was done.
+            quality: What the copy scored: `{"after": ...}`.
+            sizes: What it takes on disk and in memory.
+        """
+        kept = {key: value for key, value in self.last.items() if key not in _OF_ONE_FOLDER}
+        parent, done = asdict(Parent.of(str(source))), {"method": method, "operations": [operation]}
+        return Ledger([*self, {**kept, **done, "parent": parent, "quality": quality, "sizes": sizes}])
+
+    def held_prunings(self) -> list[Operation]:
+        """The prunings whose zeros the model still has, by targets the last; those of adapters end where they are merged."""
+        held: dict[str, Operation] = {}
+        for operation in (operation for entry in self for operation in entry["operations"]):
+            zeros = kind_of(operation).zeros
+            if zeros == "hold":
+                held[operation["targets"]] = operation
+            elif zeros == "merge":
+                held = {targets: pruning for targets, pruning in held.items() if not pruning["adapters"]}
+        return list(held.values())
+
+    def write(self, folder: Path) -> None:
+        """Writes the ledger into a model folder, atomically."""
+        write_json(folder / FILE, self)
+
+
+def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
+    """See `Ledger.read`."""
+    return Ledger.read(source)
 
 
 def extended(source: str | dict[str, Any], entry: Entry) -> list[dict[str, Any]]:
-    """The ledger of `source` with one more entry."""
-    return [*read(source), asdict(entry)]
+    """See `Ledger.extended`."""
+    return Ledger.read(source).extended(entry)
 
 
-def held_prunings(entries: list[dict[str, Any]]) -> "list[Operation]":
-    """The prunings whose zeros a model still has, by targets the last; those of adapters end where they are merged.
-
-    Args:
-        entries: The model's ledger.
-    """
-    held: dict[str, Operation] = {}
-    for operation in (operation for entry in entries for operation in entry["operations"]):
-        if operation["op"] in ("global_l1", "movement"):
-            held[operation["targets"]] = operation
-        elif operation["op"] == "merge":
-            held = {targets: pruning for targets, pruning in held.items() if not pruning["adapters"]}
-    return list(held.values())
+def held_prunings(entries: list[dict[str, Any]]) -> list[Operation]:
+    """See `Ledger.held_prunings`."""
+    return Ledger(entries).held_prunings()

@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import LINEAR, blocks, is_tied
 from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.saving import save_model
-from lightgpt2.models.surgery import Operation
 
 Format = Literal["nf4", "int8"]
 _BLOCK = 64  # weights that share one scale in NF4

@@ -18,9 +18,8 @@ from lightgpt2.functional.layers import check_layers
 from lightgpt2.models.axes import Shape, block_units, uneven_sizes
 from lightgpt2.models.families import blocks
 from lightgpt2.models.loading import new_model
+from lightgpt2.models.operations import Operation, kind_of
 from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, remove
-
-Operation = dict[str, Any]
 
 
 def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -112,7 +111,6 @@ _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {
     "remove": _remove,
     "trim_vocabulary": _trim_vocabulary,
 }
-_SHAPE_KEEPING = ("lora", "merge", "dequantize", "global_l1", "movement", "nf4", "int8", "integers", "packed", "export")
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
@@ -124,11 +122,8 @@ def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrained
     for operation in operations:
         parameters = dict(operation)
         name = parameters.pop("op")
-        if name in _SHAPE_KEEPING:
-            continue
-        if name not in _OPERATIONS:
-            raise ValueError(f"unknown operation {name!r}; known: {', '.join(_OPERATIONS)}")
-        model = _OPERATIONS[name](model, **parameters)
+        if kind_of(operation).changes_shape:
+            model = _OPERATIONS[name](model, **parameters)
     return model
 
 

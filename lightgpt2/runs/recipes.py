@@ -242,7 +242,7 @@ def _text_problems(settings: Settings) -> list[str]:
         if text := corpus(settings):
             text.check()
     except UserError as error:
-        return error.problems
+        return [*error.problems]
     return []
 
 

@@ -1,0 +1,168 @@
+"""Metrics with their intervals, and how a model folder keeps them, example by example."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightgpt2.models.files import atomic_file
+
+FILE = "scores.npz"
+_RESAMPLES = 2000
+
+Better = Literal["lower", "higher"]
+Link = Literal["identity", "exp"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric's value as a multiple of another model's on the same examples.
+
+    Attributes:
+        ratio: The multiple; 1 where both are equal.
+        interval_95: Its paired bootstrap interval; None for fewer than two examples.
+    """
+
+    ratio: float
+    interval_95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A ratio of sums over examples, through one monotone function: perplexity, accuracy and ROUGE alike.
+
+    `value = link(sum(numerators) / sum(denominators))`
+
+    Attributes:
+        name: What tables and ledgers call it.
+        better: Whether a `lower` or a `higher` value is better.
+        numerators: One value an example `[N]`.
+        denominators: One value an example `[N]`.
+        link: The function: `identity`, or `exp` for a perplexity.
+        digits: Digits after the point in tables.
+    """
+
+    name: str
+    better: Better
+    numerators: Floats
+    denominators: Floats
+    link: Link = "identity"
+    digits: int = 4
+
+    def value(self) -> float:
+        """The metric over all examples."""
+        return self._linked(self.numerators.sum() / max(self.denominators.sum(), 1.0))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """The bootstrap percentile interval over examples (Efron 1979), with a fixed seed; None for fewer than two."""
+        if len(self.numerators) < 2:
+            return None
+        ratios = [float(draw @ self.numerators) / max(1.0, float(draw @ self.denominators)) for draw in self._draws()]
+        low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+        return self._linked(low), self._linked(high)
+
+    def against(self, other: "Metric") -> Change:
+        """This metric as a multiple of another model's, with an interval over the examples in pairs.
+
+        Args:
+            other: The same metric of another model, on the same examples.
+
+        Raises:
+            ValueError: The examples differ in number.
+        """
+        if len(self.numerators) != len(other.numerators):
+            raise ValueError(f"{len(self.numerators)} examples cannot be paired with {len(other.numerators)}")
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = float(np.float64(self.value()) / other.value())
+            if len(self.numerators) < 2:
+                return Change(ratio, None)
+            ratios = [np.float64(self._at(draw)) / other._at(draw) for draw in self._draws()]
+            low, high = np.quantile(ratios, [0.025, 0.975])
+        return Change(ratio, (float(low), float(high)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The metric as a ledger keeps it."""
+        about = {"better": self.better, "link": self.link, "digits": self.digits}
+        return {"value": self.value(), "interval_95": self.interval(), **about}
+
+    def _draws(self) -> Any:
+        """Counts of each example in one resample after another; all at once they would take 16 KB an example."""
+        generator, count = np.random.default_rng(0), len(self.numerators)
+        return (generator.multinomial(count, np.full(count, 1 / count)) for _ in range(_RESAMPLES))
+
+    def _at(self, draw: NDArray[Any]) -> float:
+        return self._linked(float(draw @ self.numerators) / max(1.0, float(draw @ self.denominators)))
+
+    def _linked(self, ratio: float) -> float:
+        if self.link == "identity":
+            return float(ratio)
+        with np.errstate(over="ignore"):  # infinite where a model knows nothing
+            return float(np.exp(ratio))
+
+
+def quality(metrics: Mapping[str, Metric], primary: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    """What a ledger says about a model's quality; a reader needs to know no task.
+
+    Args:
+        metrics: The metrics by name.
+        primary: The one that picks checkpoints, budgets and verdicts.
+        counts: What was scored: `{"tokens": 9000, "documents": 17}`.
+    """
+    return {**{name: metric.as_dict() for name, metric in metrics.items()}, "primary": primary, **counts}
+
+
+def metric_names(scored: Mapping[str, Any]) -> list[str]:
+    """The metrics that a ledger's quality has, the primary one first."""
+    names = [name for name, about in scored.items() if isinstance(about, dict) and "value" in about]
+    return sorted(names, key=lambda name: name != scored.get("primary"))
+
+
+def value_of(scored: Mapping[str, Any], name: str | None = None) -> float:
+    """The value of a metric in a ledger's quality; that of the primary one unless named."""
+    return float(scored[name or scored["primary"]]["value"])
+
+
+def write_scores(folder: Path, scored: Mapping[str, Mapping[str, Metric]]) -> None:
+    """Writes metrics example by example beside a ledger, so that two models can be compared in pairs later.
+
+    Args:
+        folder: The model folder.
+        scored: The metrics by the label of the model that was scored (`after`, `before`, `teacher`).
+    """
+    arrays = {
+        f"{label}/{name}/{part}": getattr(metric, part)
+        for label, metrics in scored.items()
+        for name, metric in metrics.items()
+        for part in ("numerators", "denominators")
+    }
+    with atomic_file(folder / FILE) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics that `write_scores` wrote for a label; none where there is no file, or no such label in it.
+
+    Args:
+        folder: The model folder.
+        label: Which model was scored.
+        scored: What the ledger says about that model's quality.
+    """
+    if not (folder / FILE).is_file():
+        return {}
+    with np.load(folder / FILE) as arrays:
+        return {
+            name: Metric(
+                name,
+                scored[name]["better"],
+                arrays[f"{label}/{name}/numerators"],
+                arrays[f"{label}/{name}/denominators"],
+                scored[name].get("link", "identity"),
+                scored[name].get("digits", 4),
+            )
+            for name in metric_names(scored)
+            if f"{label}/{name}/numerators" in arrays
+        }
