@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.functional.quantization import fake_quantize, integers
 from lightgpt2.models.axes import Shape
 from lightgpt2.models.families import block_linears, compute_with, is_tied
 from lightgpt2.models.operations import Operation
-from lightgpt2.models.saving import bring_code, save_model
+from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
 
 _GROUP = 32
@@ -109,20 +109,14 @@ def _as_rows(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.T.contiguous() if isinstance(module, Conv1D) else weight
 
 
-def save_integers(
-    model: PreTrainedModel,
-    form: Integers,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    weights: dict[str, Tensor],
-) -> None:
-    """Writes a model folder with integers in the place of weights, atomically.
+def integer_tensors(
+    model: PreTrainedModel, form: Integers, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Callable[[Path], None]]:
+    """A model's weights as integers with scales, and what writes them into a saved folder in the place of its weights.
 
     Args:
-        model: The model that computes with rounded weights.
+        model: The model, for the names and kinds of its layers.
         form: The integers.
-        tokenizer: Its tokenizer.
-        folder: Target; replaced if it exists.
         weights: The model's weights before rounding, whole.
     """
     tensors, table = dict(weights), {}
@@ -134,11 +128,11 @@ def save_integers(
             about = {"shape": list(weights[name].shape), "transposed": isinstance(module, Conv1D)}
             table[name] = {"bits": form.bits, "group": whole.shape[-1], **about}
 
-    def finish(temporary: Path) -> None:
-        stored_weights.write(temporary / "model.safetensors", tensors, table)
-        bring_code(temporary, stored=form.name, **({"activations": "int8"} if form.activations else {}))
+    def write(folder: Path) -> None:
+        stored_weights.write(folder / "model.safetensors", tensors, table)
+        bring_code(folder, stored=form.name, **({"activations": "int8"} if form.activations else {}))
 
-    save_model(model, tokenizer, folder, weights, finish)
+    return tensors, write
 
 
 def operation(model: PreTrainedModel, form: Integers) -> Operation:
