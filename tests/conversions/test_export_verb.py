@@ -19,12 +19,19 @@ import lightgpt2
 from lightgpt2.cli.verbs import run
 from lightgpt2.conversions.packing import pack_folder
 from lightgpt2.conversions.target import Target, default_output
-from lightgpt2.models.integers import Integers, save_integers
+from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from tests.support.cli import _environment, run_cli, succeed
-from tests.support.models import make_restless_model, write_corpus, write_model, write_tokenizer, write_uneven_model
+from tests.support.models import (
+    make_restless_model,
+    save_integers,
+    write_corpus,
+    write_model,
+    write_tokenizer,
+    write_uneven_model,
+)
 from tests.support.onnx_client import Client, torch_logits
 
 PROMPT = "The assert statement"
