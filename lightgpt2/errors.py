@@ -47,7 +47,7 @@ class Problem(str):
         if not fits:
             return self
         old = max(fits, key=len)
-        return Problem(f"{names[old]}{self.key[len(old) :]}", self.what, self.fix)
+        return Problem(f"{names[old]}{self.key[len(old) :]}".lstrip("."), self.what, self.fix)
 
 
 class UserError(Exception):

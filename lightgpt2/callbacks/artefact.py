@@ -1,6 +1,5 @@
 """The artefact at fit end, and the table that says what the stage bought."""
 
-import dataclasses
 import fcntl
 import os
 import shutil
@@ -13,19 +12,20 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from transformers import PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
-from lightgpt2.models.files import atomic_file, restore_folder, write_json
-from lightgpt2.models.ledger import FILE, QUALITY, Entry, Parent, extended, read
+from lightgpt2.models.files import atomic_file, restore_folder
+from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import prunable
+from lightgpt2.models.quality import Metric, write_scores
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.report.table import comparison
 from lightgpt2.runs.run import Run
-from lightgpt2.tasks.scoring import score
+from lightgpt2.runs.settings import flat
 
 
 class Artefact(Callback):
@@ -38,17 +38,26 @@ class Artefact(Callback):
         run: The run that the artefact belongs to.
         config: Its resolved configuration, kept beside the checkpoints, in the ledger and in TensorBoard.
         resuming: Whether a checkpoint will bring what was measured before. (With FSDP2 it is loaded after the fit has begun.)
+
+    Attributes:
+        quality: What a ledger says about each model that was scored, by label.
+        sizes: Their sizes.
     """
 
     def __init__(self, run: Run, config: dict[str, Any], resuming: bool) -> None:
         self.run, self.config, self.fresh = run, config, not resuming
         self._stale_logs = list(run.logs.glob("events.out.tfevents.*"))  # now: later this run's own are among them
         self._held: int | None = None
-        self.figures: dict[str, dict[str, Any]] = {}
+        self.quality: dict[str, dict[str, Any]] = {}
+        self.sizes: dict[str, dict[str, Any]] = {}
+        self._metrics: dict[str, dict[str, Metric]] = {}
+        self._samples: list[tuple[str, str]] = []
         self.curve: list[list[float]] = []
         self.seconds = 0.0
         self.peak_memory = 0.0
-        self._saved = False
+        self._operations: dict[Path, list[Operation]] = {}
+
+    # -- before and during training ------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
@@ -58,8 +67,16 @@ class Artefact(Callback):
             self._prepare_folder()
         if self.fresh:
             for label, model in pl_module.references.items():
-                self._measure(trainer, pl_module, model, label)
-            self._measure(trainer, pl_module, pl_module.start, "before")
+                weights = whole_weights(model)
+                with self._scratch(trainer) as folder:
+                    if folder is not None:
+                        save_model(model, pl_module.data.tokenizer, folder, weights)
+                        self._score(trainer, pl_module, folder, label)
+            weights = whole_weights(pl_module.model)
+            with self._scratch(trainer) as folder:
+                if folder is not None:
+                    pl_module.save(folder, pl_module.data.tokenizer, weights)
+                    self._samples = self._score(trainer, pl_module, folder, "before")
 
     def _lock(self) -> None:
         """Keeps other processes out of the run's folder until the fit has ended, however it ends."""
@@ -111,8 +128,12 @@ class Artefact(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes a point of the validation curve."""
+        assert isinstance(pl_module, Method)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.curve.append([trainer.global_step, float(trainer.callback_metrics["val/perplexity"])])
+            value = float(trainer.callback_metrics[f"val/{pl_module.task.primary}"])
+            self.curve.append([trainer.global_step, value])
+
+    # -- the artefact --------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the artefact; the last checkpoint is written after it, so no finished run lacks one."""
@@ -121,23 +142,22 @@ class Artefact(Callback):
         self.peak_memory = max(self.peak_memory, peak_mb(torch.cuda.is_available()))
         self._save(trainer, pl_module)
 
-    def _save(self, trainer: Trainer, pl_module: Method) -> None:
-        self._saved = True  # on all processes: they gather the weights together or not at all
-        weights = whole_weights(pl_module.model)
+    def _save(self, trainer: Trainer, method: Method) -> None:
+        weights = whole_weights(method.model)  # on all processes: they gather the weights together or not at all
+        self._operations = {self.run.model: []}
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for stale in self.run.derived():  # of the artefact that is replaced
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        pl_module.save(self.run.model, data.tokenizer, weights)
-        self._count_zeros(pl_module)
-        self._write_ledger(trainer, pl_module)
+        self._operations = method.save(self.run.model, method.data.tokenizer, weights)
+        self._count_zeros(method)
+        self._write_ledger(trainer, method)
 
     def _count_zeros(self, method: Method) -> None:
         """Completes the ledger's records of prunings by what lies on disk."""
-        for operation in method.prunings:
+        for operation in method.held.prunings:
             names = list(prunable(method.model, operation["targets"], "targets"))
-            weights, pruned = method.masks.counts(names)
+            weights, pruned = method.held.masks.counts(names)
             zeros = method.zeros(self.run.model, names)
             if zeros < pruned:
                 raise RuntimeError(f"{pruned} weights were pruned and {zeros} are zero on disk")
@@ -146,28 +166,30 @@ class Artefact(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the artefact from disk and prints the table."""
         assert isinstance(pl_module, Method)
-        unsaved = not self._saved and (self.fresh or not self.run.model.exists())
+        unsaved = not self._operations and (self.fresh or not self.run.model.exists())
         if trainer.strategy.broadcast(unsaved):  # no step was to be taken, or none was left
             if trainer.is_global_zero:
                 self._begin(trainer)
             self._save(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        if not (self._saved or self.fresh):
+        if not (self._operations or self.fresh):
             print(f"Nothing was left to train: {self.run.folder} is at step {trainer.global_step}.", flush=True)
-        self.figures["after"] = self._score_folder(trainer, pl_module, self.run.model, "after")
-        self._write_ledger(trainer, pl_module)
+        after = self._score(trainer, pl_module, self.run.model, "after")
+        self._write_ledger(trainer, pl_module, after)
+        write_scores(self.run.model, self._metrics)
         student = "student " if pl_module.teacher_source else ""
         names = {"before": f"{student}before", "after": f"{student}after"}
-        print(comparison({names.get(key, key): figures for key, figures in self.figures.items()}), flush=True)
+        rows = {names.get(label, label): {**scored, **self.sizes[label]} for label, scored in self.quality.items()}
+        print(comparison(rows), flush=True)
         code = any(self.run.model.glob("modeling_*.py"))
         how = " (in plain transformers with trust_remote_code=True)" if code else ""
         print(f"\nmodel: {self.run.model}{how}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
-            final = {
-                f"final/{k}": float(self.figures["after"][k]) for k in ("perplexity", "bits_per_byte", "megabytes")
-            }
-            trainer.logger.log_hyperparams(_flat(self.config), final)
+            metrics = {name: metric.value() for name, metric in self._metrics["after"].items()}
+            final = {**metrics, "megabytes": float(self.sizes["after"]["megabytes"])}
+            settings = {key: _plain(value) for key, value in flat(self.config).items() if value is not None}
+            trainer.logger.log_hyperparams(settings, {f"final/{key}": value for key, value in final.items()})
             trainer.logger.save()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -179,74 +201,93 @@ class Artefact(Callback):
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Figures so far and seconds trained."""
+        """Figures so far, and seconds trained."""
         seconds = time.monotonic() - self._started if hasattr(self, "_started") else self.seconds
         peak = max(self.peak_memory, peak_mb(torch.cuda.is_available()))
-        return {"figures": self.figures, "seconds": seconds, "curve": self.curve, "peak_memory": peak}
+        figures = {"quality": self.quality, "sizes": self.sizes, "samples": self._samples, "curve": self.curve}
+        arrays = {
+            label: {n: [m.numerators.tolist(), m.denominators.tolist()] for n, m in metrics.items()}
+            for label, metrics in self._metrics.items()
+        }
+        return {**figures, "arrays": arrays, "seconds": seconds, "peak_memory": peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
-        self.figures, self.seconds = state_dict["figures"], state_dict["seconds"]
-        self.curve, self.peak_memory = state_dict["curve"], state_dict["peak_memory"]
+        self.quality, self.sizes, self.curve = (state_dict[key] for key in ("quality", "sizes", "curve"))
+        self._samples = [(prompt, text) for prompt, text in state_dict["samples"]]
+        self.seconds, self.peak_memory = state_dict["seconds"], state_dict["peak_memory"]
+        self._metrics = {
+            label: {name: Metric.restored(name, self.quality[label][name], *parts) for name, parts in metrics.items()}
+            for label, metrics in state_dict["arrays"].items()
+        }
 
-    def _measure(self, trainer: Trainer, method: Method, model: PreTrainedModel, label: str) -> None:
-        """Figures of a model in memory, through a temporary folder: what is scored is what a folder holds."""
-        weights = whole_weights(model)
-        if not trainer.is_global_zero:
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
-            if label == "before":
-                method.save_start(Path(temporary) / "model", data.tokenizer, weights)
-            else:
-                save_model(model, data.tokenizer, Path(temporary) / "model", weights)
-            self.figures[label] = self._score_folder(trainer, method, Path(temporary) / "model", label)
+    # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _score_folder(self, trainer: Trainer, method: Method, folder: Path, label: str) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def _scratch(self, trainer: Trainer) -> "_Scratch":
+        return _Scratch(self.run.folder if trainer.is_global_zero else None)
+
+    def _score(self, trainer: Trainer, method: Method, folder: Path, label: str) -> list[tuple[str, str]]:
+        """Scores a model as it loads from disk; returns its samples."""
         model = load_model(str(folder), "model", method.trust_remote_code)
-        sizes = measure_sizes(model, folder)
+        self.sizes[label] = measure_sizes(model, folder).as_dict()
         model.to(device=trainer.strategy.root_device)
-        result = score(
-            model, method.task, data.scoring_loader("valid"), data.document_sizes("valid"), f"Scoring {label}"
-        )
-        return {**result.as_dict(), **sizes.as_dict()}
+        self._metrics[label] = method.task.evaluate(model, method.data, "valid", f"Scoring {label}")
+        self.quality[label] = method.task.quality(self._metrics[label])
+        if label not in ("before", "after"):
+            return []
+        prompts = method.task.prompts(method.data)
+        return method.task.samples(model, method.data.tokenizer, prompts) if prompts else []
 
-    def _write_ledger(self, trainer: Trainer, method: Method) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        after = self.figures.get("after", {})
+    def _write_ledger(self, trainer: Trainer, method: Method, after: list[tuple[str, str]] | None = None) -> None:
         entry = Entry(
             operations=[],
             stage=self.run.name,
             method=self.config["model"]["class_path"].rpartition(".")[2],
             config=self.config,
             parent=method.parent_record(),
-            data=data.describe(),
+            data=method.data.describe(),
             seed=torch.initial_seed(),
             steps=trainer.global_step,
             seconds=round(self.seconds, 1),
-            quality={name: {k: figures[k] for k in QUALITY} for name, figures in self.figures.items()},
-            sizes={k: v for k, v in after.items() if k not in QUALITY},
+            quality=self.quality,
+            sizes=self.sizes.get("after", {}),
             curve=self.curve,
             training={"peak_memory_mb": round(self.peak_memory, 1)} if self.peak_memory else {},
             teacher=Parent.of(method.teacher_source) if method.teacher_source else None,
+            samples=_paired(self._samples, after or []),
         )
-        for folder, operations in method.ledgers(self.run.model).items():
-            mine = extended(method.parent[0], dataclasses.replace(entry, operations=operations))
-            old = [] if self._saved else read(str(folder))
-            if old:  # of the same weights, which were not trained any further
-                scored = {key: mine[-1][key] for key in ("quality", "sizes")}
-                mine = [*old[:-1], {**old[-1], **scored, "quality": old[-1]["quality"] | scored["quality"]}]
-            write_json(folder / FILE, mine)
+        source = Ledger.read(method.start.source)
+        for folder, operations in self._operations.items():
+            entry.operations = operations
+            source.extended(entry).write(folder)
+        if not self._operations:  # of the same weights, which were not trained any further
+            for folder in (self.run.model, self.run.folder / "adapter"):
+                if old := Ledger.read(folder):
+                    old.amended(quality=entry.quality, sizes=entry.sizes).write(folder)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, as TensorBoard's hparams want them."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}.")
-        elif value is not None:
-            flat[name] = value if isinstance(value, bool | int | float | str) else yaml.safe_dump(value).strip()
-    return flat
+class _Scratch(tempfile.TemporaryDirectory[str]):
+    """A temporary folder for a model that is scored and removed; None on all processes but the first."""
+
+    def __init__(self, parent: Path | None) -> None:
+        self._active = parent is not None
+        if parent is not None:
+            super().__init__(dir=parent, prefix=".scoring-")
+
+    def __enter__(self) -> Path | None:  # type: ignore[override]
+        return Path(super().__enter__()) / "model" if self._active else None
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._active:
+            super().__exit__(*exception)
+
+
+def _paired(before: list[tuple[str, str]], after: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Samples of two models on the same prompts, side by side."""
+    texts = dict(before)
+    return [{"prompt": prompt, "before": texts.get(prompt), "after": text} for prompt, text in after]
+
+
+def _plain(value: Any) -> Any:
+    """A setting as TensorBoard's hparams want it."""
+    return value if isinstance(value, bool | int | float | str) else yaml.safe_dump(value).strip()

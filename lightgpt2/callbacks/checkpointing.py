@@ -13,8 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Interrupted, UserError
-from lightgpt2.methods.method import NonFiniteLossError
+from lightgpt2.methods.method import Method, NonFiniteLossError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.runs.run import Identity, Run
 
@@ -41,8 +42,8 @@ class Checkpointing(Checkpoint):
     """Writes `last.ckpt` and `best.ckpt` of a run.
 
     `last.ckpt` is written between two optimizer steps, after the validation that was due: a run resumed from it does what the
-    uninterrupted run did, to the bit. `best.ckpt` is written after the validation with the lowest loss. Ctrl-C and SIGTERM
-    finish the step, save, and stop; a second one stops at once.
+    uninterrupted run did, to the bit. `best.ckpt` is written after the validation with the best value of the task's primary
+    metric. Ctrl-C and SIGTERM finish the step, save, and stop; a second one stops at once.
 
     Args:
         every_n_steps: Optimizer steps between two `last.ckpt`.
@@ -50,7 +51,7 @@ class Checkpointing(Checkpoint):
 
     def __init__(self, every_n_steps: PositiveInt = 100) -> None:
         self.every_n_steps = every_n_steps
-        self.best_loss = float("inf")
+        self.best: float | None = None
         self.run: Run
         self.identity: Identity
         self._saved_step = -1
@@ -96,9 +97,10 @@ class Checkpointing(Checkpoint):
         """Saves the best checkpoint so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best_loss:
-            self.best_loss = loss
+        assert isinstance(pl_module, Method)
+        value = float(trainer.callback_metrics[f"val/{pl_module.task.primary}"])
+        if pl_module.task.is_better(value, self.best):
+            self.best = value
             self._save(trainer, self.run.best)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,12 +116,12 @@ class Checkpointing(Checkpoint):
             self._save(trainer, self.run.last)
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest validation loss so far."""
-        return {"best_loss": self.best_loss}
+        """The best validation score so far."""
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.best_loss = state_dict["best_loss"]
+        self.best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Marks the checkpoint as this run's, and makes its counters those of a whole number of optimizer steps.
@@ -133,7 +135,7 @@ class Checkpointing(Checkpoint):
         for counts in (progress["current"], progress["total"]):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
         epoch, within = divmod(trainer.global_step, data.steps_per_epoch)
         if within:
             for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
@@ -164,15 +166,7 @@ class Checkpointing(Checkpoint):
 
 
 def _batching(trainer: Trainer) -> dict[str, Any]:
-    """What decides the batches: the splits, the windows, and how an optimizer step is cut into micro-batches."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return {
-        "documents": {name: split["documents"] for name, split in data.meta["splits"].items()},
-        "sha256 of the data": data.meta["sha256"],
-        "data.sequence_length": int(data.sequence_length),
-        "data.mode": data.mode,
-        "data.seed": int(data.seed),
-        "data.batch_size": int(data.batch_size),
-        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "processes": trainer.world_size,
-    }
+    """What decides the batches: what the data says, and how an optimizer step is cut into micro-batches."""
+    data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
+    trainers = {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches, "processes": trainer.world_size}
+    return data.batching() | trainers

@@ -5,25 +5,24 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from lightgpt2.callbacks.base import RunCallback
 from lightgpt2.data.requirements import flaw
 from lightgpt2.errors import UserError
 from lightgpt2.functional.diversity import distinct, repeated
 from lightgpt2.methods.method import Method
-from lightgpt2.models import ledger
-from lightgpt2.models.files import write_json
+from lightgpt2.models.ledger import FILE, Ledger
 from lightgpt2.models.loading import load_model, separator_id
-from lightgpt2.runs.run import Run
 from lightgpt2.runtime.folder import is_exported
 
 _BATCH = 50
 
 
-class GenerationCheck(Callback):
+class GenerationCheck(RunCallback):
     """Lets the artefact, and its quantized siblings, continue validation documents, and looks at what they write.
 
     (Exported ones are left out: how far their tokens agree with the artefact's is measured when they are exported.)
@@ -47,7 +46,7 @@ class GenerationCheck(Callback):
         seed: Seed of the sampling.
     """
 
-    order = 2  # after quantization
+    phase = 2  # after the conversions
 
     def __init__(
         self,
@@ -59,11 +58,6 @@ class GenerationCheck(Callback):
     ) -> None:
         self.samples, self.prompt_tokens, self.new_tokens = int(samples), int(prompt_tokens), int(new_tokens)
         self.temperature, self.seed = float(temperature), int(seed)
-        self.run: Run
-
-    def attach(self, run: Run) -> None:
-        """Says whose artefact it is."""
-        self.run = run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds what cannot be generated, before anything is trained.
@@ -72,7 +66,7 @@ class GenerationCheck(Callback):
             UserError: The tokens do not fit into the model, or no document is long enough.
         """
         assert isinstance(pl_module, Method)
-        key, data = "trainer.callbacks.GenerationCheck", self._data(trainer)
+        key, data = "trainer.callbacks.GenerationCheck", pl_module.data
         room = pl_module.model.config.max_position_embeddings
         if self.prompt_tokens >= room:
             raise UserError(
@@ -94,20 +88,14 @@ class GenerationCheck(Callback):
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
-        siblings = [path for path in self.run.derived() if (path / ledger.FILE).is_file()]
+        siblings = [path for path in self.run.derived() if (path / FILE).is_file()]
         for folder in [self.run.model, *(path for path in siblings if not is_exported(str(path)))]:
             model = load_model(str(folder), "model", pl_module.trust_remote_code).to(trainer.strategy.root_device)
-            found = self._measure(model.eval(), self._data(trainer))
-            entries = ledger.read(str(folder))
-            entries[-1]["generation"] = found
-            write_json(folder / ledger.FILE, entries)
-            print(f"{folder.name}: {_told(found)}", flush=True)
+            found = self._measure(model.eval(), pl_module.data)
+            Ledger.read(folder).amended(generation=found).write(folder)
+            print(f"{folder.name}: {_described(found)}", flush=True)
             if isinstance(trainer.logger, TensorBoardLogger):
                 self._write_logs(trainer.logger, trainer.global_step, folder, found)
-
-    @staticmethod
-    def _data(trainer: Trainer) -> Any:
-        return trainer.datamodule  # type: ignore[attr-defined]
 
     def _measure(self, model: PreTrainedModel, data: Any) -> dict[str, Any]:
         passages = data.passages("valid", self.samples, self.prompt_tokens, self.new_tokens)
@@ -124,7 +112,7 @@ class GenerationCheck(Callback):
             "distinct_2": distinct(mine, 2),
             "distinct_2_text": distinct(own, 2),
         }
-        if data.corpus.source.partition(":")[0] == "requirements":
+        if data.describe()["source"].partition(":")[0] == "requirements":
             texts = data.tokenizer.batch_decode(
                 [p + w for p, w in zip(prompts, written, strict=True)], skip_special_tokens=True
             )
@@ -176,7 +164,7 @@ def _mean_repeated(sequences: list[list[int]]) -> float:
     return sum(repeated(tokens) * len(tokens) for tokens in sequences) / total if total else 0.0
 
 
-def _told(found: dict[str, Any]) -> str:
+def _described(found: dict[str, Any]) -> str:
     text = (
         f"of {found['samples']} documents continued: repeats {found['repeated']:.1%} of its tokens (the text "
         f"{found['repeated_text']:.1%}), distinct pairs {found['distinct_2']:.1%} (the text {found['distinct_2_text']:.1%})"

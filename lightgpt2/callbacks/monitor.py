@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on: progress bar and TensorBoard."""
+"""What a person watches while a run goes on: the progress bar's figures and the loggers' curves."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from lightgpt2.methods.method import Method
 
 
 class Monitor(Callback):
-    """Logs loss terms, gradient norm, learning rate, tokens/s and memory at every optimizer step, and validation scores.
+    """Logs loss terms, gradient norm, learning rate, items/s and memory at every optimizer step, and validation scores.
 
     All are logged against the number of optimizer steps taken, so curves of runs with different accumulation line up.
     """
@@ -31,38 +31,27 @@ class Monitor(Callback):
         if not metrics:
             return
         # The terms were read from the device before the step; only the optimizer's own kernels may still run.
-        speed = batch["step_tokens"] / (time.perf_counter() - self._started)
-        pl_module.log_dict(
-            {"loss": metrics["train/loss"], "tokens/s": speed}, prog_bar=True, logger=False, batch_size=1
-        )
-        self._write(
-            trainer, {**metrics, "train/tokens_per_s": speed, "train/memory_mb": peak_mb(torch.cuda.is_available())}
-        )
+        speed = batch["step_items"] / (time.perf_counter() - self._started)
+        pl_module.log("tokens/s", speed, prog_bar=True, logger=False, batch_size=1)
+        memory = peak_mb(torch.cuda.is_available())
+        self._write(trainer, {**metrics, "train/tokens_per_s": speed, "train/memory_mb": memory})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the validation scores and sample continuations of a fit."""
+        """Logs the validation scores and samples of a fit."""
         assert isinstance(pl_module, Method)
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        names = ("val/loss", "val/perplexity")
-        self._write(trainer, {name: float(trainer.callback_metrics[name]) for name in names})
-        if isinstance(trainer.logger, TensorBoardLogger):
-            self._write_samples(trainer, trainer.logger, pl_module)
-            if trainer.is_global_zero:
-                pl_module.draw(trainer.logger.experiment, trainer.global_step)
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self._write(trainer, scores)
+        prompts = pl_module.task.prompts(pl_module.data)
+        samples = pl_module.samples(prompts) if prompts else []  # on all processes: each may hold a part of the model
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            board, step = trainer.logger.experiment, trainer.global_step
+            if samples:
+                rows = "\n\n".join(f"    {prompt} ▸ {text}".replace("\n", "\n    ") for prompt, text in samples)
+                board.add_text("samples", rows, step)
+            pl_module.write_images(board, step)
 
     def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-    def _write_samples(self, trainer: Trainer, logger: TensorBoardLogger, method: Method) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = data.prompts("valid", method.task.samples, method.task.prompt_tokens)
-        if not prompts:  # none asked for, or no document is long enough
-            return
-        texts = method.continuations(prompts)  # on all processes: each may hold a part of the model
-        if not trainer.is_global_zero:
-            return
-        shown = data.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        rows = "\n\n".join(f"    {p} ▸ {t}".replace("\n", "\n    ") for p, t in zip(shown, texts, strict=True))
-        logger.experiment.add_text("samples", rows, trainer.global_step)

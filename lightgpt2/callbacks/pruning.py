@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lightgpt2.errors import UserError
+from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.functional.schedules import cubic
 from lightgpt2.methods.method import Method
+from lightgpt2.models.operations import KINDS
 from lightgpt2.models.pruning import prunable
 from lightgpt2.runs.run import Run
 
@@ -23,7 +25,7 @@ else:
 _KEY = "trainer.callbacks.GlobalL1Pruning"
 
 
-class GlobalL1Pruning(Callback):
+class GlobalL1Pruning(RunCallback):
     """Sets a share of the chosen weights to zero: those of smallest magnitude, by one threshold over all of them.
 
     What is pruned stays so: through the rest of the run, a resumption, and any stage that starts from the artefact (from the
@@ -65,15 +67,17 @@ class GlobalL1Pruning(Callback):
         self.amount, self.warmup, self.hold = float(amount), float(warmup), float(hold)
         self.criterion, self.seed = criterion, seed
 
-    def attach(self, run: Run) -> None:
-        """Checks the settings, before anything is built."""
-        if self.warmup + self.hold >= 1:
-            raise UserError(
-                f"{_KEY}.warmup: {self.warmup} and hold: {self.hold} leave no step to prune at; give a sum below 1"
-            )
+    def attach(self, run: Run) -> list[Problem]:
+        """Checks the settings."""
+        super().attach(run)
+        if self.warmup + self.hold < 1:
+            return []
+        return [
+            Problem("warmup", f"{self.warmup} and hold: {self.hold} leave no step to prune at", "give a sum below 1")
+        ]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks whether what is pruned will be there to be counted, before anything is touched."""
+        """Checks that what is pruned will be there to be counted, before anything is touched."""
         assert isinstance(pl_module, Method)
         if stage == "fit" and pl_module.removes:
             raise UserError(
@@ -82,12 +86,12 @@ class GlobalL1Pruning(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks for what cannot be pruned, before anything is trained or scored."""
+        """Finds what cannot be pruned, before anything is trained or scored."""
         assert isinstance(pl_module, Method)
         if pl_module.device_mesh is not None:
             raise UserError(f"{_KEY}: not supported with FSDP2; use trainer.strategy auto, or ddp")
         chosen = prunable(pl_module.model, self.targets, f"{_KEY}.targets")
-        weights, gone = pl_module.masks.counts(chosen)
+        weights, gone = pl_module.held.masks.counts(chosen)
         if gone > round(self.amount * weights) and trainer.ckpt_path is None:
             raise UserError(
                 f"{_KEY}.amount: {self.amount} is less than the {gone / weights:.4f} that an earlier stage pruned; give more"
@@ -107,15 +111,6 @@ class GlobalL1Pruning(Callback):
             if step > begin and (step % self.every == 0 or step == end):
                 self._prune(pl_module, cubic(step, begin, end, 0.0, self.amount))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Has the sparsity logged with the step's other figures."""
-        assert isinstance(pl_module, Method)
-        if pl_module.step_metrics and len(pl_module.masks):
-            weights, pruned = pl_module.masks.counts()
-            pl_module.step_metrics["train/sparsity"] = pruned / weights
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes before the artefact is saved."""
         assert isinstance(pl_module, Method)
@@ -123,7 +118,7 @@ class GlobalL1Pruning(Callback):
         self._prune(pl_module, self.amount)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same where nothing was to be trained.
+        """Prunes where there was no step to train.
 
         Raises:
             UserError: A finished run was resumed, and was not pruned so.
@@ -136,7 +131,7 @@ class GlobalL1Pruning(Callback):
             self._prune(pl_module, self.amount)
         elif wanted not in [
             (done["targets"], done["amount"], done["criterion"])
-            for done in pl_module.prunings
+            for done in pl_module.held.prunings
             if done["op"] == "global_l1"
         ]:
             raise UserError(
@@ -149,16 +144,15 @@ class GlobalL1Pruning(Callback):
         chosen = prunable(method.model, self.targets, f"{_KEY}.targets")
         self._check_trained(chosen)
         scores = magnitudes(chosen) if self.criterion == "l1" else random_scores(chosen, self.seed)
-        masks = keep_masks(scores, amount, dict(method.masks.items()))
+        masks = keep_masks(scores, amount, dict(method.held.masks.items()))
         device = next(iter(chosen.values())).device
-        operation = {
-            "op": "global_l1",
-            "criterion": self.criterion,
-            "targets": self.targets,
-            "adapters": any(".lora_" in name for name in chosen),
-            "amount": self.amount,
-        }
-        method.prune({name: mask.to(device) for name, mask in masks.items()}, operation)
+        operation = KINDS["global_l1"].record(
+            criterion=self.criterion,
+            targets=self.targets,
+            adapters=any(".lora_" in name for name in chosen),
+            amount=self.amount,
+        )
+        method.held.prune(method.model, {name: mask.to(device) for name, mask in masks.items()}, operation)
 
     def _check_trained(self, chosen: Mapping[str, Tensor]) -> None:
         """New adapters have B = 0 throughout: it would be what goes, and nothing could be learnt any more."""

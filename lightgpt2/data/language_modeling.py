@@ -1,15 +1,16 @@
 """The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
-from lightning import LightningDataModule
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import store
+from lightgpt2.data.base import TaskData
 from lightgpt2.data.corpora import Corpus, Split
 from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
 from lightgpt2.data.windows import (
@@ -30,7 +31,7 @@ CACHE = Path("checkpoints/.data")
 SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
 
 
-class LanguageModelingData(LightningDataModule):
+class LanguageModelingData(TaskData):
     """Text for a causal language model.
 
     Documents never share a split with an equal document, training order is a function of (seed, epoch), and the corpus is
@@ -80,10 +81,19 @@ class LanguageModelingData(LightningDataModule):
         self.mode = mode
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.tokenizer_source, self.vocab_size = tokenizer, vocab_size
-        self.predict_split: Split = predict_split
+        self.predict_split = predict_split
         self.seed = seed
-        self.kept_tokens: list[int] = []  # with a vocabulary that is cut down: the old id of each token
+        self.kept_tokens = []
         self._splits: dict[Split, store.TokenSplit] = {}
+
+    def fits(self, positions: Mapping[str, int]) -> list[str]:
+        """Whether windows are longer than the models' positions."""
+        owners = {count: key for key, count in positions.items()}
+        return [
+            f"data.sequence_length: {self.sequence_length} is longer than the {count} positions of {key}; give at most that"
+            for count, key in owners.items()
+            if self.sequence_length > count
+        ]
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, one line each."""
@@ -152,14 +162,13 @@ class LanguageModelingData(LightningDataModule):
 
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
-        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        task = module.task
-        split = self._splits[self.predict_split]
-        if task.predict == "continuations":
-            windows = prompt_windows(split, task.prompt_tokens)
+        split = self._splits[self._predicted]
+        length = self.connection.prompt_tokens if self.connection else None
+        if length is not None:
+            windows = prompt_windows(split, length)
         else:
             windows = document_windows(split, self.sequence_length, self.stride)
-        return self._loader(self.predict_split, windows, *self._place())
+        return self._loader(self._predicted, windows, *self._place())
 
     # -- what others ask ---------------------------------------------------------------------------------------------
 
@@ -168,43 +177,36 @@ class LanguageModelingData(LightningDataModule):
         """Optimizer steps of one epoch under the attached trainer."""
         return self._step_sampler().steps_per_epoch
 
-    def scoring_loader(self, split: Split) -> WindowLoader:
+    def scoring_loader(self, split: str) -> WindowLoader:
         """All scoring windows of a split, whatever the number of processes."""
-        windows = document_windows(self._splits[split], self.sequence_length, self.stride)
-        return self._loader(split, windows, 0, 1)
+        chosen: Split = split  # type: ignore[assignment]
+        windows = document_windows(self._splits[chosen], self.sequence_length, self.stride)
+        return self._loader(chosen, windows, 0, 1)
 
-    def document_sizes(self, split: Split) -> Any:
-        """UTF-8 bytes of each document of a split, `[n_documents]`."""
-        return self._splits[split].sizes
-
-    def prompts(self, split: Split, count: int, length: int) -> list[list[int]]:
-        """The beginnings of the first documents of a split that are longer than `length` tokens, separator included."""
-        return [prompt for prompt, _ in self.passages(split, count, length, 0)]
-
-    def passages(self, split: Split, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
-        """The same beginnings, each with up to `more` tokens that follow in the document."""
-        data = self._splits[split]
+    def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
+        """The beginnings of the first documents that are longer than `length` tokens, separator included; see `TaskData`."""
+        data = self._splits[split]  # type: ignore[index]
         bounds = zip(data.offsets[:-1], data.offsets[1:], strict=True)
         chosen = [(s, s + length, min(e, s + length + more)) for s, e in bounds if e - s > length][:count]
         return [(data.tokens[s:m].tolist(), data.tokens[m:e].tolist()) for s, m, e in chosen]
 
-    def calibration(self, windows: int) -> list[torch.Tensor]:
+    def calibration(self, count: int) -> list[torch.Tensor]:
         """Token ids of training windows, evenly spaced, `[1, sequence_length]` each.
 
         Args:
-            windows: How many.
+            count: How many.
 
         Raises:
             UserError: The training split has fewer.
         """
         split = self._splits["train"]
         starts = packed_windows(split, self.sequence_length).starts
-        if windows > len(starts):
+        if count > len(starts):
             raise UserError(
                 f"model.calibration: the training split has {len(starts)} windows of {self.sequence_length} tokens, fewer than "
-                f"{windows}; give at most that, or more text"
+                f"{count}; give at most that, or more text"
             )
-        chosen = (starts[i * len(starts) // windows] for i in range(windows))
+        chosen = (starts[i * len(starts) // count] for i in range(count))
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
     def describe(self) -> dict[str, Any]:
@@ -216,6 +218,17 @@ class LanguageModelingData(LightningDataModule):
             "sequence_length": self.sequence_length,
             "stride": self.stride,
             "mode": self.mode,
+        }
+
+    def batching(self) -> dict[str, Any]:
+        """The splits, the windows, and how many of them make a micro-batch."""
+        return {
+            "documents": {name: split["documents"] for name, split in self.meta["splits"].items()},
+            "sha256 of the data": self.meta["sha256"],
+            "data.sequence_length": int(self.sequence_length),
+            "data.mode": self.mode,
+            "data.seed": int(self.seed),
+            "data.batch_size": int(self.batch_size),
         }
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -262,7 +275,7 @@ class LanguageModelingData(LightningDataModule):
             "fit": ("train", "valid"),
             "validate": ("valid",),
             "test": ("test",),
-            "predict": (self.predict_split,),
+            "predict": (self._predicted,),
         }
         if documents == 0:
             raise UserError(f"data.source: {source} holds no text; give a corpus with at least a few documents")
@@ -298,18 +311,21 @@ class LanguageModelingData(LightningDataModule):
             return load_tokenizer(str(self._trained_tokenizer()), "data.vocab_size")
         if self.tokenizer_source:
             return load_tokenizer(self.tokenizer_source, "data.tokenizer")
-        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        source, key = module.tokenizer_source
+        assert self.connection is not None, "connect() hands over the model's tokenizer"
+        source, key = self.connection.tokenizer, self.connection.key
         if isinstance(source, dict):
             raise UserError(
                 f"data.tokenizer: {key} is a configuration and brings no tokenizer; name one, or give data.vocab_size to "
                 "train one"
             )
-        return load_tokenizer(source, key, module.trust_remote_code)
+        return load_tokenizer(source, key, self.connection.trust_remote_code)
 
     def _trims(self) -> bool:
-        module: Any = getattr(self.trainer, "lightning_module", None)
-        return module is not None and module.trims_vocabulary
+        return self.connection is not None and self.connection.trims_vocabulary
+
+    @property
+    def _predicted(self) -> Split:
+        return self.predict_split  # type: ignore[return-value]
 
     def _used(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
         """Ids of the tokens that the training split consists of."""

@@ -95,17 +95,17 @@ def prompt_windows(split: TokenSplit, length: int) -> Windows:
 
 @dataclass(frozen=True)
 class Slice:
-    """One micro-batch: which windows, and how many tokens its optimizer step supervises in all.
+    """One micro-batch: which windows, and how many items its optimizer step supervises in all.
 
     Attributes:
         indices: Windows of this micro-batch.
-        step_tokens: Supervised tokens of all micro-batches of the optimizer step, over all processes.
+        step_items: Supervised tokens of all micro-batches of the optimizer step, over all processes.
         shift: Tokens by which its windows are moved.
         silent: Whether nothing of it counts: it only keeps processes in step.
     """
 
     indices: NDArray[np.int64]
-    step_tokens: int = 0
+    step_items: int = 0
     shift: int = 0
     silent: bool = False
 
@@ -113,8 +113,8 @@ class Slice:
 class WindowDataset(Dataset[Batch]):
     """Makes batches out of windows.
 
-    A batch holds `input_ids [B, T]`, `labels [B, T]` (the next token, or IGNORE), `lengths [B]`, `document [B]` and
-    `step_tokens`.
+    A batch holds `input_ids [B, T]`, `labels [B, T]` (the next token, or IGNORE), `lengths [B]`, `document [B]`, `bytes [B]`
+    (of the document, in its first window alone) and `step_items`.
     Shorter windows are padded on the right. No attention mask is needed: in a causal model a position never sees
     what is to its right, so pads change nothing before them, and their own predictions are not counted.
     """
@@ -144,8 +144,17 @@ class WindowDataset(Dataset[Batch]):
             "labels": torch.from_numpy(labels),
             "lengths": torch.from_numpy(windows.lengths[rows]),
             "document": torch.from_numpy(windows.documents[rows]),
-            "step_tokens": index.step_tokens,
+            "bytes": torch.from_numpy(self._bytes(rows) * (not index.silent)),
+            "step_items": index.step_items,
         }
+
+    def _bytes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The UTF-8 size of each window's document, where the window begins it; 0 for others."""
+        documents = self.windows.documents[rows]
+        if not len(self.split.sizes):
+            return np.zeros_like(documents)
+        begins = (documents >= 0) & (self.windows.starts[rows] == self.split.offsets[documents])
+        return np.where(begins, self.split.sizes[documents], 0)
 
 
 class StepSampler(Sampler[Slice]):

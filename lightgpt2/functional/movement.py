@@ -168,6 +168,13 @@ class Units(nn.Module):
         lowest = min((float(part.min()) for part in stayed), default=float("inf"))
         return {"flips": float(flips), "threshold": lowest}
 
+    def sparsity(self) -> dict[str, float]:
+        """The share of units that is out: of all, and of each layer or matrix."""
+        gone = {f"sparsity/{name}": 1 - float(self.keep(name).float().mean()) for name in self.names}
+        sizes = [self.keep(name).numel() for name in self.names]
+        total = sum(share * size for share, size in zip(gone.values(), sizes, strict=True)) / sum(sizes)
+        return {"sparsity": total, **gone}
+
     def openness(self) -> Tensor:
         """The mean of the sigmoid of the scores: what an L1 term keeps small (soft movement pruning, eq. 7)."""
         flat = torch.cat([score.flatten() for score in self.scores.values()])

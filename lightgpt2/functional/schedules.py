@@ -1,6 +1,7 @@
-"""Learning-rate factors as pure functions of the optimizer step."""
+"""Schedules as pure functions of the optimizer step."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 Decay = Literal["cosine", "linear", "constant"]
@@ -50,3 +51,16 @@ def cubic(step: float, begin: float, end: float, start: float, final: float) -> 
     if step <= begin:
         return start
     return final + (start - final) * (1 - (step - begin) / (end - begin)) ** 3
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps taken so far.
+        total: Optimizer steps of the run.
+    """
+
+    step: int
+    total: int

@@ -8,6 +8,7 @@ the chunk's logits are then dropped. No `[B*T, V]` tensor ever exists and nothin
 linear cross-entropy kernels (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989, section 3.2), in plain torch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +22,7 @@ from lightgpt2.functional.divergence import IGNORE, Divergence, cross_entropy, d
 # once, and short, since four arrays of its size are alive: measured in benchmarks/training.py.
 CHUNK_BYTES = 32 * 2**20
 
-
-@dataclass(frozen=True)
-class Teacher:
-    """What a distillation loss needs of the teacher.
-
-    Attributes:
-        hidden: Final hidden states `[N, D_t]`.
-        weight: Vocabulary head `[V, D_t]`.
-    """
-
-    hidden: Tensor
-    weight: Tensor
+Targets = Callable[[slice, torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,29 +58,41 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: LossWeights, teacher: Teacher | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        labels: Tensor,
+        weights: LossWeights,
+        targets: Targets | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         sums = hidden.new_zeros(2, dtype=torch.promote_types(hidden.dtype, torch.float32))
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_bias = torch.zeros_like(bias) if need_bias and bias is not None else None
         head = weight.to(dtype)
         step = chunk_length(weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], step):
                 rows = slice(start, start + step)
                 inputs = hidden[rows].to(dtype)
-                terms, grad_logits = _chunk(inputs, head, labels[rows], weights, teacher, rows, sums.dtype)
+                logits = head_logits(inputs, head, bias, scale).to(sums.dtype)
+                wanted = None if targets is None else targets(rows, dtype).to(sums.dtype)
+                terms, grad_logits = _chunk(logits, labels[rows], weights, wanted)
                 sums += terms
-                grad_logits = grad_logits.to(dtype)
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(dim=0).to(grad_bias.dtype)
+                grad_logits = grad_logits.to(dtype) if scale == 1 else grad_logits.mul_(scale).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad_logits @ head
                 if grad_weight is not None and dtype == grad_weight.dtype:
                     grad_weight.addmm_(grad_logits.T, inputs)
                 elif grad_weight is not None:
                     grad_weight += grad_logits.T @ inputs
-        ctx.grads = (grad_hidden, grad_weight)
+        ctx.grads = (grad_hidden, grad_weight, grad_bias)
         loss = weights.ce * sums[0] + weights.kd * sums[1]
         ce, kd = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(ce, kd)
@@ -102,61 +104,69 @@ class _VocabularyLoss(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("vocabulary_loss can be differentiated once: its gradients are scaled in place")
         grads, ctx.grads = ctx.grads, None
-        return *(g if g is None else g.mul_(grad.to(g.dtype)) for g in grads), None, None, None
+        return *(g if g is None else g.mul_(grad.to(g.dtype)) for g in grads), None, None, None, None
 
 
-def _chunk(
-    inputs: Tensor,
-    head: Tensor,
-    labels: Tensor,
-    weights: LossWeights,
-    teacher: Teacher | None,
-    rows: slice,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Both terms of one chunk, `[2]`, and the gradient of their weighed sum with respect to its logits, `[n, V]`."""
-    logits = (inputs @ head.T).to(dtype)
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """The logits `scale * hidden @ weight.T + bias`, `[n, V]`."""
+    logits = hidden @ weight.T
+    if scale != 1:
+        logits = logits * scale
+    return logits if bias is None else logits + bias.to(logits.dtype)
+
+
+def _chunk(logits: Tensor, labels: Tensor, weights: LossWeights, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both terms of one chunk, `[2]`, and the gradient of their weighted sum with respect to its logits, `[n, V]`."""
     ce, grad = cross_entropy(logits, labels)
     grad.mul_(weights.ce)
-    if teacher is None:
+    if targets is None:
         return torch.stack([ce.sum(), ce.new_zeros(())]), grad
-    targets = (teacher.hidden[rows].to(head.dtype) @ teacher.weight.to(head.dtype).T).to(dtype)
     kd, grad_kd = divergence(logits, targets, weights.divergence, weights.temperature, weights.beta)
     supervised = labels != IGNORE
-    grad.addcmul_(grad_kd, supervised.unsqueeze(1).to(dtype), value=weights.kd)
+    grad.addcmul_(grad_kd, supervised.unsqueeze(1).to(grad.dtype), value=weights.kd)
     return torch.stack([ce.sum(), (kd * supervised).sum()]), grad
 
 
 def vocabulary_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, weights: LossWeights, teacher: Teacher | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    weights: LossWeights,
+    targets: Targets | None = None,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighed sum of cross-entropy and distillation loss over the supervised positions of a batch.
+    """Weighted sum of cross-entropy and distillation loss over the supervised items of a batch.
 
-    A sum and not a mean: the caller divides by the number of supervised tokens of the whole optimizer step, so that the
+    A sum and not a mean: the caller divides by the number of supervised items of the whole optimizer step, so that the
     result does not change with padding, micro-batching, accumulation or the number of processes.
 
     Args:
-        hidden: Final hidden states of the student `[N, D]`.
-        weight: The student's vocabulary head `[V, D]`, without bias.
-        labels: The token that each position predicts `[N]`, or `IGNORE` where it is not supervised.
+        hidden: What the student's head reads `[N, D]`.
+        weight: The student's head `[V, D]`.
+        labels: The class of each item `[N]`, or `IGNORE` where it is not supervised.
         weights: Weights and kind of the terms.
-        teacher: The teacher's final hidden states and head; without it the distillation term is zero.
+        targets: The teacher's logits `[n, V]` of a slice of items, in the given dtype; None: the distillation term is zero.
+        bias: The head's bias `[V]`, if it has one.
+        scale: The factor on the products.
 
     Returns:
-        The loss (differentiable once, with respect to `hidden` and `weight`), and detached the sums of the two terms,
-        cross-entropy and divergence, unweighed, in nats.
+        The loss (differentiable once, with respect to `hidden`, `weight` and `bias`), and detached the sums of the two terms,
+        cross-entropy and divergence, unweighted, in nats.
     """
-    return _VocabularyLoss.apply(hidden, weight, labels, weights, teacher)  # type: ignore[no-untyped-call]
+    return _VocabularyLoss.apply(hidden, weight, bias, scale, labels, weights, targets)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Negative log likelihood of each position's label, without ever holding all logits.
+def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """Negative log likelihood of each item's label, without ever holding all logits.
 
     Args:
-        hidden: Final hidden states `[N, D]`.
-        weight: Vocabulary head `[V, D]`.
-        labels: Token indices or `IGNORE`, `[N]`.
+        hidden: What the head reads `[N, D]`.
+        weight: The head `[V, D]`.
+        labels: Classes or `IGNORE`, `[N]`.
+        bias: The head's bias `[V]`, if it has one.
+        scale: The factor on the products.
 
     Returns:
         `[N]` in nats, FP32 or wider, zero where the label is `IGNORE`.
@@ -166,8 +176,8 @@ def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     step = chunk_length(weight.shape[0])
     chunks = [
         torch.nn.functional.cross_entropy(
-            (rows.to(head.dtype) @ head.T).to(wide), targets, ignore_index=IGNORE, reduction="none"
+            head_logits(rows.to(head.dtype), head, bias, scale).to(wide), classes, ignore_index=IGNORE, reduction="none"
         )
-        for rows, targets in zip(hidden.split(step), labels.split(step), strict=True)
+        for rows, classes in zip(hidden.split(step), labels.split(step), strict=True)
     ]
     return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=wide)

@@ -1,32 +1,37 @@
-"""What all training methods share: building, the optimizer and the step's bookkeeping."""
+"""The one LightningModule: a task, a start, an objective and adaptations make a training run."""
 
-from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
-from torchmetrics import MeanMetric
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.errors import UserError
-from lightgpt2.functional.pruning import Masks
+from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved
+from lightgpt2.adaptations.masks import HeldMasks
+from lightgpt2.data.base import Connection, TaskData
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.methods import random_state, resume
 from lightgpt2.methods.optimizer import OptimizerConfig
-from lightgpt2.methods.pruned import Pruned
-from lightgpt2.methods.resumable import Resumable
-from lightgpt2.methods.scored import Scored
-from lightgpt2.models import ledger
+from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.families import blocks, check_head
-from lightgpt2.models.ledger import Parent
+from lightgpt2.models.ledger import Ledger, Parent
 from lightgpt2.models.operations import Operation
-from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.quantization import quantization_of
-from lightgpt2.models.saving import save_model
+from lightgpt2.models.saving import save_model, whole_weights
+from lightgpt2.models.standalone import stored_weights
+from lightgpt2.objectives.base import Binding, Objective
+from lightgpt2.objectives.cross_entropy import CrossEntropy
+from lightgpt2.starts.base import Start
+from lightgpt2.tasks.base import Batch, Row, Task
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
 
@@ -34,154 +39,143 @@ class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 
-class Method(Resumable, Scored, Pruned):
-    """A training method on one model.
+class Method(LightningModule):
+    """Trains one model.
 
-    A subclass builds `self.model` in `build` and returns the terms of its loss, summed over the supervised tokens of a
-    micro-batch, from `losses`. This class makes of them a mean over all supervised tokens of the optimizer step, whatever
-    the padding, the accumulation and the number of processes.
+    The loss is a mean over all supervised items of an optimizer step, whatever the padding, the accumulation and the number of
+    processes.
 
     Args:
+        start: Where the model comes from.
+        objective: What is minimized. The default is cross-entropy.
+        adaptations: What of the model is trained and how it is saved. The default is all weights.
         task: What is predicted and how it is scored.
         optimizer: AdamW and its schedule.
-        compile: Whether to compile the model with torch.compile, in place.
-        activation_checkpointing: Whether to keep of each block only its input for the backward pass, and compute the rest again
-            there (Chen et al. 2016, arXiv:1604.06174): less memory for more time, and the same gradients.
-        trust_remote_code: Whether code in a model's folder may run. Off unless asked.
+        compile: Compile the models with torch.compile, in place.
+        activation_checkpointing: Keep only each block's input for the backward pass and compute the rest again there (Chen et
+            al. 2016, arXiv:1604.06174): less memory, more time, the same gradients.
+        trust_remote_code: Let code in a model's folder run.
+
+    Attributes:
+        names: Where the settings of the parts stand in a preset's configuration: `{"start.model": "teacher"}`.
+        contradictions: Mistakes that a preset found in its arguments.
+        step_metrics: Figures of the optimizer step that was taken last, to log.
     """
 
-    operations: list[Operation]
+    names: dict[str, str]
 
     def __init__(
         self,
-        task: LanguageModeling,
-        optimizer: OptimizerConfig,
-        compile: bool,
-        activation_checkpointing: bool,
-        trust_remote_code: bool,
+        start: Start,
+        objective: Objective | None = None,
+        adaptations: list[Adaptation] | None = None,
+        task: Task = LanguageModeling(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        compile: bool = False,
+        activation_checkpointing: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.task = task
-        self.optimizer_config = optimizer
-        self.compile_model = compile
-        self.activation_checkpointing = activation_checkpointing
+        self.start, self.task, self.optimizer_config = start, task, optimizer
+        self.objective = objective or CrossEntropy()
+        self.held = HeldMasks()
+        for number, adaptation in enumerate(adaptations or []):
+            adaptation.key = f"adaptations.{number}"
+        ordered = sorted([*(adaptations or []), self.held], key=lambda each: each.order)
+        self.adaptations = nn.ModuleList(ordered)
+        self.compile_model, self.activation_checkpointing = compile, activation_checkpointing
         self.trust_remote_code = trust_remote_code
-        self.operations = []
-        self.masks = Masks()
-        self.prunings = []
-        self.val_nll = MeanMetric().set_dtype(torch.float64)
+        self.names = {}
+        self.contradictions: list[Problem] = []
+        self.operations: list[Operation] = []
         self.step_metrics: dict[str, float] = {}
         self._terms: list[Tensor] = []
+        self._rows: list[Row] = []
+        self._restored_rng: list[dict[str, Any]] | None = None
+        self._rng_before_step: dict[str, Any] | None = None
 
-    # -- what a method defines ---------------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def parent(self) -> tuple[str | dict[str, Any], str]:
-        """The model that this stage starts from, and the config key that names it."""
+    # -- what the parts say --------------------------------------------------------------------------------------------
 
     @property
-    def teacher_source(self) -> str | None:
-        """The model that this stage learns from, if any."""
-        return None
+    def data(self) -> TaskData:
+        """The data module."""
+        found: TaskData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return found
 
     @property
-    def reference(self) -> tuple[str, PreTrainedModel] | None:
-        """Another model to score before the first step, and what it is to the one that is trained: `teacher`, or `source`."""
-        return None
+    def _parts(self) -> list[Adaptation]:
+        return [part for part in self.adaptations if isinstance(part, Adaptation)]
 
     @property
-    def references(self) -> dict[str, PreTrainedModel]:
-        """All other models to score before the first step, by what they are."""
-        return dict([self.reference] if self.reference else [])
-
-    @property
-    def tokenizer_source(self) -> tuple[str | dict[str, Any], str]:
-        """Where the tokenizer comes from when the data names none, and the config key."""
-        return self.parent
-
-    @property
-    def trims_vocabulary(self) -> bool:
-        """Whether the tokenizer, and with it the model, keeps only the tokens that the training split needs."""
-        return False
-
-    @abstractmethod
-    def build(self) -> None:
-        """Makes `self.model` and whatever else has parameters, and sets `self.operations`.
-
-        Raises:
-            UserError: What was asked for does not fit together.
-        """
-
-    @abstractmethod
-    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise and its terms to log, each summed over the micro-batch's supervised tokens."""
-
-    @property
-    def start(self) -> PreTrainedModel:
-        """The model as it is before the first step, to be scored."""
-        return self.model
-
-    def save_start(self, folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, Tensor]) -> None:
-        """As `save`, with `start` and its weights, for a folder that is scored and removed."""
-        save_model(self.start, tokenizer, folder, weights)
+    def precision(self) -> str | None:
+        """What the artefact's weights are quantized to; None: they are in full precision."""
+        return next((part.precision for part in self._parts if part.precision), None)
 
     @property
     def removes(self) -> bool:
-        """Whether the artefact lacks parts of what was trained, so that what is zero in the one is not counted in the other."""
-        return False
+        """Whether the artefact lacks parts of what was trained."""
+        return any(part.removes for part in self._parts)
 
     @property
-    def makes(self) -> str | None:
-        """What the artefact's weights are quantized to; nothing where they are in full precision."""
-        return None
+    def teacher_source(self) -> str | None:
+        """The model that the run learns from, if any."""
+        return self.objective.teacher_source
 
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, Tensor]) -> None:
-        """Writes the artefact.
+    @property
+    def frozen_sources(self) -> list[str]:
+        """The models that training reads and does not change, so that no checkpoint holds them."""
+        frozen = self.start.sources if any(part.freezes for part in self._parts) else []
+        return [*frozen, *self.objective.sources]
 
-        Args:
-            folder: The artefact's folder.
-            tokenizer: The tokenizer that goes with it.
-            weights: The weights of `self.model`, gathered from all processes.
-        """
-        save_model(self.model, tokenizer, folder, weights)
+    @property
+    def references(self) -> dict[str, PreTrainedModel]:
+        """Other models to score before the first step: the `teacher`; the `source` where the start computes something else."""
+        teacher = self.objective.reference
+        found = {} if teacher is None else {"teacher": teacher}
+        if self.start.original is not None and self.start.original is not teacher:
+            found["source"] = self.start.original
+        if any(part.changes_start for part in self._parts) and self.teacher_source != self.start.source:
+            found["source"] = self.model
+        return found
 
-    def zeros(self, folder: Path, names: list[str]) -> int:
-        """How many of the named parameters' elements are zero in what `save` wrote to a folder."""
-        return saved_zeros(folder / "model.safetensors", names)
+    def parent_record(self) -> Parent:
+        """The ledger's record of the model this stage starts from."""
+        return Parent.of(self.start.source)
 
-    def ledgers(self, folder: Path) -> dict[Path, list[Operation]]:
-        """The folders that `save` wrote, each with what was done to the model in it."""
-        return {folder: [*self.operations, *self.prunings]}
+    # -- what is wrong -------------------------------------------------------------------------------------------------
 
-    def draw(self, board: SummaryWriter, step: int) -> None:
-        """Shows in TensorBoard, at each validation, what no single number says; nothing unless a method has something.
+    def keyed(self, problem: Problem) -> Problem:
+        """A problem of one of the parts, with the key that the setting has in the configuration."""
+        if problem.key.split(".")[0] not in ("start", "objective", "adaptations", "task"):
+            return problem
+        return problem.renamed(self.names).under("model")
 
-        Args:
-            board: Where to.
-            step: Optimizer steps taken.
-        """
-
-    def misfits(self, quantized: str) -> str | None:
-        """Why this method cannot train a quantized model, with what to do; nothing where it can.
-
-        Args:
-            quantized: What its weights are quantized to.
-        """
-        other = ", or use lightgpt2.methods.QLoRA" if quantized == "nf4" else ""
-        return f"such weights cannot be trained; give the model in full precision{other}"
-
-    # -- building ----------------------------------------------------------------------------------------------------
-
-    @abstractmethod
     def configs(self) -> dict[str, PretrainedConfig]:
         """Configurations of the models involved by config key, without their weights; the trained one first.
 
         Raises:
-            UserError: A model cannot be found, or one setting contradicts another; with all such problems.
+            UserError: A model cannot be found, or settings contradict each other; with all such problems.
         """
+        problems = [*self.contradictions]
+        found: list[dict[str, PretrainedConfig]] = []
+        for origin in (self.start, self.objective):
+            try:
+                found.append(origin.configs(self.trust_remote_code))
+            except UserError as error:
+                problems += error.problems
+        student: PretrainedConfig | None = None
+        if len(found) == 2:
+            student, *rest = found[0].values()
+            original = rest[0] if rest else None
+            layers = None if original is None else self.start.layers(original)
+            problems += self.objective.problems(student, original, layers, self.trust_remote_code)
+        for part in self._parts:
+            problems += part.problems(student, [other for other in self._parts if other is not part])
+        if problems:
+            raise UserError([self.keyed(problem) for problem in problems])
+        return {self.keyed(Problem(key, "")).key: config for each in found for key, config in each.items()}
 
-    def problems(self, data: Any, training: bool) -> list[str]:
+    def problems(self, data: TaskData, training: bool) -> list[str]:
         """What is wrong with the settings, as far as shows without weights, one line each.
 
         Args:
@@ -192,53 +186,117 @@ class Method(Resumable, Scored, Pruned):
             configs = self.configs()
         except UserError as error:
             return [*error.problems]
-        positions = {config.max_position_embeddings: key for key, config in configs.items()}
-        found = [
-            f"data.sequence_length: {data.sequence_length} is longer than the {n} positions of {key}; give at most that"
-            for n, key in positions.items()
-            if data.sequence_length > n
-        ]
-        if self.task.prompt_tokens >= (room := next(iter(configs.values())).max_position_embeddings):
-            found.append(
-                f"model.task.prompt_tokens: {self.task.prompt_tokens} leaves none of the model's {room} positions for a "
-                f"continuation; give at most {room - 1}"
-            )
-        source, key = self.parent
-        quantized = quantization_of(configs[key]) if training and key in configs else None
-        if quantized and (reason := self.misfits(quantized)):
+        found = data.fits({key: config.max_position_embeddings for key, config in configs.items()})
+        found += [self.keyed(problem.under("task")) for problem in self.task.problems(configs, data)]
+        source, key = self.start.source, self._source_key
+        quantized = quantization_of(configs[key]) if key in configs else None
+        if training and quantized and (reason := self._refusal(quantized)):
             found.append(f"{key}: {source} is quantized to {quantized.upper()}: {reason}")
         try:
-            ledger.read(source)
+            held = Ledger.read(source).held_prunings()
         except UserError as error:
-            found += error.problems
+            return [*found, *error.problems]
+        if not found and training and self.removes and held:
+            found.append(
+                f"{key}: single weights of {source} are pruned, which removing heads and neurons would make a wrong "
+                "count of; remove those first and prune weights after it, or give pruning.granularity weight or block"
+            )
         return found
+
+    @property
+    def _source_key(self) -> str:
+        return self.keyed(Problem("start.model", "")).key
+
+    def _refusal(self, quantized: str) -> str | None:
+        """Why a quantized model cannot be trained, with what to do; None where it can."""
+        accepted = [part.accepts for part in self._parts if part is not self.held] or [frozenset({"fp32"})]
+        loads = self.start.precision
+        if all(quantized in each for each in accepted) and quantized == loads:
+            return None
+        if loads == "nf4":
+            return "give the model in full precision, or in NF4"
+        if any("nf4" in each for each in accepted):
+            if quantized != "nf4":
+                return "give the model in full precision"
+            return "adapters cannot be merged into 4 bit; use lightgpt2.methods.QLoRA, which merges into dequantized weights"
+        if self.precision:
+            return "it cannot be converted twice; give the model in full precision that it was made of"
+        other = ", or use lightgpt2.methods.QLoRA" if quantized == "nf4" else ""
+        return f"such weights cannot be trained; give the model in full precision{other}"
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Any]:
+        """Hands the data what it needs of the model: the first hook that Lightning calls, before it prepares the data."""
+        source, key = self.start.tokenizer
+        key = self.keyed(Problem(key, "")).key
+        self.data.connect(
+            Connection(source, key, self.trust_remote_code, self.start.trims_vocabulary, self.task.prompt_length)
+        )
+        return []
 
     def configure_model(self) -> None:
         """Builds the model once, before optimizers exist and before a checkpoint is loaded."""
         if hasattr(self, "model"):
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if problems := self.problems(data, training=self.trainer.state.fn == "fit"):
+        training = self.trainer.state.fn == "fit"
+        problems: list[str] = []
+        for part in self._parts:
+            if self.device_mesh is not None and not part.shards:
+                name = type(part).__name__
+                problems.append(f"trainer.strategy: {name} is not supported with FSDP2; use auto, or ddp")
+            problems += [self.keyed(each) for each in part.step_problems(self.total_steps)] if training else []
+        if problems := problems or self.problems(self.data, training):
             raise UserError(problems)
-        self.build()
-        check_head(self.model, self.parent[1])
-        if len(data.tokenizer) > self.model.config.vocab_size:
-            raise UserError(
-                f"data.tokenizer: it has {len(data.tokenizer)} tokens and the model of {self.parent[1]} has "
-                f"{self.model.config.vocab_size}; use the model's own tokenizer"
-            )
-        self.model.train()
-        self.hold_zeros(ledger.read(self.parent[0]))
-        if self.activation_checkpointing:
-            self.model.activation_checkpointing_enable()
-        if self.compile_model:
-            self.model.base_model.compile()
+        try:
+            self._build(training)
+        except UserError as error:
+            raise UserError([self.keyed(problem) for problem in error.problems]) from error
         if self.device_mesh is not None:
-            if len(self.masks):
+            if len(self.held.masks):
                 raise UserError(
                     "trainer.strategy: masks of pruned weights are not supported with FSDP2; use auto, or ddp"
                 )
             self.shard(self.device_mesh["data_parallel"])
+
+    def _build(self, training: bool) -> None:
+        trust = self.trust_remote_code
+        self.model, self.operations = self.start.build(self.data, trust)
+        original = self.start.original
+        layers = None if original is None else self.start.layers(original.config)
+        binding = Binding(self.task, self.model, original, str(self.start.source), layers, trust)
+        self.objective.bind(binding)
+        self._apply_adaptations(training)
+        check_head(self.model, self._source_key)
+        tokens, rows = len(self.data.tokenizer), self.model.config.vocab_size
+        if tokens > rows:
+            raise UserError(
+                f"data.tokenizer: it has {tokens} tokens and the model of {self._source_key} has {rows}; use the model's own "
+                "tokenizer"
+            )
+        self.model.train()
+        self.held.hold(self.model, Ledger.read(self.start.source))
+        for part in self._parts:
+            part.check(self.model)
+        if self.activation_checkpointing:
+            self.model.activation_checkpointing_enable()
+        for model in (self.model, *self.objective.frozen_models) if self.compile_model else ():
+            model.base_model.compile()
+
+    def _apply_adaptations(self, training: bool) -> None:
+        steps = self.total_steps if training else 0
+        for part in self._parts:
+            others = [other for other in self._parts if other is not part]
+            context = Context(
+                self.task,
+                lambda: self.start.plain(self.trust_remote_code),
+                self.start.adapter,
+                others,
+                self.held.masks,
+                training,
+                steps,
+            )
+            self.operations += part.apply_to(self.model, context)
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs.
@@ -249,8 +307,18 @@ class Method(Resumable, Scored, Pruned):
         for block in blocks(self.model):
             fully_shard(block, mesh=mesh)
         fully_shard(self, mesh=mesh)
-        for name in ("training_step", "validation_step", "test_step", "predict_step", "continuations"):
+        for name in ("training_step", "validation_step", "test_step", "predict_step", "samples"):
             register_fsdp_forward_method(self, name)
+        for model in self.objective.frozen_models:
+            for block in blocks(model):
+                fully_shard(block, mesh=mesh, reshard_after_forward=True)
+
+    def on_fit_start(self) -> None:
+        """Moves models that Lightning does not know of where the trained one is."""
+        for model in self.objective.frozen_models:
+            model.to(device=self.device)
+
+    # -- the optimizer -------------------------------------------------------------------------------------------------
 
     @property
     def total_steps(self) -> int:
@@ -258,12 +326,16 @@ class Method(Resumable, Scored, Pruned):
 
         `trainer.estimated_stepping_batches` would set up the data before a checkpoint's position is restored, and lose it.
         """
-        trainer = self.trainer
-        per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        trainer, per_epoch = self.trainer, self.data.steps_per_epoch
         limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             limits.append(trainer.max_epochs * per_epoch)
         return min(limits, default=1000 * per_epoch)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(self.global_step, self.total_steps)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trainable, matrices with weight decay and vectors without."""
@@ -275,41 +347,62 @@ class Method(Resumable, Scored, Pruned):
         """What the optimizer trains, in groups with their settings."""
         # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
         fused = not str(self.trainer.precision).endswith("-mixed")
-        return self.optimizer_config.groups((p for p in self.parameters() if p.requires_grad), fused)
+        groups = self.optimizer_config.groups((p for p in self.parameters() if p.requires_grad), fused)
+        for part in self._parts:
+            groups = part.parameter_groups(groups)
+        return groups
 
     def _apply_settings(self) -> None:
         """Puts the configuration's settings over those that a checkpoint restored: the command line has the last word."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
-        settings = [
-            {key: value for key, value in group.items() if key != "params"} for group in self.parameter_groups()
-        ]
+        settings = [{k: value for k, value in group.items() if k != "params"} for group in self.parameter_groups()]
         scheduler.base_lrs = [group["lr"] for group in settings]
         factor = self.optimizer_config.factor(self.total_steps)(scheduler.last_epoch)
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(values, initial_lr=values["lr"], lr=values["lr"] * factor)
 
-    # -- training ----------------------------------------------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Sets the optimizer as configured."""
+        """Sets the optimizer as configured, and the random generators to where the checkpoint left them, or to the seed."""
         self._apply_settings()
-        super().on_train_start()
+        if self.start.original is not self.objective.reference:
+            self.start.original = None  # it has been scored
+        random_state.begin(self._restored_rng, self.global_rank)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the random generators' states where an optimizer step begins, for a checkpoint inside it."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._rng_before_step = random_state.capture()
+        for part in self._parts:
+            part.before_step(self.progress)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the step's loss."""
         loss, terms = self.losses(batch)
-        # Lightning divides by the number of micro-batches and DDP averages over processes; a mean over the step's tokens
+        # Lightning divides by the number of micro-batches and DDP averages over processes; a mean over the step's items
         # needs neither.
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch["step_tokens"]
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch["step_items"]
         self._term_names = ["loss", *terms]
-        self._terms.append(torch.stack([loss.detach(), *terms.values()]) / batch["step_tokens"])
+        self._terms.append(torch.stack([loss.detach(), *terms.values()]) / batch["step_items"])
         scaled: Tensor = loss * scale
         return scaled
 
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimize and its terms to log, each summed over the micro-batch's supervised items."""
+        loss, terms = self.objective(self.model, batch, self.progress)
+        for part in self._parts:
+            if (penalty := part.penalty(self.progress)) is not None:
+                # Once for each supervised item, as the sum is divided by their number.
+                added = penalty * self.task.items(batch)
+                loss, terms = loss + added, {**terms, "penalty": added.detach()}
+        return loss, terms
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
-        self.mask_gradients()
+        for part in self._parts:
+            part.mask_gradients(self.model)
         terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
         local, self._terms = self._terms, []
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
@@ -333,9 +426,121 @@ class Method(Resumable, Scored, Pruned):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Steps, then frees the gradients: Lightning would hold them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._rng_before_step = None  # the next checkpoint is of the state after the step
         optimizer.zero_grad()
-        self.mask_weights()  # momentum and weight decay know nothing of masks
+        after = Progress(self.global_step + 1, self.total_steps)  # which Lightning counts after this
+        for part in reversed(self._parts):
+            self.step_metrics |= part.after_step(self.model, after)
 
-    def parent_record(self) -> Parent:
-        """The ledger's record of the model this stage starts from."""
-        return Parent.of(self.parent[0])
+    # -- scoring -------------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Scores a batch; its `rows`."""
+        rows = self.task.rows(self.model, batch)
+        self._rows += rows
+        return {"rows": rows}
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation split's metrics."""
+        self._log_split("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test split's metrics."""
+        self._log_split("test")
+
+    def _log_split(self, split: str) -> None:
+        rows = of_all_processes(self._rows)
+        loss = sum(row["loss"] for row in rows) / max(1.0, sum(row["items"] for row in rows))
+        values = {"loss": loss, **{name: metric.value() for name, metric in self.task.metrics(rows).items()}}
+        for name, value in values.items():
+            shown = name in ("loss", self.task.primary)
+            # The Monitor callback writes them to the loggers, against the number of steps.
+            self.log(
+                f"{split}/{name}", value, prog_bar=shown, logger=False, sync_dist=True
+            )  # the same on all processes
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """What the predictions file is made of."""
+        if self.task.predict == "scores":
+            return [*self.task.rows(self.model, batch)]
+        return self.task.predicted(self.model, self.data.tokenizer, batch)
+
+    def samples(self, prompts: list[Any]) -> list[tuple[str, str]]:
+        """Pairs of texts, the prompt and what the model makes of it; all processes must call it."""
+        return self.task.samples(self.model, self.data.tokenizer, prompts)
+
+    def write_images(self, board: SummaryWriter, step: int) -> None:
+        """Shows in TensorBoard what no single number says."""
+        for part in self._parts:
+            part.write_images(board, step)
+
+    # -- the artefact --------------------------------------------------------------------------------------------------
+
+    def save(
+        self, folder: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, Tensor]
+    ) -> dict[Path, list[Operation]]:
+        """Writes the artefact, and the folders beside it that adaptations write.
+
+        Args:
+            folder: The artefact's folder.
+            tokenizer: The tokenizer that goes with it.
+            weights: The weights of `self.model`, gathered from all processes.
+
+        Returns:
+            The folders that were written, each with what was done to the model in it.
+        """
+        result = Result(self.model, weights, folder, tokenizer, [*self.operations])
+        for part in self._parts:
+            part.finish(result)
+
+        def finish(temporary: Path) -> None:
+            for step in result.steps:
+                step(temporary)
+            if result.checks:
+                saved = Saved(stored_weights.read(temporary / "model.safetensors"))
+                for check in result.checks:
+                    check(saved)
+
+        save_model(result.model, tokenizer, folder, result.weights, finish)
+        return {**result.folders, folder: result.operations}
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the artefact as it is now into a folder that plain transformers loads.
+
+        Args:
+            folder: The folder; replaced if it exists.
+        """
+        target = Path(folder)
+        self.save(target, self.data.tokenizer, whole_weights(self.model))
+        return target
+
+    def zeros(self, folder: Path, names: Sequence[str]) -> int:
+        """How many of the named parameters' elements are zero in what `save` wrote to a folder."""
+        for part in self._parts:
+            if (found := part.zeros(folder, names)) is not None:
+                return found
+        return Saved(stored_weights.read(folder / "model.safetensors")).zeros(names)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what is frozen, and adds what Lightning leaves out."""
+        resume.pack(self, checkpoint, self._rng_before_step)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that the checkpoint belongs to this run; restores what Lightning does not.
+
+        Raises:
+            UserError: The weights that the checkpoint left out have changed, or the text that decided the vocabulary.
+        """
+        self._restored_rng = resume.unpack(self, checkpoint)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Restores the weights; what is frozen stays as it is.
+
+        Raises:
+            UserError: They are of a model of another shape.
+        """
+        return resume.load(self, super().load_state_dict, state_dict, assign)

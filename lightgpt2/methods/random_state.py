@@ -41,3 +41,18 @@ def reseed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def begin(states: list[dict[str, Any]] | None, rank: int) -> None:
+    """Sets all generators where training begins: to what a checkpoint holds, or to the run's seed.
+
+    Whatever was drawn before (a new model's weights, say) leaves no trace in the training.
+
+    Args:
+        states: The captured states of all processes; None: there is no checkpoint.
+        rank: This process.
+    """
+    if states is not None and rank < len(states):
+        restore(states[rank])
+    else:
+        reseed(torch.initial_seed() % 2**32 + rank)

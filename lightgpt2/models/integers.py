@@ -1,4 +1,4 @@
-"""Models whose weights are, or are going to be, integers with scales: trained as such, saved, counted."""
+"""Models whose weights are, or will be, integers with scales: trained as such, saved, counted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.functional.quantization import fake_quantize, integers
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.families import block_linears, compute_with, is_tied
-from lightgpt2.models.operations import Operation
-from lightgpt2.models.saving import bring_code, save_model
+from lightgpt2.models.families import block_linears, compute_with, unquantized_head
+from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
 
 _GROUP = 32
@@ -21,11 +21,11 @@ _GROUP = 32
 
 @dataclass
 class Integers:
-    """What weights are rounded to; all linear layers of the blocks always.
+    """What weights are rounded to; the linear layers of the blocks always are.
 
     Attributes:
         bits: 8, with one scale for each output channel; or 4, with one for each group of its weights.
-        group: With 4 bits, how many consecutive inputs of an output channel share a scale; 32 unless given.
+        group: With 4 bits, the number of consecutive inputs of an output channel that share a scale; 32 unless given.
         activations: Round the inputs of those layers as well, to 8 bits with one scale for each token.
         embeddings: Round the token and position embeddings too, and the vocabulary head, tied or not.
     """
@@ -42,16 +42,11 @@ class Integers:
 
     @property
     def size(self) -> int | None:
-        """Inputs that share a scale; None where all of an output channel do."""
+        """Inputs that share a scale; None if all of an output channel do."""
         return None if self.bits == 8 else self.group or _GROUP
 
     def problems(self, config: PretrainedConfig, key: str) -> list[str]:
-        """What is wrong with the format for a model, one line each.
-
-        Args:
-            config: The model's configuration.
-            key: Config key to name.
-        """
+        """What is wrong with the format for a model, one line each; `key` is the config key to name."""
         shape = Shape.of(config)
         most = max(shape.width, shape.heads * shape.head, shape.ffn)
         if not isinstance(self.bits, int):  # 8.0, which is one of the two as well
@@ -68,31 +63,29 @@ class Integers:
 
 
 def round_weights(model: PreTrainedModel, form: Integers, active: Callable[[], bool]) -> None:
-    """Makes a model compute with weights that the integers can hold; what is trained stays as it is, under its names.
+    """Let a model compute with weights that the integers can hold; what is trained stays as it is, under its names.
 
     Args:
         model: The model; changed in place.
         form: The integers.
         active: Whether it does; asked at every forward pass.
     """
+
+    def rounding(module: nn.Module) -> Callable[[str, Tensor], Tensor]:
+        def rounded(name: str, value: Tensor) -> Tensor:
+            if name != "weight" or not active():
+                return value
+            rows = fake_quantize(_as_rows(module, value.float()), form.bits, form.size)
+            return _as_rows(module, rows).to(value.dtype)
+
+        return rounded
+
     for module in _rounded(model, form).values():
-        compute_with(module, _rounding(module, form, active))
+        compute_with(module, rounding(module))
     for module in block_linears(model).values() if form.activations else ():
         module.register_forward_pre_hook(
             lambda module, args: stored_weights.round_inputs(module, args) if active() else None
         )
-
-
-def _rounding(module: nn.Module, form: Integers, active: Callable[[], bool]) -> Callable[[str, Tensor], Tensor]:
-    """What a module takes for a parameter of its own."""
-
-    def substitute(name: str, value: Tensor) -> Tensor:
-        if name != "weight" or not active():
-            return value
-        rows = fake_quantize(_as_rows(module, value.float()), form.bits, form.size)
-        return _as_rows(module, rows).to(value.dtype)
-
-    return substitute
 
 
 def _rounded(model: PreTrainedModel, form: Integers) -> dict[str, nn.Module]:
@@ -105,24 +98,18 @@ def _rounded(model: PreTrainedModel, form: Integers) -> dict[str, nn.Module]:
 
 
 def _as_rows(module: nn.Module, weight: Tensor) -> Tensor:
-    """A module's weight with one row an output channel, or the other way round: GPT-2's own kind of layer has columns."""
+    """A module's weight with one row for each output channel, or back: a Conv1D's has columns."""
     return weight.T.contiguous() if isinstance(module, Conv1D) else weight
 
 
-def save_integers(
-    model: PreTrainedModel,
-    form: Integers,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    weights: dict[str, Tensor],
-) -> None:
-    """Writes a model folder with integers in the place of weights, atomically.
+def integer_tensors(
+    model: PreTrainedModel, form: Integers, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Callable[[Path], None]]:
+    """Form a model's integers with scales, and what writes them into a saved folder in the place of its weights.
 
     Args:
-        model: The model that computes with rounded weights.
+        model: The model, for the names and kinds of its layers.
         form: The integers.
-        tokenizer: Its tokenizer.
-        folder: Target; replaced if it exists.
         weights: The model's weights before rounding, whole.
     """
     tensors, table = dict(weights), {}
@@ -134,23 +121,21 @@ def save_integers(
             about = {"shape": list(weights[name].shape), "transposed": isinstance(module, Conv1D)}
             table[name] = {"bits": form.bits, "group": whole.shape[-1], **about}
 
-    def finish(temporary: Path) -> None:
-        stored_weights.write(temporary / "model.safetensors", tensors, table)
-        bring_code(temporary, stored=form.name, **({"activations": "int8"} if form.activations else {}))
+    def write(folder: Path) -> None:
+        stored_weights.write(folder / "model.safetensors", tensors, table)
+        bring_code(folder, stored=form.name, **({"activations": "int8"} if form.activations else {}))
 
-    save_model(model, tokenizer, folder, weights, finish)
+    return tensors, write
 
 
 def operation(model: PreTrainedModel, form: Integers) -> Operation:
     """The ledger's record: the format, how many of the linear layers it matched, and which were left and why."""
-    linears = block_linears(model)
-    head, why = "lm_head", "tied to the embedding" if is_tied(model) else "the vocabulary head"
+    count = len(block_linears(model))
     settings: dict[str, Any] = {"bits": form.bits, "group": form.size, "activations": form.activations}
-    return {
-        "op": "integers",
+    return KINDS["integers"].record(
         **settings,
-        "embeddings": form.embeddings,
-        "matched": len(linears) + form.embeddings,
-        "linears": len(linears) + 1,
-        "kept": {} if form.embeddings else {head: why},
-    }
+        embeddings=form.embeddings,
+        matched=count + form.embeddings,
+        linears=count + 1,
+        kept={} if form.embeddings else unquantized_head(model),
+    )

@@ -74,9 +74,10 @@ class Entry:
         seconds: Wall time of the training, in seconds, over all its sessions.
         quality: Scores by the name of the model that was scored.
         sizes: Parameters and megabytes of the artefact.
-        curve: Validation perplexity by optimizer step, `[[step, perplexity], ...]`.
+        curve: The primary metric on the validation split by optimizer step, `[[step, value], ...]`.
         training: What the training took: `peak_memory_mb`, in units of 10^6 bytes.
         teacher: The model it was distilled from, if any.
+        samples: Outputs side by side: `prompt`, `before` and `after`.
         versions: Versions of the libraries.
         finished: When the entry was written, ISO 8601.
         config_sha256: Digest of `config`.
@@ -96,6 +97,7 @@ class Entry:
     curve: list[list[float]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
     teacher: Parent | None = None
+    samples: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     finished: str = field(default_factory=_now)
     config_sha256: str = ""

@@ -27,14 +27,15 @@ from transformers import (
 
 from lightgpt2.errors import UserError
 from lightgpt2.models import adapters
-from lightgpt2.models.families import check_family
-from lightgpt2.models.standalone.modeling_lightgpt2 import MODELS
+from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
+from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 Result = TypeVar("Result")
 
-ENCODERS = ("bert", "distilbert")  # families that can be exported, and not trained
-
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_MISTAKES = (  # that transformers raises for a folder or a configuration that is wrong
+    OSError, ValueError, ImportError, RuntimeError, LookupError, AttributeError, TypeError, StrictDataclassError
+)  # fmt: skip
 
 
 def _is_path(source: str) -> bool:
@@ -46,7 +47,7 @@ def _is_path(source: str) -> bool:
 
 
 def _arguments(source: str) -> dict[str, Any]:
-    """Positional source and file name as transformers wants them; a GGUF file is named beside its folder."""
+    """The source as transformers' arguments; a GGUF file is named beside its folder."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -62,25 +63,21 @@ def _check_folder(source: str, key: str) -> None:
         if path.suffix != ".gguf":
             raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
         return
-    if (path / adapters.CONFIG).is_file() and not (path / "config.json").is_file():
-        raise UserError(
-            f"{key}: {source} is a folder of adapters; give the model that they are merged into (model/ beside it), or train "
-            "on with lightgpt2.methods.LoRA"
-        )
     if not (path / "config.json").is_file():
+        if (path / adapters.CONFIG).is_file():
+            raise UserError(
+                f"{key}: {source} is a folder of adapters; give the model that they are merged into (model/ beside it), or "
+                "train on with lightgpt2.methods.LoRA"
+            )
         raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
     if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
         raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
 
 
 def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = True) -> Result:
-    """Runs one load and turns what the libraries raise into one line with a fix.
+    """The result of a load; what the libraries raise becomes one line with a fix.
 
-    Args:
-        load: What to run.
-        source: What is loaded.
-        key: Config key to name in errors.
-        named: Whether `source` is the name of a model, and not a description of one.
+    `named` is whether `source` is the name of a model, and not a description of one.
     """
     try:
         return load()
@@ -91,16 +88,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
             f"{key}: {source} has its weights in a pickle that is damaged or would run code; give a folder with "
             "*.safetensors"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        RuntimeError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        StrictDataclassError,
-    ) as error:
+    except _MISTAKES as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
@@ -131,12 +119,11 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         values = dict(source)
         model_type = values.pop("model_type", None)
         if model_type is None:
-            raise UserError(f"{key}: a model given as a configuration needs model_type, for example gpt2 or llama")
-        config = _guarded(
-            lambda: AutoConfig.for_model(model_type, **values), f"model_type {model_type}", key, named=False
-        )
-        unknown = [name for name in values if not hasattr(config.__class__(), name)]
-        if unknown:
+            types = " or ".join(FAMILIES)
+            raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
+        make = lambda: AutoConfig.for_model(model_type, **values)  # noqa: E731
+        config = _guarded(make, f"model_type {model_type}", key, named=False)
+        if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; correct or remove that")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
@@ -152,35 +139,35 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
     config: PretrainedConfig = _guarded(
         lambda: AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
     )
-    if config.model_type == "gpt2" and source.endswith(
-        ".gguf"
-    ):  # of which transformers reads the length under an old name
-        config.n_positions = getattr(config, "n_ctx", config.n_positions)
+    if source.endswith(".gguf") and config.model_type in FAMILIES:
+        FAMILIES[config.model_type].correct_gguf(config)
     return config
 
 
-def _is_ours(config: PretrainedConfig) -> bool:
-    """Whether a model is of the kinds that this project's own code makes; the copy of it in the model's folder never runs."""
-    return hasattr(config, "lightgpt2")
+def _model_class(config: PretrainedConfig) -> Any:
+    """This project's own code if the configuration asks for it; the copy of it in the model's folder never runs."""
+    return light_class(config.model_type) if hasattr(config, "lightgpt2") else AutoModelForCausalLM
 
 
 def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
-    """A model of this shape with freshly drawn weights in FP32, from torch's global generator.
+    """A model of this shape in FP32 with random weights from torch's global generator; a UserError if it contradicts itself."""
+    model_class = _model_class(config)
+    make = model_class.from_config if model_class is AutoModelForCausalLM else model_class._from_config
+    return _guarded(lambda: make(copy.deepcopy(config), dtype=torch.float32), "the configuration", key, named=False)
 
-    Args:
-        config: The shape.
-        key: Config key to name in errors.
 
-    Raises:
-        UserError: The configuration contradicts itself.
-    """
-    make = MODELS[config.model_type]._from_config if _is_ours(config) else AutoModelForCausalLM.from_config
-    return _guarded(
-        lambda: make(copy.deepcopy(config), dtype=torch.float32),
-        "the configuration",
-        key,
-        named=False,
+def _load(model_class: Any, source: str, key: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the names of the weights that its file lacks."""
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
+        lambda: model_class.from_pretrained(**(_arguments(source) | options), output_loading_info=True), source, key
     )
+    return loaded[0], sorted(loaded[1]["missing_keys"])
+
+
+def _check_whole(missing: list[str], source: str, key: str) -> None:
+    # transformers takes random ones and only warns: a quality figure of such a model means nothing.
+    if missing:
+        raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; fetch it again")
 
 
 def load_model(
@@ -197,7 +184,7 @@ def load_model(
         source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
-        quantization: What to make of the linear layers' weights while loading.
+        quantization: The quantization of linear layers while loading.
         dtype: Type of all other weights; `auto` is what the file says.
         options: Further arguments of transformers' `from_pretrained`.
 
@@ -205,28 +192,16 @@ def load_model(
         UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
     """
     config = load_config(source, key, trust_remote_code)
-    model_class: Any = MODELS[config.model_type] if _is_ours(config) else AutoModelForCausalLM
-    arguments = _arguments(source)
-    gguf = "gguf_file" in arguments
+    gguf = "gguf_file" in _arguments(source)
     if gguf and quantization is not None:
         raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
     if gguf:
-        arguments["quantization_config"] = GgufConfig(dequantize=True)
-        options.setdefault("config", config)
+        options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
     elif quantization is not None:
-        arguments["quantization_config"] = quantization
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
-        lambda: model_class.from_pretrained(
-            **arguments, **options, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        ),
-        source,
-        key,
-    )
-    model, info = loaded
-    # transformers draws missing weights at random and only warns: a quality figure of such a model means nothing.
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
-        raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
+        options["quantization_config"] = quantization
+    options |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    model, missing = _load(_model_class(config), source, key, **options)
+    _check_whole(missing, source, key)
     if gguf:
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
         if getattr(model.config, "quantization_config", None) is not None:
@@ -236,12 +211,7 @@ def load_model(
 
 
 def is_encoder(source: str, key: str) -> bool:
-    """Whether a model is one that `load_encoder` loads; not where its configuration cannot be read, as `load_config` will say.
-
-    Args:
-        source: Hub id, folder or GGUF file.
-        key: Config key to name in errors.
-    """
+    """True for a model that `load_encoder` loads; False if its configuration cannot be read, as `load_config` will say."""
     try:
         return _named_config(source, key, False).model_type in ENCODERS
     except UserError:
@@ -249,45 +219,28 @@ def is_encoder(source: str, key: str) -> bool:
 
 
 def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """An encoder in FP32, with its classification head where its configuration names one, else the base model; its tokenizer.
-
-    Args:
-        source: Hub id or folder.
-        key: Config key to name in errors.
+    """An encoder in FP32, with its classification head if its configuration names one, else the base model; its tokenizer.
 
     Raises:
         UserError: It cannot be loaded, is no encoder of a supported family, or lacks weights.
     """
     config = _named_config(source, key, False)
     if config.model_type not in ENCODERS:
-        raise UserError(
-            f"{key}: {source} is of type {config.model_type!r}; use an encoder of type {' or '.join(ENCODERS)}"
-        )
+        types = " or ".join(ENCODERS)
+        raise UserError(f"{key}: {source} is of type {config.model_type!r}; use an encoder of type {types}")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    model_class: Any = AutoModelForSequenceClassification if classifies else AutoModel
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
-        lambda: model_class.from_pretrained(**_arguments(source), dtype=torch.float32, output_loading_info=True),
-        source,
-        key,
-    )
-    model, info = loaded
+    model_class = AutoModelForSequenceClassification if classifies else AutoModel
+    model, missing = _load(model_class, source, key, dtype=torch.float32)
     # A base model's pooler is not trained by every recipe, and nothing here reads it.
-    names = sorted(name for name in info["missing_keys"] if classifies or not name.startswith("pooler."))
-    if names:
-        raise UserError(f"{key}: {source} lacks {len(names)} of its weights, first {names[0]}; fetch it again")
-    tokenizer = _guarded(lambda: AutoTokenizer.from_pretrained(**_arguments(source)), source, key)
-    return model.eval(), tokenizer
+    _check_whole([name for name in missing if classifies or not name.startswith("pooler.")], source, key)
+    return model.eval(), _guarded(lambda: AutoTokenizer.from_pretrained(**_arguments(source)), source, key)
 
 
 def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
-    """Whether NF4 layers may use a kernel that bitsandbytes has for some processors (AVX-512 BF16).
+    """Set whether NF4 layers may use a kernel that bitsandbytes has for some processors (AVX-512 BF16).
 
     It packs the weights anew at the first forward pass in eval mode, computes in bfloat16, and lets no gradient through: fast,
-    but nothing to train on or to score with.
-
-    Args:
-        model: Any model; changed in place.
-        allowed: Whether they may.
+    but unfit for training and scoring.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -298,8 +251,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
     """Makes a dequantized model an ordinary one: transformers refuses to save what still says it is GGUF."""
     del model.config.quantization_config
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if name in model.__dict__:
-            delattr(model, name)
+        model.__dict__.pop(name, None)
 
 
 def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
@@ -316,7 +268,7 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
     tokenizer: PreTrainedTokenizerFast = _guarded(
         lambda: AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
     )
-    # transformers makes an empty tokenizer of a folder that lacks the tokenizer's files.
+    # transformers gives an empty tokenizer for a folder that lacks the tokenizer's files.
     if set(tokenizer("text", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise UserError(f"{key}: {source} has no tokenizer (tokenizer.json); add it, or name one with data.tokenizer")
     if separator_id(tokenizer) is None:
@@ -334,14 +286,6 @@ def load_exported_gguf(folder: Path, key: str, name: str = "model.gguf") -> PreT
     """The model of a GGUF file with the configuration that lies beside it, in eval mode.
 
     transformers reads neither GPT-2's positions nor biases or rotary scaling from the file.
-
-    Args:
-        folder: Where both are.
-        key: Config key to name in errors.
-        name: The file.
-
-    Raises:
-        UserError: They cannot be loaded.
     """
     config = _guarded(lambda: AutoConfig.from_pretrained(folder), str(folder), key)
     return load_model(str(folder / name), key, config=config).eval()

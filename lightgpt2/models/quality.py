@@ -89,6 +89,12 @@ class Metric:
         about = {"better": self.better, "link": self.link, "digits": self.digits}
         return {"value": self.value(), "interval_95": self.interval(), **about}
 
+    @classmethod
+    def restored(cls, name: str, about: Mapping[str, Any], numerators: Any, denominators: Any) -> "Metric":
+        """The metric that `as_dict` described, with its examples."""
+        arrays = (np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
+        return cls(name, about["better"], *arrays, about.get("link", "identity"), about.get("digits", 4))
+
     def _draws(self) -> Any:
         """Counts of each example in one resample after another; all at once they would take 16 KB an example."""
         generator, count = np.random.default_rng(0), len(self.numerators)
@@ -155,13 +161,8 @@ def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str
         return {}
     with np.load(folder / FILE) as arrays:
         return {
-            name: Metric(
-                name,
-                scored[name]["better"],
-                arrays[f"{label}/{name}/numerators"],
-                arrays[f"{label}/{name}/denominators"],
-                scored[name].get("link", "identity"),
-                scored[name].get("digits", 4),
+            name: Metric.restored(
+                name, scored[name], arrays[f"{label}/{name}/numerators"], arrays[f"{label}/{name}/denominators"]
             )
             for name in metric_names(scored)
             if f"{label}/{name}/numerators" in arrays

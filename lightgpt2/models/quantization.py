@@ -1,4 +1,4 @@
-"""Models in NF4 and INT8 by bitsandbytes, through transformers: made, counted, and taken back to full precision.
+"""Models in NF4 and INT8 by bitsandbytes, through transformers: quantized, counted, and back to full precision.
 
 NF4: 4-bit NormalFloat in blocks of 64 with doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314). INT8: LLM.int8(),
 a scale for each output channel, columns with outliers in half precision (Dettmers et al. 2022, arXiv:2208.07339).
@@ -13,23 +13,21 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import LINEAR, blocks, is_tied
+from lightgpt2.models.families import LINEAR, blocks, unquantized_head
 from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
-from lightgpt2.models.operations import Operation
+from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
 
 Format = Literal["nf4", "int8"]
 _BLOCK = 64  # weights that share one scale in NF4
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
     """The library's settings for a format.
 
-    NF4 weights are multiplied in half precision on CUDA, and in FP32 on processors, most of which are slow with less.
-
-    Args:
-        form: The format.
-        cuda: Whether it is for CUDA. The default is whether there is a card.
+    NF4 weights are multiplied in half precision on CUDA (by default if there is a card), and in FP32 on processors, most of
+    which are slow with less.
     """
     if form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -43,11 +41,7 @@ def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
 
 
 def quantization_of(config: PretrainedConfig) -> str | None:
-    """What a model's weights are quantized to: `nf4`, `int8`, `int4`, another method's name, or nothing.
-
-    Args:
-        config: Its configuration.
-    """
+    """What a model's weights are quantized to: `nf4`, `int8`, `int4`, another method's name; None for plain weights."""
     if stored := getattr(config, "lightgpt2", {}).get("stored"):
         return str(stored)
     found: Any = getattr(config, "quantization_config", None)
@@ -62,16 +56,7 @@ def quantization_of(config: PretrainedConfig) -> str | None:
 
 
 def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
-    """What a model's file is quantized to: as `quantization_of`, or `gguf`; nothing for plain weights.
-
-    Args:
-        source: Hub id, folder or GGUF file.
-        key: Config key to name in errors.
-        trust_remote_code: Whether code in the model's folder may run.
-
-    Raises:
-        UserError: Its configuration cannot be loaded.
-    """
+    """What a model's file is quantized to: as `quantization_of`, or `gguf`."""
     config = load_config(source, key, trust_remote_code)
     return "gguf" if source.endswith(".gguf") else quantization_of(config)
 
@@ -79,13 +64,13 @@ def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> 
 def load_for_inference(
     source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A pretrained model as it is deployed: in half precision, or quantized; on its device.
+    """A pretrained model as it is deployed: in some precision, on its device, in eval mode.
 
     Args:
         source: Hub id, folder or GGUF file; a folder that is quantized keeps its own quantization.
         key: Config key to name in errors.
         precision: `fp32`, `bf16`, `fp16`, `int8` or `nf4`. The last two are bitsandbytes'.
-        attention: What transformers calls `attn_implementation`.
+        attention: transformers' `attn_implementation`.
         device: `cpu` or `cuda:N`.
         trust_remote_code: Whether code in the model's folder may run.
 
@@ -98,7 +83,7 @@ def load_for_inference(
     if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
         return _fastest(load_model(source, key, trust_remote_code, **options)).eval()
-    if precision in _DTYPES or quantization_of(config) == precision:  # of its own: computed in FP32
+    if precision in _DTYPES or quantization_of(config) == precision:  # this project's integers: computed in FP32
         dtype = _DTYPES.get(precision, torch.float32)
         return load_model(source, key, trust_remote_code, dtype=dtype, **options).to(device).eval()
     form = cast(Format, precision)
@@ -111,40 +96,26 @@ def load_for_inference(
 
 
 def _fastest(model: PreTrainedModel) -> PreTrainedModel:
-    """Gives NF4 layers the kernel back that `load_model` keeps them from, where the processor has it."""
+    """Lets NF4 layers use the kernel that `load_model` forbids, if the processor has it."""
     from bitsandbytes.functional import has_avx512bf16
 
     allow_packing(model, has_avx512bf16())
     return model
 
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model whose linear layers are quantized while it loads.
-
-    Args:
-        source: Hub id or folder of a model in full precision.
-        key: Config key to name in errors.
-        form: The format.
-        trust_remote_code: Whether code in the model's folder may run.
+    """A model in full precision whose linear layers are quantized while it loads.
 
     Raises:
         UserError: It cannot be loaded, or not every linear layer of its blocks was quantized.
     """
     model = load_model(source, key, trust_remote_code, settings(form))
     coverage(model, form)
-    _let_go_of_file(model)
-    return model
-
-
-@torch.no_grad()
-def _let_go_of_file(model: PreTrainedModel) -> None:
-    """Copies what was not quantized: on processors it is a view into the mapped file, all of which stays resident for it."""
+    # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.is_floating_point():
             parameter.data = parameter.data.clone()
+    return model
 
 
 def _quantized(model: PreTrainedModel) -> dict[str, Any]:
@@ -155,16 +126,9 @@ def _quantized(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def check_blocks(model: PreTrainedModel, form: Format) -> None:
-    """Checks that a format's blocks of weights end where the rows of the model's layers do.
+    """Raise a `UserError` if a format's blocks of weights do not end where the rows of the model's layers do.
 
     On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where an NF4 block goes on in the next row.
-
-    Args:
-        model: The model, quantized or not yet.
-        form: The format.
-
-    Raises:
-        UserError: They do not.
     """
     layers = [m for name, m in blocks(model).named_modules() if isinstance(m, LINEAR) and ".lora_" not in name]
     inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers}
@@ -176,45 +140,25 @@ def check_blocks(model: PreTrainedModel, form: Format) -> None:
 
 
 def coverage(model: PreTrainedModel, form: Format) -> Operation:
-    """What of a model is quantized, counted: the ledger's record.
-
-    Args:
-        model: The quantized model.
-        form: The format.
-
-    Returns:
-        With `matched` of `linears` layers, and under `kept` the name of each layer that was left and why.
+    """The ledger's record of a quantized model: `matched` of `linears` layers, and in `kept` those that were left and why.
 
     Raises:
         UserError: A layer was passed over that should not have been, or cannot be computed everywhere.
     """
     done = _quantized(model)
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]
-    head = model.get_output_embeddings()
-    why = "tied to the embedding" if is_tied(model) else "the vocabulary head"
-    kept = {name: why for name in left if model.get_submodule(name) is head}
+    kept = {name: why for name, why in unquantized_head(model).items() if name in left}
     if not done or len(kept) < len(left):
         passed = ", ".join(sorted(set(left) - set(kept))) or "all"
         raise UserError(f"{form}: linear layers were left in full precision ({passed}); this model is not supported")
     check_blocks(model, form)
-    return {"op": form, "matched": len(done), "linears": len(done) + len(left), "kept": kept}
+    return KINDS[form].record(matched=len(done), linears=len(done) + len(left), kept=kept)
 
 
 def quantize_folder(
     source: Path, target: Path, form: Format, tokenizer: PreTrainedTokenizerFast, trust_remote_code: bool = False
 ) -> Operation:
-    """Writes the quantized sibling of a model folder; plain transformers loads it.
-
-    Args:
-        source: The folder of a model in full precision.
-        target: Folder to write, atomically.
-        form: The format.
-        tokenizer: The model's tokenizer.
-        trust_remote_code: Whether code in the model's folder may run.
-
-    Returns:
-        The ledger's record; see `coverage`.
-    """
+    """Write the quantized sibling of a model folder, which plain transformers loads; returns the ledger's record."""
     model = load_quantized(str(source), "PostTrainingQuantization", form, trust_remote_code)
     save_model(model, tokenizer, target)
     return coverage(model, form)
@@ -222,11 +166,7 @@ def quantize_folder(
 
 @torch.no_grad()
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """A model in full precision that computes what an NF4 model computes.
-
-    Args:
-        model: The NF4 model.
-    """
+    """A model in full precision that computes what an NF4 model computes."""
     from bitsandbytes.functional import dequantize_4bit
 
     config = copy.deepcopy(model.config)

@@ -1,4 +1,4 @@
-"""The artefact: a standard Hugging Face folder that needs no LightGPT2 to load."""
+"""The artefact: a standard Hugging Face folder that loads without LightGPT2."""
 
 import json
 import shutil
@@ -19,19 +19,12 @@ from lightgpt2.models.standalone import stored_weights
 
 @dataclass(frozen=True)
 class Sizes:
-    """How big a saved model is.
+    """How big a saved model is."""
 
-    Attributes:
-        parameters: Number of parameters, tied ones counted once, quantized ones as what they stand for.
-        nonzero: Those that are not zero; None for a quantized model.
-        embedding: Those of the token embedding, and of the head where it is not tied to it.
-        megabytes: Bytes of the weight files on disk, in units of 10^6.
-    """
-
-    parameters: int
-    nonzero: int | None
-    embedding: int
-    megabytes: float
+    parameters: int  # tied ones counted once, quantized ones as what they stand for
+    nonzero: int | None  # None for a quantized model
+    embedding: int  # parameters of the token embedding, and of the head if it is not tied to it
+    megabytes: float  # 10^6 bytes of weight files
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -39,20 +32,14 @@ class Sizes:
 
 
 def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of a model that may be spread over processes; all of them must call this, the first gets the result.
+    """The weights of a model by name, tied ones once.
 
-    Args:
-        model: The model.
-
-    Returns:
-        The weights by name, tied ones once.
+    It may be spread over processes: all of them must call this, and the first gets the result.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        n for n, _ in model.named_parameters()
-    }
-    return {name: value for name, value in weights.items() if name not in tied}
+    names = [{name for name, _ in model.named_parameters(remove_duplicate=once)} for once in (False, True)]
+    return {name: value for name, value in weights.items() if name not in names[0] - names[1]}
 
 
 def save_model(
@@ -62,13 +49,13 @@ def save_model(
     weights: dict[str, Tensor] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes model, tokenizer and generation config to a folder, atomically.
+    """Write model, tokenizer and generation config to a folder, atomically.
 
     Args:
-        model: The model to save.
+        model: The model.
         tokenizer: Its tokenizer.
         folder: Target; replaced if it exists.
-        weights: What to save in place of the model's own weights, which may be spread over processes.
+        weights: What to save instead of the model's own weights, which may be spread over processes.
         finish: What else to do with the folder, before it is put in its place.
 
     Raises:
@@ -82,19 +69,12 @@ def save_model(
 
 
 def bring_code(folder: Path, **settings: Any) -> None:
-    """Makes a model folder one that `standalone.modeling_lightgpt2` loads, which goes into it.
-
-    Args:
-        folder: The folder; changed in place.
-        settings: What its configuration says to that code, besides what it says already.
-    """
+    """Put `standalone.modeling_lightgpt2` into a model folder, and settings for it into the folder's configuration."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    name = modeling.MODELS[config["model_type"]].__name__
-    config["architectures"], config["auto_map"] = (
-        [name],
-        {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"},
-    )
+    name = modeling.light_class(config["model_type"]).__name__
+    config["architectures"] = [name]
+    config["auto_map"] = {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"}
     config["lightgpt2"] = config.get("lightgpt2", {}) | settings
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for module in (modeling, stored_weights):
@@ -102,7 +82,7 @@ def bring_code(folder: Path, **settings: Any) -> None:
 
 
 def measure_sizes(model: PreTrainedModel, folder: Path) -> Sizes:
-    """Sizes of a model that was loaded from `folder`."""
+    """The sizes of a model that was loaded from `folder`."""
     embedding = model.get_input_embeddings().weight.numel()
     quantized = getattr(model.config, "quantization_config", None) is not None
     return Sizes(

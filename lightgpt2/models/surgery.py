@@ -1,8 +1,7 @@
 """Changes to a model's shape, each an entry of the ledger that can be replayed on another model of the same source.
 
-An operation is a dictionary `{"op": name, ...parameters}`. Applying it to a model with weights performs the surgery;
-applying the same list to a weightless model of the source's configuration rebuilds the shape for the weights to be loaded
-into.
+An operation is a dictionary `{"op": name, ...parameters}`. Applied to a model with weights, it does the surgery. The same list
+applied to a model of the source's configuration without weights gives the shape that saved weights are loaded into.
 """
 
 import copy
@@ -18,19 +17,16 @@ from lightgpt2.functional.layers import check_layers
 from lightgpt2.models.axes import Shape, block_units, uneven_sizes
 from lightgpt2.models.families import blocks
 from lightgpt2.models.loading import new_model
-from lightgpt2.models.operations import Operation, kind_of
+from lightgpt2.models.operations import KINDS, Operation, kind_of
 from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, remove
 
 
 def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A copy of a model with only the listed blocks, in the listed order; embeddings and final norm stay.
+    """A copy of a model with only the listed blocks, in the listed order; it shares no tensor with the model.
 
     Args:
         model: A decoder of a supported family; unchanged.
         layers: Indices of its blocks.
-
-    Returns:
-        The smaller model; it shares no tensor with `model`.
 
     Raises:
         ValueError: An index is out of range.
@@ -45,8 +41,8 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
         for module in block.modules():
             if hasattr(module, "layer_idx"):  # the block's slot in the key-value cache
                 setattr(module, "layer_idx", index)  # noqa: B010 - not declared on nn.Module
-    parent, _, name = _blocks_path(model).rpartition(".")
-    setattr(smaller.get_submodule(parent), name, replacement)
+    path = next(name for name, module in model.named_modules() if module is blocks(model))
+    smaller.set_submodule(path, replacement)
     smaller.config.num_hidden_layers = len(replacement)
     if getattr(smaller.config, "layer_types", None):
         smaller.config.layer_types = [model.config.layer_types[i] for i in layers]
@@ -55,13 +51,9 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
     return smaller
 
 
-def _blocks_path(model: PreTrainedModel) -> str:
-    return next(name for name, module in model.named_modules() if module is blocks(model))
-
-
 def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operation:
-    """The record of a cut: its shape, and which channels stay."""
-    return {"op": "trim", **asdict(target), "importance": importance, "kept": kept.as_dict()}
+    """The record of a cut: its shape and the channels that stay."""
+    return KINDS["trim"].record(**asdict(target), importance=importance, kept=kept.as_dict())
 
 
 def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, **target: int) -> PreTrainedModel:
@@ -69,14 +61,14 @@ def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, 
 
 
 def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> Operation:
-    """The record of heads and neurons that are removed: how many of how many, what each layer has left, and which.
+    """The record of heads and neurons that are removed: their number, the number of all, and those that each layer keeps.
 
     Args:
         config: The configuration of the model that they are removed from.
-        heads: As `trimming.remove` takes them.
+        heads: Masks as for `trimming.remove`.
         ffn: Likewise.
     """
-    return {"op": "remove", "heads": _counted(heads, Shape.of(config).groups), "ffn": _counted(ffn, 1)}
+    return KINDS["remove"].record(heads=_counted(heads, Shape.of(config).groups), ffn=_counted(ffn, 1))
 
 
 def _counted(masks: Sequence[Tensor], size: int) -> dict[str, Any]:
@@ -93,10 +85,10 @@ def _remove(model: PreTrainedModel, heads: dict[str, Any], ffn: dict[str, Any], 
 
 
 def vocabulary_operation(ids: Sequence[int], before: int) -> Operation:
-    """The record of a smaller vocabulary: how many tokens there were, how many stay, and which."""
+    """The record of a smaller vocabulary: the number of tokens before and after, and those that stay."""
     kept = torch.zeros(before, dtype=torch.bool, device="cpu")
     kept[ids] = True
-    return {"op": "trim_vocabulary", "before": before, "after": len(ids), "kept": as_digits(kept)}
+    return KINDS["trim_vocabulary"].record(before=before, after=len(ids), kept=as_digits(kept))
 
 
 def _trim_vocabulary(model: PreTrainedModel, before: int, after: int, kept: str) -> PreTrainedModel:
@@ -114,20 +106,19 @@ _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
-    """Applies operations in order.
+    """Apply operations in order.
 
     Raises:
         ValueError: An operation is unknown or does not fit the model.
     """
     for operation in operations:
-        parameters = dict(operation)
-        name = parameters.pop("op")
         if kind_of(operation).changes_shape:
-            model = _OPERATIONS[name](model, **parameters)
+            parameters = {key: value for key, value in operation.items() if key != "op"}
+            model = _OPERATIONS[operation["op"]](model, **parameters)
     return model
 
 
 def replay(config: PretrainedConfig, operations: Sequence[Operation]) -> PreTrainedModel:
-    """The shape that `operations` make of the vanilla model of `config`, on the meta device, without weights."""
+    """The shape after `operations` of the model of `config`, on the meta device, without weights."""
     with torch.device("meta"):
         return apply(new_model(config), operations)

@@ -1,4 +1,4 @@
-"""Cutting a narrower model out of a wide one: which channels stay, and taking them out of every tensor."""
+"""Cutting a narrower model out of a wide one: which channels stay, and how they are taken out of every tensor."""
 
 import copy
 from collections import defaultdict
@@ -19,12 +19,12 @@ Importance = Literal["norm", "activation", "first"]
 
 @dataclass(frozen=True)
 class Kept:
-    """Boolean masks of the channels that stay, true where one does.
+    """Masks of the channels that stay.
 
     Attributes:
         width: Of the hidden states `[D]`.
-        qk: For each block, of what queries and keys are compared by `[heads of keys * channels]`.
-        vo: For each block, of what values bring to the output projection, likewise.
+        qk: For each block, of the channels of queries and keys `[heads of keys * channels]`.
+        vo: For each block, of the channels of values and outputs, likewise.
         ffn: For each block, of the neurons `[F]`.
     """
 
@@ -34,14 +34,14 @@ class Kept:
     ffn: list[Tensor]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same in hexadecimal digits, for the ledger; the first channel is the highest bit."""
+        """The masks in hexadecimal digits, for the ledger."""
         return {"width": as_digits(self.width)} | {
             name: [as_digits(mask) for mask in getattr(self, name)] for name in ("qk", "vo", "ffn")
         }
 
     @classmethod
     def of(cls, record: dict[str, Any], shape: Shape) -> "Kept":
-        """What `as_dict` gave of a model of this shape."""
+        """The masks that `as_dict` wrote for a model of this shape."""
         inner = shape.heads // shape.groups * shape.head
         sizes = {"qk": inner, "vo": inner, "ffn": shape.ffn}
         masks = {name: [as_mask(text, size) for text in record[name]] for name, size in sizes.items()}
@@ -54,7 +54,7 @@ def as_digits(mask: Tensor) -> str:
 
 
 def as_mask(text: str, size: int) -> Tensor:
-    """The mask of this size that `as_digits` gave."""
+    """The mask of this size that `as_digits` wrote."""
     bits = f"{int(text, 16):0{size}b}"[:size]
     return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool, device="cpu")  # whatever the context
 
@@ -66,11 +66,7 @@ Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none
 
 @torch.no_grad()
 def norm_scores(model: PreTrainedModel) -> Scores:
-    """The squared norm of the weights that read or write a channel, each tensor's share of it counted alike.
-
-    Args:
-        model: The model.
-    """
+    """The squared norm of the weights that read or write a channel; each tensor's share counts alike."""
     scores: Scores = defaultdict(lambda: torch.zeros(()))
     sizes = _sizes(Shape.of(model.config))
     for named in named_axes(model):
@@ -88,10 +84,10 @@ def norm_scores(model: PreTrainedModel) -> Scores:
 
 @torch.no_grad()
 def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scores:
-    """What channels carry on calibration text: the mean absolute activation times the norm of the weights that it meets.
+    """What channels carry on calibration text: the mean absolute activation times the norm of the weights that read it.
 
-    (For the width the mean absolute hidden state alone, over all blocks. As Muralidharan et al. 2024, arXiv:2407.14679, and Sun
-    et al. 2023, arXiv:2306.11695.) Comparing queries with keys has no such output: there it is the weights' norm.
+    For the width it is the mean absolute hidden state alone, over all blocks (Muralidharan et al. 2024, arXiv:2407.14679; Sun
+    et al. 2023, arXiv:2306.11695). Queries and keys have no such output: there it is the weights' norm.
 
     Args:
         model: The model, in eval mode.
@@ -99,19 +95,19 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
     """
     scores = norm_scores(model)
     sums: Scores = defaultdict(lambda: torch.zeros(()))
-    taken = _readers(model)
+    readers = _readers(model)
 
-    def reader(key: tuple[int | None, str]) -> Callable[..., None]:
+    def add_inputs(key: tuple[int | None, str]) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             sums[key] = sums[key] + args[0].detach().flatten(0, -2).float().abs().sum(dim=0)
 
         return hook
 
-    handles = [module.register_forward_pre_hook(reader(key)) for key, (module, _) in taken.items()]
-    count = len(blocks(model))
+    handles = [module.register_forward_pre_hook(add_inputs(key)) for key, (module, _) in readers.items()]
+    layers = list(range(len(blocks(model)) + 1))
     try:
         for ids in batches:
-            with recorded_states(model, list(range(count + 1))) as states:
+            with recorded_states(model, layers) as states:
                 model.base_model(input_ids=ids.to(model.device), use_cache=False)
             for state in states.values():
                 sums[None, "width"] = sums[None, "width"] + state.flatten(0, -2).float().abs().mean(dim=0)
@@ -119,13 +115,13 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
         for handle in handles:
             handle.remove()
     scores[None, "width"] = sums[None, "width"]
-    for key, (_, norms) in taken.items():
+    for key, (_, norms) in readers.items():
         scores[key] = sums[key] * norms
     return scores
 
 
 def _readers(model: PreTrainedModel) -> dict[tuple[int | None, str], tuple[nn.Module, Tensor]]:
-    """The modules that take a block's context and its neurons, with the norm of the weights that each channel meets."""
+    """The modules that read a block's context and its neurons, with the norm of the weights that read each channel."""
     found: dict[tuple[int | None, str], tuple[nn.Module, Tensor]] = {}
     for named in named_axes(model):
         roles = [axis[0] for axis in named.axes]
@@ -139,7 +135,7 @@ def _readers(model: PreTrainedModel) -> dict[tuple[int | None, str], tuple[nn.Mo
 
 
 def first_scores(model: PreTrainedModel) -> Scores:
-    """The earlier a channel comes the better: the control, and all that can be said without weights."""
+    """The earlier a channel the higher: the control, and the only choice without weights."""
     sizes = _sizes(Shape.of(model.config))
     layers: list[int | None] = [None, *range(len(blocks(model)))]
     return {(layer, role): -torch.arange(float(size), device="cpu") for layer in layers for role, size in sizes.items()}
@@ -153,11 +149,6 @@ def choose(model: PreTrainedModel, target: Shape, scores: Scores) -> Kept:
 
     Heads that share keys and values stay or go together. Where heads become narrower, each keeps its best channels; queries and
     keys the same ones, values and outputs the same ones.
-
-    Args:
-        model: The model.
-        target: What it is cut down to.
-        scores: Importance of each channel.
     """
     old = Shape.of(model.config)
     qk, vo, ffn = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -177,7 +168,7 @@ def _by_head(channels: Tensor, shape: Shape) -> Tensor:
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    """Mask of the highest scores; of equal ones the first."""
+    """The mask of the highest scores; of equal ones the first."""
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device="cpu")
     mask[scores.cpu().sort(descending=True, stable=True).indices[:count]] = True
     return mask
@@ -189,13 +180,7 @@ def _inner(scores: Tensor, heads: Tensor, channels: int) -> Tensor:
 
 @torch.no_grad()
 def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrainedModel:
-    """A model of the channels that stay, with their weights; it shares no tensor with the old one.
-
-    Args:
-        model: The model; unchanged.
-        config: The new model's configuration.
-        kept: As many channels of each kind as that says.
-    """
+    """A model of this configuration from the channels that stay; it shares no tensor with the old one, which is unchanged."""
     old = Shape.of(model.config)
     return _sliced(model, config, lambda role, layer: _stays(role, layer, old, kept))
 
@@ -204,7 +189,7 @@ def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrai
 def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     """A model of the tokens that stay, numbered anew in the old order; it shares no tensor with the old one.
 
-    With the rows of the head that are gone, its distribution over what is left adds up to one again.
+    Its distribution over them adds up to one again.
 
     Args:
         model: The model; unchanged.
@@ -219,7 +204,7 @@ def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
 
 
 def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None:
-    """Gives the special tokens their new ids; none to one that is gone."""
+    """Give the special tokens their new ids; None to one that is gone."""
     new = {old: index for index, old in enumerate(kept.nonzero().flatten().tolist())}
     for key, ids in config.to_dict().items():
         if key.endswith("_token_id"):
@@ -230,12 +215,9 @@ def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None
 def _sliced(
     model: PreTrainedModel, config: PretrainedConfig, stays: Callable[[str, int | None], Tensor | None]
 ) -> PreTrainedModel:
-    """A model of this configuration with slices of another's weights.
+    """A model of a smaller configuration with slices of another's weights.
 
-    Args:
-        model: The other; unchanged.
-        config: The smaller shape.
-        stays: The mask of an axis's section by its role and block; nothing where all of it stays.
+    `stays` gives the mask of an axis's section from its role and block; None if all of it stays.
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are written over
         smaller = new_model(config).to(model.device)
@@ -254,26 +236,22 @@ def _sliced(
 
 
 def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> PreTrainedModel:
-    """A model without some of its heads and neurons; its logits are those of the model with their outputs masked.
+    """A model without some of its heads and neurons; its logits are those of the model with these masked.
 
     Args:
         model: The model; unchanged.
-        heads: For each block a mask of its heads of keys and values, true where one stays, with the queries that read it.
-        ffn: For each block a mask of its neurons.
+        heads: For each block a mask of its heads of keys and values that stay, with the queries that read them.
+        ffn: For each block a mask of the neurons that stay.
     """
     shape = Shape.of(model.config)
     left = [shape.groups * int(mask.sum()) for mask in heads], [int(mask.sum()) for mask in ffn]
     channels = [mask.cpu().repeat_interleave(shape.head) for mask in heads]
     every = torch.ones(shape.width, dtype=torch.bool, device="cpu")
-    return cut(
-        model,
-        with_block_sizes(model.config, *left),
-        Kept(every, channels, channels, [mask.cpu() for mask in ffn]),
-    )
+    kept = Kept(every, channels, channels, [mask.cpu() for mask in ffn])
+    return cut(model, with_block_sizes(model.config, *left), kept)
 
 
 def _stays(role: str, layer: int | None, old: Shape, kept: Kept) -> Tensor | None:
-    """The mask of one section of an axis."""
     if role == "width":
         return kept.width
     if role in ("vocabulary", "position"):
@@ -290,11 +268,5 @@ def _stays(role: str, layer: int | None, old: Shape, kept: Kept) -> Tensor | Non
 def _sizes(shape: Shape) -> dict[str, int]:
     inner = shape.heads * shape.head
     shared = inner // shape.groups
-    return {
-        "width": shape.width,
-        "query": inner,
-        "context": inner,
-        "key": shared,
-        "value": shared,
-        "ffn": shape.ffn,
-    }
+    sizes = {"query": inner, "context": inner, "key": shared, "value": shared}
+    return {"width": shape.width, **sizes, "ffn": shape.ffn}

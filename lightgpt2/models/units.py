@@ -1,7 +1,7 @@
-"""Which weights belong to which unit: heads and neurons by the table of axes, blocks by their place in a matrix."""
+"""Which weights belong to which unit: heads and neurons by the roles of axes, blocks by their place in a matrix."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,18 +26,18 @@ KINDS: tuple[Kind, ...] = ("attention", "ffn")
 
 
 @dataclass(frozen=True)
-class ChannelGrip:
-    """How heads or neurons hold a parameter: each some channels of one axis.
+class ChannelMap:
+    """The heads or neurons of a parameter: each has some channels of one axis.
 
-    A unit is taken out where the rest of the model reads it. That is enough for the function to be that of a model without it,
+    A unit is masked where the rest of the model reads it. That is enough for the function to be that of a model without it,
     bias and all; and with everything else of a unit zero as well no gradient would ever reach its score again.
 
     Attributes:
         kind: Heads (`attention`) or neurons (`ffn`).
-        name: What `Units` call the layer.
-        axis: The axis that the channels are on.
-        repeats: Channels that a unit has in each section of the axis.
-        reads: Whether the parameter is what the rest of the model reads the units by.
+        name: The name of the layer in `Units`.
+        axis: The axis of the channels.
+        repeats: Channels of a unit in each section of the axis.
+        reads: True if the rest of the model reads the units through this parameter.
     """
 
     kind: Kind
@@ -47,11 +47,11 @@ class ChannelGrip:
     reads: bool
 
     def shape(self, value: Tensor) -> tuple[int, ...]:
-        """Shape of the scores."""
+        """The shape of the scores."""
         return (value.shape[self.axis] // sum(self.repeats),)
 
     def gated(self, value: Tensor, gate: Tensor) -> Tensor:
-        """The parameter times its units' gate."""
+        """The parameter times the gate of its units."""
         channels = spread_channels(gate if self.reads else opened(gate), self.repeats)
         return value * channels.view([-1 if axis == self.axis else 1 for axis in range(value.ndim)])
 
@@ -62,12 +62,12 @@ class ChannelGrip:
 
 
 @dataclass(frozen=True)
-class BlockGrip:
-    """How blocks of weights hold a matrix; of one weight each, where a block has one row and column.
+class BlockMap:
+    """The blocks of weights of a matrix; single weights if a block has one row and column.
 
     Attributes:
-        kind: What the matrix is part of.
-        name: What `Units` call the matrix.
+        kind: The part that the matrix belongs to.
+        name: The name of the matrix in `Units`.
         block: Rows and columns of a block.
     """
 
@@ -76,11 +76,11 @@ class BlockGrip:
     block: int
 
     def shape(self, value: Tensor) -> tuple[int, ...]:
-        """Shape of the scores."""
+        """The shape of the scores."""
         return tuple(-(-size // self.block) for size in value.shape)
 
     def gated(self, value: Tensor, gate: Tensor) -> Tensor:
-        """The matrix times its blocks' gate."""
+        """The matrix times the gate of its blocks."""
         return value * spread_blocks(gate, value.shape, self.block)
 
     def total(self, values: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ class BlockGrip:
         return total_blocks(values, self.block)
 
 
-Grips = dict[str, ChannelGrip | BlockGrip]
+UnitMap = Mapping[str, ChannelMap | BlockMap]  # by the names of parameters
 
 
-def grips(model: PreTrainedModel, granularity: Granularity, block: int) -> Grips:
-    """What of a model units hold, by the parameters' names: of the blocks' linear layers, never embeddings, norms or the head.
+def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> UnitMap:
+    """Which units the weights of the blocks' linear layers belong to. Embeddings, norms and the head belong to none.
 
     Args:
         model: A decoder of a supported family.
@@ -100,86 +100,77 @@ def grips(model: PreTrainedModel, granularity: Granularity, block: int) -> Grips
         block: Rows and columns of a block.
     """
     shape, linears = Shape.of(model.config), block_linears(model)
-    found: Grips = {}
+    found: dict[str, ChannelMap | BlockMap] = {}
     for named in named_axes(model):
         module = linears.get(named.name.rpartition(".")[0])
         if module is None:
             continue
-        if granularity != "structured":
-            if named.value.ndim == 2:
-                kind: Kind = "ffn" if ("ffn",) in named.axes else "attention"
-                found[named.name] = BlockGrip(kind, named.name, block if granularity == "block" else 1)
-        elif grip := _channel_grip(named, shape, isinstance(module, nn.Linear)):
-            found[named.name] = grip
+        if granularity == "structured":
+            if channels := _channel_map(named, shape, isinstance(module, nn.Linear)):
+                found[named.name] = channels
+        elif named.value.ndim == 2:
+            kind: Kind = "ffn" if ("ffn",) in named.axes else "attention"
+            found[named.name] = BlockMap(kind, named.name, block if granularity == "block" else 1)
     return found
 
 
-def _channel_grip(named: Named, shape: Shape, is_linear: bool) -> ChannelGrip | None:
+def _channel_map(named: Named, shape: Shape, is_linear: bool) -> ChannelMap | None:
     """None for the bias behind a layer's heads or neurons, which stays."""
     channels = {"query": shape.groups * shape.head, "key": shape.head, "value": shape.head, "ffn": 1}
     channels["context"] = channels["query"]
     for axis, roles in enumerate(named.axes):
         if roles != ("width",):
             inputs = 1 if is_linear else 0  # a Conv1D's weight is [inputs, outputs], a Linear's the other way round
-            reads = named.value.ndim == 2 and axis == inputs
             kind: Kind = "ffn" if roles == ("ffn",) else "attention"
-            return ChannelGrip(kind, str(named.layer), axis, tuple(channels[role] for role in roles), reads)
+            reads = named.value.ndim == 2 and axis == inputs
+            return ChannelMap(kind, str(named.layer), axis, tuple(channels[role] for role in roles), reads)
     return None
 
 
-def make_units(model: PreTrainedModel, held: Grips, trained: bool) -> nn.ModuleDict:
-    """Units of both kinds for a model, all of which stay.
+def make_units(model: PreTrainedModel, mapped: UnitMap, trained: bool) -> nn.ModuleDict:
+    """The `Units` of a model by kind, all of which stay.
 
     Args:
         model: The model.
-        held: What units hold of it.
+        mapped: Its units.
         trained: Whether the scores are learnt.
-
-    Returns:
-        `Units` by kind.
     """
     parameters = dict(model.named_parameters())
     shapes: dict[str, dict[str, tuple[int, ...]]] = {kind: {} for kind in KINDS}
-    for name, grip in held.items():
-        shapes[grip.kind][grip.name] = grip.shape(parameters[name])
+    for name, part in mapped.items():
+        shapes[part.kind][part.name] = part.shape(parameters[name])
     return nn.ModuleDict({kind: Units(found, trained) for kind, found in shapes.items() if found})
 
 
-def gate_weights(model: PreTrainedModel, held: Grips, units: nn.ModuleDict) -> None:
-    """Makes a model compute with its weights times the gates of their units, in training and evaluation alike.
+def gate_weights(model: PreTrainedModel, mapped: UnitMap, units: nn.ModuleDict) -> None:
+    """Let a model compute with its weights times the gates of their units, in training and evaluation alike.
 
     Args:
-        model: The model; changed in place. Its parameters stay what they are.
-        held: What units hold of it.
+        model: The model; changed in place. Its parameters stay as they are.
+        mapped: Its units.
         units: The units by kind.
     """
 
-    def gating(path: str) -> None:
-        def substitute(name: str, value: Tensor) -> Tensor:
-            grip = held.get(f"{path}.{name}")
-            if grip is None:
+    def gating(path: str) -> Callable[[str, Tensor], Tensor]:
+        def gated(name: str, value: Tensor) -> Tensor:
+            if (part := mapped.get(f"{path}.{name}")) is None:
                 return value
-            of_kind = units[grip.kind]
+            of_kind = units[part.kind]
             assert isinstance(of_kind, Units)
-            return grip.gated(value, of_kind.gate(grip.name))
+            return part.gated(value, of_kind.gate(part.name))
 
-        compute_with(model.get_submodule(path), substitute)
+        return gated
 
-    for path in {name.rpartition(".")[0]: None for name in held}:
-        gating(path)
+    for path in {name.rpartition(".")[0]: None for name in mapped}:
+        compute_with(model.get_submodule(path), gating(path))
 
 
 @torch.no_grad()
-def magnitudes(model: PreTrainedModel, held: Grips) -> dict[Kind, dict[str, Tensor]]:
-    """The norm of each unit's weights, over all parameters that it holds: the control that learns no scores.
-
-    Args:
-        model: The model.
-        held: What units hold of it.
-    """
+def magnitudes(model: PreTrainedModel, mapped: UnitMap) -> dict[Kind, dict[str, Tensor]]:
+    """The norm of each unit's weights, over all its parameters: the control that learns no scores."""
     parameters = dict(model.named_parameters())
     squares: Mapping[Kind, dict[str, Tensor]] = defaultdict(dict)
-    for name, grip in held.items():
-        total = grip.total(parameters[name].detach().float().square())
-        squares[grip.kind][grip.name] = squares[grip.kind].get(grip.name, torch.zeros_like(total)) + total
+    for name, part in mapped.items():
+        total = part.total(parameters[name].detach().float().square())
+        squares[part.kind][part.name] = squares[part.kind].get(part.name, torch.zeros_like(total)) + total
     return {kind: {name: value.sqrt() for name, value in found.items()} for kind, found in squares.items()}

@@ -74,7 +74,7 @@ def resolve(options: Options, folder: dict[str, Any]) -> Resolved:
             seed=options.seed,
         )
     except UserError as error:
-        raise UserError(problems + [*error.problems]) from error
+        raise UserError([*problems, *error.problems]) from error
     if problems:
         raise UserError(problems)
     ends = folder.get("eos_token_id")

@@ -1,1 +1,6 @@
-"""What is predicted and how it is scored. A method works with any task."""
+"""What is predicted and how it is scored; one task a file."""
+
+from lightgpt2.tasks.base import Predictions, Task
+from lightgpt2.tasks.language_modeling import LanguageModeling
+
+__all__ = ["LanguageModeling", "Predictions", "Task"]

@@ -1,41 +1,36 @@
 """Language modeling: predict the next token; scored by perplexity, shown by continuations."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.functional.vocabulary import LossWeights, token_nll, vocabulary_loss
+from lightgpt2.errors import Problem
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import backbone, head_weight, recorded_states
+from lightgpt2.models.quality import Metric
+from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a model makes of a batch, positions flattened to `N = B * T`.
-
-    Attributes:
-        final: Hidden states that the head reads `[N, D]`.
-        weight: The head `[V, D]`.
-        states: Hidden states `[N, D]` by index: 0 is the embedding output, i the output of block i before the final norm.
-    """
-
-    final: Tensor
-    weight: Tensor
-    states: dict[int, Tensor]
-
-
-class LanguageModeling:
+class LanguageModeling(Task):
     """Next-token prediction.
 
     Args:
         samples: Number of validation prompts that are continued at each validation and shown in TensorBoard.
         sample_tokens: New tokens of each continuation.
         prompt_tokens: Tokens of each prompt, the separator included.
-        predict: What `predict` writes for each document: its `scores` or a greedy `continuations` of its beginning.
+        predict: What `predict` writes for each document: its `scores`, or greedy `continuations` of its beginning.
     """
+
+    auto_class = "AutoModelForCausalLM"
+    peft_type = "CAUSAL_LM"
+    primary = "perplexity"
 
     def __init__(
         self,
@@ -44,54 +39,99 @@ class LanguageModeling:
         prompt_tokens: PositiveInt = 24,
         predict: Literal["scores", "continuations"] = "scores",
     ) -> None:
-        self.samples, self.sample_tokens, self.prompt_tokens = samples, sample_tokens, prompt_tokens
+        self.shown, self.sample_tokens, self.prompt_tokens = samples, sample_tokens, prompt_tokens
         self.predict = predict
 
-    def features(self, model: PreTrainedModel, batch: dict[str, Any], layers: list[int] | None = None) -> Features:
-        """Runs a model up to its head.
-
-        Args:
-            model: A decoder of a supported family.
-            batch: With `input_ids [B, T]`.
-            layers: Hidden states to keep, as in `Features.states`.
-        """
-        with recorded_states(model, layers or []) as states:
+    def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
+        """Runs a decoder up to its head; positions are flattened, `N = B * T`."""
+        layers = [int(name.removeprefix("decoder.")) for name in states]
+        with recorded_states(model, layers) as found:
             final = backbone(model)(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
-        flat = {index: state.flatten(0, 1) for index, state in states.items()}
-        return Features(final.flatten(0, 1), head_weight(model), flat)
-
-    def labels(self, batch: dict[str, Any]) -> Tensor:
-        """The token that each position predicts, `[N]`."""
-        labels: Tensor = batch["labels"]
-        return labels.flatten()
-
-    def cross_entropy(self, model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy with the next token, summed over the supervised positions of a batch, in nats."""
-        out = self.features(model, batch)
-        loss, _, _ = vocabulary_loss(out.final, out.weight, self.labels(batch), LossWeights())
-        return loss
+        labels: Tensor = batch["labels"].flatten()
+        supervised = labels != IGNORE
+        kept = {f"decoder.{layer}": (state.flatten(0, 1), supervised) for layer, state in found.items()}
+        return Predictions(final.flatten(0, 1), head_weight(model), labels, states=kept)
 
     @torch.no_grad()
-    def nll(self, model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
-        """Summed negative log likelihood of each window `[B]`, in nats, in double precision."""
-        features = self.features(model, batch)
-        values = token_nll(features.final, features.weight, self.labels(batch))
-        return values.double().view_as(batch["labels"]).sum(dim=1)
+    def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
+        """One row a window: `loss` is its negative log likelihood in nats, `items` its tokens, `bytes` its document's."""
+        found = self.predictions(model, batch)
+        values = token_nll(found.hidden, found.weight, found.labels, found.bias, found.scale)
+        nll = values.double().view_as(batch["labels"]).sum(dim=1).tolist()
+        tokens = (batch["labels"] != IGNORE).sum(dim=1).tolist()
+        documents, sizes = batch["document"].tolist(), batch["bytes"].tolist()
+        return [
+            {"example": document, "loss": loss, "items": count, "bytes": size}
+            for document, loss, count, size in zip(documents, nll, tokens, sizes, strict=True)
+        ]
+
+    def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
+        """Perplexity, and bits per byte, which compares tokenizers; both over documents."""
+        table = np.array([[row["example"], row["loss"], row["items"], row["bytes"]] for row in rows]).reshape(-1, 4)
+        examples = table[:, 0].astype(np.int64)
+        # bincount adds in the order of the rows, as a loop would
+        count = int(examples.max()) + 1 if len(examples) else 0
+        nll, tokens, sizes = (np.bincount(examples, table[:, i], count).astype(np.float64) for i in (1, 2, 3))
+        return {
+            "perplexity": Metric("perplexity", "lower", nll, tokens, "exp", digits=2),
+            "bits_per_byte": Metric("bits_per_byte", "lower", nll / math.log(2), sizes, digits=4),
+        }
+
+    def counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
+        """Tokens and documents."""
+        scored = metrics["perplexity"]
+        return {"tokens": int(scored.denominators.sum()), "documents": len(scored.denominators)}
+
+    def scores(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
+        """Each document's `nll` in nats, `tokens` and `perplexity`."""
+        scored = self.metrics(rows)["perplexity"]
+        with np.errstate(over="ignore"):
+            each = np.exp(scored.numerators / scored.denominators)
+        return [
+            {"document": i, "nll": float(nll), "tokens": int(tokens), "perplexity": float(perplexity)}
+            for i, (nll, tokens, perplexity) in enumerate(
+                zip(scored.numerators, scored.denominators, each, strict=True)
+            )
+        ]
+
+    def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
+        """Whether prompts leave room for a continuation."""
+        positions = next(iter(configs.values())).max_position_embeddings
+        if self.prompt_tokens < positions:
+            return []
+        what = f"{self.prompt_tokens} leaves none of the model's {positions} positions for a continuation"
+        return [Problem("prompt_tokens", what, f"give at most {positions - 1}")]
+
+    @property
+    def prompt_length(self) -> int | None:
+        """`prompt_tokens` where continuations are asked for."""
+        return self.prompt_tokens if self.predict == "continuations" else None
+
+    def prompts(self, data: Any) -> list[list[int]]:
+        """The beginnings of the first validation documents that are long enough."""
+        found: list[list[int]] = data.prompts("valid", self.shown, self.prompt_tokens)
+        return found
+
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+    ) -> list[tuple[str, str]]:
+        """Prompts with their greedy continuations, `sample_tokens` each; needs no random number."""
+        shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        return [*zip(shown, self._continuations(model, tokenizer, prompts), strict=True)]
+
+    def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
+        """Each document's beginning with its continuation."""
+        prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]
+        pairs = self.samples(model, tokenizer, prompts)
+        return [
+            {"document": document, "prompt": prompt, "continuation": text}
+            for document, (prompt, text) in zip(batch["document"].tolist(), pairs, strict=True)
+        ]
 
     @torch.no_grad()
-    def continuations(
+    def _continuations(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
     ) -> list[str]:
-        """Greedy continuations of prompts, `sample_tokens` each; draws no random number.
-
-        Args:
-            model: The model, put in eval mode meanwhile.
-            tokenizer: Its tokenizer.
-            prompts: Token lists.
-
-        Returns:
-            The new text of each.
-        """
         training = model.training
         model.eval()
         room = model.config.max_position_embeddings - max(map(len, prompts), default=0)

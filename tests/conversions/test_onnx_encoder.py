@@ -31,6 +31,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_encoder
 from lightgpt2.runtime.folder import open_export
 from tests.support.models import write_tokenizer
+from tests.support.onnx_client import plain_session
 
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": {
@@ -72,7 +73,7 @@ def batch(family: str, lengths: list[int], left: bool = False) -> dict[str, Tens
 
 
 def run(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = plain_session(folder / "model.onnx")
     assert [given.name for given in session.get_inputs()] == list(inputs)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {k: v.numpy() for k, v in inputs.items()}), strict=True))
@@ -214,7 +215,7 @@ def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -
     for name, forms in [("fp32", Forms()), ("int8", INT8)]:
         (tmp_path / name).mkdir()
         write_encoder(model, tmp_path / name, forms)
-        session = onnxruntime.InferenceSession(tmp_path / name / "model.onnx", providers=["CPUExecutionProvider"])
+        session = plain_session(tmp_path / name / "model.onnx")
         embedded.append(np.stack([_embedding(session, tokenizer, text) for text in texts]))
     cosines = (embedded[0] * embedded[1]).sum(axis=1)
     assert cosines.mean() > 0.98

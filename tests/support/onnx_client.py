@@ -11,8 +11,22 @@ from transformers import PreTrainedModel
 
 from lightgpt2.conversions.onnx.decoder import Decoder, Forms, Stored
 from lightgpt2.conversions.onnx.graph import Graph
+from lightgpt2.runtime.ort import clips_products
 
 Array = NDArray[Any]
+
+
+def plain_session(graph: Path) -> onnxruntime.InferenceSession:
+    """A session on one thread, with the documented option that a client needs on x86 without VNNI.
+
+    There the kernels for 8-bit products clip sums to 16 bits. No bound on the result holds for that: it depends on the inputs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if clips_products():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class Client:
@@ -23,10 +37,7 @@ class Client:
     """
 
     def __init__(self, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        self.session = plain_session(folder / "model.onnx")
         inputs = {each.name: each for each in self.session.get_inputs()}
         assert {name for name in inputs if "past" not in name} == {"input_ids", "attention_mask", "position_ids"}
         self.pasts = {name: inputs[name].shape[1::2] for name in inputs if name.startswith("past_key_values.")}

@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer as llama.cpp reads it from a GGUF file's metadata.
 
 llama.cpp knows how text is cut into words by a name (`tokenizer.ggml.pre`) that stands for a set of regular expressions; its
-converter tells the name by a hash of what the tokenizer makes of one long text. Here it is told by the pre-tokenizer itself.
+converter finds the name by a hash of one long text's tokens. Here the pre-tokenizer itself gives it.
 """
 
 import json
@@ -33,14 +33,11 @@ _KINDS: list[tuple[str, list[dict[str, Any]], bool]] = [
 
 
 def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:
-    """What of a tokenizer llama.cpp would not do as it does; nothing where all is well.
+    """What llama.cpp would do differently from a tokenizer, one line each, with the fix.
 
     Args:
         tokenizer: The tokenizer.
         config: The configuration of its model.
-
-    Returns:
-        One line for each problem: what is wrong, and the fix.
     """
     parts = _parts(tokenizer)
     model = parts["model"]
@@ -48,19 +45,15 @@ def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedCon
         names = ", ".join(name for name, _, _ in _KINDS)
         return [
             f"the tokenizer ({type(tokenizer).__name__}, {model.get('type', 'no')} model) is none of the byte-level BPE kinds "
-            f"that can be told to llama.cpp ({names}); export to onnx, whose folder keeps tokenizer.json"
+            f"that llama.cpp has ({names}); export to onnx, whose folder keeps tokenizer.json"
         ]
     problems = []
     if len(tokenizer) > config.vocab_size:
         problems.append(
             f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; give the model its own tokenizer"
         )
-    odd = [
-        token["content"]
-        for token in parts["added_tokens"]
-        if token["lstrip"] or token["rstrip"] or token["single_word"]
-    ]
-    if odd:
+    strips = ("lstrip", "rstrip", "single_word")
+    if odd := [token["content"] for token in parts["added_tokens"] if any(token[key] for key in strips)]:
         problems.append(
             f"the tokenizer's {odd[0]!r} takes the spaces around it (lstrip, rstrip or single_word), which llama.cpp does not; "
             "export to onnx"
@@ -71,34 +64,28 @@ def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedCon
 
 
 def _parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The parts of `tokenizer.json`; none of a tokenizer that has no such file."""
+    """The parts of `tokenizer.json`; empty for a tokenizer without such a file."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts: dict[str, Any] = json.loads(backend.to_str()) if backend else {"model": {}}
     return parts
 
 
 def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
-    """llama.cpp's name for the way a tokenizer cuts text, or None where it has none."""
-    whole = parts.get("pre_tokenizer") or {}
-    found = [
-        {
-            key: value for key, value in part.items() if key != "trim_offsets"
-        }  # which says where tokens are, not what they are
-        for part in whole.get("pretokenizers", [whole])
-    ]
-    model = parts["model"]
-    plain = not (
-        parts.get("normalizer")
-        or model.get("continuing_subword_prefix")
-        or model.get("end_of_word_suffix")
-        or model.get("dropout")
-    )
+    """llama.cpp's name for the way a tokenizer cuts text; None if it has none."""
+    model, whole = parts["model"], parts.get("pre_tokenizer") or {}
+    if parts.get("normalizer") or any(
+        model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
+    ):
+        return None
+    cuts = whole.get("pretokenizers", [whole])
+    # trim_offsets says where tokens are, not what they are.
+    found = [{key: value for key, value in part.items() if key != "trim_offsets"} for part in cuts]
     looked_up = bool(model.get("ignore_merges"))
-    return next((name for name, cuts, first in _KINDS if plain and cuts == found and first == looked_up), None)
+    return next((name for name, known, first in _KINDS if known == found and first == looked_up), None)
 
 
 def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool] | None:
-    """Whether it puts its bos before a text and its eos behind; None where it puts something else."""
+    """Whether a tokenizer puts its bos before a text and its eos behind; None if it puts something else."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for bos in (False, True):
         for eos in (False, True):
@@ -108,12 +95,12 @@ def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool] | None:
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
-    """Adds a tokenizer's metadata to a GGUF file.
+    """Add a tokenizer's metadata to a GGUF file.
 
     Args:
         writer: The file, of which no header is written yet.
         tokenizer: One without `tokenizer_problems`.
-        config: The configuration of its model: ids without a token get a name that no text gives.
+        config: The configuration of its model; ids without a token get a name that no text gives.
     """
     parts = _parts(tokenizer)
     tokens = [f"[PAD{id_}]" for id_ in range(config.vocab_size)]

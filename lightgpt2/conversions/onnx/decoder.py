@@ -1,4 +1,4 @@
-"""GPT-2 and Llama decoders as ONNX graphs, with the operators that ONNX Runtime fuses by hand.
+"""Decoders as ONNX graphs, with the operators that ONNX Runtime fuses by hand; each family writes its own blocks.
 
 Attention is `GroupQueryAttention`: it takes queries, keys and values side by side, turns them (RoPE), appends to the cache,
 and attends. Where the cache that it is given is longer than what is in use, and the same buffer is bound as its output, it is
@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
 from lightgpt2.conversions.onnx.weights import GROUP, Form, Matrix, Vocabulary, linear
-from lightgpt2.models.families import blocks, head_weight, is_tied
+from lightgpt2.models.families import family_of, head, is_tied
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.engines import PREFILL
 
@@ -35,7 +35,6 @@ ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
     "relu": ("Relu", "", {}),
 }
-
 
 Stored = tuple[dict[str, Tensor], stored_weights.Table]  # as `stored_weights.read_stored` gives it
 
@@ -66,23 +65,24 @@ class Forms:
 
 
 class Decoder:
-    """Writes the graph of a decoder.
+    """Writes the graph of a decoder; families write their blocks with its public methods (`models.families.GraphWriter`).
 
     Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out.
     Outputs: `logits`, `present.N.key/value`. Layers without heads have no cache.
 
     Args:
-        graph: Where to.
-        model: GPT-2 or Llama, in FP32.
+        graph: The graph.
+        model: A decoder of a supported family, in FP32.
         forms: How its weights are stored.
-        stored: The integers that the model's own file holds: tensors, and what is said about them by name.
+        stored: The integers in the model's own file: tensors, and what is said about them by name.
     """
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
         self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
+        self._family = family_of(model)
         self._tensors, self._table = stored or ({}, {})
         self._residual: ir.Value
-        self._added: ir.Value | None  # to the residual stream, before it is read again
+        self._added: ir.Value | None = None  # to the residual stream, before it is read again
         self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
         self._names = {id(module): name for name, module in model.named_modules()}
         self._powers = {**forms.powers}
@@ -91,27 +91,31 @@ class Decoder:
         self._kept: list[str] = []  # matrices, by their names in the graph, that a graph for prompts has in 4 bits too
 
     def write(self) -> None:
-        """Writes all of it."""
+        """Write all of it."""
         graph = self.graph
         ids = graph.input("input_ids", _INT, ["batch", "sequence"])
         mask = graph.input("attention_mask", _INT, ["batch", "total"])
         self._positions = graph.input("position_ids", _INT, ["batch", "sequence"])
         self._read_mask(ids, mask)
         tokens = self._vocabulary(self.model.get_input_embeddings())
-        self._residual, self._added = tokens.rows(ids), None
-        family = {"gpt2": self._gpt2, "llama": self._llama}[self.config.model_type]
-        hidden = family()
+        self._residual = tokens.rows(ids)
+        hidden = self._family.graph(self, self.model)
         keep = graph.option("num_logits_to_keep", np.array(0))
         first = graph.op("Unsqueeze", graph.op("Neg", keep), graph.constant([0], "zero"))
         ends = graph.constant([np.iinfo(np.int64).max], "end")
         hidden = graph.op("Slice", hidden, first, ends, graph.constant([1], "one"))
-        head: Any = self.model.get_output_embeddings()
-        stored = self.model.get_input_embeddings() if is_tied(self.model) else head
-        if stored is head:
-            tokens = self._vocabulary(head)
-        self._note([self._names[id(head)]], self._names[id(stored)])
-        size = head_weight(self.model).shape[0]
-        graph.output("logits", tokens.scores(hidden), _FLOAT, ["batch", "kept", size])
+        module: Any = self.model.get_output_embeddings()
+        stored = self.model.get_input_embeddings() if is_tied(self.model) else module
+        if stored is module:
+            tokens = self._vocabulary(module)
+        self._note([self._names[id(module)]], self._names[id(stored)])
+        weight, bias, scale = head(self.model)
+        logits = tokens.scores(hidden)
+        if scale != 1:
+            logits = graph.op("Mul", logits, graph.constant(np.float32(scale), "logit_scale"))
+        if bias is not None:
+            logits = graph.op("Add", logits, self._parameter(module, "bias"))
+        graph.output("logits", logits, _FLOAT, ["batch", "kept", weight.shape[0]])
         for name, value, shape in self._caches:
             graph.output(name, value, _FLOAT, shape)
         if self.forms.prefill is not None:
@@ -120,8 +124,6 @@ class Decoder:
     def _vocabulary(self, module: Any) -> Vocabulary:
         name, forms = self._names[id(module)], self.forms
         return Vocabulary(self.graph, name, self._matrix(module), forms.embeddings, forms.group)
-
-    # -- what all layers share -----------------------------------------------------------------------------------------------
 
     def _read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """From the mask: each row's last place in use, the length with the cache, and what hides padding on the left."""
@@ -138,52 +140,85 @@ class Decoder:
         shape = graph.op("Concat", one, one, graph.op("Shape", ids, start=1, end=2), one, axis=0)
         self._bias = graph.op("Expand", row, shape)
 
-    def _attention(self, layer: int, x: ir.Value, heads: int, shared: int, size: int, **settings: Any) -> ir.Value:
-        """Attends with queries, keys and values side by side, `[B, S, (heads + 2 shared) size]`; gives `[B, S, heads size]`."""
+    # -- what families write with --------------------------------------------------------------------------------------------
+
+    def positions(self, embedding: Any) -> None:
+        """Add the rows of a position embedding to the residual stream."""
+        self._added = self.graph.op("Gather", self._parameter(embedding, "weight"), self._positions)
+
+    def rotary(self, module: Any) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
+        positions = torch.arange(self._family.positions(self.config) or 0)[None]
+        tables = module(torch.zeros(1), positions)
+        size = tables[0].shape[-1] // 2
+        cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
+        return self.graph.weight(cosines, "rotary.cosines"), self.graph.weight(sines, "rotary.sines")
+
+    def attend(
+        self,
+        layer: int,
+        x: ir.Value,
+        heads: int,
+        shared: int,
+        size: int,
+        scale: float,
+        rotary: tuple[ir.Value, ir.Value] | None = None,
+    ) -> ir.Value:
+        """Attention with queries, keys and values side by side.
+
+        Args:
+            layer: Index of the block, which has the cache.
+            x: `[B, S, (heads + 2 shared) size]`.
+            heads: Heads of queries.
+            shared: Heads of keys and values.
+            size: Channels of a head.
+            scale: Factor of the scores.
+            rotary: Cosines and sines; None for positions that are added elsewhere.
+
+        Returns:
+            `[B, S, heads size]`.
+        """
         graph = self.graph
         shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
         # It turns by places in the cache, pads counted: only distances matter. (Given position ids, ONNX Runtime 1.32 goes by
         # them in the prompt and by places in the steps after it.)
-        turned = settings.pop("turned", (None, None))
+        settings: dict[str, Any] = {"scale": scale} | ({"do_rotary": 1} if rotary else {})
         output, key, value = graph.ops(
-            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *turned, None, self._bias,
-            outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
+            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *(rotary or (None, None)), None,
+            self._bias, outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
         )  # fmt: skip
         longer: list[int | str] = ["batch", shared, "total", size]
         self._caches += [(f"present.{layer}.key", key, longer), (f"present.{layer}.value", value, longer)]
         return output
 
-    def _norm(self, module: Any) -> ir.Value:
-        """Adds to the residual stream what is to be added, and normalizes it."""
-        graph, added = self.graph, self._added
-        self._added = None
-        gamma = self._parameter(module, "weight")
-        if self.config.model_type == "llama":
-            epsilon = {"epsilon": module.variance_epsilon}
-            if added is None:
-                return graph.op("SimplifiedLayerNormalization", self._residual, gamma, axis=-1, **epsilon)
-            normal, _, _, self._residual = graph.ops(
-                "SkipSimplifiedLayerNormalization", added, self._residual, gamma, outputs=4, domain=MICROSOFT, **epsilon
-            )
-            return normal
-        # SkipLayerNormalization would do both, five times as slowly (its sums are not vectorized in ONNX Runtime 1.32).
-        if added is not None:
-            self._residual = graph.op("Add", added, self._residual)
-        beta = self._parameter(module, "bias")
-        return graph.op("LayerNormalization", self._residual, gamma, beta, axis=-1, epsilon=module.eps)
+    def layer_norm(self, module: Any) -> ir.Value:
+        """The normalized residual stream."""
+        # SkipLayerNormalization would add as well, five times as slowly (its sums are not vectorized in ONNX Runtime 1.32).
+        if self._added is not None:
+            self._residual, self._added = self.graph.op("Add", self._added, self._residual), None
+        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
+        return self.graph.op("LayerNormalization", self._residual, gamma, beta, axis=-1, epsilon=module.eps)
 
-    def _add(self, x: ir.Value | None, projection: Any) -> None:
-        """What a part of a block adds to the residual stream: a projection of `x`; of nothing, its bias."""
+    def rms_norm(self, module: Any) -> ir.Value:
+        """The residual stream normalized without mean and bias."""
+        gamma, epsilon = self._parameter(module, "weight"), module.variance_epsilon
+        if self._added is None:
+            return self.graph.op("SimplifiedLayerNormalization", self._residual, gamma, axis=-1, epsilon=epsilon)
+        normal, _, _, self._residual = self.graph.ops(
+            "SkipSimplifiedLayerNormalization", self._added, self._residual, gamma, outputs=4, domain=MICROSOFT, epsilon=epsilon
+        )  # fmt: skip
+        self._added = None
+        return normal
+
+    def add(self, x: ir.Value | None, projection: Any) -> None:
+        """Add a projection of `x` to the residual stream; its bias alone if there is no `x`."""
         if x is not None:
-            self._added = self._project(x, projection)
+            self._added = self.project(x, projection)
         elif projection.bias is not None:
             self._residual = self.graph.op("Add", self._residual, self._parameter(projection, "bias"))
 
-    def _parameter(self, module: Any, name: str) -> ir.Value:
-        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
-
-    def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
+    def project(self, x: ir.Value, *modules: Any) -> ir.Value:
         """`x` through linear layers of the same inputs, results side by side."""
         matrix = Matrix.joined([self._matrix(module) for module in modules])
         biases = [module.bias.detach() for module in modules if module.bias is not None]
@@ -191,6 +226,16 @@ class Decoder:
         names = [self._names[id(module)] for module in modules]
         self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
+
+    def activate(self, x: ir.Value) -> ir.Value:
+        """`x` through the family's activation."""
+        kind, domain, settings = ACTIVATIONS[self._family.activation(self.config)]
+        return self.graph.op(kind, x, domain=domain, **settings)
+
+    # -- weights -------------------------------------------------------------------------------------------------------------
+
+    def _parameter(self, module: Any, name: str) -> ir.Value:
+        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
 
     def _note(self, names: list[str], stored: str) -> None:
         if not {*names}.isdisjoint(self.forms.prefill or ()):
@@ -205,68 +250,3 @@ class Decoder:
             whole = stored_weights.whole(self._tensors[name], about["bits"], about["group"])
             return Matrix(whole, self._tensors[f"{name}_scale"], None, rows.shape[1])
         return Matrix.of(rows, self._powers.get(layer))
-
-    def _activate(self, x: ir.Value) -> ir.Value:
-        kind, domain, settings = ACTIVATIONS[self.config.to_dict().get("hidden_act") or self.config.activation_function]
-        return self.graph.op(kind, x, domain=domain, **settings)
-
-    def _blocks(self) -> list[Any]:
-        return list(blocks(self.model))
-
-    # -- the families --------------------------------------------------------------------------------------------------------
-
-    def _gpt2(self) -> ir.Value:
-        places: Any = self.model.base_model.wpe.weight.detach()
-        table = self.graph.weight(places.numpy(), "transformer.wpe.weight")
-        self._added = self.graph.op("Gather", table, self._positions)
-        for layer, block in enumerate(self._blocks()):
-            attention, mlp = block.attn, block.mlp
-            x = self._norm(block.ln_1)
-            if heads := getattr(attention, "num_heads", 0):
-                scale = attention.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
-                scale /= layer + 1 if self.config.scale_attn_by_inverse_layer_idx else 1
-                packed = self._project(x, attention.c_attn)
-                self._add(
-                    self._attention(layer, packed, heads, heads, attention.head_dim, scale=scale), attention.c_proj
-                )
-            else:
-                self._add(None, attention.c_proj)
-            x = self._norm(block.ln_2)
-            if hasattr(mlp, "c_fc"):
-                self._add(self._activate(self._project(x, mlp.c_fc)), mlp.c_proj)
-            else:
-                self._add(None, mlp.c_proj)
-        return self._norm(self.model.base_model.ln_f)
-
-    def _llama(self) -> ir.Value:
-        turned = self._rotation()
-        for layer, block in enumerate(self._blocks()):
-            attention, mlp = block.self_attn, block.mlp
-            x = self._norm(block.input_layernorm)
-            if hasattr(attention, "q_proj"):
-                size, parts = attention.head_dim, (attention.q_proj, attention.k_proj, attention.v_proj)
-                packed = self._project(x, *parts)
-                heads, shared = (part.weight.shape[0] // size for part in parts[:2])
-                settings = {"scale": attention.scaling, "turned": turned, "do_rotary": 1}
-                self._add(self._attention(layer, packed, heads, shared, size, **settings), attention.o_proj)
-            else:
-                self._add(None, attention.o_proj)
-            x = self._norm(block.post_attention_layernorm)
-            if hasattr(mlp, "gate_proj"):
-                packed = self._project(x, mlp.gate_proj, mlp.up_proj)
-                gate, up = self.graph.ops("Split", packed, outputs=2, axis=2, num_outputs=2)
-                self._add(self.graph.op("Mul", self._activate(gate), up), mlp.down_proj)
-            else:
-                self._add(None, mlp.down_proj)
-        return self._norm(self.model.base_model.norm)
-
-    def _rotation(self) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
-        rotary: Any = self.model.base_model.rotary_emb
-        positions = torch.arange(self.config.max_position_embeddings)[None]
-        tables = rotary(torch.zeros(1), positions)
-        size = tables[0].shape[-1] // 2
-        return tuple(
-            self.graph.weight(np.ascontiguousarray(table[0, :, :size].numpy()), f"rotary.{name}")
-            for table, name in zip(tables, ("cosines", "sines"), strict=True)
-        )  # type: ignore[return-value]

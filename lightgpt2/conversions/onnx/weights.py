@@ -247,7 +247,8 @@ class Vocabulary:
         graph, name = self._graph, f"{self._name}.from_{first}"
         weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
         scales = graph.again(self._scale, f"{name}.scale", (count,), first)
-        zero = graph.constant(np.zeros(count, np.int8), f"zeros_{count}")
+        # One for each part: where weights are made unsigned at loading, two parts that share one cannot be loaded.
+        zero = graph.constant(np.zeros(count, np.int8), f"{name}.zero")
         return graph.op("QGemm", *rounded, weight, scales, zero, domain=MICROSOFT, transB=1)
 
     def _blocked_part(self, hidden: ir.Value, first: int, count: int) -> ir.Value:

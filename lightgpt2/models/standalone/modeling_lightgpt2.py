@@ -1,33 +1,39 @@
-"""GPT-2 and Llama decoders whose layers differ in their numbers of heads and neurons, or whose weights are stored as integers.
+"""Decoders whose layers differ in their numbers of heads and neurons, or whose weights are stored as integers.
 
-A model folder brings this file where plain transformers cannot express the model:
+A model folder has this file if plain transformers cannot express the model:
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it. `config.lightgpt2` says
 
-    heads: attention heads of each layer, none at all included
+    heads: attention heads of each layer, 0 included
     ffn: neurons of each layer, likewise
-    stored: `int8` or `int4` where the file holds integers with scales, which become FP32 weights when they are loaded
-    activations: `int8` where the inputs of the layers' projections are rounded to that
-    packed: true where the file is compressed
+    stored: `int8` or `int4` if the file holds integers with scales, which become FP32 weights when they are loaded
+    activations: `int8` if the inputs of the layers' projections are rounded to that
+    packed: true if the file is compressed
+
+`LightLlamaForCausalLM` is transformers' `LlamaForCausalLM` with that, and so for any other decoder: a family needs nothing
+here if each of its blocks has one attention and one MLP, and the last linear layer of each gives the width.
 """
 
 import contextlib
 import copy
+from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig, GPT2LMHeadModel, LlamaForCausalLM, PretrainedConfig
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from .stored_weights import read, round_inputs
 
+_LINEAR = (nn.Linear, Conv1D)
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class Constant(nn.Module):
-    """What is left of a projection that has no inputs: its bias at every position, or zero."""
+    """What a projection without inputs gives: its bias at every position, or zero."""
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
@@ -36,37 +42,19 @@ class Constant(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The bias `[..., D]` for hidden states `[..., any]`."""
-        if self.bias is None:
-            constant = hidden_states.new_zeros(*hidden_states.shape[:-1], self.width)
-        else:
-            constant = self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], self.width)
-        if (
-            torch.is_grad_enabled()
-        ):  # the norm that gave them gets a gradient, of zero: DDP waits for that of every parameter
-            constant = constant + 0 * hidden_states[..., :1]
-        return constant
-
-
-class NoHeads(nn.Module):
-    """The attention of a layer without heads."""
-
-    def __init__(self, projection: str, constant: Constant, layer_idx: int) -> None:
-        super().__init__()
-        self.projection, self.layer_idx = projection, layer_idx
-        self.add_module(projection, constant)
-
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:
-        """What the family's own attention gives, from no heads."""
-        if (
-            past_key_values is not None
-        ):  # which is asked for the number of past tokens, and wants a tensor for the answer
-            place = hidden_states[:, None, :, :1]
-            past_key_values.update(place, place, self.layer_idx)
-        return self.get_submodule(self.projection)(hidden_states), None
+        bias = hidden_states.new_zeros(self.width) if self.bias is None else self.bias.to(hidden_states.dtype)
+        constant = bias.expand(*hidden_states.shape[:-1], -1)
+        # The norm that gave the hidden states gets a gradient, of zero: DDP waits for that of every parameter.
+        return constant + 0 * hidden_states[..., :1] if torch.is_grad_enabled() else constant
 
 
 class NoNeurons(nn.Module):
-    """The feed-forward part of a layer without neurons."""
+    """The feed-forward part of a layer without neurons.
+
+    Args:
+        projection: Name of its last linear layer, whose bias stays.
+        constant: What that layer gives.
+    """
 
     def __init__(self, projection: str, constant: Constant) -> None:
         super().__init__()
@@ -78,12 +66,57 @@ class NoNeurons(nn.Module):
         return self.get_submodule(self.projection)(hidden_states)
 
 
-class Stored:
-    """A model that may be stored in a way of its own."""
+class NoHeads(NoNeurons):
+    """The attention of a layer without heads."""
+
+    def __init__(self, projection: str, constant: Constant, layer_idx: int) -> None:
+        super().__init__(projection, constant)
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        """What the family's own attention gives, from no heads."""
+        if past_key_values is not None:  # it is asked for the number of past tokens, and needs a tensor to answer
+            place = hidden_states[:, None, :, :1]
+            past_key_values.update(place, place, self.layer_idx)
+        return super().forward(hidden_states), None
+
+
+class Light:
+    """A decoder with the settings of `config.lightgpt2`; goes before transformers' class."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        model: Any = self
+        about, width = config.lightgpt2, config.hidden_size
+        blocks: Any = next(module for module in model.base_model.children() if isinstance(module, nn.ModuleList))
+        for index, block in enumerate(blocks):
+            if "heads" in about:
+                name, attention = _part(block, "Attention")
+                heads, (last, projection) = about["heads"][index], _linears(attention)[-1]
+                if heads:
+                    _resize(attention, heads * attention.head_dim)
+                    attention.num_heads, attention.split_size = (
+                        heads,
+                        heads * attention.head_dim,
+                    )  # as GPT-2's reads them
+                else:
+                    setattr(block, name, NoHeads(last, Constant(width, projection.bias is not None), index))
+            if "ffn" in about:
+                name, mlp = _part(block, "MLP")
+                neurons, (last, projection) = about["ffn"][index], _linears(mlp)[-1]
+                if neurons:
+                    _resize(mlp, neurons)
+                else:
+                    setattr(block, name, NoNeurons(last, Constant(width, projection.bias is not None)))
+        if about.get("activations") == "int8":
+            for module in blocks.modules():
+                if isinstance(module, _LINEAR):
+                    module.register_forward_pre_hook(round_inputs)
+        model.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **options: Any) -> Any:
-        """As transformers' own; `stored_weights` reads the file where the configuration says so."""
+        """As transformers' own; `stored_weights` reads the file if the configuration says so."""
         source = pretrained_model_name_or_path
         where = {key: options[key] for key in _WHERE if key in options}
         if not isinstance(config, PretrainedConfig):
@@ -108,59 +141,51 @@ class Stored:
         model.name_or_path = model.config.name_or_path = str(source)
         return loaded
 
-    def round_activations(self, layers: nn.Module) -> None:
-        """Lets the projections round their inputs, where the configuration says so."""
-        self_: Any = self
-        for module in layers.modules() if self_.config.lightgpt2.get("activations") == "int8" else ():
-            if isinstance(module, (nn.Linear, Conv1D)):
-                module.register_forward_pre_hook(round_inputs)
+
+def _part(block: nn.Module, kind: str) -> tuple[str, Any]:
+    """Name and module of a block's part."""
+    return next((name, part) for name, part in block.named_children() if type(part).__name__.endswith(kind))
 
 
-class LightGPT2LMHeadModel(Stored, GPT2LMHeadModel):  # type: ignore[misc]
-    """GPT-2."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        super().__init__(config)
-        shape, width = config.lightgpt2, config.hidden_size
-        for index, block in enumerate(self.transformer.h):
-            if "heads" in shape and shape["heads"][index] == 0:
-                block.attn = NoHeads("c_proj", Constant(width, bias=True), index)
-            elif "heads" in shape:
-                attention, inner = block.attn, shape["heads"][index] * block.attn.head_dim
-                attention.num_heads, attention.split_size = shape["heads"][index], inner
-                attention.c_attn, attention.c_proj = Conv1D(3 * inner, width), Conv1D(width, inner)
-            if "ffn" in shape:
-                neurons = shape["ffn"][index]
-                block.mlp = GPT2MLP(neurons, config) if neurons else NoNeurons("c_proj", Constant(width, bias=True))
-        self.round_activations(self.transformer.h)
-        self.post_init()
+def _linears(part: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in part.named_children() if isinstance(module, _LINEAR)]
 
 
-class LightLlamaForCausalLM(Stored, LlamaForCausalLM):  # type: ignore[misc]
-    """Llama."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        super().__init__(config)
-        shape, width = config.lightgpt2, config.hidden_size
-        for index, block in enumerate(self.model.layers):
-            attention, mlp = block.self_attn, block.mlp
-            if "heads" in shape and shape["heads"][index] == 0:
-                block.self_attn = NoHeads("o_proj", Constant(width, config.attention_bias), index)
-            elif "heads" in shape:
-                inner, bias = shape["heads"][index] * attention.head_dim, config.attention_bias
-                shared = inner // attention.num_key_value_groups
-                attention.q_proj, attention.o_proj = nn.Linear(width, inner, bias), nn.Linear(inner, width, bias)
-                attention.k_proj, attention.v_proj = nn.Linear(width, shared, bias), nn.Linear(width, shared, bias)
-            if "ffn" in shape and shape["ffn"][index] == 0:
-                block.mlp = NoNeurons("down_proj", Constant(width, config.mlp_bias))
-            elif "ffn" in shape:
-                neurons, bias = shape["ffn"][index], config.mlp_bias
-                mlp.gate_proj, mlp.up_proj = nn.Linear(width, neurons, bias), nn.Linear(width, neurons, bias)
-                mlp.down_proj = nn.Linear(neurons, width, bias)
-        self.round_activations(self.model.layers)
-        self.post_init()
+def _resize(part: nn.Module, channels: int) -> None:
+    """Give a part other channels: the inputs of its last linear layer, and in proportion the outputs of the others."""
+    *others, (last, projection) = _linears(part)
+    before, width = _sizes(projection)
+    setattr(part, last, _new(projection, channels, width))
+    for name, module in others:
+        inputs, outputs = _sizes(module)
+        setattr(part, name, _new(module, inputs, outputs * channels // before))
 
 
-MODELS: dict[str, Any] = {"gpt2": LightGPT2LMHeadModel, "llama": LightLlamaForCausalLM}
-for _model in MODELS.values():
-    _model.register_for_auto_class("AutoModelForCausalLM")  # so that saving a model saves this file with it
+def _sizes(module: Any) -> tuple[int, int]:
+    """Inputs and outputs."""
+    return (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+
+
+def _new(module: Any, inputs: int, outputs: int) -> nn.Module:
+    if isinstance(module, Conv1D):
+        return Conv1D(outputs, inputs)
+    return nn.Linear(inputs, outputs, module.bias is not None)
+
+
+def light_class(model_type: str) -> Any:
+    """The class for configurations of this type that have `lightgpt2`."""
+    return _light(f"Light{MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]}")
+
+
+@cache
+def _light(name: str) -> Any:
+    made: Any = type(name, (Light, getattr(transformers, name.removeprefix("Light"))), {})
+    made.register_for_auto_class("AutoModelForCausalLM")  # so that saving a model saves this file with it
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """The class of this name."""
+    if name.startswith("Light"):
+        return _light(name)
+    raise AttributeError(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
+from lightgpt2.errors import Problem
 from lightgpt2.functional.movement import Scope
 from lightgpt2.models.units import Granularity
 
@@ -68,34 +69,29 @@ class Pruning:
         """The shares by kind of unit."""
         return {"attention": float(self.attention), "ffn": float(self.ffn)}
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings by themselves, one line each."""
-        key, found = "model.pruning", list[str]()
+    def problems(self) -> list[Problem]:
+        """What is wrong with the settings by themselves; keys below the section."""
+        found = []
         if self.threshold and any(self.shares.values()):
-            found.append(
-                f"{key}.threshold: it decides how much goes; set {key}.attention and {key}.ffn to 0, or remove it"
-            )
+            found.append(Problem("threshold", "it decides how much goes", "set attention and ffn to 0, or remove it"))
         if self.threshold and self.criterion != "movement":
             found.append(
-                f"{key}.threshold: {self.criterion} learns no scores to pass it; give {key}.criterion movement"
+                Problem("threshold", f"{self.criterion} learns no scores to pass it", "give criterion movement")
             )
         if not self.threshold and not any(self.shares.values()):
-            found.append(
-                f"{key}.attention: nothing is to be pruned; give it, or {key}.ffn, a share above 0, or give {key}.threshold"
-            )
+            fix = "give it, or ffn, a share above 0, or give threshold"
+            found.append(Problem("attention", "nothing is to be pruned", fix))
         penalty = self.threshold.penalty if self.threshold else 0.0
-        endless = {"lr": self.lr, "threshold.penalty": penalty}
-        found += [
-            f"{key}.{name}: {value} is not finite; give a number" for name, value in endless.items() if isinf(value)
-        ]
+        numbers = {"lr": self.lr, "threshold.penalty": penalty}
+        endless = {name: value for name, value in numbers.items() if isinf(value)}
+        found += [Problem(name, f"must be finite, got {value}", "give a number") for name, value in endless.items()]
         if self.warmup + self.cooldown >= 1:
-            found.append(
-                f"{key}.warmup: {self.warmup} and cooldown: {self.cooldown} leave no step to prune at; give a sum below 1"
-            )
+            what = f"{self.warmup} and cooldown: {self.cooldown} leave no step to prune at"
+            found.append(Problem("warmup", what, "give a sum below 1"))
         return found
 
-    def misfits(self, heads: list[int], neurons: list[int], width: int) -> list[str]:
-        """What of the settings does not go with a model, one line each.
+    def model_problems(self, heads: list[int], neurons: list[int], width: int) -> list[Problem]:
+        """What of the settings does not fit a model; keys below the section.
 
         Args:
             heads: Heads of each layer that can go by themselves.
@@ -103,7 +99,7 @@ class Pruning:
             width: Size of the hidden states.
         """
         if self.granularity == "block" and self.block > (least := min(width, *filter(None, neurons))):
-            return [f"model.pruning.block: {self.block} is more than the {least} rows of a matrix; give at most that"]
+            return [Problem("block", f"{self.block} is more than the {least} rows of a matrix", "give at most that")]
         found = []
         units = {"attention": ("heads", heads), "ffn": ("neurons", neurons)}
         for kind, share in self.shares.items() if self.granularity == "structured" else ():
@@ -111,13 +107,11 @@ class Pruning:
             groups = [sum(counts)] if self.scope == "global" else counts
             if share and not any(round(share * count) for count in groups):
                 where = "the model" if self.scope == "global" else "a layer (scope: layer)"
-                found.append(
-                    f"model.pruning.{kind}: {share} of the {max(groups)} {name} of {where} is none; give at least "
-                    f"{1 / max(1, *groups):.3g}, or 0"
-                )
+                what = f"{share} of the {max(groups)} {name} of {where} is none"
+                found.append(Problem(kind, what, f"give at least {1 / max(1, *groups):.3g}, or 0"))
         return found
 
-    def told(self) -> dict[str, Any]:
-        """What the ledger says of them."""
+    def record(self) -> dict[str, Any]:
+        """What the ledger keeps of them."""
         asked = {"threshold": float(self.threshold.at)} if self.threshold else self.shares
         return {"criterion": self.criterion, "granularity": self.granularity, "scope": self.scope, "asked": asked}

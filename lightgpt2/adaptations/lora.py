@@ -1,0 +1,207 @@
+"""LoRA: low-rank adapters on frozen weights (Hu et al. 2021, arXiv:2106.09685, eq. 3), by PEFT.
+
+W' = W + alpha / r * B A, where B `[out, r]` starts at zero and A `[r, in]` at random; only A and B are trained.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.adaptations.base import Adaptation, Context, Result
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.adapters import WEIGHTS
+from lightgpt2.models.families import LINEAR, compute_with
+from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.pruning import saved_zeros
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass
+class LoraAdapters:
+    """Which modules get adapters, and of what kind; names and meanings are PEFT's.
+
+    Attributes:
+        r: Rank of the adapters.
+        alpha: Scale: the update is multiplied by alpha / r.
+        dropout: Dropout on the adapters' input while training.
+        target_modules: Names of the modules, `all-linear`, or a regular expression on their full names. The default is PEFT's
+            own choice for the family (`c_attn` for GPT-2, `q_proj` and `v_proj` for Llama).
+        use_dora: Train the weights' magnitudes apart from their directions (DoRA, arXiv:2402.09353).
+        use_rslora: Scale by alpha / sqrt(r) instead (arXiv:2312.03732).
+        modules_to_save: Names of modules that are trained whole and saved with the adapters.
+    """
+
+    r: PositiveInt = 8
+    alpha: PositiveInt = 32
+    dropout: ClosedUnitInterval = 0.05
+    target_modules: list[str] | str | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+    modules_to_save: list[str] = field(default_factory=list)
+
+
+class Lora(Adaptation):
+    """Adapters on a frozen model.
+
+    At the end `adapter/` beside the artefact is a folder that PEFT loads onto the model that the run started from, and the
+    artefact is that model with the adapters merged into its weights.
+
+    Args:
+        lora: The adapters; null where the start is an adapter folder, which brings its own. The default is `LoraAdapters()`.
+    """
+
+    order = 10
+    freezes = True
+    accepts = frozenset({"fp32", "nf4"})
+
+    def __init__(self, lora: LoraAdapters | None = None) -> None:
+        super().__init__()
+        self.lora = lora
+
+    def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
+        """Whether what else is trained can be trained through adapters."""
+        chosen, found = self.lora or LoraAdapters(), []
+        if any(other.order == 20 for other in others):
+            what = "adapters leave the weights frozen that movement pruning learns to keep or to remove"
+            found.append(Problem(self.key, what, "prune in another stage, or train all weights"))
+        if any(other.precision for other in others):
+            if chosen.dropout:
+                what = f"{chosen.dropout} on the adapters' input cannot be part of the merged weight that is rounded"
+                found.append(Problem(f"{self.key}.lora.dropout", what, "give 0"))
+            if chosen.use_dora:
+                what = "DoRA's weights are not rounded as they are merged"
+                found.append(Problem(f"{self.key}.lora.use_dora", what, "give false"))
+        return found
+
+    def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
+        """Freezes the model and puts adapters on the chosen modules."""
+        self._context = context
+        try:
+            peft_model = self._continued(model, context.adapter) if context.adapter else self._begun(model)
+        except (ValueError, RuntimeError, SafetensorError, re.error) as error:
+            key = "start.model" if context.adapter else f"{self.key}.lora"
+            raise UserError([Problem(key, " ".join(str(error).split()))]) from error
+        self._check_vocabulary(model)
+        # the same parameters under other names: hidden in a tuple, not to be registered twice
+        self._peft_model: tuple[PeftModel] = (peft_model,)
+        if any(other.precision for other in context.others):
+            self._compute_merged(model)
+        return [self._operation(model, peft_model)]
+
+    def finish(self, result: Result) -> None:
+        """Writes the adapters beside the artefact, and goes on with the model that they are merged into."""
+        folder = self._folder(result.folder)
+        with atomic_folder(folder) as temporary:
+            named = {f"base_model.model.{name}": value for name, value in result.weights.items()}
+            self._peft_model[0].save_pretrained(str(temporary), state_dict=named, save_embedding_layers=False)
+            result.tokenizer.save_pretrained(temporary)
+        result.folders[folder] = [*result.operations]
+        result.replace_model(self._merged(folder))
+        result.operations.append(KINDS["merge"].record(dense=True))
+
+    def zeros(self, folder: Path, names: Sequence[str]) -> int | None:
+        """Those of adapters, in the adapter folder."""
+        if not all(".lora_" in name for name in names):
+            return None
+        saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
+        return saved_zeros(self._folder(folder) / WEIGHTS, saved)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _folder(folder: Path) -> Path:
+        return folder.with_name("adapter")
+
+    def _begun(self, model: PreTrainedModel) -> Any:
+        from peft import LoraConfig, get_peft_model  # slow to import, and needed for this only
+
+        chosen = self.lora or LoraAdapters()
+        self._check_names(model, chosen)
+        adapters = LoraConfig(
+            task_type=self._context.task.peft_type,
+            r=chosen.r,
+            lora_alpha=chosen.alpha,
+            lora_dropout=float(chosen.dropout),
+            target_modules=chosen.target_modules,
+            use_dora=chosen.use_dora,
+            use_rslora=chosen.use_rslora,
+            modules_to_save=chosen.modules_to_save or None,
+            fan_in_fan_out=model.config.model_type == "gpt2",  # of the plain model, whatever this one's layers are
+        )
+        return get_peft_model(model, adapters)
+
+    def _continued(self, model: PreTrainedModel, folder: str) -> Any:
+        from peft import PeftModel
+
+        if self.lora is not None:
+            what, fix = f"{folder} brings its own adapters", "remove it (lora: null), or give their base model"
+            raise UserError([Problem(f"{self.key}.lora", what, fix)])
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+    def _merged(self, adapter: Path) -> PreTrainedModel:
+        from peft import PeftModel
+
+        merged: Any = PeftModel.from_pretrained(self._context.plain(), adapter).merge_and_unload()
+        return merged
+
+    def _compute_merged(self, model: PreTrainedModel) -> None:
+        """Makes adapted layers compute with the merged weight, W + alpha / r * B A, which is then rounded as it is saved."""
+        from peft.tuners.lora import LoraLayer
+
+        for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+
+            def substitute(name: str, value: Tensor, layer: Any = layer) -> Tensor:
+                return value + layer.get_delta_weight("default") if name == "weight" else value
+
+            base: nn.Module = layer.base_layer
+            compute_with(base, substitute)
+            layer.forward = lambda *inputs, base=base, **_: base(*inputs)
+
+    @staticmethod
+    def _operation(model: PreTrainedModel, peft_model: Any) -> Operation:
+        from peft.tuners.lora import LoraLayer
+
+        config = peft_model.peft_config["default"]
+        names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
+        trainable, total = peft_model.get_nb_trainable_parameters()
+        kinds = {key: getattr(config, key) for key in ("use_dora", "use_rslora", "modules_to_save")}
+        return KINDS["lora"].record(
+            r=config.r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            target_modules=names,
+            **{key: value for key, value in kinds.items() if value},
+            matched=sum(isinstance(module, LoraLayer) for module in model.modules()),
+            trainable=trainable,
+            parameters=total,
+        )
+
+    def _check_vocabulary(self, model: PreTrainedModel) -> None:
+        """The loss works through the head's weight itself, and what is tied cannot be merged into."""
+        from peft.tuners.lora import LoraLayer
+
+        wrapped = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(isinstance(layer, LoraLayer) for layer in wrapped):
+            what = "adapters on the embedding or the vocabulary head are not supported"
+            fix = "choose linear layers of the blocks, and train those whole with modules_to_save"
+            raise UserError([Problem(f"{self.key}.lora.target_modules", what, fix)])
+
+    def _check_names(self, model: PreTrainedModel, chosen: LoraAdapters) -> None:
+        """PEFT passes over a name that fits no module as long as another one does."""
+        present = {part for name, _ in model.named_modules() for part in (name, name.rpartition(".")[2])}
+        for key in ("target_modules", "modules_to_save"):
+            names = getattr(chosen, key)
+            if isinstance(names, list) and (absent := [name for name in names if name not in present]):
+                linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, LINEAR)}
+                what = f"the model has no module {', '.join(absent)}; its linear ones are {', '.join(sorted(linear))}"
+                raise UserError([Problem(f"{self.key}.lora.{key}", what)])

@@ -1,0 +1,78 @@
+"""Weights that are held at zero: what this run, or an earlier stage, has pruned."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightgpt2.adaptations.base import Adaptation, Result
+from lightgpt2.functional.pruning import Masks
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.models.ledger import Ledger
+from lightgpt2.models.operations import Operation
+from lightgpt2.models.pruning import prunable
+
+
+class HeldMasks(Adaptation):
+    """Keeps pruned weights at zero; every run has it.
+
+    Attributes:
+        masks: Which weights stay, by parameter name.
+        prunings: What put the masks there, as the ledger keeps it.
+    """
+
+    order = 40
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks = Masks()
+        self.prunings: list[Operation] = []
+
+    def prune(self, model: PreTrainedModel, masks: Mapping[str, Tensor], operation: Operation) -> None:
+        """Sets weights to zero, for good.
+
+        Args:
+            model: The model.
+            masks: Boolean masks by parameter name, true where a weight stays.
+            operation: The ledger's record of it.
+        """
+        self.masks.set(masks)
+        self._mask(model)
+        self.prunings = [done for done in self.prunings if done["targets"] != operation["targets"]] + [operation]
+
+    def hold(self, model: PreTrainedModel, ledger: Ledger) -> None:
+        """Masks what an earlier stage pruned.
+
+        Args:
+            model: The model.
+            ledger: That of the model that the run started from.
+        """
+        adapters = any(".lora_" in name for name, _ in model.named_parameters())
+        for operation in ledger.held_prunings():
+            if operation["adapters"] is adapters:  # else they are merged away, or frozen
+                held = prunable(model, operation["targets"], "the pruning of an earlier stage")
+                self.prune(model, {name: p.detach() != 0 for name, p in held.items()}, {**operation, "held": True})
+
+    def mask_gradients(self, model: PreTrainedModel) -> None:
+        """Sets the gradients of pruned weights to zero."""
+        self.masks.gradients_(self._masked(model))
+
+    def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
+        """Sets pruned weights to zero: momentum and weight decay know nothing of masks."""
+        self._mask(model)
+        if not len(self.masks):
+            return {}
+        weights, pruned = self.masks.counts()
+        return {"train/sparsity": pruned / weights}
+
+    def finish(self, result: Result) -> None:
+        """Adds the prunings to the ledger's operations."""
+        result.operations += self.prunings
+        for operations in result.folders.values():
+            operations += self.prunings
+
+    def _mask(self, model: PreTrainedModel) -> None:
+        self.masks.weights_(self._masked(model))
+
+    def _masked(self, model: PreTrainedModel) -> dict[str, nn.Parameter]:
+        return dict(model.named_parameters()) if len(self.masks) else {}

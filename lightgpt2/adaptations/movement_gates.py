@@ -1,0 +1,186 @@
+"""Movement pruning: which heads and neurons, blocks or weights stay is learned with the weights; the former are then removed.
+
+Sanh et al. 2020 (arXiv:2005.07683) for the scores, Lagunas et al. 2021 (arXiv:2109.04838) for blocks, heads and neurons. The
+algorithm itself is in `functional.movement`; which weights belong to a unit, in `models.units`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.adaptations.base import Adaptation, Context, Result
+from lightgpt2.adaptations.pruning_settings import Pruning
+from lightgpt2.adaptations.unit_images import pictures
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.functional.movement import Units
+from lightgpt2.functional.pruning import random_scores
+from lightgpt2.functional.schedules import Progress, cubic
+from lightgpt2.models import units
+from lightgpt2.models.axes import block_sizes, block_units
+from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.surgery import removal
+from lightgpt2.models.trimming import remove
+
+
+class MovementGates(Adaptation):
+    """Gates on units of the weights, which scores close along a cubic schedule.
+
+    From `warmup` on the share that goes rises step by step until `cooldown`. Validation and checkpoints are always of the model
+    as it is pruned then. Heads and neurons are removed from the artefact; single weights and blocks are zero in it.
+
+    Args:
+        pruning: What goes, and when.
+    """
+
+    order = 20
+    shards = False
+
+    def __init__(self, pruning: Pruning = Pruning()) -> None:
+        super().__init__()
+        self.pruning = pruning
+
+    @property
+    def removes(self) -> bool:
+        """Heads and neurons; weights and blocks are zero."""
+        return self.pruning.granularity == "structured"
+
+    # -- what is wrong -----------------------------------------------------------------------------------------------
+
+    def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
+        """Whether what is to go can go."""
+        found = self.pruning.problems()
+        if config is not None:
+            found += self.pruning.model_problems(*block_units(config), config.hidden_size)
+        return [problem.under(f"{self.key}.pruning") for problem in found]
+
+    def step_problems(self, total_steps: int) -> list[Problem]:
+        """Whether the schedule has a step."""
+        begin, end = self._bounds(total_steps)
+        if begin < end:
+            return []
+        what = (
+            f"{total_steps} steps leave none for the schedule of {self.key}.pruning (warmup {self.pruning.warmup}, cooldown "
+            f"{self.pruning.cooldown})"
+        )
+        return [Problem("trainer.max_steps", what, "give more steps")]
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Compares what is to go with what earlier stages have pruned, which counts among it.
+
+        Raises:
+            UserError: More was pruned than is to go, or nothing is to go.
+        """
+        for name, kind in self._kinds() if self._context.training else ():
+            share, total = self.pruning.shares[name], sum(kind.keep(each).numel() for each in kind.names)
+            gone = sum(int((~mask).sum()) for mask in self._left(name).values())
+            if share and not round(share * total):
+                fix = f"give at least {1 / total:.1g}, or 0"
+                raise UserError([Problem(f"{self.key}.pruning.{name}", f"{share} of {total:,} is none", fix)])
+            if share and gone > round(share * total):
+                what = f"{share} is less than the {gone / total:.4f} that an earlier stage pruned"
+                raise UserError([Problem(f"{self.key}.pruning.{name}", what, "give more, or 0")])
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
+        """Puts gates on the model's weights."""
+        pruning, self._context = self.pruning, context
+        self._map = units.grips(model, pruning.granularity, pruning.block)
+        self.units = units.make_units(model, self._map, trained=pruning.criterion == "movement")
+        if pruning.criterion == "random":
+            for i, (_, kind) in enumerate(self._kinds()):
+                kind.set_scores(random_scores({name: kind.keep(name) for name in kind.names}, pruning.seed + i))
+        units.gate_weights(model, self._map, self.units)
+        return []
+
+    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The scores get a learning rate of their own and no weight decay."""
+        scores = [p for p in self.units.parameters() if p.requires_grad]
+        own = {id(p) for p in scores}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        return [*groups, {**groups[-1], "lr": float(self.pruning.lr), "params": scores}] if scores else groups
+
+    def penalty(self, progress: Progress) -> Tensor | None:
+        """With a threshold the L1 term on the scores, whose weight follows the schedule."""
+        if self.pruning.threshold is None or self.pruning.criterion != "movement":
+            return None
+        weight = self._scheduled(progress, self.pruning.threshold.penalty)
+        return weight * torch.stack([kind.openness() for _, kind in self._kinds()]).mean()
+
+    def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
+        """Decides which units stay, for the next step and for whoever looks at the model before it."""
+        if self.pruning.criterion == "magnitude":
+            for name, scores in units.magnitudes(model, self._map).items():
+                self._units(name).set_scores(scores)
+        figures: dict[str, float] = {}
+        for name, kind in self._kinds():
+            if self.pruning.threshold:
+                found = kind.decide_above(self._scheduled(progress, self.pruning.threshold.at), self.pruning.regrow)
+            else:
+                share = self._scheduled(progress, self.pruning.shares[name])
+                found = kind.decide(share, self.pruning.scope, self.pruning.regrow, self._left(name))
+            figures |= {f"pruning/{name}/{key}": value for key, value in (found | kind.sparsity()).items()}
+        return figures
+
+    def write_images(self, board: SummaryWriter, step: int) -> None:
+        """Histograms of the scores, and pictures of what stays: layers by units, or matrices."""
+        for name, kind in self._kinds():
+            scores = torch.cat([score.detach().flatten() for score in kind.scores.values()])
+            board.add_histogram(f"pruning/{name}/scores", scores.cpu(), step)
+            for tag, picture in pictures({layer: kind.keep(layer) for layer in kind.names}).items():
+                board.add_image(f"pruning/{name}/{tag}", picture, step)
+
+    # -- the artefact ------------------------------------------------------------------------------------------------
+
+    def finish(self, result: Result) -> None:
+        """Removes the heads and neurons that have gone, or sets the blocks and weights that have to zero."""
+        if self.removes:
+            heads, neurons = (self._kept(result.model.config, kind, i) for i, kind in enumerate(units.KINDS))
+            result.operations.append({**removal(result.model.config, heads, neurons), **self.pruning.record()})
+            result.replace_model(remove(result.model, heads, neurons))
+            return
+        parameters = dict(result.model.named_parameters())
+        pruned = {
+            name: entry.gated(parameters[name], self._units(entry.kind).gate(entry.name)).detach().cpu()
+            for name, entry in self._map.items()
+        }
+        result.weights = result.weights | pruned
+        count = sum(value.numel() for value in pruned.values())
+        record = KINDS["movement"].record(targets="linear", adapters=False, tensors=len(pruned), weights=count)
+        result.operations.append(record)
+        settings = self.pruning.record()
+        result.checks.append(lambda saved: record.update(achieved=saved.zeros([*pruned]) / count, **settings))
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _bounds(self, total: int) -> tuple[int, int]:
+        return round(self.pruning.warmup * total), round((1 - self.pruning.cooldown) * total)
+
+    def _scheduled(self, progress: Progress, final: float) -> float:
+        return cubic(progress.step, *self._bounds(progress.total), 0.0, final)
+
+    def _kinds(self) -> Iterator[tuple[units.Kind, Units]]:
+        return ((kind, self._units(kind)) for kind in units.KINDS if kind in self.units)
+
+    def _units(self, kind: str) -> Units:
+        found = self.units[kind]
+        assert isinstance(found, Units)
+        return found
+
+    def _left(self, kind: str) -> dict[str, Tensor]:
+        """Of the blocks or weights of a kind, in matrices that hold zeros from elsewhere: which are not all zero."""
+        held = dict(self._context.masks.items())
+        entries = ((name, entry) for name, entry in self._map.items() if entry.kind == kind and name in held)
+        return {entry.name: entry.total(held[name].float()) > 0 for name, entry in entries}
+
+    def _kept(self, config: PretrainedConfig, kind: units.Kind, index: int) -> list[Tensor]:
+        """For each layer which of its units stay; an empty mask for a layer that had none."""
+        known = self._units(kind) if kind in self.units else None
+        none = torch.zeros(0, dtype=torch.bool)
+        count = len(block_sizes(config)[index])
+        return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(count)]

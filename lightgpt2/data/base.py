@@ -1,0 +1,96 @@
+"""What a task's data module offers: the one place where methods, callbacks and conversions learn of the data."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a method hands over to its data before the data is prepared.
+
+    Attributes:
+        tokenizer: The source of the model's tokenizer: hub id, folder or GGUF file; a dictionary where there is none.
+        key: Config key of that source, for messages.
+        trust_remote_code: Whether code in the tokenizer's folder may run.
+        trims_vocabulary: Whether the tokenizer keeps only the tokens that the training split needs.
+        prompt_tokens: Length of the prompts that `predict` reads; None: it scores.
+    """
+
+    tokenizer: str | dict[str, Any]
+    key: str
+    trust_remote_code: bool = False
+    trims_vocabulary: bool = False
+    prompt_tokens: int | None = None
+
+
+class TaskData(LightningDataModule):
+    """The data of a task.
+
+    A batch is a dictionary; `step_items` in it is the number of supervised items of the whole optimizer step, over all its
+    micro-batches and processes.
+
+    Attributes:
+        tokenizer: The tokenizer, once `setup` has run.
+        kept_tokens: With a trimmed vocabulary the old id of each token; else empty.
+        predict_split: The split that `predict` reads.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    kept_tokens: list[int]
+    predict_split: str
+    connection: Connection | None = None
+
+    def connect(self, connection: Connection) -> None:
+        """Takes what the method hands over; the data never asks back."""
+        self.connection = connection
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, one line each."""
+
+    def fits(self, positions: Mapping[str, int]) -> list[str]:
+        """What is too long for the models, one line each.
+
+        Args:
+            positions: How many positions each model has, by config key.
+        """
+        return []
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch under the attached trainer."""
+
+    @abstractmethod
+    def scoring_loader(self, split: str) -> Iterable[dict[str, Any]]:
+        """All batches to score a split with, whatever the number of processes."""
+
+    @abstractmethod
+    def calibration(self, count: int) -> list[torch.Tensor]:
+        """Token ids of training inputs, evenly spaced, `[1, T]` each.
+
+        Raises:
+            UserError: The training split has fewer than `count`.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the ledger keeps of the data: `source`, `sha256`, `splits`, and how it is cut."""
+
+    @abstractmethod
+    def batching(self) -> dict[str, Any]:
+        """What decides the batches, by config key: a resumed run must have the same."""
+
+    def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
+        """The beginnings of the first examples that are longer than `length` tokens, each with up to `more` that follow."""
+        return []
+
+    def prompts(self, split: str, count: int, length: int) -> list[list[int]]:
+        """The beginnings of the first examples of a split that are longer than `length` tokens."""
+        return [prompt for prompt, _ in self.passages(split, count, length, 0)]

@@ -1,0 +1,130 @@
+"""The architectures that are supported, one in each file, and what is the same for all of them.
+
+A new one is a file with a `Family` and its entry in `register`; everything else asks `family_of`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lightgpt2.errors import UserError
+from lightgpt2.models.families.base import ENCODERS, FAMILIES, Family, Head, Shape, check_family, family_of, register
+from lightgpt2.models.families.bert import BERT, DISTILBERT
+from lightgpt2.models.families.gpt2 import GPT2
+from lightgpt2.models.families.llama import LLAMA
+from lightgpt2.models.families.substitution import compute_with
+
+register(GPT2, LLAMA, BERT, DISTILBERT)
+
+LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
+
+__all__ = [
+    "ENCODERS", "FAMILIES", "LINEAR", "Family", "Head", "Shape", "backbone", "block_linears", "blocks", "check_family",
+    "check_head", "compute_with", "family_of", "head", "head_weight", "is_tied", "recorded_states", "unquantized_head",
+]  # fmt: skip
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The model without its vocabulary head; called with `input_ids`, it gives `last_hidden_state`."""
+    return cast(nn.Module, model.base_model)
+
+
+def blocks(model: PreTrainedModel, stack: str = "decoder") -> nn.ModuleList:
+    """The transformer blocks of a stack in order."""
+    return family_of(model).stacks(model)[stack]
+
+
+def head(model: PreTrainedModel) -> Head:
+    """Weight, bias and scale of the vocabulary head, as it computes with them."""
+    return family_of(model).head(model)
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """The weight of the vocabulary head `[V, D]`, as it computes with it."""
+    return head(model).weight
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """True if embedding and vocabulary head are one tensor."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def unquantized_head(model: PreTrainedModel) -> dict[str, str]:
+    """The vocabulary head's name, and why it stays in full precision where the blocks' layers do not."""
+    name = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    return {name: "tied to the embedding" if is_tied(model) else "the vocabulary head"}
+
+
+def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers of the blocks by their names in the model, in its order."""
+    inside = {id(module) for module in blocks(model).modules() if isinstance(module, LINEAR)}
+    return {name: module for name, module in model.named_modules() if id(module) in inside}
+
+
+@contextmanager
+def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect hidden states `[B, T, D]` while the model runs inside the context.
+
+    Index 0 is the embedding output, index i the output of block i, all before the final norm. (The last element of
+    transformers' own `hidden_states` is after it; a pair of layers must compare like with like.)
+
+    Args:
+        model: A decoder of a supported family.
+        layers: Which states to keep, from 0 to the number of blocks.
+
+    Yields:
+        A dictionary that the forward pass fills, keyed by index.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[0] = args[0] if args else kwargs["hidden_states"]
+
+    def keep_output(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            states[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    modules = blocks(model)
+    handles = [modules[i - 1].register_forward_hook(keep_output(i)) for i in layers if i > 0]
+    if 0 in layers:
+        handles.append(modules[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, key: str) -> None:
+    """Check on one token that the logits are what `head` says.
+
+    The chunked loss forms logits itself; a family that caps them, for example, would be trained wrongly.
+
+    Raises:
+        UserError: They differ.
+    """
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    except RuntimeError as error:  # a shape that transformers builds but cannot run
+        raise UserError(
+            f"{key}: this model cannot run ({str(error).splitlines()[0]}); check its configuration"
+        ) from error
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    model.train(training)
+    weight, bias, scale = head(model)
+    expected = scale * (hidden @ weight.T) + (0 if bias is None else bias)
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max() + 1)):
+        raise UserError(
+            f"{key}: the logits of this model are not scale * hidden @ weight.T + bias; it is not supported"
+        )

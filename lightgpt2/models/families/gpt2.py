@@ -1,0 +1,75 @@
+"""GPT-2: learned positions, layer norms with biases, one projection for queries, keys and values."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.models.families.base import Family, Gguf, Shape
+
+
+def _gguf_problems(config: PretrainedConfig) -> Iterator[str]:
+    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
+        yield f"llama.cpp computes GPT-2 with gelu_new, not {config.activation_function}; use --format onnx"
+    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+        yield "llama.cpp divides attention scores by the root of the head's width only; use --format onnx"
+    if config.add_cross_attention:
+        yield "llama.cpp's GPT-2 has no cross-attention; remove add_cross_attention"
+
+
+_AXES = {
+    r"transformer\.wte\.weight": ("vocabulary", "width"),
+    r"transformer\.wpe\.weight": ("position", "width"),
+    r"transformer\.(h\.\d+\.ln_1|h\.\d+\.ln_2|ln_f)\.(weight|bias)": ("width",),
+    r"transformer\.h\.\d+\.attn\.c_attn\.weight": ("width", "query+key+value"),
+    r"transformer\.h\.\d+\.attn\.c_attn\.bias": ("query+key+value",),
+    r"transformer\.h\.\d+\.attn\.c_proj\.weight": ("context", "width"),
+    r"transformer\.h\.\d+\.mlp\.c_fc\.weight": ("width", "ffn"),
+    r"transformer\.h\.\d+\.mlp\.c_fc\.bias": ("ffn",),
+    r"transformer\.h\.\d+\.mlp\.c_proj\.weight": ("ffn", "width"),
+    r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.bias": ("width",),
+    r"lm_head\.weight": ("vocabulary", "width"),
+}
+
+
+class _Gpt2(Family):
+    model_types, blocks = ("gpt2",), "h"
+    conv1d = heads_share_width = True
+    axes = _AXES
+    gguf = Gguf("gpt2", _gguf_problems, lambda config: {"layer_norm_eps": config.layer_norm_epsilon})
+
+    def activation(self, config: PretrainedConfig) -> str:
+        return config.activation_function
+
+    def shape(self, config: PretrainedConfig, stack: str = "decoder") -> Shape:
+        width, heads = config.n_embd, config.n_head
+        return Shape(width, heads, 1, width // heads, config.n_inner or 4 * width)
+
+    def settings(self, shape: Shape) -> dict[str, int | None]:
+        inner = None if shape.ffn == 4 * shape.width else shape.ffn
+        return {"n_embd": shape.width, "n_head": shape.heads, "n_inner": inner}
+
+    def correct_gguf(self, config: PretrainedConfig) -> PretrainedConfig:
+        config.n_positions = getattr(config, "n_ctx", config.n_positions)  # read under its old name
+        return config
+
+    def graph(self, writer: Any, model: PreTrainedModel) -> Any:
+        base: Any = model.base_model
+        writer.positions(base.wpe)
+        for layer, block in enumerate(base.h):
+            attention, mlp, context, neurons = block.attn, block.mlp, None, None
+            x = writer.layer_norm(block.ln_1)
+            if hasattr(attention, "c_attn"):
+                scale = attention.head_dim**-0.5 if model.config.scale_attn_weights else 1.0
+                scale /= layer + 1 if model.config.scale_attn_by_inverse_layer_idx else 1
+                heads, packed = attention.num_heads, writer.project(x, attention.c_attn)
+                context = writer.attend(layer, packed, heads, heads, attention.head_dim, scale)
+            writer.add(context, attention.c_proj)
+            x = writer.layer_norm(block.ln_2)
+            if hasattr(mlp, "c_fc"):
+                neurons = writer.activate(writer.project(x, mlp.c_fc))
+            writer.add(neurons, mlp.c_proj)
+        return writer.layer_norm(base.ln_f)
+
+
+GPT2 = _Gpt2()

@@ -1,0 +1,100 @@
+"""What an objective is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import Problem
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What an objective works with.
+
+    Attributes:
+        task: The task.
+        student: The model that is trained.
+        original: The model that the student was cut out of, if it was.
+        source: Where the original came from.
+        layers: Which of the original's layers the student has.
+        trust_remote_code: Whether code in a model's folder may run.
+    """
+
+    task: Task
+    student: PreTrainedModel
+    original: PreTrainedModel | None = None
+    source: str = ""
+    layers: list[int] | None = None
+    trust_remote_code: bool = False
+
+
+class Objective(nn.Module, ABC):
+    """What is minimized. Its parameters are trained with the model's.
+
+    Attributes:
+        key: The config key that names it, for messages.
+    """
+
+    key: str = "objective"
+
+    @property
+    def sources(self) -> list[str]:
+        """The models that it reads and does not change."""
+        return []
+
+    @property
+    def teacher_source(self) -> str | None:
+        """The model that the student learns from, for the ledger."""
+        return next(iter(self.sources), None)
+
+    def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
+        """Configurations of the models that it reads, by config key.
+
+        Raises:
+            UserError: One cannot be loaded.
+        """
+        return {}
+
+    def problems(
+        self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
+    ) -> list[Problem]:
+        """What does not fit, as far as shows without weights; keys in full (`objective.loss`).
+
+        Args:
+            student: The configuration of the model that is trained.
+            original: That of the model that it is cut out of, if it is.
+            layers: Which of the original's layers it has.
+            trust: Whether code in a model's folder may run.
+        """
+        return []
+
+    @abstractmethod
+    def bind(self, binding: Binding) -> None:
+        """Takes the task and the model, and loads what else is needed."""
+
+    @abstractmethod
+    def forward(
+        self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms to log, each summed over the supervised items of a micro-batch.
+
+        Args:
+            model: The model that is trained.
+            batch: What the data module yields.
+            progress: How far the run is.
+        """
+
+    @property
+    def frozen_models(self) -> list[PreTrainedModel]:
+        """Models that it runs without training them."""
+        return []
+
+    @property
+    def reference(self) -> PreTrainedModel | None:
+        """The model to score as `teacher` before the first step, if there is one."""
+        return None

@@ -1,0 +1,28 @@
+"""Cross-entropy with the labels."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
+from lightgpt2.objectives.base import Binding, Objective
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy with the labels."""
+
+    def bind(self, binding: Binding) -> None:
+        """Takes the task."""
+        self.task = binding.task
+
+    def forward(
+        self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed cross-entropy, in nats."""
+        found = self.task.predictions(model, batch)
+        loss, _, _ = vocabulary_loss(
+            found.hidden, found.weight, found.labels, LossWeights(), bias=found.bias, scale=found.scale
+        )
+        return loss, {}

@@ -1,0 +1,179 @@
+"""Knowledge distillation: a student learns from a teacher's logits and hidden states.
+
+    L = a * CE(y, z_s) + b * MSE(h_t, h_s) + g * T^2 * D(softmax(z_t / T), softmax(z_s / T))
+
+Hinton et al. 2015 (arXiv:1503.02531) for the logits, Sanh et al. 2019 (DistilBERT, arXiv:1910.01108) for a student made
+of the teacher's layers, Jiao et al. 2020 (TinyBERT, arXiv:1909.10351, eq. 8-9) for the hidden states.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jsonargparse.typing import NonNegativeFloat, OpenUnitInterval, PositiveFloat
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import Problem
+from lightgpt2.functional.divergence import Divergence, masked_mse
+from lightgpt2.functional.layers import check_layers, even_layers
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
+from lightgpt2.objectives.base import Binding, Objective
+from lightgpt2.teachers.base import Teacher
+from lightgpt2.teachers.model import ModelTeacher
+
+
+@dataclass
+class DistillLoss:
+    """Weights of the distillation loss.
+
+    Attributes:
+        ce: Weight of the cross-entropy with the labels (a).
+        hidden: Weight of the squared error between hidden states (b); 0 for logits only.
+        kd: Weight of the divergence from the teacher's distribution (g).
+        divergence: `kl` (teacher first), `reverse_kl` or `js`.
+        temperature: Softmax temperature T of the divergence.
+        beta: Weight of the teacher in the mixture of `js`.
+    """
+
+    ce: NonNegativeFloat = 0.1
+    hidden: NonNegativeFloat = 3.0
+    kd: NonNegativeFloat = 0.8
+    divergence: Divergence = "kl"
+    temperature: PositiveFloat = 2.0
+    beta: OpenUnitInterval = 0.5
+
+
+class Distillation(Objective):
+    """The loss of distillation; see the head of this file.
+
+    Args:
+        teacher: The teacher; null: the model that the student is cut out of.
+        loss: Weights of the terms.
+        layer_map: The teacher layer that each student layer is compared with in the hidden loss: `even`, or a list as long
+            as the student. The default for a student made of the teacher's layers is those layers. Embeddings are
+            compared with embeddings always.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher | None = None,
+        loss: DistillLoss = DistillLoss(),
+        layer_map: Literal["even"] | list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher, self.loss, self.layer_map = teacher, loss, layer_map
+        self.weights = LossWeights(loss.ce, loss.kd, loss.divergence, loss.temperature, loss.beta)
+
+    @property
+    def sources(self) -> list[str]:
+        """Those of the teacher."""
+        return self.teacher.sources if self.teacher else []
+
+    def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
+        """The teacher's."""
+        return {self._teacher_key: self._keyed(self.teacher).config(trust_remote_code)} if self.teacher else {}
+
+    def problems(
+        self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
+    ) -> list[Problem]:
+        """Whether student and teacher fit together."""
+        found = []
+        if not any((self.loss.ce, self.loss.kd, self.loss.hidden)):
+            found.append(Problem(f"{self.key}.loss", "every weight is 0", "give ce, kd or hidden above 0"))
+        if self.layer_map is not None and self.teacher is None and not self.loss.hidden:
+            found.append(
+                Problem(
+                    f"{self.key}.layer_map", "has no effect without a hidden loss", "remove it, or give loss.hidden"
+                )
+            )
+        teacher = self._keyed(self.teacher).config(trust) if self.teacher else original
+        if teacher is None:
+            return [*found, Problem(self._teacher_key, "required, but not given", "name a teacher")]
+        if student.vocab_size != teacher.vocab_size and self.teacher is not None:
+            found.append(
+                Problem(
+                    "start.model",
+                    f"its vocabulary has {student.vocab_size} tokens and the teacher's {teacher.vocab_size}",
+                    "distillation compares them token by token, so choose models that share a tokenizer",
+                )
+            )
+        try:
+            self._pair_layers(teacher, student, layers)
+        except ValueError as error:
+            found.append(Problem(f"{self.key}.layer_map", str(error)))
+        return found
+
+    def bind(self, binding: Binding) -> None:
+        """Loads the teacher and pairs the layers, with a projection for each pair where the widths differ."""
+        if self.teacher is None:
+            assert binding.original is not None
+            self.teacher = ModelTeacher(binding.original, binding.source)
+        self.task, trust = binding.task, binding.trust_remote_code
+        self._keyed(self.teacher).load(binding.task, trust)
+        teacher, student = self.teacher.config(trust), binding.student.config
+        self.pairs = self._pair_layers(teacher, student, binding.layers)
+        wide, narrow = teacher.hidden_size, student.hidden_size
+        self.projections = nn.ModuleList(
+            nn.Linear(narrow, wide, bias=False) if wide != narrow else nn.Identity() for _ in self.pairs
+        )
+
+    def forward(
+        self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and `ce`, `kd` and `hidden` unweighted."""
+        assert self.teacher is not None
+        student = self.task.predictions(model, batch, [ours for ours, _ in self.pairs])
+        with torch.no_grad():
+            targets = self.teacher.targets(batch, [theirs for _, theirs in self.pairs])
+        loss, ce, kd = vocabulary_loss(
+            student.hidden, student.weight, student.labels, self.weights, targets.logits, student.bias, student.scale
+        )
+        terms = {"ce": ce, "kd": kd}
+        if self.pairs:
+            errors = [
+                masked_mse(project(student.states[ours][0]), targets.states[theirs], student.states[ours][1])
+                for project, (ours, theirs) in zip(self.projections, self.pairs, strict=True)
+            ]
+            hidden = torch.stack(errors).mean()
+            loss, terms["hidden"] = loss + self.loss.hidden * hidden, hidden.detach()
+        return loss, terms
+
+    @property
+    def frozen_models(self) -> list[PreTrainedModel]:
+        """The teacher's."""
+        return self.teacher.models if self.teacher else []
+
+    @property
+    def reference(self) -> PreTrainedModel | None:
+        """The teacher."""
+        return self.teacher.reference if self.teacher else None
+
+    @property
+    def _teacher_key(self) -> str:
+        return f"{self.key}.teacher"
+
+    def _keyed(self, teacher: Teacher | None) -> Teacher:
+        assert teacher is not None
+        teacher.key = self._teacher_key
+        return teacher
+
+    def _pair_layers(
+        self, teacher: PretrainedConfig, student: PretrainedConfig, layers: list[int] | None
+    ) -> list[tuple[str, str]]:
+        """Pairs (student state, teacher state) by name; none without a hidden loss."""
+        deep, shallow = teacher.num_hidden_layers, student.num_hidden_layers
+        if self.loss.hidden == 0:
+            return []
+        if isinstance(self.layer_map, list):
+            chosen = self.layer_map
+        elif self.layer_map is None and layers is not None:
+            chosen = layers
+        else:
+            chosen = even_layers(deep, shallow)
+        check_layers(chosen, deep)
+        if len(chosen) != shallow:
+            raise ValueError(f"it lists {len(chosen)} layers and the student has {shallow}")
+        pairs = [(0, 0), *((ours + 1, theirs + 1) for ours, theirs in enumerate(chosen))]
+        return [(f"decoder.{ours}", f"decoder.{theirs}") for ours, theirs in pairs]

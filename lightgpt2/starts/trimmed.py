@@ -1,0 +1,171 @@
+"""A smaller model, cut out of a bigger one by importance.
+
+Depth, width, heads and neurons as in Muralidharan et al. 2024 (Minitron, arXiv:2407.14679). Which channels stay is decided in
+`models.trimming`. The vocabulary can go down to what a corpus uses; see `data.tokenizer.trimmed`.
+"""
+
+import copy
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveInt
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.data.base import TaskData
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.functional.layers import central_layers, check_layers, even_layers
+from lightgpt2.models import surgery
+from lightgpt2.models.axes import Shape, uneven_sizes
+from lightgpt2.models.loading import load_config, load_model
+from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
+from lightgpt2.starts.base import Start
+
+
+class Trimmed(Start):
+    """A smaller model, cut out of a bigger one.
+
+    Args:
+        model: Hub id, model folder or GGUF file of the bigger one.
+        layers: The layers that stay: their number, or a list. The default is all.
+        layer_choice: Where a number of layers is taken from: `even`, evenly spaced with both ends, or `centre`, those in the
+            middle.
+        width: Size of the hidden states. The default is the model's.
+        heads: Attention heads of a layer. The default keeps the size of a head.
+        ffn: Neurons of a layer. The default keeps their ratio to the width.
+        vocabulary: The tokens that stay: with `corpus` those that the training split needs, for a byte-level BPE tokenizer.
+        importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
+            (`activation`), or the first ones (`first`), as a control.
+        calibration: Training inputs on which `activation` is measured.
+    """
+
+    source: str
+
+    def __init__(
+        self,
+        model: str,
+        layers: PositiveInt | list[int] | None = None,
+        layer_choice: Literal["even", "centre"] = "even",
+        width: PositiveInt | None = None,
+        heads: PositiveInt | None = None,
+        ffn: PositiveInt | None = None,
+        vocabulary: Literal["corpus"] | None = None,
+        importance: Importance = "norm",
+        calibration: PositiveInt = 32,
+    ) -> None:
+        self.source, self.chosen, self.layer_choice = model, layers, layer_choice
+        self.width, self.heads, self.ffn = width, heads, ffn
+        self.importance, self.calibration = importance, calibration
+        self.vocabulary_cut: list[Operation] = []
+        self.trims_vocabulary = vocabulary is not None
+
+    def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
+        """That of the smaller model, and that of the bigger one; checks that it can be cut."""
+        key = f"{self.key}.model"
+        original = load_config(self.source, key, trust_remote_code)
+        if uneven := uneven_sizes(original):
+            names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
+            raise UserError(
+                f"{key}: the layers of {self.source} have different numbers of {names}, which Trim cannot cut; trim before "
+                "movement pruning"
+            )
+        smaller = copy.deepcopy(original)
+        problems = []
+        try:
+            smaller.num_hidden_layers = len(self.layers(original))
+        except ValueError as error:
+            problems.append(Problem(f"{self.key}.layers", str(error)))
+        target, found = self._target(original)
+        problems += found
+        same = target == Shape.of(original) and smaller.num_hidden_layers == original.num_hidden_layers
+        if not problems and same and not self.trims_vocabulary:
+            fix = "give layers, width, heads, ffn or vocabulary"
+            problems.append(Problem(f"{self.key}.layers", f"nothing of {self.source} is cut", fix))
+        if problems:
+            raise UserError(problems)
+        for name, value in target.settings(original.model_type).items():
+            setattr(smaller, name, value)
+        return {f"{self.key}.layers": smaller, key: original}
+
+    def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
+        """Loads the bigger model, cuts its vocabulary if that was asked for, and cuts the smaller model out of it."""
+        big = load_model(self.source, f"{self.key}.model", trust_remote_code)
+        self.vocabulary_cut = self._cut_vocabulary(big.config.vocab_size, data)
+        big = self.original = surgery.apply(big, self.vocabulary_cut).eval().requires_grad_(False)
+        small, cuts = big, list[Operation]()
+        layers = self.layers(big.config)
+        if layers != list(range(big.config.num_hidden_layers)):
+            cuts.append(KINDS["extract_layers"].record(layers=layers))
+            small = surgery.apply(small, cuts)
+        target, _ = self._target(big.config)
+        if target != Shape.of(big.config):
+            kept = choose(small, target, self._scores(small, data))
+            cuts.append(surgery.trim_operation(target, kept, self.importance))
+            small = surgery.apply(small, cuts[-1:])
+        model = small if cuts else copy.deepcopy(big)
+        return model.requires_grad_(True), [*self.vocabulary_cut, *cuts]
+
+    @property
+    def fingerprint(self) -> Any:
+        """Which tokens stay."""
+        return self.vocabulary_cut
+
+    def layers(self, original: PretrainedConfig) -> list[int]:
+        """The layers that stay.
+
+        Raises:
+            ValueError: One is not among them, or comes twice.
+        """
+        deep = original.num_hidden_layers
+        if self.chosen is None:
+            return list(range(deep))
+        if isinstance(self.chosen, int):
+            return (central_layers if self.layer_choice == "centre" else even_layers)(deep, self.chosen)
+        check_layers(self.chosen, deep)
+        if repeated := sorted({layer for layer in self.chosen if self.chosen.count(layer) > 1}):
+            raise ValueError(f"layers {repeated} come more than once")
+        return self.chosen
+
+    def _cut_vocabulary(self, rows: int, data: TaskData) -> list[Operation]:
+        if not self.trims_vocabulary:
+            return []
+        ids = data.kept_tokens
+        if ids[-1] >= rows:
+            raise UserError(
+                f"data.tokenizer: it has a token {ids[-1]} and the model of {self.key}.model has {rows} tokens; use the "
+                "model's own tokenizer"
+            )
+        if len(ids) == rows:
+            what = f"the training text needs all {rows} tokens of {self.source}"
+            raise UserError([Problem(f"{self.key}.vocabulary", what, "remove it, or give another text")])
+        return [surgery.vocabulary_operation(ids, rows)]
+
+    def _scores(self, model: PreTrainedModel, data: TaskData) -> Scores:
+        if self.importance == "activation":
+            return activation_scores(model, data.calibration(self.calibration))
+        return norm_scores(model) if self.importance == "norm" else first_scores(model)
+
+    def _target(self, config: PretrainedConfig) -> tuple[Shape, list[Problem]]:
+        """The shape of the smaller model's blocks, and what is wrong with it."""
+        old = Shape.of(config)
+        asked = {"width": self.width, "heads": self.heads, "ffn": self.ffn}
+        problems = [
+            Problem(f"{self.key}.{name}", f"{new} is more than the model's {was}", "give less")
+            for name, new in asked.items()
+            if new and new > (was := getattr(old, name))
+        ]
+        if problems:
+            return old, problems
+        width, shared_out = self.width or old.width, config.model_type == "gpt2"  # where heads share the width out
+        heads = self.heads or (width // old.head if shared_out and width % old.head == 0 else old.heads)
+        head = width // heads if shared_out else old.head
+        key = f"{self.key}.heads"
+        if heads % old.groups:
+            what = f"each {old.groups} heads share one head of keys and values; {heads} is no multiple of {old.groups}"
+            problems.append(Problem(key, what, "give one"))
+        elif width % heads:  # which transformers wants of a Llama too, though its heads have a size of their own
+            problems.append(Problem(key, f"{heads} heads do not divide a width of {width}", "give a divisor of it"))
+        elif head > old.head:
+            what = f"{heads} heads of a width of {width} would have {head} channels, and have {old.head}"
+            problems.append(Problem(key, what, f"give at least {-(-width // old.head)}"))
+        ffn = self.ffn or max(1, old.ffn * width // old.width)
+        return Shape(width, heads, old.groups, head, ffn), problems

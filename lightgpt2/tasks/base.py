@@ -1,0 +1,152 @@
+"""What a task is: what is predicted, how it is scored, and what of it is shown."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import Problem
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.functional.vocabulary import head_logits
+from lightgpt2.models.quality import Better, Metric, quality
+
+Batch = dict[str, Any]
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """N decisions over V classes, not multiplied out: `logits = scale * hidden @ weight.T + bias`.
+
+    Attributes:
+        hidden: What the head reads `[N, D]`: tokens of a decoder, pooled vectors of a classifier.
+        weight: The head `[V, D]`.
+        labels: The right class of each `[N]`; IGNORE where it is not supervised.
+        bias: The head's bias `[V]`, if it has one.
+        scale: The factor on the products.
+        states: By name (`decoder.3`, the output of block 3; `decoder.0`, that of the embedding) hidden states `[M, D]` and
+            which of them are supervised `[M]`, for hidden-state losses.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    states: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def logits(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """The logits of a slice of the decisions `[n, V]`, computed in a dtype."""
+        return head_logits(self.hidden[rows].to(dtype), self.weight.to(dtype), self.bias, self.scale)
+
+
+class Task(ABC):
+    """What is predicted and how it is scored; a method works with any task.
+
+    Attributes:
+        auto_class: The class of transformers that loads its models.
+        peft_type: What PEFT calls it.
+        primary: The metric that picks `best.ckpt`, budgets and verdicts.
+        better: Whether a `lower` or a `higher` value of it is better.
+        predict: What `predict` writes: `scores`, or what the task offers besides.
+    """
+
+    auto_class: ClassVar[str]
+    peft_type: ClassVar[str]
+    primary: ClassVar[str]
+    better: ClassVar[Better] = "lower"
+    predict: str = "scores"
+
+    @abstractmethod
+    def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
+        """Runs a model up to its head.
+
+        Args:
+            model: The model.
+            batch: What the task's data module yields.
+            states: Names of the hidden states to keep.
+        """
+
+    @abstractmethod
+    def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
+        """Scores a batch: one row an example, or a part of one, with its number as `example`; `loss` and `items` are sums."""
+
+    @abstractmethod
+    def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
+        """The metrics of scored examples by name, the primary one first."""
+
+    def scores(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
+        """The lines that `predict` writes with `scores`: one an example, its sums over its rows."""
+        found: dict[int, dict[str, Any]] = {}
+        for row in rows:
+            mine = found.setdefault(int(row["example"]), {"example": int(row["example"])})
+            for name, value in row.items():
+                if name != "example":
+                    mine[name] = mine.get(name, 0) + value
+        return [found[example] for example in sorted(found)]
+
+    def items(self, batch: Batch) -> Tensor:
+        """The number of supervised items of a batch."""
+        return (batch["labels"] != IGNORE).sum()
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Tokens of the prompts that `predict` reads; None: it scores."""
+        return None
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """True if a value of the primary metric is better than the best so far; no value is NaN."""
+        if math.isnan(value):
+            return False
+        return best is None or (value < best if self.better == "lower" else value > best)
+
+    def counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
+        """What was scored, as a ledger counts it."""
+        return {"examples": len(metrics[self.primary].numerators)}
+
+    def quality(self, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+        """What a ledger says about a model's quality."""
+        return quality(metrics, self.primary, self.counts(metrics))
+
+    def evaluate(self, model: PreTrainedModel, data: Any, split: str, label: str) -> dict[str, Metric]:
+        """Scores a model on a whole split, with a progress bar.
+
+        Args:
+            model: The model, on the device to use; put in eval mode.
+            data: The data module.
+            split: The split.
+            label: What the progress bar says.
+        """
+        model.eval()
+        rows: list[Row] = []
+        with torch.inference_mode():
+            for batch in tqdm(data.scoring_loader(split), desc=label, leave=False, disable=None):
+                rows += self.rows(model, on_device(batch, model.device))
+        return self.metrics(rows)
+
+    def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
+        """What of the settings does not fit the models or the data; keys relative to the task."""
+        return []
+
+    def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
+        """The lines that `predict` writes for a batch where that is not scores."""
+        raise NotImplementedError(f"{type(self).__name__} predicts scores only")
+
+    def prompts(self, data: Any) -> list[Any]:
+        """The inputs whose outputs are shown during training; none unless the task has some."""
+        return []
+
+    def samples(self, model: PreTrainedModel, tokenizer: Any, prompts: list[Any]) -> list[tuple[str, str]]:
+        """What the model makes of prompts: pairs of texts, the prompt and the output."""
+        return []
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on a device."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

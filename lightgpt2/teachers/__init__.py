@@ -1,0 +1,6 @@
+"""Where the targets of distillation come from; one kind of teacher a file."""
+
+from lightgpt2.teachers.base import Targets, Teacher
+from lightgpt2.teachers.model import ModelTeacher, PretrainedTeacher
+
+__all__ = ["ModelTeacher", "PretrainedTeacher", "Targets", "Teacher"]

@@ -1,0 +1,66 @@
+"""What a teacher is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a student is to match in one batch.
+
+    Attributes:
+        logits: The teacher's logits `[n, V]` of a slice of the task's predictions, in a dtype. (Log probabilities will do.)
+        states: Its hidden states `[M, D]` by name, those that were asked for.
+    """
+
+    logits: Callable[[slice, torch.dtype], Tensor]
+    states: Mapping[str, Tensor]
+
+
+class Teacher(ABC):
+    """Where targets come from. It is in no checkpoint, no optimizer and no gradient.
+
+    Attributes:
+        key: The config key that names it, for messages.
+    """
+
+    key: str = "teacher"
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[str]:
+        """The models that it reads: a resumed run must find them unchanged."""
+
+    @abstractmethod
+    def config(self, trust_remote_code: bool) -> PretrainedConfig:
+        """A configuration with the depth, width and vocabulary of its targets.
+
+        Raises:
+            UserError: It cannot be loaded.
+        """
+
+    @abstractmethod
+    def load(self, task: Task, trust_remote_code: bool) -> None:
+        """Loads what it needs, once, before the first step."""
+
+    @abstractmethod
+    def targets(self, batch: dict[str, Any], states: Sequence[str]) -> Targets:
+        """The targets of a batch; called without gradients."""
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """Its models, to be moved to the device, spread over processes and compiled."""
+        return []
+
+    @property
+    def reference(self) -> PreTrainedModel | None:
+        """The model to score as `teacher` before the first step, if there is one."""
+        return self.models[0] if len(self.models) == 1 else None
