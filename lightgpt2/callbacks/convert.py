@@ -127,7 +127,7 @@ def _method(pl_module: LightningModule) -> Method:
 
 def precision(pl_module: LightningModule) -> str | None:
     """What the weights of the artefact are quantized to."""
-    return _method(pl_module).makes
+    return _method(pl_module).precision
 
 
 def _artefact_config(method: Method) -> PretrainedConfig:

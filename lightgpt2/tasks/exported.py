@@ -1,7 +1,7 @@
 """What was exported, held against the language model that it was made from."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.quality import Metric, value_of
+from lightgpt2.tasks.base import Batch, Row, Task
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 16, 64
 _TIE = 1e-3  # logits that are this close may change places by rounding alone
@@ -24,7 +25,6 @@ BOUNDS = {"fp32": 0.001, "f16": 0.005, "int8": 0.05, "int4": 0.5}
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-Batch = dict[str, Any]
 
 
 class Decoder(Protocol):
@@ -40,18 +40,6 @@ class Decoder(Protocol):
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         """The logits at all positions `[B, T, V]`."""
-
-
-class Scoring(Protocol):
-    """The part of the task that turns rows into quality."""
-
-    primary: str
-
-    def metrics(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-        """The metrics of scored windows."""
-
-    def quality(self, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-        """The metrics as a ledger keeps them."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ def torch_logits(model: PreTrainedModel) -> Callable[[Ints], Floats]:
     return run
 
 
-def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: str) -> list[dict[str, Any]]:
+def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: str) -> list[Row]:
     """Score whatever gives logits on windows, with a progress bar: one row a window.
 
     Args:
@@ -127,15 +115,15 @@ def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: 
         loader: Batches with `input_ids`, `labels`, `lengths`, `document` and `bytes`.
         label: What the progress bar says.
     """
-    rows = []
-    for batch in tqdm(loader, desc=label, leave=False):
+    rows: list[Row] = []
+    for batch in tqdm(loader, desc=label, leave=False, disable=None):
         # One window at a time: the logits of one with 1024 tokens are 200 MB.
         keys = ("input_ids", "labels", "lengths", "document", "bytes")
         for window, padded, length, document, size in zip(*(batch[key] for key in keys), strict=True):
             ids, labels = window[:length], padded[:length]
             logits = torch.from_numpy(run(ids[None].numpy())).float()[0]
             losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-            sums = {"nll": float(losses.double().sum()), "tokens": int((labels != IGNORE).sum()), "bytes": int(size)}
+            sums = {"loss": float(losses.double().sum()), "items": int((labels != IGNORE).sum()), "bytes": int(size)}
             rows.append({"example": int(document), **sums})
     return rows
 
@@ -149,7 +137,7 @@ def first_documents(loader: Iterable[Batch], documents: int | None) -> Iterator[
 
 
 def verify(
-    task: Scoring,
+    task: Task,
     engine: Decoder,
     model: PreTrainedModel,
     data: Any,
