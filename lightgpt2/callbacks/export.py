@@ -5,6 +5,7 @@ from jsonargparse.typing import PositiveInt
 from lightgpt2.callbacks.convert import Convert
 from lightgpt2.conversions.base import Conversion
 from lightgpt2.conversions.convert import Converted
+from lightgpt2.conversions.export import conversion_of
 from lightgpt2.conversions.target import Embeddings, Format, GgufType, Prefill, Target, option_problems
 from lightgpt2.errors import Problem
 from lightgpt2.report.exported import exported_line
@@ -47,7 +48,7 @@ class Export(Convert):
     ) -> None:
         self.embeddings, self.group, self.gguf_type, self.prefill = embeddings, group, gguf_type, prefill
         self.targets = [Target.of(form, vars(self)) for form in formats]
-        super().__init__([target.conversion for target in self.targets])
+        super().__init__([conversion_of(target) for target in self.targets])
 
     def attach(self, run: Run) -> list[Problem]:
         """See `RunCallback`."""

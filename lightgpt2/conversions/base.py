@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem
 from lightgpt2.models.operations import Operation
 from lightgpt2.runtime.engines import Engine
@@ -14,7 +15,7 @@ from lightgpt2.runtime.engines import Engine
 class Conversion(ABC):
     """A way to write a finished model folder anew: quantized, packed, or for another program.
 
-    A copy lies beside its source as `model-NAME`; it is scored from disk and checked before it exists (`conversions.convert`). A
+    A copy lies beside its source as `model-NAME`; it is scored from disk and checked before it exists (see `Converter`). A
     class of the user, named by its class path, works wherever the shipped ones do:
 
     ```python
@@ -41,24 +42,16 @@ class Conversion(ABC):
     exact: bool = False
     trust_remote_code: bool = False
 
-    def problems(self, config: PretrainedConfig, data: Any) -> list[Problem]:
-        """Why a model of this configuration cannot be converted; asked before it is trained, when `data` is set up.
+    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
+        """Why a model of this configuration cannot be converted; asked before it is trained.
 
         The keys of the problems are names of this conversion's settings, or empty.
         """
         return []
 
     @abstractmethod
-    def write(self, source: Path, target: Path, data: Any) -> Operation:
-        """Write the copy into an empty folder, and count what was converted.
-
-        Args:
-            source: The model folder; on the command line also a hub id or GGUF file.
-            target: The folder.
-            data: The data module: its training split calibrates.
-
-        Returns:
-            The ledger's record, by `OperationKind(...).record`.
+    def write(self, source: Path, target: Path, data: TaskData) -> Operation:
+        """Write the copy into an empty folder, count what was converted, and return the ledger's record of it.
 
         Raises:
             UserError: The model does not fit, or the copy is larger than it should be.

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.conversions.base import Conversion
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.files import atomic_folder, folder_megabytes, restore_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
@@ -35,8 +36,8 @@ class Converter:
     """Writes copies of model folders.
 
     Attributes:
-        data: The data module: its training split calibrates, its validation split scores.
-        task: The task that scores: `evaluate`, `quality`, `verify`.
+        data: The data: its training split calibrates, its validation split scores.
+        task: The task that scores; it has `verify` if copies are run by an engine.
         method: What ledgers call the cause of the copies.
         scored: True if the source's ledger has its scores on the whole of the same split: it is not scored again.
         documents: Score only the first documents of the split; None: all.
@@ -44,7 +45,7 @@ class Converter:
         memory: Measures the weights of a PyTorch model in memory, in units of 10^6 bytes.
     """
 
-    data: Any
+    data: TaskData
     task: Any
     method: str
     scored: bool = False
@@ -80,7 +81,16 @@ class Converter:
                 made.sizes = self.sizes(runner, folder)
                 made.scores = {"after": self.evaluate(runner, conversion.name)}
                 made.quality = {"after": self.task.quality(made.scores["after"])}
-            self._write_ledger(made, ledger, conversion, source, folder)
+            data, operation = self.data.describe(), made.operation
+            if ledger:
+                ledger = ledger.derived(self.method, Path(source), operation, made.quality, made.sizes)
+            else:  # a model that LightGPT2 did not make
+                entry = Entry("export", self.method, {}, Parent.of(source), [operation], data, 0, 0, 0.0)
+                ledger = ledger.extended(entry).amended(quality=made.quality, sizes=made.sizes)
+            ledger.amended(conversion=conversion.name).write(folder)
+            write_scores(folder, made.scores)
+            values = {key: value for key, value in operation.items() if key not in ("op", "kind")}
+            made.about = {**values, **made.about, "validation": data["source"]}
             conversion.finish(folder, made.about)
         return made
 
@@ -109,15 +119,3 @@ class Converter:
         made.operation |= {"agreement": found["agreement"]}
         made.quality = {label: found["quality"][label] for label in ("before", "after")}
         made.scores, made.about = found.pop("metrics"), found
-
-    def _write_ledger(self, made: Converted, ledger: Ledger, conversion: Conversion, source: str, folder: Path) -> None:
-        data = self.data.describe()
-        if not ledger:  # a model that LightGPT2 did not make
-            entry = Entry("export", self.method, {}, Parent.of(source), [made.operation], data, 0, 0, 0.0)
-            ledger = ledger.extended(entry).amended(quality=made.quality, sizes=made.sizes)
-        else:
-            ledger = ledger.derived(self.method, Path(source), made.operation, made.quality, made.sizes)
-        ledger.amended(conversion=conversion.name).write(folder)
-        write_scores(folder, made.scores)
-        values = {key: value for key, value in made.operation.items() if key not in ("op", "kind")}
-        made.about = {**values, **made.about, "validation": data["source"]}

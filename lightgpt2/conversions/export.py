@@ -1,20 +1,50 @@
 """`lightgpt2 export`: a model as a folder that stands alone, verified before it is there."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from lightgpt2.conversions.convert import Converter
+from lightgpt2.conversions.exported import Exported
+from lightgpt2.conversions.gguf_file import Gguf
+from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.target import Target
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import UserError
-from lightgpt2.models.loading import load_config
+from lightgpt2.models.loading import load_config, load_tokenizer
+from lightgpt2.runtime.folder import is_exported
 from lightgpt2.tasks.language_modeling import LanguageModeling
+
+
+def conversion_of(target: Target) -> Exported:
+    """The conversion that writes a format."""
+    return Gguf(target) if target.form == "gguf" else Onnx(target)
+
+
+def check_model(source: str, target: Target, trust_remote_code: bool = False) -> None:
+    """Raise a `UserError` if a model cannot be loaded or does not fit the format, before text and weights are read."""
+    try:
+        if is_exported(source):
+            raise UserError(f"MODEL: {source} is an exported folder already; give the model that it was made from")
+        config = load_config(source, "MODEL", trust_remote_code)
+        data = SimpleNamespace(tokenizer=load_tokenizer(source, "MODEL", trust_remote_code))
+    except UserError as error:
+        raise UserError([*target.as_options(target.problems()), *error.problems]) from error
+    _check(target, config, data)
+
+
+def _check(target: Target, config: PretrainedConfig, data: Any) -> None:
+    if problems := conversion_of(target).problems(config, data):
+        raise UserError(target.as_options(problems))
 
 
 def export(
     source: str,
     target: Target,
     output: Path,
-    data: Any,
+    data: TaskData,
     *,
     documents: int | None = None,
     trust_remote_code: bool = False,
@@ -25,7 +55,7 @@ def export(
         source: Hub id, folder or GGUF file.
         target: The format.
         output: Folder to write.
-        data: The data module, with the model's tokenizer: its training split calibrates, its validation split verifies.
+        data: The data, with the model's tokenizer: its training split calibrates, its validation split verifies.
         documents: How many documents of the validation split are scored, the first ones; None for all.
         trust_remote_code: Whether code in the model's folder may run.
 
@@ -35,9 +65,8 @@ def export(
     Raises:
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
-    if problems := target.problems(load_config(source, "MODEL", trust_remote_code), data.tokenizer):
-        raise UserError(problems)
-    conversion, converter = target.conversion, Converter(data, LanguageModeling(), "Export", documents=documents)
+    _check(target, load_config(source, "MODEL", trust_remote_code), data)
+    conversion, converter = conversion_of(target), Converter(data, LanguageModeling(), "Export", documents=documents)
     conversion.trust_remote_code = trust_remote_code
     try:
         return converter.convert(conversion, source, output).about

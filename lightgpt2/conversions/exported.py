@@ -8,33 +8,34 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.base import Conversion
 from lightgpt2.conversions.target import Target
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.axes import Shape
+from lightgpt2.models.families import Shape
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.runtime.folder import seal
 
-# A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and so many bytes more a row: its scale, and what fills
-# up its last block of inputs. GGUF has some in F16 where there are no whole blocks.
+# A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and so many bytes more a row: its scale, and what
+# fills up its last block of inputs. GGUF has some in F16 where there are no whole blocks.
 _SHRINKS, _SHRINKS_SOME, _ROW = 0.35, 0.55, 64
 
 
 class Exported(Conversion):
-    """A conversion for another program, which needs neither LightGPT2 nor PyTorch.
-
-    Args:
-        target: The format and its options.
-    """
+    """A conversion for another program, which needs neither LightGPT2 nor PyTorch."""
 
     def __init__(self, target: Target) -> None:
-        self.target, self.precision = target, target.precision
+        self.target = target
         self.name: str = target.form
 
+    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
+        """See `Conversion`: options that do not go together."""
+        return self.target.problems()
+
     @abstractmethod
-    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: Any) -> Operation:
+    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         """Write the weights: `weights`, their bytes without headers and padding, `bytes` by file, and what else is known."""
 
-    def write(self, source: Path, target: Path, data: Any) -> Operation:
+    def write(self, source: Path, target: Path, data: TaskData) -> Operation:
         """See `Conversion`: weights, and what clients of such folders read beside them."""
         model = load_model(str(source), "MODEL", self.trust_remote_code).eval()
         written = self.write_model(source, model, target, data)

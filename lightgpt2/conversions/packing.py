@@ -2,15 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightgpt2.conversions.base import Conversion
-from lightgpt2.models import ledger
-from lightgpt2.models.files import atomic_folder
+from lightgpt2.data.base import TaskData
+from lightgpt2.models import ledger, quality
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import bring_code
@@ -20,33 +19,25 @@ _WEIGHTS = "model.safetensors"
 
 
 class Packed(Conversion):
-    """Leaves zeros out and compresses the rest, and loses nothing: pruned weights and integers get smaller so."""
+    """Leaves zeros out and compresses the rest, and loses nothing: pruned weights and integers get smaller."""
 
     name, exact = "packed", True
 
-    def write(self, source: Path, target: Path, data: Any) -> Operation:
-        """See `Conversion`.
-
-        Raises:
-            RuntimeError: What is loaded is not equal to the last bit.
-        """
+    def write(self, source: Path, target: Path, data: TaskData) -> Operation:
+        """See `Conversion`; a RuntimeError if what is loaded is not equal to the last bit."""
         operation = pack_folder(source, target)
-        packed, own = (load_model(str(path), "model", self.trust_remote_code).state_dict() for path in (target, source))
+        packed, own = (self.runner(path).state_dict() for path in (target, source))
         if not all(torch.equal(value, own[name]) for name, value in packed.items()):
             raise RuntimeError(f"{target} does not load as the model that was packed")
         return operation
 
     def runner(self, folder: Path) -> PreTrainedModel:
-        """The model, unpacked."""
+        """See `Conversion`."""
         return load_model(str(folder), "model", self.trust_remote_code)
 
 
 def pack_folder(source: Path, target: Path) -> Operation:
-    """Write a folder that holds the same tensors, packed, and check that they are.
-
-    Args:
-        source: A model folder with one file of weights: in full precision, or integers.
-        target: Folder to write, atomically.
+    """Write a folder that holds the same tensors, packed: in full precision, or integers.
 
     Returns:
         The ledger's record: how many of the tensors are stored as a mask and what is not zero.
@@ -55,14 +46,13 @@ def pack_folder(source: Path, target: Path) -> Operation:
         RuntimeError: What can be read back is not equal to the last bit.
     """
     tensors, integers = stored_weights.read_stored(source / _WEIGHTS)
-    left = shutil.ignore_patterns("*.safetensors", ledger.FILE, "scores.npz")
-    with atomic_folder(target) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=left)
-        table = stored_weights.write(temporary / _WEIGHTS, tensors, integers, packed=True)
-        bring_code(temporary, packed=True)
-        again, said = stored_weights.read_stored(temporary / _WEIGHTS)
-        if said != integers or not _same(tensors, again):
-            raise RuntimeError(f"{target}: what was packed is not what comes out")
+    left = shutil.ignore_patterns("*.safetensors", ledger.FILE, quality.FILE)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left)
+    table = stored_weights.write(target / _WEIGHTS, tensors, integers, packed=True)
+    bring_code(target, packed=True)
+    again, said = stored_weights.read_stored(target / _WEIGHTS)
+    if said != integers or not _same(tensors, again):
+        raise RuntimeError(f"{target}: what was packed is not what comes out")
     sparse = sum(about["kept"] is not None for about in table.values())
     return KINDS["packed"].record(tensors=len(tensors), sparse=sparse)
 

@@ -97,6 +97,7 @@ def test_a_conversion_of_the_user_is_named_in_yaml(bench: Bench) -> None:
     (operation,) = entry["operations"]
     assert kind_of(operation).describe(operation) == "stored in half precision"
     assert (entry["method"], entry["conversion"]) == ("Convert", "halved")
-    bench.configure(finetune("Convert", conversions=[{"class_path": "tests.conversions.test_contract.Halved", "init_args": {"fails": True}}]))  # fmt: skip
+    failing = {"class_path": "tests.conversions.test_contract.Halved", "init_args": {"fails": True}}
+    bench.configure(finetune("Convert", conversions=[failing]))
     (message,) = bench.refuse("check", touches=True)
     assert message == "trainer.callbacks.Convert.conversions.fails: halved: must be false, got true; remove it"

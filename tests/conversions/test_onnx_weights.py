@@ -20,11 +20,11 @@ from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
 from lightgpt2.functional.quantization import affine_integers, fake_quantize, integers
 from lightgpt2.models.families import block_linears, is_tied
-from lightgpt2.models.integers import Integers, save_integers
+from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.models.standalone import stored_weights
-from tests.support.models import make_restless_model, write_tokenizer
+from tests.support.models import make_restless_model, save_integers, write_tokenizer
 from tests.support.onnx_client import Array, Client, off, torch_logits, write_onnx
 
 # What rounding the inputs of layers to 8 bits may do to logits, as a share of the largest (in random models, which are worse

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,24 +13,30 @@ from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs
 from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Decoder, Forms, Stored
 from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS, Graph
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
+from lightgpt2.conversions.target import Target
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.axes import Shape
+from lightgpt2.models.families import Shape, family_of
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.loading import context_of
 
-_HEAD_STEPS = {"gpt2": 8, "llama": 16}  # what ONNX Runtime's attention wants a head's channels to be a multiple of
+_LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _CALIBRATION_WINDOWS = 4
 
 
 class Onnx(Exported):
     """Writes `model.onnx` and `model.onnx_data`."""
 
-    def problems(self, config: PretrainedConfig, data: Any) -> list[Problem]:
-        """See `Conversion`: what does not go together, and what ONNX Runtime could not run."""
-        found = [*self.target.own_problems(), *self._quantized_problems(config), *_shape_problems(config)]
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.layers = self.precision = _LAYERS[target.form]
+
+    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
+        """See `Conversion`: what ONNX Runtime could not run."""
+        found = [*super().problems(config, data), *self._quantized_problems(config), *_shape_problems(config)]
         if (tokens := max(data.tokenizer.get_vocab().values()) + 1) > config.vocab_size:
             what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
             found.append(Problem("", what, "give the model the tokenizer that it was trained with"))
@@ -50,7 +55,7 @@ class Onnx(Exported):
             return [Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")]
         return []
 
-    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: Any) -> Operation:
+    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         """See `Exported`: `other_layers` and `prefill` name the layers whose inputs are too uneven for one scale."""
         integers: Stored | None = None
         if "stored" in getattr(model.config, "lightgpt2", {}):
@@ -75,20 +80,9 @@ class Onnx(Exported):
 
         return OnnxEngine(folder / GRAPH, context_of(folder, "MODEL"), torch.get_num_threads())
 
-    def forms(self, model: PreTrainedModel, table: stored_weights.Table, data: Any) -> Forms:
-        """How each weight is stored: as the model's own file has it, else by the inputs of a few training windows.
-
-        Args:
-            model: The model.
-            table: What its own file says about its integers, by name.
-            data: The data module.
-
-        Raises:
-            UserError: The model's integers cannot be stored as asked.
-        """
-        layers = self.target.precision
-        assert layers != "f16"
-        if layers == "fp32":
+    def forms(self, model: PreTrainedModel, table: stored_weights.Table, data: TaskData) -> Forms:
+        """How each weight is stored: as the model's own file has it (by its table), else by the inputs of training windows."""
+        if self.layers == "fp32":
             return Forms()
         names = {id(module): name for name, module in model.named_modules()}
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
@@ -98,10 +92,10 @@ class Onnx(Exported):
         blocks: Form = "int8-blocks"
         if embeddings == "int8" and head in uneven:
             embeddings = blocks
-        others = dict.fromkeys(sorted(uneven - {head}), blocks) if layers == "int8" else {}
+        others = dict.fromkeys(sorted(uneven - {head}), blocks) if self.layers == "int8" else {}
         powers = {name: found.power for name, found in inputs.items()}
         prefill = sorted(uneven) if self.target.prefill else None
-        return Forms(layers, embeddings, others, prefill, self.target.group or GROUP, powers)
+        return Forms(self.layers, embeddings, others, prefill, self.target.group or GROUP, powers)
 
     def _embeddings(self, table: stored_weights.Table, name: str) -> Form:
         asked, problems = self.target.embeddings, []
@@ -119,7 +113,7 @@ class Onnx(Exported):
         return trained or asked or "int8"
 
 
-def _calibration(data: Any) -> list[Tensor]:
+def _calibration(data: TaskData) -> list[Tensor]:
     """Windows of the training split; of the validation split where that is too short for any."""
     with contextlib.suppress(UserError):
         found: list[Tensor] = data.calibration(_CALIBRATION_WINDOWS)
@@ -130,15 +124,11 @@ def _calibration(data: Any) -> list[Tensor]:
 
 
 def _shape_problems(config: PretrainedConfig) -> list[Problem]:
-    family, found = config.model_type, []
-    if family not in _HEAD_STEPS:
-        return [Problem("", f"models of type {family!r} are not written", f"known are {', '.join(_HEAD_STEPS)}")]
-    activation = config.activation_function if family == "gpt2" else config.hidden_act
-    if (head := Shape.of(config).head) % (step := _HEAD_STEPS[family]):
-        what = (
-            f"heads have {head} channels, and ONNX Runtime attends with a multiple of {step} in models of type {family}"
-        )
-        found.append(Problem("", what, "train one that has"))
+    family, found = family_of(config), []
+    activation, step = family.activation(config), family.head_multiple
+    if (head := Shape.of(config).head) % step:
+        what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {step} in models of type "
+        found.append(Problem("", what + config.model_type, "train one that has"))
     if activation not in ACTIVATIONS:
         found.append(Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}"))
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")

@@ -42,7 +42,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
     Raises:
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
-    problems: list[str] = [*target.as_options(target.own_problems())]
+    problems: list[str] = [*target.as_options(target.problems())]
     if target.form not in _BOUNDS or target.embeddings == "int4":
         problems.append(
             "--format: encoders are written as onnx or onnx-int8, embeddings in int8 or fp32; give one of these"
