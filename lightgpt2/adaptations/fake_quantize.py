@@ -41,7 +41,7 @@ class FakeQuantize(Adaptation):
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         """Whether the integers fit the model, and what is removed from it."""
         key = f"{self.key}.quantization"
-        found = [] if config is None else [Problem.of(text) for text in self.quantization.problems(config, key)]
+        found = [] if config is None else [each.under(key) for each in self.quantization.problems(config)]
         if any(other.removes for other in others):
             if self.quantization.bits == 4:
                 what = "groups of inputs share a scale, and removing heads and neurons moves them into other groups"

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.adapters import WEIGHTS
-from lightgpt2.models.families import LINEAR, compute_with
+from lightgpt2.models.families import LINEAR, compute_with, family_of
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.pruning import saved_zeros
@@ -109,10 +109,8 @@ class Lora(Adaptation):
         result.replace_model(self._merged(folder))
         result.operations.append(KINDS["merge"].record(dense=True))
 
-    def zeros(self, folder: Path, names: Sequence[str]) -> int | None:
-        """Those of adapters, in the adapter folder."""
-        if not all(".lora_" in name for name in names):
-            return None
+    def zeros(self, folder: Path, names: Sequence[str]) -> int:
+        """Those in the adapter folder: nothing else was trained."""
         saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
         return saved_zeros(self._folder(folder) / WEIGHTS, saved)
 
@@ -136,7 +134,7 @@ class Lora(Adaptation):
             use_dora=chosen.use_dora,
             use_rslora=chosen.use_rslora,
             modules_to_save=chosen.modules_to_save or None,
-            fan_in_fan_out=model.config.model_type == "gpt2",  # of the plain model, whatever this one's layers are
+            fan_in_fan_out=family_of(model).conv1d,  # of the plain model, whatever this one's layers are
         )
         return get_peft_model(model, adapters)
 

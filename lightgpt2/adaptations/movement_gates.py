@@ -89,7 +89,7 @@ class MovementGates(Adaptation):
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
         """Puts gates on the model's weights."""
         pruning, self._context = self.pruning, context
-        self._map = units.grips(model, pruning.granularity, pruning.block)
+        self._map = units.unit_map(model, pruning.granularity, pruning.block)
         self.units = units.make_units(model, self._map, trained=pruning.criterion == "movement")
         if pruning.criterion == "random":
             for i, (_, kind) in enumerate(self._kinds()):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lightgpt2.errors import Problem
 from lightgpt2.functional.quantization import fake_quantize, integers
 from lightgpt2.models.axes import Shape
 from lightgpt2.models.families import block_linears, compute_with, unquantized_head
@@ -45,20 +46,19 @@ class Integers:
         """Inputs that share a scale; None if all of an output channel do."""
         return None if self.bits == 8 else self.group or _GROUP
 
-    def problems(self, config: PretrainedConfig, key: str) -> list[str]:
-        """What is wrong with the format for a model, one line each; `key` is the config key to name."""
+    def problems(self, config: PretrainedConfig) -> list[Problem]:
+        """What is wrong with the format for a model; keys below the section."""
         shape = Shape.of(config)
         most = max(shape.width, shape.heads * shape.head, shape.ffn)
         if not isinstance(self.bits, int):  # 8.0, which is one of the two as well
-            return [f"{key}.bits: {self.bits} is no whole number; give 8 or 4"]
+            return [Problem("bits", f"must be a whole number, got {self.bits}", "give 8 or 4")]
         if self.group is None:
             return []
         if self.bits == 8:
-            return [f"{key}.group: INT8 has one scale for each output channel; remove it, or give {key}.bits 4"]
+            return [Problem("group", "INT8 has one scale for each output channel", "remove it, or give bits 4")]
         if not 2 <= self.group <= most:
-            return [
-                f"{key}.group: {self.group} is not between 2 and {most}, the most inputs of a layer; give {_GROUP}, say"
-            ]
+            what = f"must be between 2 and {most}, the most inputs of a layer, got {self.group}"
+            return [Problem("group", what, f"give {_GROUP}, say")]
         return []
 
 

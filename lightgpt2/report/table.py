@@ -43,7 +43,7 @@ def sweep_table(found: dict[str, Any]) -> str:
 
 
 def _interval(values: dict[str, Any]) -> str:
-    return " - ".join(f"{bound:.2f}" for bound in values["interval_95"] or ())
+    return " - ".join(f"{bound:.2f}" for bound in values["perplexity"]["interval_95"] or ())
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:
@@ -60,9 +60,9 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
 def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
-        f"{values['perplexity']:.2f}",
+        f"{values['perplexity']['value']:.2f}",
         _interval(values),
-        f"{values['bits_per_byte']:.4f}",
+        f"{values['bits_per_byte']['value']:.4f}",
         f"{values['parameters']:,}",
         f"{values['embedding']:,}",
         f"{values['megabytes']:.2f}",
@@ -72,7 +72,7 @@ def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
 def _precision_row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
-        f"{values['perplexity']:.2f}",
+        f"{values['perplexity']['value']:.2f}",
         _interval(values),
         *("" if values[key] is None else f"{values[key]:.2f}" for key in ("memory", "megabytes")),
         values.get("quantized", "none"),

@@ -15,6 +15,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.layers import central_layers, check_layers, even_layers
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape, uneven_sizes
+from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
@@ -155,7 +156,7 @@ class Trimmed(Start):
         ]
         if problems:
             return old, problems
-        width, shared_out = self.width or old.width, config.model_type == "gpt2"  # where heads share the width out
+        width, shared_out = self.width or old.width, family_of(config).heads_share_width
         heads = self.heads or (width // old.head if shared_out and width % old.head == 0 else old.heads)
         head = width // heads if shared_out else old.head
         key = f"{self.key}.heads"

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lightgpt2.errors import Problem
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
-from lightgpt2.models.families import backbone, head_weight, recorded_states
+from lightgpt2.models.families import backbone, head, recorded_states
 from lightgpt2.models.quality import Metric
 from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
@@ -51,7 +51,8 @@ class LanguageModeling(Task):
         labels: Tensor = batch["labels"].flatten()
         supervised = labels != IGNORE
         kept = {f"decoder.{layer}": (state.flatten(0, 1), supervised) for layer, state in found.items()}
-        return Predictions(final.flatten(0, 1), head_weight(model), labels, states=kept)
+        weight, bias, scale = head(model)
+        return Predictions(final.flatten(0, 1), weight, labels, bias, scale, kept)
 
     @torch.no_grad()
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:

@@ -114,7 +114,9 @@ def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
     assert all(torch.equal(files["tuned"][n] != 0, kept[n]) for n in kept)
     assert any(not torch.equal(files["tuned"][n], files["pruned"][n]) for n in kept)
     qualities = {run: last_entry(run)["quality"] for run in files}
-    assert qualities["pruned"]["before"]["perplexity"] == pytest.approx(qualities["trained"]["after"]["perplexity"])
+    assert qualities["pruned"]["before"]["perplexity"]["value"] == pytest.approx(
+        qualities["trained"]["after"]["perplexity"]["value"]
+    )
     assert len(json.loads(Path("checkpoints/tuned/adapter/ledger.json").read_text())) == 3
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from lightgpt2.data.base import Connection
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.data.tokenizer import check_byte_level, trimmed
 from lightgpt2.errors import UserError
@@ -142,10 +142,7 @@ def test_the_data_keep_what_training_text_needs_and_look_at_no_other(
         streams = {}
         for trims in (True, False):
             data = LanguageModelingData(source="text", tokenizer="tokenizer", sequence_length=16, batch_size=1)
-            data.trainer = SimpleNamespace(  # type: ignore[assignment]
-                lightning_module=SimpleNamespace(trims_vocabulary=trims), accumulate_grad_batches=1, global_rank=0,
-                world_size=1, global_step=0,
-            )  # fmt: skip
+            data.connect(Connection("tokenizer", "model.model", trims_vocabulary=trims))
             data.prepare_data()
             data.setup("validate")
             streams[trims] = {split: data._splits[split].tokens for split in ("train", "valid")}  # type: ignore[index]

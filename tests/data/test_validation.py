@@ -28,7 +28,7 @@ def test_without_a_ledger_it_is_the_default(model: Path) -> None:
     data = validation_data("model", None)
     assert data.corpus.source == "pydoc"
     assert data.sequence_length == 64, "the model has no more positions"
-    assert len(data.document_sizes("valid"))
+    assert len(list(data.scoring_loader("valid")))
 
 
 def test_it_is_what_the_last_training_read(model: Path) -> None:

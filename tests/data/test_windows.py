@@ -92,10 +92,10 @@ def steps(split: TokenSplit, batch: int, accumulate: int, world: int, start: int
         sampler = StepSampler(windows, batch, accumulate, rank, world, 3, lambda: start)
         for i, item in enumerate(sampler):
             if i // accumulate == len(found):
-                found.append((set(), item.step_tokens))
+                found.append((set(), item.step_items))
             rows, tokens = found[i // accumulate]
             assert not rows & set(item.indices.tolist())
-            assert tokens == item.step_tokens
+            assert tokens == item.step_items
             rows |= set(item.indices.tolist())
     assert all(windows.supervised[sorted(rows)].sum() == tokens for rows, tokens in found)
     return found

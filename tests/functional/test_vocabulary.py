@@ -7,9 +7,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from lightgpt2.functional import vocabulary
 from lightgpt2.functional.divergence import IGNORE, Divergence, cross_entropy, divergence
-from lightgpt2.functional.vocabulary import LossWeights, Teacher, token_nll, vocabulary_loss
+from lightgpt2.functional.vocabulary import LossWeights, Targets, token_nll, vocabulary_loss
 
 KINDS: list[Divergence] = ["kl", "reverse_kl", "js"]
+
+
+def targets_of(hidden: Tensor, weight: Tensor) -> Targets:
+    """A teacher's logits of a slice of positions."""
+    return lambda rows, dtype: hidden[rows].to(dtype) @ weight.to(dtype).T
 
 
 def naive_divergence(student: Tensor, teacher: Tensor, kind: Divergence, t: float, beta: float) -> Tensor:
@@ -47,48 +52,54 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize(("biased", "scale"), [(False, 1.0), (True, 0.25)])
 @pytest.mark.usefixtures("chunk")
-def test_equals_naive_loss_and_gradients(case: dict[str, Tensor], kind: Divergence, temperature: float) -> None:
+def test_equals_naive_loss_and_gradients(
+    case: dict[str, Tensor], kind: Divergence, temperature: float, biased: bool, scale: float
+) -> None:
     weights = LossWeights(ce=0.3, kd=0.7, divergence=kind, temperature=temperature, beta=0.3)
+    offsets = torch.linspace(-1, 1, len(case["weight"]), dtype=torch.float64)
 
-    def leaves() -> tuple[Tensor, Tensor]:
-        return case["hidden"].clone().requires_grad_(), case["weight"].clone().requires_grad_()
+    def leaves() -> list[Tensor]:
+        return [t.clone().requires_grad_() for t in (case["hidden"], case["weight"], offsets)]
 
-    hidden, weight = leaves()
+    hidden, weight, bias = leaves()
     supervised = case["labels"] != IGNORE
-    logits, targets = hidden @ weight.T, case["teacher_hidden"] @ case["teacher_weight"].T
+    targets = case["teacher_hidden"] @ case["teacher_weight"].T
+    logits = scale * hidden @ weight.T + (bias if biased else 0 * bias)
     ce = F.cross_entropy(logits, case["labels"], reduction="sum", ignore_index=IGNORE)
     kd = naive_divergence(logits, targets, kind, temperature, 0.3)[supervised].sum()
     expected = 0.3 * ce + 0.7 * kd
     (expected * 0.01).backward()
 
-    ours_hidden, ours_weight = leaves()
-    teacher = Teacher(case["teacher_hidden"], case["teacher_weight"])
-    loss, ours_ce, ours_kd = vocabulary_loss(ours_hidden, ours_weight, case["labels"], weights, teacher)
+    ours = leaves()
+    teacher = targets_of(case["teacher_hidden"], case["teacher_weight"])
+    head = {"bias": ours[2] if biased else None, "scale": scale}
+    loss, ours_ce, ours_kd = vocabulary_loss(ours[0], ours[1], case["labels"], weights, teacher, **head)
     (loss * 0.01).backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(torch.stack([ours_ce, ours_kd]), torch.stack([ce, kd]), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(ours_hidden.grad, hidden.grad, rtol=1e-8, atol=1e-12)
-    torch.testing.assert_close(ours_weight.grad, weight.grad, rtol=1e-8, atol=1e-12)
+    for mine, plain in zip(ours, (hidden, weight, bias) if biased else (hidden, weight), strict=False):
+        torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-8, atol=1e-12)
 
 
 def test_gpt2_vocabulary_in_fp32() -> None:
     torch.manual_seed(0)
     v, n, d = 50257, 96, 64
     hidden, weight = torch.randn(n, d), torch.randn(v, d) * 0.2
-    teacher = Teacher(torch.randn(n, 2 * d), torch.randn(v, 2 * d) * 0.2)
+    teacher_logits = torch.randn(n, 2 * d) @ (torch.randn(v, 2 * d) * 0.2).T
     labels = torch.randint(v, (n,))
     grads = []
     for plain in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if plain:
             logits = h @ w.T
-            kd = naive_divergence(logits, teacher.hidden @ teacher.weight.T, "kl", 2.0, 0.5).sum()
+            kd = naive_divergence(logits, teacher_logits, "kl", 2.0, 0.5).sum()
             loss = 0.3 * F.cross_entropy(logits, labels, reduction="sum") + 0.7 * kd
         else:
             weights = LossWeights(ce=0.3, kd=0.7, divergence="kl", temperature=2.0)
-            loss = vocabulary_loss(h, w, labels, weights, teacher)[0]
+            loss = vocabulary_loss(h, w, labels, weights, lambda rows, dtype: teacher_logits[rows].clone())[0]
         (loss / n).backward()
         grads.append((loss.detach(), h.grad, w.grad))
     for ours, plain_value in zip(grads[1], grads[0], strict=True):
@@ -144,7 +155,7 @@ def test_second_backward_is_refused(case: dict[str, Tensor]) -> None:
 
 def test_autocast_computes_in_half_precision_and_returns_full(case: dict[str, Tensor]) -> None:
     hidden, weight = case["hidden"].float().requires_grad_(), case["weight"].float().requires_grad_()
-    teacher = Teacher(case["teacher_hidden"].float(), case["teacher_weight"].float())
+    teacher = targets_of(case["teacher_hidden"].float(), case["teacher_weight"].float())
     weights = LossWeights(ce=0.5, kd=0.5, temperature=2.0)
     exact = vocabulary_loss(hidden, weight, case["labels"], weights, teacher)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):

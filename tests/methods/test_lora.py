@@ -7,27 +7,34 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lightgpt2.adaptations.base import Context
+from lightgpt2.adaptations.lora import Lora, LoraAdapters
 from lightgpt2.errors import UserError
-from lightgpt2.methods.lora import LoRA, LoraAdapters
+from lightgpt2.functional.pruning import Masks
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import replay
+from lightgpt2.tasks import LanguageModeling
 from tests.support.cli import succeed, write_config
 from tests.support.mistakes import Bench
 from tests.support.models import make_model, write_corpus, write_model
 
 
-def test_published_setting_on_gpt2_trains_exactly_the_published_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def adapted(model: PreTrainedModel, adapters: LoraAdapters | None = None) -> list[dict[str, Any]]:
+    """Puts adapters on a model in memory; what was done."""
+    adaptation = Lora(adapters)
+    context = Context(LanguageModeling(), lambda: model, None, [], Masks(), training=True, total_steps=1)
+    return adaptation.apply_to(model, context)
+
+
+def test_published_setting_on_gpt2_trains_exactly_the_published_number() -> None:
     """Hu et al. 2021: c_attn, r = 8."""
     with torch.device("meta"):
         gpt2 = new_model(load_config({"model_type": "gpt2"}, "model.model"))
-    monkeypatch.setattr(LoRA, "load_base", lambda self: gpt2)
-    method = LoRA("gpt2", LoraAdapters(target_modules=["c_attn"]))
-    method.build()
-    (operation,) = method.operations
+    (operation,) = adapted(gpt2, LoraAdapters(target_modules=["c_attn"]))
     assert (operation["matched"], operation["trainable"], operation["parameters"]) == (12, 294_912, 124_734_720)
-    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 294_912
+    assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == 294_912
 
 
 def config(family: str, **lora: Any) -> dict[str, Any]:
@@ -80,20 +87,19 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
         "a checkpoint holds what is trained"
     )
     assert operation["trainable"] < operation["parameters"] / 2
-    assert ledger["quality"]["after"]["perplexity"] < ledger["quality"]["before"]["perplexity"]
-    assert f"{ledger['quality']['after']['perplexity']:.2f}" in output
+    assert ledger["quality"]["after"]["perplexity"]["value"] < ledger["quality"]["before"]["perplexity"]["value"]
+    assert f"{ledger['quality']['after']['perplexity']['value']:.2f}" in output
     assert replay(base.config, ledger["operations"]).state_dict().keys() == merged.state_dict().keys()
     shown = succeed(tmp_path, "validate", "--config", "lora.yaml", "--ckpt_path", "last")
     perplexity = float(shown.split("perplexity ")[1].split()[0])
-    assert perplexity == pytest.approx(ledger["quality"]["after"]["perplexity"], rel=1e-5)
+    assert perplexity == pytest.approx(ledger["quality"]["after"]["perplexity"]["value"], rel=1e-5)
 
 
-def test_nothing_but_adapters_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoRA, "load_base", lambda self: make_model("gpt2"))
-    method = LoRA("gpt2")
-    method.build()
-    assert all("lora_" in name for name, p in method.named_parameters() if p.requires_grad)
-    assert method.operations[0]["target_modules"] == ["c_attn"], "PEFT's own choice for the family"
+def test_nothing_but_adapters_is_trained() -> None:
+    model = make_model("gpt2")
+    (operation,) = adapted(model)
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    assert operation["target_modules"] == ["c_attn"], "PEFT's own choice for the family"
 
 
 @pytest.mark.parametrize(
@@ -108,10 +114,9 @@ def test_nothing_but_adapters_is_trained(monkeypatch: pytest.MonkeyPatch) -> Non
         {"target_modules": ["c_attn", "lm_head"]},  # which the loss does not call
     ],
 )
-def test_adapters_that_match_no_module_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]) -> None:
-    monkeypatch.setattr(LoRA, "load_base", lambda self: make_model("gpt2"))
-    with pytest.raises(UserError, match=r"^model\.lora.*: ."):
-        LoRA("gpt2", LoraAdapters(**wrong)).build()
+def test_adapters_that_match_no_module_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^adaptations\.lora.*: ."):
+        adapted(make_model("gpt2"), LoraAdapters(**wrong))
 
 
 @pytest.mark.parametrize(

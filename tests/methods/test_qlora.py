@@ -80,5 +80,7 @@ def test_nf4_model_is_scored_and_trained_with_qlora_as_it_is(bench: Bench) -> No
     bench.configure({"model": made})
     bench.succeed("fit")
     shown = bench.succeed("validate", "--ckpt_path", "quantized")
-    before = json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["quality"]["before"]["perplexity"]
+    before = json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["quality"]["before"]["perplexity"][
+        "value"
+    ]
     assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(before, rel=1e-4)

@@ -61,11 +61,13 @@ def test_what_is_cut_is_trained_saved_and_told(
     quality = entry["quality"]
     label = "teacher" if "loss" in init else "source"
     assert set(quality) == {label, "before", "after"}
-    assert quality["after"]["perplexity"] < quality["before"]["perplexity"]
+    assert quality["after"]["perplexity"]["value"] < quality["before"]["perplexity"]["value"]
     assert (entry["teacher"] is None) == ("loss" not in init)
     assert f"\n{label} " in output
     again = bench.succeed("validate", "--ckpt_path", "last")
-    assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(quality["after"]["perplexity"], rel=1e-5)
+    assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
+        quality["after"]["perplexity"]["value"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [None, {"ce": 0.5, "kd": 0.5, "hidden": 1.0}], ids=["alone", "taught"])
@@ -119,13 +121,13 @@ def test_tokens_that_the_text_does_not_need_go_from_model_and_tokenizer(
     assert shapes == {name: value.shape for name, value in model.state_dict().items()}
     quality = entry["quality"]
     assert len({figures["tokens"] for figures in quality.values()}) == 1, "all are asked for the same tokens"
-    assert quality["after"]["perplexity"] < quality["before"]["perplexity"]
+    assert quality["after"]["perplexity"]["value"] < quality["before"]["perplexity"]["value"]
     if set(init) <= {"loss"}:
         assert quality["before"] == quality["teacher" if init else "source"]
     for options in (["--ckpt_path", "last"], []):  # the method with its checkpoint, and the artefact by itself
         again = bench.succeed("validate", *options)
         assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
-            quality["after"]["perplexity"], rel=1e-5
+            quality["after"]["perplexity"]["value"], rel=1e-5
         )
 
 
@@ -184,7 +186,9 @@ def test_importance_is_better_than_the_first_channels_before_any_training(bench:
         bench.configure({**trim(ffn=32, importance=importance), "trainer.max_steps": 1})
         bench.succeed("fit")
         entry = json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]
-        found[importance] = abs(entry["quality"]["before"]["perplexity"] - entry["quality"]["source"]["perplexity"])
+        found[importance] = abs(
+            entry["quality"]["before"]["perplexity"]["value"] - entry["quality"]["source"]["perplexity"]["value"]
+        )
         shutil.rmtree("checkpoints/r")
     assert max(found["norm"], found["activation"]) < 0.2 * found["first"], found
 

@@ -5,10 +5,13 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.models.integers import Integers, integer_tensors
 from lightgpt2.models.loading import new_model
+from lightgpt2.models.saving import save_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -86,3 +89,11 @@ def shake(model: PreTrainedModel) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def save_integers(
+    model: PreTrainedModel, form: Integers, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: dict[str, Tensor]
+) -> None:
+    """Writes a model folder with integers in the place of weights, as quantization-aware training does."""
+    _, write = integer_tensors(model, form, weights)
+    save_model(model, tokenizer, folder, weights, write)

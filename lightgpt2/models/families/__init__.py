@@ -61,9 +61,9 @@ def unquantized_head(model: PreTrainedModel) -> dict[str, str]:
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of the blocks by their names in the model, in its order."""
+    """The linear layers of the blocks by their names in the model, in its order; those of adapters are not among them."""
     inside = {id(module) for module in blocks(model).modules() if isinstance(module, LINEAR)}
-    return {name: module for name, module in model.named_modules() if id(module) in inside}
+    return {name: m for name, m in model.named_modules() if id(m) in inside and ".lora_" not in name}
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Metrics: values, intervals, pairs, and what a ledger keeps of them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightgpt2.models.quality import Metric, metric_names, quality, read_scores, value_of, write_scores
+
+
+def perplexity(nll: np.ndarray, tokens: np.ndarray) -> Metric:
+    return Metric("perplexity", "lower", nll, tokens.astype(float), "exp", 2)
+
+
+def accuracy(right: np.ndarray) -> Metric:
+    return Metric("accuracy", "higher", right.astype(float), np.ones(len(right)))
+
+
+def test_two_models_are_compared_on_examples_in_pairs() -> None:
+    """Documents that differ a hundredfold say nothing about two models of which one is worse by the same on each."""
+    tokens = np.array([100, 200, 50, 400])
+    better = perplexity(np.array([1.0, 5.0, 2.0, 0.1]) * tokens, tokens)
+    worse = perplexity(better.numerators + math.log(1.25) * tokens, tokens)
+    change = worse.against(better)
+    assert change.ratio == pytest.approx(1.25)
+    assert change.interval_95 == pytest.approx((1.25, 1.25))
+    low, high = better.interval() or (0, 0)
+    assert low < better.value() / 2
+    assert high > better.value() * 2
+    with pytest.raises(ValueError, match="paired"):
+        worse.against(perplexity(np.ones(3), np.ones(3)))
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    tokens = np.full(60, 50)
+    hits = 0
+    for _ in range(200):
+        low, high = perplexity(generator.normal(3.0, 0.5, 60) * tokens, tokens).interval() or (0, 0)
+        hits += low <= math.exp(3.0) <= high
+    assert 180 <= hits <= 199
+
+
+def test_interval_of_equal_examples_is_the_point_and_of_one_there_is_none() -> None:
+    tokens = np.full(5, 10)
+    assert perplexity(tokens * 2.0, tokens).interval() == pytest.approx((math.exp(2), math.exp(2)))
+    assert perplexity(tokens * 1e5, tokens).value() == math.inf
+    assert perplexity(tokens[:1] * 2.0, tokens[:1]).interval() is None
+    assert accuracy(np.array([1, 0, 1, 1])).value() == 0.75
+
+
+def test_quality_describes_itself_and_is_read_again_example_by_example(tmp_path: Path) -> None:
+    metrics = {"loss_of": perplexity(np.array([3.0, 4.0]), np.array([2, 2])), "accuracy": accuracy(np.array([1, 0]))}
+    scored = quality(metrics, "accuracy", {"texts": 2})
+    assert metric_names(scored) == ["accuracy", "loss_of"]
+    assert value_of(scored) == 0.5
+    assert scored["accuracy"]["better"] == "higher"
+    write_scores(tmp_path, {"after": metrics, "before": {"accuracy": accuracy(np.array([0, 0]))}})
+    again = read_scores(tmp_path, "after", scored)
+    assert {name: metric.value() for name, metric in again.items()} == {n: m.value() for n, m in metrics.items()}
+    assert again["accuracy"].against(metrics["accuracy"]).ratio == 1
+    assert list(read_scores(tmp_path, "before", scored)) == ["accuracy"]
+    assert read_scores(tmp_path / "elsewhere", "after", scored) == {}
