@@ -1,6 +1,7 @@
 """One job a file. A configuration names these under `trainer.callbacks`; the others belong to every run."""
 
 from lightgpt2.callbacks.benchmark import InferenceBenchmark
+from lightgpt2.callbacks.convert import Convert
 from lightgpt2.callbacks.export import Export
 from lightgpt2.callbacks.generation import GenerationCheck
 from lightgpt2.callbacks.packing import PackedArtefact
@@ -9,6 +10,7 @@ from lightgpt2.callbacks.quantization import PostTrainingQuantization
 from lightgpt2.callbacks.sweep import SparsitySweep
 
 __all__ = [
+    "Convert",
     "Export",
     "GenerationCheck",
     "GlobalL1Pruning",

@@ -143,9 +143,9 @@ def _benchmark_options(parser: ArgumentParser) -> None:
 
 
 def _export(options: Namespace) -> None:
-    from lightgpt2.conversions.export import export
+    from lightgpt2.conversions.export import check_model, export
     from lightgpt2.conversions.onnx.encoder_export import export_encoder
-    from lightgpt2.conversions.target import Target, check_model, default_output
+    from lightgpt2.conversions.target import Target, default_output
     from lightgpt2.data.validation import validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
     from lightgpt2.report.exported import encoder_line, exported_line

@@ -1,70 +1,66 @@
 """The packed copy of a model folder: its zeros and the unlike frequencies of its values take no space."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from lightgpt2.models import ledger
-from lightgpt2.models.files import atomic_folder, folder_megabytes
-from lightgpt2.models.operations import Operation
+from lightgpt2.conversions.base import Conversion
+from lightgpt2.data.base import TaskData
+from lightgpt2.models import ledger, quality
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
 
 _WEIGHTS = "model.safetensors"
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What became of a folder's file.
+class Packed(Conversion):
+    """Leaves zeros out and compresses the rest, and loses nothing: pruned weights and integers get smaller."""
 
-    Attributes:
-        dense: Bytes of the file without packing, in units of 10^6.
-        packed: Bytes of the packed one.
-        sparse: Tensors that are stored as a mask and what is not zero.
-        tensors: Tensors there are.
-    """
+    name, exact = "packed", True
 
-    dense: float
-    packed: float
-    sparse: int
-    tensors: int
+    def write(self, source: Path, target: Path, data: TaskData) -> Operation:
+        """See `Conversion`; a RuntimeError if what is loaded is not equal to the last bit."""
+        operation = pack_folder(source, target)
+        packed, own = (self.runner(path).state_dict() for path in (target, source))
+        if not all(torch.equal(value, own[name]) for name, value in packed.items()):
+            raise RuntimeError(f"{target} does not load as the model that was packed")
+        return operation
 
-    def operation(self) -> Operation:
-        """The ledger's record."""
-        return {"op": "packed", "tensors": self.tensors, "sparse": self.sparse}
+    def runner(self, folder: Path) -> PreTrainedModel:
+        """See `Conversion`."""
+        return load_model(str(folder), "model", self.trust_remote_code)
 
 
-def pack_folder(source: Path, target: Path) -> Packed:
-    """Writes a folder that holds the same tensors, packed, and checks that they are.
+def pack_folder(source: Path, target: Path) -> Operation:
+    """Write a folder that holds the same tensors, packed: in full precision, or integers.
 
-    Args:
-        source: A model folder with one file of weights: in full precision, or integers.
-        target: Folder to write, atomically.
+    Returns:
+        The ledger's record: how many of the tensors are stored as a mask and what is not zero.
 
     Raises:
         RuntimeError: What can be read back is not equal to the last bit.
     """
     tensors, integers = stored_weights.read_stored(source / _WEIGHTS)
-    with atomic_folder(target) as temporary:
-        shutil.copytree(
-            source, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", ledger.FILE)
-        )
-        table = stored_weights.write(temporary / _WEIGHTS, tensors, integers, packed=True)
-        bring_code(temporary, packed=True)
-        again, said = stored_weights.read_stored(temporary / _WEIGHTS)
-        if said != integers or not _same(tensors, again):
-            raise RuntimeError(f"{target}: what was packed is not what comes out")
+    left = shutil.ignore_patterns("*.safetensors", ledger.FILE, quality.FILE)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left)
+    table = stored_weights.write(target / _WEIGHTS, tensors, integers, packed=True)
+    bring_code(target, packed=True)
+    again, said = stored_weights.read_stored(target / _WEIGHTS)
+    if said != integers or not _same(tensors, again):
+        raise RuntimeError(f"{target}: what was packed is not what comes out")
     sparse = sum(about["kept"] is not None for about in table.values())
-    return Packed(folder_megabytes(source), folder_megabytes(target), sparse, len(tensors))
+    return KINDS["packed"].record(tensors=len(tensors), sparse=sparse)
 
 
-def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Whether two sets of tensors are the same byte for byte."""
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """True if two sets of tensors are the same byte for byte."""
     return first.keys() == second.keys() and all(
-        tensor.dtype == second[name].dtype
-        and tensor.shape == second[name].shape
+        (tensor.dtype, tensor.shape) == (second[name].dtype, second[name].shape)
         and torch.equal(tensor.flatten().view(torch.uint8), second[name].flatten().view(torch.uint8))
         for name, tensor in first.items()
     )

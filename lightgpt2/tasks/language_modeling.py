@@ -15,6 +15,7 @@ from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import backbone, head, recorded_states
 from lightgpt2.models.quality import Metric
+from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
 
@@ -94,6 +95,18 @@ class LanguageModeling(Task):
                 zip(scored.numerators, scored.denominators, each, strict=True)
             )
         ]
+
+    def verify(
+        self,
+        engine: exported.Decoder,
+        model: PreTrainedModel,
+        data: Any,
+        documents: int | None,
+        precision: str,
+        before: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """See `tasks.exported.verify`."""
+        return exported.verify(self, engine, model, data, documents, precision, before)
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
         """Whether prompts leave room for a continuation."""

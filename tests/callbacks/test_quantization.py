@@ -1,4 +1,4 @@
-"""PostTrainingQuantization through the real command: siblings of the artefact, scored from disk."""
+"""PostTrainingQuantization through the real command: copies of the artefact, scored from disk."""
 
 import json
 from pathlib import Path
@@ -7,111 +7,97 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from lightgpt2.models.operations import kind_of
+from lightgpt2.models.quality import read_scores, value_of
+from tests.conversions import bridge
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 
+bridge.install()
+RUN = Path("checkpoints/r")
 
-def finetune(formats: Any, **more: Any) -> dict[str, Any]:
+
+def finetune(name: str = "PostTrainingQuantization", **init: Any) -> dict[str, Any]:
     model = {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "teacher", "optimizer": {"lr": 1e-3}}}
-    callback = {"class_path": "lightgpt2.callbacks.PostTrainingQuantization", "init_args": {"formats": formats}}
-    return {"model": model, "trainer.callbacks": [callback], **more}
+    return {"model": model, "trainer.callbacks": [{"class_path": f"lightgpt2.callbacks.{name}", "init_args": init}]}
 
 
-def test_siblings_are_scored_from_disk_beside_full_and_half_precision(bench: Bench) -> None:
-    write_model(Path("teacher"), n_embd=64)
-    bench.configure(finetune(["nf4", "int8"]))
-    shown = bench.succeed("fit")
-    run = Path("checkpoints/r")
-    whole = json.loads((run / "model/ledger.json").read_text())
-    table = {
-        line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(("fp32", "bf16", "nf4", "int8"))
-    }
-    assert set(table) == {"fp32", "bf16", "nf4", "int8"}
-    assert table["fp32"][1] == f"{whole[-1]['quality']['after']['perplexity']:.2f}"
-    stored = {}
+def entries(folder: str) -> Any:
+    return json.loads((RUN / folder / "ledger.json").read_text())
+
+
+def test_copies_are_scored_from_disk_beside_full_and_half_precision(bench: Bench) -> None:
+    write_model(Path("teacher"), n_embd=128)
+    bench.configure(finetune(formats=["nf4", "int8", "onnx-int8", "onnx-int4"]))
+    shown, whole = bench.succeed("fit"), entries("model")
+    names = ["fp32", "bf16", "nf4", "int8", "onnx-int8", "onnx-int4"]
+    table = {line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(tuple(names))}
+    assert list(table) == names
+    quality = whole[-1]["quality"]
+    assert [table["fp32"][1], table["bf16"][1]] == [f"{value_of(quality[label]):.2f}" for label in ("after", "bf16")]
+    assert read_scores(RUN / "model", "bf16", quality["bf16"])["perplexity"].value() == value_of(quality["bf16"])
     for form in ("nf4", "int8"):
-        ledger = json.loads((run / f"model-{form}/ledger.json").read_text())
-        assert ledger[:-1] == whole
-        (operation,) = ledger[-1]["operations"]
+        (*history, entry) = entries(f"model-{form}")
+        assert history == whole
+        (operation,) = entry["operations"]
         assert operation == {"op": form, "matched": 16, "linears": 17, "kept": {"lm_head": "tied to the embedding"}}
-        assert len(ledger[-1]["parent"]["sha256"]) == 64
-        stored[form] = ledger[-1]["sizes"]["memory"]
-        figure = ledger[-1]["quality"]["after"]["perplexity"]
-        assert figure == pytest.approx(whole[-1]["quality"]["after"]["perplexity"], rel=0.1)
-        assert f"{figure:.2f}" == table[form][1]
-        assert "16/17" in table[form]
-        shown = bench.succeed("validate", "--ckpt_path", str(run / f"model-{form}"))
-        assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, rel=1e-6)
-        loaded = AutoModelForCausalLM.from_pretrained(run / f"model-{form}")
-        assert loaded.num_parameters() == ledger[-1]["sizes"]["parameters"] == whole[-1]["sizes"]["parameters"]
-    memory = {name: float(row[2]) for name, row in table.items()}  # one document has no interval
+        figure = value_of(entry["quality"]["after"])
+        assert figure == pytest.approx(value_of(quality["after"]), rel=0.1)
+        assert table[form][1:] == [
+            f"{figure:.2f}", f"{entry['sizes']['memory']:.2f}", f"{entry['sizes']['megabytes']:.2f}", "16/17",
+        ]  # fmt: skip
+        loaded = AutoModelForCausalLM.from_pretrained(RUN / f"model-{form}")
+        assert loaded.num_parameters() == entry["sizes"]["parameters"] == whole[-1]["sizes"]["parameters"]
+    shown = bench.succeed("validate", "--ckpt_path", str(RUN / "model-nf4"))
+    scored = value_of(entries("model-nf4")[-1]["quality"]["after"])
+    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(scored, rel=1e-5)
+    for form in ("onnx-int8", "onnx-int4"):
+        entry, folder = entries(f"model-{form}")[-1], RUN / f"model-{form}"
+        size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data")) / 1e6
+        assert table[form][1:] == [f"{value_of(entry['quality']['after']):.2f}", f"{size:.2f}", "all"]
+        assert entry["quality"]["before"] == quality["after"], "scored once"
+    memory = {name: float(table[name][2]) for name in ("fp32", "bf16", "nf4", "int8")}  # one document has no interval
     assert memory["fp32"] == pytest.approx(2 * memory["bf16"], rel=0.05), "half precision's share is shown apart"
-    assert stored["nf4"] < stored["int8"] < memory["fp32"]
+    assert memory["nf4"] < memory["int8"] < memory["fp32"]
 
 
-@pytest.mark.parametrize("formats", [[], ["nf4", "nf4"]])
-def test_formats_that_make_nothing_or_the_same_twice_are_refused(bench: Bench, formats: list[str]) -> None:
-    bench.configure(finetune(formats))
-    (message,) = bench.refuse("fit")
-    assert message == (
-        "trainer.callbacks.PostTrainingQuantization.formats: give one or more of nf4, int8, onnx-int8, onnx-int4, each once"
-    )
-
-
-def test_unknown_format_is_refused(bench: Bench) -> None:
-    bench.configure(finetune(["int4"]))
+def test_unknown_formats_and_layers_that_do_not_fit_are_refused(bench: Bench) -> None:
+    bench.configure(finetune(formats=["int4"]))
     (message,) = bench.refuse("fit")
     assert message.startswith("trainer.callbacks.formats")
     assert "'nf4', 'int8'" in message
-
-
-def test_rows_that_are_no_whole_blocks_are_refused_before_training(bench: Bench) -> None:
-    bench.configure(finetune(["int8", "nf4"]))
-    (message,) = bench.refuse("fit", touches=True)
-    assert message.startswith("nf4: layers with 32 inputs are computed wrongly")
-
-
-def test_what_was_made_of_an_older_artefact_goes_with_it_and_what_holds_stays(bench: Bench) -> None:
-    write_model(Path("teacher"), n_embd=64)
-    bench.configure(finetune(["nf4", "int8"]))
-    bench.succeed("fit")
-    run = Path("checkpoints/r")
-    sweep = {"class_path": "lightgpt2.callbacks.SparsitySweep", "init_args": {"levels": [0.5]}}
-    bench.configure(finetune(["nf4"]) | {"trainer.callbacks": [sweep]})
-    bench.succeed("fit", "--ckpt_path", "last")  # of the same weights
-    entry = json.loads((run / "model/ledger.json").read_text())[-1]
-    assert {"before", "after", "bf16"} == set(entry["quality"])
-    assert (run / "model-int8").is_dir()
-    bench.configure(finetune(["nf4"]))
-    bench.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps", "5")  # of others
-    assert not (run / "model-int8").exists()
-    assert not (run / "sweep.json").exists()
-    assert json.loads((run / "model-nf4/ledger.json").read_text())[-1]["steps"] == 5
-
-
-def test_onnx_siblings_stand_in_the_table_as_they_lie_on_disk(bench: Bench) -> None:
-    write_model(Path("teacher"), n_embd=128)
-    bench.configure(finetune(["onnx-int4", "int8", "onnx-int8"]))
-    shown = bench.succeed("fit")
-    table = {line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(("fp32", "onnx", "int8"))}
-    assert list(table) == ["fp32", "int8", "onnx-int8", "onnx-int4"]
-    run = Path("checkpoints/r")
-    known = json.loads((run / "model/ledger.json").read_text())
-    for form in ("onnx-int8", "onnx-int4"):
-        folder = run / f"model-{form}"
-        size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data")) / 1e6
-        entry = json.loads((folder / "ledger.json").read_text())[-1]
-        assert table[form][1:] == [f"{entry['quality']['after']['perplexity']:.2f}", f"{size:.2f}", "all"]
-        assert entry["quality"]["before"] == known[-1]["quality"]["after"], "scored once"
-        assert entry["quality"]["after"]["tokens"] == known[-1]["quality"]["after"]["tokens"], "the whole split"
-    assert float(table["onnx-int4"][2]) < float(table["onnx-int8"][2])
-
-
-def test_two_callbacks_that_write_one_folder_are_refused(bench: Bench) -> None:
-    settings = finetune(["nf4", "onnx-int8"])
-    export = {"class_path": "lightgpt2.callbacks.Export", "init_args": {"formats": ["onnx", "onnx-int8"]}}
-    bench.configure(settings | {"trainer.callbacks": [*settings["trainer.callbacks"], export]})
-    (message,) = bench.refuse("check")
-    assert message == (
-        "trainer.callbacks.PostTrainingQuantization.formats: onnx-int8 is among those of Export too; remove one of the two"
+    bench.configure(finetune(formats=["int8", "nf4"]))
+    (message,) = bench.refuse("check", touches=True)
+    assert message.startswith(
+        "trainer.callbacks.PostTrainingQuantization.formats: nf4: layers with 32 inputs are computed"
     )
+
+
+@pytest.mark.slow
+def test_copies_of_an_older_artefact_go_with_it_and_what_holds_stays(bench: Bench) -> None:
+    write_model(Path("teacher"), n_embd=64)
+    bench.configure(finetune(formats=["nf4", "int8"]))
+    bench.succeed("fit")
+    bench.configure(finetune("SparsitySweep", levels=[0.5]))
+    bench.succeed("fit", "--ckpt_path", "last")  # of the same weights
+    assert {"before", "after", "bf16"} == set(entries("model")[-1]["quality"])
+    assert (RUN / "model-int8").is_dir()
+    bench.configure(finetune(formats=["nf4"]))
+    bench.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps", "5")  # of others
+    assert not (RUN / "model-int8").exists()
+    assert not (RUN / "sweep.json").exists()
+    assert entries("model-nf4")[-1]["steps"] == 5
+
+
+def test_a_conversion_of_the_user_is_named_in_yaml(bench: Bench) -> None:
+    bench.configure(finetune("Convert", conversions=["tests.conversions.test_contract.Halved"]))
+    assert "\nhalved  " in bench.succeed("fit")
+    (*history, entry) = entries("model-halved")
+    assert history == entries("model")
+    (operation,) = entry["operations"]
+    assert kind_of(operation).describe(operation) == "stored in half precision"
+    assert (entry["method"], entry["conversion"]) == ("Convert", "halved")
+    failing = {"class_path": "tests.conversions.test_contract.Halved", "init_args": {"fails": True}}
+    bench.configure(finetune("Convert", conversions=[failing]))
+    (message,) = bench.refuse("check", touches=True)
+    assert message == "trainer.callbacks.Convert.conversions.fails: halved: must be false, got true; remove it"

@@ -23,6 +23,7 @@ from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.runtime.onnx_engine import OnnxEngine
+from tests.conversions import bridge
 from tests.support.cli import _environment, run_cli, succeed
 from tests.support.models import (
     make_restless_model,
@@ -34,6 +35,7 @@ from tests.support.models import (
 )
 from tests.support.onnx_client import Client, torch_logits
 
+bridge.install()
 PROMPT = "The assert statement"
 ARTEFACTS = ["gpt2", "llama", "uneven gpt2", "packed", "int8", "int4", "int8 of all"]
 FORMATS = ["onnx", "onnx-int8", "onnx-int4", "gguf"]
@@ -174,12 +176,12 @@ def test_little_text_is_enough(folder: Path, tmp_path: Path, monkeypatch: pytest
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "there already": (["gpt2", "--output", "there"], ["--output: there exists already; remove it, or give another folder"]),
     "a file in the way": (["gpt2", "--output", "corpus/000.txt/x"], ["--output: corpus/000.txt/x cannot be written"]),
-    "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: onnx stores them as all the rest; remove it"]),
-    "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: onnx is no GGUF"]),
-    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 has groups; remove it"]),
-    "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: 24 is not possible; give 16, 32, 64, 128"]),
-    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the model's weights have groups of"]),
-    "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 has it; remove"]),
+    "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: only onnx-int8 and onnx-int4 can have it, got"]),
+    "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: only gguf can have it, got onnx; remove it"]),
+    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 can have it, got onnx-int8"]),
+    "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: must be 16, 32, 64, 128 or 256, got 24"]),
+    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the weights have groups already, with"]),
+    "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 can have it, got"]),
     "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: int4 is not one of 'int8'"]),
     "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),
     "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: int2 is not one of"]),
@@ -189,23 +191,23 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "exported": (["exported"], ["MODEL: exported is an exported folder already; give the model that it was made from"]),
     "adapters": (["adapters"], ["MODEL: adapters is a folder of adapters; give the model that they are merged into"]),
     "family": (["opt"], ["MODEL: models of type 'opt' are not supported; use a decoder"]),
-    "nf4": (["nf4"], ["--format: the model is nf4 by another library, whose scales onnx does not have; export the model that"]),
+    "nf4": (["nf4"], ["--format onnx: the model is nf4 by another library, whose scales onnx does not have; export the model"]),
     "nf4 to gguf": (["nf4", "--format", "gguf"], ["--format gguf: "]),
-    "int8 to int4": (["int8", "--format", "onnx-int4"], ["--format: the model's weights are int8 with scales that were"]),
-    "int8 to fp32": (["int8"], ["--format: the model's weights are int8 with scales that were trained; give onnx-int8"]),
-    "int4 to int8": (["int4", "--format", "onnx-int8"], ["--format: the model's weights are int4 with scales that were"]),
+    "int8 to int4": (["int8", "--format", "onnx-int4"], ["--format onnx-int4: the weights are int8 with scales that were"]),
+    "int8 to fp32": (["int8"], ["--format onnx: the weights are int8 with scales that were trained; give onnx-int8"]),
+    "int4 to int8": (["int4", "--format", "onnx-int8"], ["--format onnx-int8: the weights are int4 with scales that were"]),
     "trained embeddings": (["int8 embeddings", "--format", "onnx-int8", "--embeddings", "int4"],
                            ["--embeddings: the model's are int8 with scales that were trained; remove it"]),
-    "groups": (["int4 in fives", "--format", "onnx-int4"], ["--format: groups of 5 inputs share a scale"]),
-    "rope": (["dynamic"], ["--format: rotary positions of type dynamic"]),
-    "activation": (["mish"], ["--format: the activation mish is not written; known are gelu_new,"]),
-    "heads": (["short heads"], ["--format: heads have 8 channels, and ONNX Runtime attends with a multiple of 16"]),
-    "vocabulary": (["few tokens"], ["MODEL: its tokenizer has 300 tokens and the model 200"]),
+    "groups": (["int4 in fives", "--format", "onnx-int4"], ["--format onnx-int4: groups of 5 inputs share a scale"]),
+    "rope": (["dynamic"], ["--format onnx: rotary positions of type dynamic"]),
+    "activation": (["mish"], ["--format onnx: the activation mish is not written; known are gelu_new,"]),
+    "heads": (["short heads"], ["--format onnx: heads have 8 channels, and ONNX Runtime attends with a multiple of"]),
+    "vocabulary": (["few tokens"], ["--format onnx: the tokenizer has 300 tokens and the model 200"]),
     "text of the training": (["gone text"], ["--data: the text that gone text was trained on is of no use here (./gone does"]),
     "text": (["gpt2", "--data", "./gone"], ["--data: ./gone does not exist"]),
     "too little text": (["gpt2", "--data", "three/000.txt"], ["--data: the 1 documents of three/000.txt leave none"]),
     "several": (["short heads", "--output", "there", "--embeddings", "int4", "--gguf-type", "F16"],
-                ["--output: ", "--embeddings: ", "--gguf-type: ", "--format: heads"]),
+                ["--output: ", "--embeddings: ", "--gguf-type: ", "--format onnx: heads"]),
     "and no model": (["./gone", "--output", "there", "--embeddings", "int4"], ["--output: ", "--embeddings: ", "MODEL"]),
 }  # fmt: skip
 

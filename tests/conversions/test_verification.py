@@ -9,17 +9,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightgpt2.conversions import export as exporting
 from lightgpt2.conversions.export import export
+from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.target import Target
-from lightgpt2.conversions.verification import BOUNDS, agreement, first_documents, verify
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_model
+from lightgpt2.models.quality import value_of
 from lightgpt2.runtime.engines import Floats, Ints
 from lightgpt2.runtime.transformers_engine import TransformersEngine
+from lightgpt2.tasks.exported import BOUNDS, agreement, first_documents, verify
+from lightgpt2.tasks.language_modeling import LanguageModeling
+from tests.conversions import bridge
 from tests.support.models import write_corpus, write_model
+
+bridge.install()
+TASK: Any = LanguageModeling()
 
 
 class Off:
@@ -76,17 +82,22 @@ def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 
 
 def problems(engine: Any, model: PreTrainedModel, precision: str = "fp32") -> list[str]:
-    found: list[str] = verify(engine, model, validation_data("model", "corpus"), None, precision)["problems"]
+    found: list[str] = verify(TASK, engine, model, validation_data("model", "corpus"), None, precision)["problems"]
     return found
 
 
 def test_the_model_itself_passes(model: PreTrainedModel) -> None:
     data = validation_data("model", "corpus")
-    found = verify(TransformersEngine(model), model, data, None, "fp32")
+    found = verify(TASK, TransformersEngine(model), model, data, None, "fp32")
     assert found["problems"] == []
+    for label, metrics in found["metrics"].items():
+        assert TASK.quality(metrics) == found["quality"][label]
+    scored = TASK.quality(TASK.evaluate(model, data, "valid", "model"))
+    assert value_of(scored) == pytest.approx(value_of(found["quality"]["after"]), rel=1e-6), "as any model is scored"
+    assert value_of(scored, "bits_per_byte") == pytest.approx(value_of(found["quality"]["after"], "bits_per_byte"))
     assert found["quality"]["ratio"] == pytest.approx(1, abs=1e-5)
-    assert found["quality"]["before"]["perplexity"] < 150, "it has learned something"
-    documents = len(data.document_sizes("valid"))
+    assert value_of(found["quality"]["before"]) < 150, "it has learned something"
+    documents = scored["documents"]
     assert found["agreement"].pop("error") < 1e-5
     assert found["agreement"] == {"cache": 1, "source": 1, "tokens": documents * 48}
 
@@ -140,12 +151,12 @@ def test_tokens_are_compared_given_those_before(model: PreTrainedModel) -> None:
 
 def test_some_documents_are_the_first(model: PreTrainedModel) -> None:
     data = validation_data("model", "corpus")
-    assert len(data.document_sizes("valid")) > 2
-    loader, sizes = first_documents(data, 2)
-    documents = {int(d) for batch in loader for d in batch["document"]}
-    assert documents == {0, 1}
-    assert len(sizes) == 2
-    found = verify(TransformersEngine(model), model, data, 2, "fp32")
+    everything = {int(document) for batch in data.scoring_loader("valid") for document in batch["document"]}
+    assert len(everything) > 2
+    for count, wanted in ((2, {0, 1}), (None, everything)):
+        batches = first_documents(data.scoring_loader("valid"), count)
+        assert {int(document) for batch in batches for document in batch["document"]} == wanted
+    found = verify(TASK, TransformersEngine(model), model, data, 2, "fp32")
     assert found["quality"]["after"]["documents"] == 2
 
 
@@ -168,7 +179,7 @@ def test_an_export_that_is_off_is_not_written(model: PreTrainedModel, monkeypatc
 
 
 def test_an_export_that_did_not_shrink_is_not_written(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "_forms", lambda *_: Forms())
+    monkeypatch.setattr(Onnx, "forms", lambda *_: Forms())
     (problem,) = refused(Target("onnx-int8"))
     assert problem.startswith("--format onnx-int8: its weights take 0.1")
     assert "were expected at most" in problem

@@ -28,35 +28,26 @@ def rounded_at_once(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a layer.
+    """The inputs of a layer."""
 
-    Attributes:
-        error: By how much rounding them to 8 bits with one scale changes a token's outputs (relative, L2), the median over all
-            tokens.
-        power: The mean square of each input `[I]`.
-    """
-
-    error: float
-    power: Tensor
+    error: (
+        float  # by how much rounding them to 8 bits with one scale changes a token's outputs (relative, L2), the median
+    )
+    power: Tensor  # the mean square of each input [I]
 
 
 @torch.no_grad()
 def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, Inputs]:
-    """Measures the inputs of each linear layer of the blocks, and of the vocabulary head.
+    """The inputs of each linear layer of the blocks, and of the vocabulary head, by the layers' names.
 
     Args:
         model: The model in FP32, in eval mode.
         batches: Token ids `[1, T]`.
-
-    Returns:
-        By the layers' names.
     """
-    layers = block_linears(model)
     head: Any = model.get_output_embeddings()
-    layers |= {name: module for name, module in model.named_modules() if module is head}
-    errors: dict[str, list[Tensor]] = {name: [] for name in layers}
-    squares: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [module.register_forward_hook(_noting(errors[name], squares[name])) for name, module in layers.items()]
+    layers = block_linears(model) | {name: module for name, module in model.named_modules() if module is head}
+    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in layers}
+    handles = [module.register_forward_hook(_noting(*found[name])) for name, module in layers.items()]
     try:
         for ids in batches:
             model(input_ids=ids, use_cache=False)
@@ -65,18 +56,16 @@ def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, I
             handle.remove()
     tokens = sum(ids.numel() for ids in batches)
     return {
-        name: Inputs(float(torch.cat(errors[name]).median()), torch.stack(squares[name]).sum(dim=0) / tokens)
-        for name in layers
+        name: Inputs(float(torch.cat(errors).median()), torch.stack(squares).sum(dim=0) / tokens)
+        for name, (errors, squares) in found.items()
     }
 
 
 def _noting(errors: list[Tensor], squares: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        x = args[0].flatten(0, -2)
-        weight: Any = module.weight
-        columns = weight if isinstance(module, Conv1D) else weight.T
-        exact = x @ columns
-        off = (rounded_at_once(x) - x) @ columns
+        x, weight = args[0].flatten(0, -2), module.weight
+        columns: Any = weight if isinstance(module, Conv1D) else weight.T
+        exact, off = x @ columns, (rounded_at_once(x) - x) @ columns
         errors.append(off.norm(dim=1) / exact.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny))
         squares.append(x.square().sum(dim=0))
 

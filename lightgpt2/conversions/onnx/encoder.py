@@ -10,19 +10,18 @@ channels in blocks for these, where widths are multiples of 4. With AVX-512 (2 c
 DistilBERT's shape.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Forms
 from lightgpt2.conversions.onnx.graph import Graph
 from lightgpt2.conversions.onnx.weights import Matrix, Vocabulary, linear
+from lightgpt2.models.families import ENCODERS
 
 OPSET = 23  # the first with `Attention`
 
@@ -30,71 +29,43 @@ _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
 _MASKED = -1e9  # added to the scores of padding; with infinity, a row of nothing but padding would have no sum
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The modules of one layer, in the order in which they are used."""
-
-    query: Any
-    key: Any
-    value: Any
-    attended: Any
-    first_norm: Any
-    up: Any
-    down: Any
-    second_norm: Any
-
-
 def encoder_problems(config: PretrainedConfig) -> list[str]:
-    """Why an encoder has no graph here, one line each.
-
-    Args:
-        config: Of type `bert` or `distilbert`.
-    """
+    """Why an encoder of one of the types of `models.families.ENCODERS` has no graph here, one line each."""
     found = []
     if (activation := _activation(config)) not in ACTIVATIONS:
         found.append(f"--format: the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
     if getattr(config, "is_decoder", False):
         found.append("--format: this BERT is a decoder (is_decoder); only encoders are written")
-    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
-        found.append(
-            f"--format: positions of type {config.position_embedding_type} are not written; only absolute ones"
-        )
+    if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
+        found.append(f"--format: positions of type {kind} are not written; only absolute ones")
     return found
 
 
 def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
-    """Writes `model.onnx` and `model.onnx_data`.
-
-    Args:
-        model: BERT or DistilBERT, the base model or with a head for sequence classification, in FP32.
-        folder: Where to; it exists.
-        forms: How its weights are stored; the classification head is in FP32 always.
-    """
-    with torch.no_grad(), Graph(folder, OPSET) as graph:
-        Encoder(graph, model, forms).write()
-
-
-class Encoder:
-    """Writes the graph of an encoder.
+    """Write `model.onnx` and `model.onnx_data` into a folder.
 
     Inputs: `input_ids`, `attention_mask`, and for BERT `token_type_ids`, `[B, S]`. Outputs: `logits` `[B, labels]` of a
     model with a head, else `last_hidden_state` `[B, S, D]`.
 
     Args:
-        graph: Where to, of opset 23.
-        model: BERT or DistilBERT.
-        forms: How its weights are stored.
+        model: BERT or DistilBERT, the base model or with a head for sequence classification, in FP32.
+        folder: The folder; it exists.
+        forms: How the weights are stored; the classification head is in FP32 always.
     """
+    with torch.no_grad(), Graph(folder, OPSET) as graph:
+        _Encoder(graph, model, forms).write()
 
+
+class _Encoder:
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
         self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
+        self._family = ENCODERS[model.config.model_type]
         self._names = {id(module): name for name, module in model.named_modules()}
         self._pixels = forms.layers == "fp32"  # whether the layers see one image of all tokens
         self._shape: ir.Value  # of texts again, `[B, S, -1]`
 
     def write(self) -> None:
-        """Writes all of it."""
-        graph, width = self.graph, self.config.hidden_size
+        graph, model = self.graph, self.model
         ids = graph.input("input_ids", _INT, ["batch", "sequence"])
         mask = graph.input("attention_mask", _INT, ["batch", "sequence"])
         length = graph.op("Shape", ids, start=1, end=2)
@@ -102,14 +73,15 @@ class Encoder:
             self._shape = graph.op("Concat", graph.op("Shape", ids), graph.constant([-1], "rest"), axis=0)
         hidden, bias = self._embed(ids, length), self._mask_bias(mask, length)
         hidden = self._tokens(hidden)
-        for block in self._blocks():
+        for block in self._family.layers(model):
             hidden = self._block(block, hidden, bias)
         hidden = self._texts(hidden)
-        if hasattr(self.model, "classifier"):
-            labels = self.model.classifier.out_features
-            graph.output("logits", self._classify(hidden), _FLOAT, ["batch", labels])
-        else:
-            graph.output("last_hidden_state", hidden, _FLOAT, ["batch", "sequence", width])
+        if not hasattr(model, "classifier"):
+            graph.output("last_hidden_state", hidden, _FLOAT, ["batch", "sequence", self.config.hidden_size])
+            return
+        first = graph.op("Gather", hidden, graph.constant(0, "first"), axis=1)
+        pooled = self._activate(self._whole(first, model.get_submodule(self._family.pooler)), self._family.pooled)
+        graph.output("logits", self._whole(pooled, model.classifier), _FLOAT, ["batch", model.classifier.out_features])
 
     def _embed(self, ids: ir.Value, length: ir.Value) -> ir.Value:
         graph, parts = self.graph, self.model.base_model.embeddings
@@ -133,18 +105,18 @@ class Encoder:
         one = graph.constant([1], "one")
         return graph.op("Expand", row, graph.op("Concat", one, one, length, one, axis=0))
 
-    def _block(self, block: _Block, x: ir.Value, bias: ir.Value) -> ir.Value:
+    def _block(self, parts: list[Any], x: ir.Value, bias: ir.Value) -> ir.Value:
         graph, heads = self.graph, self.config.num_attention_heads
-        modules = block.query, block.key, block.value
+        *inputs, attended, first_norm, up, down, second_norm = parts
         if self._pixels:
-            parts = [self._texts(self._project(x, module)) for module in modules]
+            queries = [self._texts(self._project(x, module)) for module in inputs]
         else:
-            parts = graph.ops("Split", self._project(x, *modules), outputs=3, axis=2, num_outputs=3)
+            queries = graph.ops("Split", self._project(x, *inputs), outputs=3, axis=2, num_outputs=3)
         scale = (self.config.hidden_size // heads) ** -0.5
-        seen = graph.op("Attention", *parts, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)
-        x = self._norm(block.first_norm, graph.op("Add", x, self._project(self._tokens(seen), block.attended)))
-        wide = self._activate(self._project(x, block.up), _activation(self.config))
-        return self._norm(block.second_norm, graph.op("Add", x, self._project(wide, block.down)))
+        seen = graph.op("Attention", *queries, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+        x = self._norm(first_norm, graph.op("Add", x, self._project(self._tokens(seen), attended)))
+        wide = self._activate(self._project(x, up), _activation(self.config))
+        return self._norm(second_norm, graph.op("Add", x, self._project(wide, down)))
 
     def _tokens(self, x: ir.Value) -> ir.Value:
         """What belongs to texts `[B, S, D]` as the layers take it: an image is `[1, 1, B * S, D]`."""
@@ -153,18 +125,7 @@ class Encoder:
         return self.graph.op("Reshape", x, self.graph.constant([1, 1, -1, self.config.hidden_size], "image"))
 
     def _texts(self, x: ir.Value) -> ir.Value:
-        """The other way."""
         return self.graph.op("Reshape", x, self._shape) if self._pixels else x
-
-    def _classify(self, hidden: ir.Value) -> ir.Value:
-        """The head's logits `[B, labels]`, from the first token."""
-        graph, model = self.graph, self.model
-        first = graph.op("Gather", hidden, graph.constant(0, "first"), axis=1)
-        if self.config.model_type == "bert":
-            pooled = self._activate(self._whole(first, model.base_model.pooler.dense), "tanh")
-        else:
-            pooled = self._activate(self._whole(first, model.pre_classifier), "relu")
-        return self._whole(pooled, model.classifier)
 
     def _norm(self, module: Any, x: ir.Value) -> ir.Value:
         # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
@@ -177,54 +138,27 @@ class Encoder:
 
     def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
         """`x` through linear layers of the same inputs, results side by side."""
-        names = [self._names[id(module)] for module in modules]
+        graph, names = self.graph, [self._names[id(module)] for module in modules]
         matrix = Matrix.joined([Matrix.of(module.weight.detach()) for module in modules])
         bias = torch.cat([module.bias.detach() for module in modules])
-        if (form := self.forms.of(names)) == "fp32" and self._pixels:
-            return self._convolve(names[0], x, matrix, bias)
-        return linear(self.graph, names[0], x, matrix, form, bias)
-
-    def _convolve(self, name: str, x: ir.Value, matrix: Matrix, bias: Tensor) -> ir.Value:
-        """`linear` of an image.
-
-        ONNX Runtime makes the turns to channels first and back part of its own order, or cancels them; queries, keys and values
-        share one that it keeps.
-        """
-        graph = self.graph
-        weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{name}.weight")
-        added = graph.weight(bias.numpy(), f"{name}.bias")
+        if (form := self.forms.of(names)) != "fp32" or not self._pixels:
+            return linear(graph, names[0], x, matrix, form, bias)
+        # ONNX Runtime makes the turns to channels first and back part of its own order, or cancels them; queries, keys and
+        # values share one that it keeps.
+        weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
+        added = graph.weight(bias.numpy(), f"{names[0]}.bias")
         found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)
         return graph.op("Transpose", found, perm=[0, 2, 3, 1])
 
     def _whole(self, x: ir.Value, module: Any) -> ir.Value:
         """`x` through a linear layer in FP32."""
-        return linear(
-            self.graph, self._names[id(module)], x, Matrix.of(module.weight.detach()), "fp32", module.bias.detach()
-        )
+        matrix, bias = Matrix.of(module.weight.detach()), module.bias.detach()
+        return linear(self.graph, self._names[id(module)], x, matrix, "fp32", bias)
 
     def _parameter(self, module: Any, name: str) -> ir.Value:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
 
-    def _blocks(self) -> list[_Block]:
-        base: Any = self.model.base_model
-        if self.config.model_type == "bert":
-            return [
-                _Block(
-                    layer.attention.self.query, layer.attention.self.key, layer.attention.self.value,
-                    layer.attention.output.dense, layer.attention.output.LayerNorm,
-                    layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm,
-                )
-                for layer in base.encoder.layer
-            ]  # fmt: skip
-        return [
-            _Block(
-                layer.attention.q_lin, layer.attention.k_lin, layer.attention.v_lin,
-                layer.attention.out_lin, layer.sa_layer_norm, layer.ffn.lin1, layer.ffn.lin2, layer.output_layer_norm,
-            )
-            for layer in base.transformer.layer
-        ]  # fmt: skip
-
 
 def _activation(config: PretrainedConfig) -> str:
-    name: str = config.activation if config.model_type == "distilbert" else config.hidden_act
+    name: str = getattr(config, ENCODERS[config.model_type].activation)
     return name

@@ -13,9 +13,11 @@ from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
 from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS
 from lightgpt2.conversions.target import Target
 from lightgpt2.errors import UserError
-from lightgpt2.models import ledger
-from lightgpt2.models.files import atomic_folder, write_json
+from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_encoder
+from lightgpt2.models.operations import KINDS
+from lightgpt2.models.quality import Metric, quality
 from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 
@@ -25,7 +27,7 @@ _BOUNDS = {"onnx": 0.99999, "onnx-int8": 0.97}
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
-    """Writes an encoder as ONNX, atomically, and verifies what it wrote.
+    """Write an encoder as ONNX, atomically, and verify what was written.
 
     Args:
         source: Hub id or folder.
@@ -40,7 +42,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
     Raises:
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
-    problems = target.option_problems()
+    problems: list[str] = [*target.as_options(target.problems())]
     if target.form not in _BOUNDS or target.embeddings == "int4":
         problems.append(
             "--format: encoders are written as onnx or onnx-int8, embeddings in int8 or fp32; give one of these"
@@ -59,19 +61,19 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
         if found["mean"] < _BOUNDS[target.form]:
             raise UserError(
-                f"--format {target.form}: what it makes of a text has a cosine of {found['mean']:.5f} to PyTorch's, and at "
-                f"least {_BOUNDS[target.form]} is asked for; nothing was written"
+                f"--format {target.form}: the cosine of its vectors to PyTorch's must be at least {_BOUNDS[target.form]}, got "
+                f"{found['mean']:.5f}; nothing was written"
             )
+        scores = {"cosine": Metric("cosine", "higher", cosines, np.ones_like(cosines), digits=5)}
         sizes = {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
-        forms_said = {"layers": forms.layers, "embeddings": forms.embeddings}
-        about = {"format": target.form, **forms_said, "bytes": sizes, "cosine": found, "validation": named}
-        entry = ledger.Entry(
-            stage="export", method="Export", config={"format": target.form}, parent=ledger.Parent.of(source),
-            operations=[{"op": "export", "format": target.form, **forms_said}], data={"source": named}, seed=0, steps=0,
-            seconds=0.0, quality={"cosine": found},
-            sizes={"parameters": model.num_parameters(), "megabytes": sum(sizes.values()) / 1e6},
+        about: dict[str, Any] = {"format": target.form, "layers": forms.layers, "embeddings": forms.embeddings}
+        entry = Entry(
+            "export", "Export", {}, Parent.of(source), [KINDS["export"].record(**about)], {"source": named}, 0, 0, 0.0,
+            {"after": quality(scores, "cosine", {"texts": len(cosines)})},
+            {"parameters": model.num_parameters(), "megabytes": sum(sizes.values()) / 1e6},
         )  # fmt: skip
-        write_json(folder / ledger.FILE, ledger.extended(source, entry))
+        Ledger.read(source).extended(entry).amended(conversion=target.form).write(folder)
+        about |= {"bytes": sizes, "cosine": found, "validation": named}
         seal(folder, about)
     return about
 

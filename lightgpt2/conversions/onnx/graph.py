@@ -8,7 +8,6 @@ that are looked up.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 
 import numpy as np
@@ -27,12 +26,7 @@ Array = NDArray[Any]
 
 
 class Graph:
-    """Collects the nodes of a graph and writes their weights.
-
-    Args:
-        folder: Where `model.onnx` and `model.onnx_data` go.
-        opset: Version of the standard's operators.
-    """
+    """Collects the nodes of a graph, and writes `model.onnx` and `model.onnx_data` into a folder."""
 
     def __init__(self, folder: Path, opset: int = _OPSET) -> None:
         self._folder, self._opset = folder, opset
@@ -46,9 +40,7 @@ class Graph:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._file.close()
         if error is None:
             self._save()
@@ -94,29 +86,19 @@ class Graph:
         return self._external(name, ir.DataType.from_numpy(array.dtype), array.shape, offset, array.nbytes)
 
     def again(self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None, first: int = 0) -> ir.Value:
-        """A second name for a weight, or for a part of it, at the same place of the file.
-
-        Args:
-            weight: What `weight` gave.
-            name: The other name.
-            shape: The other shape; the same unless given.
-            first: Which of its elements the part starts with.
-        """
+        """A second name for a weight, at the same place of the file: for all of it, or a part from its element `first` on."""
         stored = cast(ir.TensorProtocol, weight.const_value)
         shape = cast(tuple[int, ...], tuple(stored.shape)) if shape is None else shape
         count = math.prod(shape)
         if not isinstance(stored, ir.ExternalTensor):
-            return self._tape.initializer(
-                ir.tensor(stored.numpy().flatten()[first : first + count].reshape(shape), name=name)
-            )
+            part = stored.numpy().flatten()[first : first + count].reshape(shape)
+            return self._tape.initializer(ir.tensor(part, name=name))
         size = stored.nbytes // stored.size
         return self._external(name, stored.dtype, shape, cast(int, stored.offset) + first * size, count * size)
 
     def _external(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], offset: int, length: int) -> ir.Value:
-        tensor = ir.ExternalTensor(
-            WEIGHTS, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._folder
-        )
-        return self._tape.initializer(tensor)
+        where: Any = {"shape": ir.Shape(shape), "name": name, "base_dir": self._folder}
+        return self._tape.initializer(ir.ExternalTensor(WEIGHTS, offset, length, dtype, **where))
 
     def _save(self) -> None:
         # A weight may be known by its other names alone; one that no node reads is a warning to each client.

@@ -28,21 +28,13 @@ _INT8_COMPUTE = 4  # MatMulNBits' `accuracy_level`: multiply integers
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight `[O, I]`, one row an output channel.
+    """A weight `[O, I]`, one row for each output channel."""
 
-    Attributes:
-        rows: Its numbers in FP32 `[O, I]`; or the integers that stand for them, `[O, G, g]` in int8, the last group filled up.
-        scale: What the integers are multiplied with, `[O, G, 1]`; None for numbers in FP32.
-        zero: What is subtracted from them before, `[O, G, 1]`; None for nothing.
-        inputs: I.
-        power: Mean square of each input `[I]`, if it is known.
-    """
-
-    rows: Tensor
-    scale: Tensor | None
-    zero: Tensor | None
-    inputs: int
-    power: Tensor | None = None
+    rows: Tensor  # in FP32 [O, I]; or the integers that stand for it, [O, G, g] in int8, the last group filled up
+    scale: Tensor | None  # what the integers are multiplied with, [O, G, 1]; None in FP32
+    zero: Tensor | None  # what is subtracted from them before, [O, G, 1]; None for 0
+    inputs: int  # I
+    power: Tensor | None = None  # mean square of each input [I], if it is known
 
     @classmethod
     def of(cls, rows: Tensor, power: Tensor | None = None) -> "Matrix":
@@ -64,26 +56,19 @@ class Matrix:
             return Matrix(*affine_integers(self.rows, group, self.power), self.inputs)
         return Matrix(*integers(self.rows, 8), None, self.inputs)
 
+    @property
+    def scales(self) -> Tensor:
+        """The scales of integers."""
+        assert self.scale is not None
+        return self.scale
+
 
 def linear(
-    graph: Graph,
-    name: str,
-    x: ir.Value,
-    matrix: Matrix,
-    form: Form,
-    bias: Tensor | None = None,
-    group: int = GROUP,
+    graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bias: Tensor | None = None, group: int = GROUP
 ) -> ir.Value:
-    """`x @ matrix.T + bias`.
+    """`x @ matrix.T + bias` of `x` `[..., I]`, the matrix being stored in a form under a name.
 
-    Args:
-        graph: The graph.
-        name: What the weight is called there.
-        x: `[..., I]`.
-        matrix: `[O, I]`.
-        form: How it is stored.
-        bias: `[O]`.
-        group: Inputs that share a scale in INT4, where the matrix does not have its integers yet.
+    In INT4 `group` inputs share a scale, unless the matrix has its integers already.
     """
     added = None if bias is None else graph.weight(bias.numpy(), f"{name}.bias")
     if form == "fp32":
@@ -92,25 +77,16 @@ def linear(
     matrix = matrix.rounded(form, group)
     if form == "int8":
         weight = graph.weight(matrix.rows.flatten(1).T.numpy(), f"{name}.weight")
-        scales = graph.weight(_scale(matrix).flatten().numpy(), f"{name}.scale")
+        scales = graph.weight(matrix.scales.flatten().numpy(), f"{name}.scale")
         return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
     blocks = Blocks.of(matrix, form)
     return blocks.product(graph, x, blocks.write(graph, name), added)
 
 
-def _scale(matrix: Matrix) -> Tensor:
-    assert matrix.scale is not None
-    return matrix.scale
-
-
 def block_size(group: int) -> int:
-    """Length of the blocks that groups of inputs are cut into, each with the group's scale: ONNX Runtime's are powers of two.
+    """The length of the blocks that groups of inputs are cut into, each with the group's scale.
 
-    Args:
-        group: Inputs that share a scale.
-
-    Returns:
-        The largest power of two from 16 to 256 that divides it; 0 where there is none.
+    ONNX Runtime's are powers of two: the largest from 16 to 256 that divides a group; 0 if there is none.
     """
     return next((size for size in (256, 128, 64, 32, 16) if group % size == 0), 0)
 
@@ -120,28 +96,21 @@ Written = tuple[ir.Value, ir.Value, ir.Value | None]  # integers, scales and zer
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight as `MatMulNBits` wants it.
+    """A weight as `MatMulNBits` wants it."""
 
-    Attributes:
-        data: Integers `[O, G, g]` with half of their range added; of 4 bits two in a byte, the first one in the low half.
-        scales: `[O, G]`.
-        zeros: Zero points likewise, `[O, ceil(G / 2)]`; None for half of the range.
-        bits: 4 or 8.
-        inputs: I.
-        size: g, a power of two.
-    """
-
-    data: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    zeros: NDArray[np.uint8] | None
-    bits: int
-    inputs: int
-    size: int
+    data: NDArray[
+        np.uint8
+    ]  # [O, G, g] with half of their range added; of 4 bits two in a byte, the first in the low half
+    scales: NDArray[np.float32]  # [O, G]
+    zeros: NDArray[np.uint8] | None  # zero points likewise, [O, ceil(G / 2)]; None for half of the range
+    bits: int  # 4 or 8
+    inputs: int  # I
+    size: int  # g, a power of two
 
     @classmethod
     def of(cls, matrix: Matrix, form: Form) -> "Blocks":
         """From integers."""
-        scale, inputs = _scale(matrix), matrix.inputs
+        scale, inputs = matrix.scales, matrix.inputs
         if form != "int4":
             rows = matrix.rows.flatten(1)[:, :inputs]
             size = next((size for size in _SIZES if inputs % size == 0), _SIZES[-1])
@@ -175,15 +144,7 @@ def _halved(whole: Tensor) -> Tensor:
 
 
 class Vocabulary:
-    """Token embedding and vocabulary head.
-
-    Args:
-        graph: The graph.
-        name: What the embedding is called there.
-        matrix: `[V, D]`.
-        form: How it is stored.
-        group: As for `linear`.
-    """
+    """Token embedding and vocabulary head `[V, D]`, stored once; the arguments are those of `linear`."""
 
     def __init__(self, graph: Graph, name: str, matrix: Matrix, form: Form, group: int = GROUP) -> None:
         self._graph, self._name, self._form = graph, name, form
@@ -194,7 +155,7 @@ class Vocabulary:
         matrix = matrix.rounded(form, group)
         if form == "int8":
             self._weight = graph.weight(matrix.rows.flatten(1).numpy(), f"{name}.weight")
-            self._scale = graph.weight(_scale(matrix).squeeze(2).numpy(), f"{name}.scale")
+            self._scale = graph.weight(matrix.scales.squeeze(2).numpy(), f"{name}.scale")
             return
         self._blocks = Blocks.of(matrix, form)
         self._written = self._blocks.write(graph, name)
@@ -218,12 +179,8 @@ class Vocabulary:
         found = graph.op("GatherBlockQuantized", flat, ids, scale, zero, domain=MICROSOFT, **settings)
         if filled == blocks.inputs:
             return found
-        bounds = (
-            graph.constant([0], "zero"),
-            graph.constant([blocks.inputs], "width"),
-            graph.constant([2], "channels"),
-        )
-        return graph.op("Slice", found, *bounds)
+        bounds = (("zero", 0), ("width", blocks.inputs), ("channels", 2))
+        return graph.op("Slice", found, *(graph.constant([value], name) for name, value in bounds))
 
     def scores(self, hidden: ir.Value) -> ir.Value:
         """The logits `[B, S, V]` of hidden states `[B, S, D]`."""

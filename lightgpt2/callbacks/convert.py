@@ -1,0 +1,142 @@
+"""Copies of the artefact in other formats, at fit end."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+from lightning import LightningModule, Trainer
+from transformers import PretrainedConfig
+
+from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.conversions.base import Conversion
+from lightgpt2.conversions.convert import Converted, Converter
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.measure.memory import weights_mb
+from lightgpt2.methods.method import Method
+from lightgpt2.report.table import precisions
+from lightgpt2.runs.run import Run
+
+
+class Convert(RunCallback):
+    """Writes the artefact anew with each conversion, as `model-NAME/` beside it, and scores each from disk.
+
+    What cannot be converted is refused before anything is trained. A copy that is not good enough is not written; the run fails
+    when all others are there.
+
+    ```yaml
+    trainer:
+      callbacks:
+        - class_path: lightgpt2.callbacks.Convert
+          init_args:
+            conversions:
+              - {class_path: lightgpt2.conversions.bitsandbytes.BitsAndBytes, init_args: {form: nf4}}
+              - my_package.Halved
+    ```
+
+    Args:
+        conversions: What is done to the artefact.
+
+    Attributes:
+        setting: The argument that lists what is written, for messages.
+        rows: The rows of the table so far.
+    """
+
+    phase = 1
+    setting = "conversions"
+
+    def __init__(self, conversions: list[Conversion]) -> None:
+        self.conversions: Sequence[Conversion] = [*conversions]
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The folders that are written: `model-NAME` each."""
+        return [conversion.name for conversion in self.conversions]
+
+    def attach(self, run: Run) -> list[Problem]:
+        """See `RunCallback`."""
+        self.run = run
+        if self.names and len({*self.names}) == len(self.names):
+            return []
+        return [Problem(self.setting, f"must be one or more, each once, got {', '.join(self.names) or 'none'}")]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to write a folder that another callback writes too."""
+        for conversion in self.conversions:
+            conversion.trust_remote_code = _method(pl_module).trust_remote_code
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            both = {*self.names} & {*other.names} if isinstance(other, Convert) and other is not self else None
+            if both:
+                what = f"{min(both)} is among those of {type(other).__name__} too"
+                raise UserError([self._located(Problem("", what, "remove one of the two"))])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be converted, before anything is trained."""
+        config, data = _artefact_config(_method(pl_module)), trainer.datamodule  # type: ignore[attr-defined]
+        found = [(each, problem) for each in self.conversions for problem in each.problems(config, data)]
+        if found:
+            raise UserError(dict.fromkeys(self._located(problem, each) for each, problem in found))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Convert, score, show."""
+        if not trainer.is_global_zero:
+            return
+        data, task = cast(Any, trainer).datamodule, _method(pl_module).task
+        device = trainer.strategy.root_device
+        converter = Converter(data, task, type(self).__name__, scored=True, device=device, memory=weights_mb)
+        self.rows = self.references(converter, _method(pl_module).trust_remote_code)
+        problems = []
+        for conversion in self.conversions:
+            try:
+                made = converter.convert(conversion, str(self.run.model), self.run.sibling(conversion.name))
+            except UserError as error:
+                problems += [self._located(problem, conversion) for problem in error.problems]
+            else:
+                self.show(conversion, made)
+        if self.rows:
+            print(precisions(self.rows), flush=True)
+        if problems:
+            raise UserError(problems)
+
+    def references(self, converter: Converter, trust_remote_code: bool) -> dict[str, dict[str, Any]]:
+        """Rows of the table to compare with."""
+        return {}
+
+    def show(self, conversion: Conversion, made: Converted) -> None:
+        """Add a row to the table, or print a line."""
+        matched, linears = (made.operation.get(key) for key in ("matched", "linears"))
+        quantized = f"{matched}/{linears}" if linears else "all"
+        self.rows[conversion.name] = {"memory": None, **made.quality["after"], **made.sizes, "quantized": quantized}
+
+    def _located(self, problem: Problem, conversion: Conversion | None = None) -> Problem:
+        """A conversion's problem by the callback's settings; another one, of a file say, as it is."""
+        key = f"trainer.callbacks.{type(self).__name__}"
+        if problem.key and problem.key in vars(self):  # a setting that the callback hands on
+            return problem.under(key)
+        if problem.key and not (conversion and problem.key in vars(conversion)):
+            return problem
+        name = f"{conversion.name}: " if conversion else ""
+        place = ".".join(filter(None, [key, self.setting, problem.key]))
+        return Problem(place, f"{name}{problem.what}", problem.fix)
+
+
+def _method(pl_module: LightningModule) -> Method:
+    assert isinstance(pl_module, Method)
+    return pl_module
+
+
+def precision(pl_module: LightningModule) -> str | None:
+    """What the weights of the artefact are quantized to."""
+    return _method(pl_module).precision
+
+
+def _artefact_config(method: Method) -> PretrainedConfig:
+    """The configuration of what a method will save: in full precision, unless it saves integers."""
+    config = cast(PretrainedConfig, copy.deepcopy(method.model.config))
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    if stored := precision(method):
+        rounds = any(operation.get("activations") for operation in method.operations)
+        about = {"stored": stored, **({"activations": "int8"} if rounds else {})}
+        config.update({"lightgpt2": {**getattr(config, "lightgpt2", {}), **about}})
+    return config

@@ -1,0 +1,76 @@
+"""What ONNX and GGUF folders share: they stand alone, sealed, with weights that take the room they should."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.conversions.base import Conversion
+from lightgpt2.conversions.target import Target
+from lightgpt2.data.base import TaskData
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.families import Shape
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.runtime.folder import seal
+
+# A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and so many bytes more a row: its scale, and what
+# fills up its last block of inputs. GGUF has some in F16 where there are no whole blocks.
+_SHRINKS, _SHRINKS_SOME, _ROW = 0.35, 0.55, 64
+
+
+class Exported(Conversion):
+    """A conversion for another program, which needs neither LightGPT2 nor PyTorch."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.name: str = target.form
+
+    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
+        """See `Conversion`: options that do not go together."""
+        return self.target.problems()
+
+    @abstractmethod
+    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
+        """Write the weights: `weights`, their bytes without headers and padding, `bytes` by file, and what else is known."""
+
+    def write(self, source: Path, target: Path, data: TaskData) -> Operation:
+        """See `Conversion`: weights, and what clients of such folders read beside them."""
+        model = load_model(str(source), "MODEL", self.trust_remote_code).eval()
+        written = self.write_model(source, model, target, data)
+        most = self._most_bytes(model, bool(written.get("fallback")))
+        if self.precision in ("int8", "int4") and written["weights"] > most:
+            said = f"its weights take {written['weights'] / 1e6:.2f} MB where {most / 1e6:.2f} were expected at most"
+            raise UserError([Problem("", said, "nothing was written")])
+        plain_config(model.config).save_pretrained(target)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(target)
+        data.tokenizer.save_pretrained(target)
+        return KINDS["export"].record(format=self.name, **written)
+
+    def finish(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write `export.json`, with checksums of all files."""
+        seal(folder, about)
+
+    def _most_bytes(self, model: PreTrainedModel, fallback: bool) -> float:
+        """The bytes that rounded weights may take at most."""
+        whole = {getattr(model.base_model, "wpe", None)}  # positions stay in FP32
+        if self.target.embeddings == "fp32":
+            whole |= {model.get_input_embeddings(), model.get_output_embeddings()}
+        kept = {id(module.weight) for module in whole if module is not None}
+        share, most = _SHRINKS_SOME if fallback else _SHRINKS, 0.0
+        for weight in model.parameters():
+            small = weight.ndim == 2 and id(weight) not in kept
+            most += 4 * weight.numel() * share + _ROW * max(weight.shape) if small else 4 * weight.numel()
+        if hasattr(model.base_model, "rotary_emb"):
+            most += 4 * model.config.max_position_embeddings * Shape.of(model.config).head
+        return most
+
+
+def plain_config(config: PretrainedConfig) -> PretrainedConfig:
+    """A configuration without what it says about files that are not in an exported folder."""
+    values = config.to_dict()
+    for key in ("auto_map", "quantization_config"):
+        values.pop(key, None)
+    return type(config).from_dict(values)

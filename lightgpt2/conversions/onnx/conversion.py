@@ -1,0 +1,138 @@
+"""ONNX for ONNX Runtime on processors: in FP32, INT8 or INT4."""
+
+import contextlib
+import itertools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.conversions.exported import Exported
+from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs
+from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Decoder, Forms, Stored
+from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS, Graph
+from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
+from lightgpt2.conversions.target import Target
+from lightgpt2.data.base import TaskData
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.families import Shape, family_of
+from lightgpt2.models.operations import Operation
+from lightgpt2.models.quantization import quantization_of
+from lightgpt2.models.standalone import stored_weights
+from lightgpt2.runtime.engines import Engine
+from lightgpt2.runtime.loading import context_of
+
+_LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
+_CALIBRATION_WINDOWS = 4
+
+
+class Onnx(Exported):
+    """Writes `model.onnx` and `model.onnx_data`."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.layers = self.precision = _LAYERS[target.form]
+
+    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
+        """See `Conversion`: what ONNX Runtime could not run."""
+        found = [*super().problems(config, data), *self._quantized_problems(config), *_shape_problems(config)]
+        if (tokens := max(data.tokenizer.get_vocab().values()) + 1) > config.vocab_size:
+            what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
+            found.append(Problem("", what, "give the model the tokenizer that it was trained with"))
+        return found
+
+    def _quantized_problems(self, config: PretrainedConfig) -> list[Problem]:
+        quantized = quantization_of(config)
+        if quantized is None:
+            return []
+        if "stored" not in getattr(config, "lightgpt2", {}):
+            what = f"the model is {quantized} by another library, whose scales {self.name} does not have"
+            return [Problem("", what, "export the model that it was made from")]
+        if self.target.group:
+            return [Problem("group", "the weights have groups already, with scales that were trained", "remove it")]
+        if self.name != f"onnx-{quantized}":
+            return [Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")]
+        return []
+
+    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
+        """See `Exported`: `other_layers` and `prefill` name the layers whose inputs are too uneven for one scale."""
+        integers: Stored | None = None
+        if "stored" in getattr(model.config, "lightgpt2", {}):
+            integers = stored_weights.read_stored(source.expanduser() / "model.safetensors")
+        forms = self.forms(model, integers[1] if integers else {}, data)
+        with torch.no_grad(), Graph(folder) as graph:
+            Decoder(graph, model, forms, integers).write()
+        prefill = None if forms.prefill is None else {"layers": self.target.prefill, "other_layers": forms.prefill}
+        return {
+            "weights": graph.bytes,
+            "layers": forms.layers,
+            "embeddings": forms.embeddings,
+            "other_layers": dict(forms.others),
+            "prefill": prefill,
+            "scales": "trained" if integers else "rounded",
+            "bytes": {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)},
+        }
+
+    def runner(self, folder: Path) -> Engine:
+        """The graph in ONNX Runtime."""
+        from lightgpt2.runtime.onnx_engine import OnnxEngine  # and ONNX Runtime: only what exports pays for it
+
+        return OnnxEngine(folder / GRAPH, context_of(folder, "MODEL"), torch.get_num_threads())
+
+    def forms(self, model: PreTrainedModel, table: stored_weights.Table, data: TaskData) -> Forms:
+        """How each weight is stored: as the model's own file has it (by its table), else by the inputs of training windows."""
+        if self.layers == "fp32":
+            return Forms()
+        names = {id(module): name for name, module in model.named_modules()}
+        embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
+        inputs = measure_inputs(model, _calibration(data))
+        uneven = {name for name, found in inputs.items() if found.error > BOUND}
+        head = names[id(model.get_output_embeddings())]
+        blocks: Form = "int8-blocks"
+        if embeddings == "int8" and head in uneven:
+            embeddings = blocks
+        others = dict.fromkeys(sorted(uneven - {head}), blocks) if self.layers == "int8" else {}
+        powers = {name: found.power for name, found in inputs.items()}
+        prefill = sorted(uneven) if self.target.prefill else None
+        return Forms(self.layers, embeddings, others, prefill, self.target.group or GROUP, powers)
+
+    def _embeddings(self, table: stored_weights.Table, name: str) -> Form:
+        asked, problems = self.target.embeddings, []
+        own: dict[int, Form] = {8: "int8", 4: "int4"}
+        trained = own[table[name]["bits"]] if name in table else None
+        if trained and asked not in (None, trained):
+            what = f"the model's are {trained} with scales that were trained"
+            problems.append(Problem("embeddings", what, "remove it"))
+        groups = sorted({about["group"] for about in table.values() if about["bits"] == 4})
+        if broken := [group for group in groups if not block_size(group)]:
+            what = f"groups of {broken[0]} inputs share a scale, and ONNX Runtime's are whole blocks of 16"
+            problems.append(Problem("", what, "train with groups of 16, 32, 64 or 128"))
+        if problems:
+            raise UserError(problems)
+        return trained or asked or "int8"
+
+
+def _calibration(data: TaskData) -> list[Tensor]:
+    """Windows of the training split; of the validation split where that is too short for any."""
+    with contextlib.suppress(UserError):
+        found: list[Tensor] = data.calibration(_CALIBRATION_WINDOWS)
+        return found
+    batch = next(iter(data.scoring_loader("valid")))
+    rows = zip(batch["input_ids"], batch["lengths"], strict=True)
+    return [row[None, :length] for row, length in itertools.islice(rows, _CALIBRATION_WINDOWS)]
+
+
+def _shape_problems(config: PretrainedConfig) -> list[Problem]:
+    family, found = family_of(config), []
+    activation, step = family.activation(config), family.head_multiple
+    if (head := Shape.of(config).head) % step:
+        what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {step} in models of type "
+        found.append(Problem("", what + config.model_type, "train one that has"))
+    if activation not in ACTIVATIONS:
+        found.append(Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}"))
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ("default", "linear", "llama3"):
+        what = f"rotary positions of type {rope} change with the length of the text"
+        found.append(Problem("", what, "no format holds them"))
+    return found

@@ -1,0 +1,190 @@
+"""What was exported, held against the language model that it was made from."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.models.quality import Metric, value_of
+from lightgpt2.tasks.base import Batch, Row, Task
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 16, 64
+_TIE = 1e-3  # logits that are this close may change places by rounding alone
+_LOGITS = 0.01  # by how much logits in FP32 may be off, all rounding of deep models included
+
+# By how much the primary metric, the perplexity, may exceed the source's.
+BOUNDS = {"fp32": 0.001, "f16": 0.005, "int8": 0.05, "int4": 0.5}
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+
+class Decoder(Protocol):
+    """What runs an exported decoder: the part of `runtime.engines.Engine` that is used here."""
+
+    context: int
+
+    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
+        """The logits after a prompt `[B, V]`."""
+
+    def step(self, tokens: Ints) -> Floats:
+        """The logits after one more token `[B, V]`."""
+
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
+        """The logits at all positions `[B, T, V]`."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Greedy tokens, of all those that were generated with the cache.
+
+    Attributes:
+        cache: The share that is also the likeliest without the cache.
+        source: The share that is also the likeliest for the model that was exported, in PyTorch.
+        error: How far their logits are from PyTorch's, as a share of those without their mean (L2); the largest.
+        tokens: How many there were.
+    """
+
+    cache: float
+    source: float
+    error: float
+    tokens: int
+
+
+def agreement(engine: Decoder, model: PreTrainedModel, prompts: list[list[int]]) -> Agreement:
+    """Continue prompts greedily with the cache, and compare with the tokens without it and from PyTorch.
+
+    Each token is compared given those before it, so that one that differs does not make all that follow differ. Of two tokens
+    whose logits are within 1e-3 either will do.
+
+    Args:
+        engine: What was exported.
+        model: The model that it was made from.
+        prompts: Tokens, as many in each.
+    """
+    ids = np.array(prompts, np.int64)
+    length, new = ids.shape[1], min(NEW_TOKENS, engine.context - ids.shape[1])
+    logits = engine.start(ids, np.ones_like(ids), new)
+    for left in range(new, 0, -1):
+        tokens = logits.argmax(axis=1)
+        ids = np.concatenate([ids, tokens[:, None]], axis=1)
+        if left > 1:
+            logits = engine.step(tokens)
+    run, same, errors = torch_logits(model), [], []
+    for row in ids:  # one at a time: the logits of all of GPT-2's are 260 MB
+        text, chosen = row[None, :-1], row[length:, None]
+        pair = [logits[0, length - 1 :] for logits in (engine.logits(text, np.ones_like(text)), run(text))]
+        likeliest = (np.take_along_axis(each, chosen, axis=1)[:, 0] >= each.max(axis=1) - _TIE for each in pair)
+        same.append([*likeliest])
+        errors.append(_error(*pair).max())
+    cache, source = (float(share) for share in np.mean(same, axis=(0, 2)))
+    return Agreement(cache, source, float(np.max(errors)), ids[:, length:].size)
+
+
+def _error(found: Floats, wanted: Floats) -> Floats:
+    """The relative error of logits `[T, V]`, `[T]`; what is added to all of a token's logits says nothing."""
+    found, wanted = (logits - logits.mean(axis=1, keepdims=True) for logits in (found, wanted))
+    size: Floats = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    return size
+
+
+def torch_logits(model: PreTrainedModel) -> Callable[[Ints], Floats]:
+    """A model's logits `[B, T, V]` for tokens `[B, T]`."""
+
+    @torch.inference_mode()
+    def run(ids: Ints) -> Floats:
+        logits: Floats = model(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+        return logits
+
+    return run
+
+
+def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: str) -> list[Row]:
+    """Score whatever gives logits on windows, with a progress bar: one row a window.
+
+    Args:
+        run: Logits `[B, T, V]` for tokens `[B, T]`.
+        loader: Batches with `input_ids`, `labels`, `lengths`, `document` and `bytes`.
+        label: What the progress bar says.
+    """
+    rows: list[Row] = []
+    for batch in tqdm(loader, desc=label, leave=False, disable=None):
+        # One window at a time: the logits of one with 1024 tokens are 200 MB.
+        keys = ("input_ids", "labels", "lengths", "document", "bytes")
+        for window, padded, length, document, size in zip(*(batch[key] for key in keys), strict=True):
+            ids, labels = window[:length], padded[:length]
+            logits = torch.from_numpy(run(ids[None].numpy())).float()[0]
+            losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+            sums = {"loss": float(losses.double().sum()), "items": int((labels != IGNORE).sum()), "bytes": int(size)}
+            rows.append({"example": int(document), **sums})
+    return rows
+
+
+def first_documents(loader: Iterable[Batch], documents: int | None) -> Iterator[Batch]:
+    """The scoring windows of the first documents of a split; of all for None."""
+    for batch in loader:
+        kept = batch["document"] < (documents or math.inf)
+        if kept.any():
+            yield {key: value[kept] for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def verify(
+    task: Task,
+    engine: Decoder,
+    model: PreTrainedModel,
+    data: Any,
+    documents: int | None,
+    precision: str,
+    before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Score what was exported, and say what is wrong with it.
+
+    Args:
+        task: The task.
+        engine: What was exported.
+        model: The model that it was made from.
+        data: Its validation split.
+        documents: How many of its documents are scored, the first ones; None for all.
+        precision: One of `BOUNDS`.
+        before: The source's quality on the same documents, as in a ledger, if it is known.
+
+    Returns:
+        `quality` (`before`, `after`, `ratio` of the primary metrics), `agreement`, `problems`: what is out of bounds, and
+        `metrics` by the label of the model that was scored here.
+    """
+    lengths = (min(PROMPT_TOKENS, engine.context // 2), 1)  # documents may all be shorter than a prompt
+    prompts = next(filter(None, (data.prompts("valid", PROMPTS, length) for length in lengths)))
+    found = agreement(engine, model, prompts)
+    metrics = {}
+
+    def scored(run: Callable[[Ints], Floats], name: str) -> dict[str, Metric]:
+        return task.metrics(score_logits(run, first_documents(data.scoring_loader("valid"), documents), name))
+
+    if before is None:
+        metrics["before"] = scored(torch_logits(model), "Scoring the source")
+        before = task.quality(metrics["before"])
+    metrics["after"] = scored(lambda ids: engine.logits(ids, np.ones_like(ids)), "Scoring the export")
+    after = task.quality(metrics["after"])
+    mine, theirs = value_of(after), value_of(before)
+    ratio, problems = mine / theirs, []
+    if not ratio <= 1 + BOUNDS[precision]:  # nor is NaN
+        problems.append(
+            f"its {task.primary} is {mine:.2f}, {ratio - 1:.1%} above the source's {theirs:.2f}; at most "
+            f"{BOUNDS[precision]:.1%} is allowed"
+        )
+    if precision == "fp32" and min(found.cache, found.source) < 1:
+        problems.append(
+            f"of {found.tokens} greedy tokens {found.cache:.2%} come without the cache too and {found.source:.2%} from PyTorch"
+        )
+    if precision == "fp32" and not found.error <= _LOGITS:
+        problems.append(f"its logits are up to {found.error:.2%} off PyTorch's; at most {_LOGITS:.0%} is allowed")
+    quality = {"before": before, "after": after, "ratio": ratio}
+    return {"quality": quality, "agreement": vars(found), "problems": problems, "metrics": metrics}
