@@ -65,10 +65,7 @@ class Integers:
 def round_weights(model: PreTrainedModel, form: Integers, active: Callable[[], bool]) -> None:
     """Let a model compute with weights that the integers can hold; what is trained stays as it is, under its names.
 
-    Args:
-        model: The model; changed in place.
-        form: The integers.
-        active: Whether it does; asked at every forward pass.
+    `active` is asked at every forward pass whether to round.
     """
 
     def rounding(module: nn.Module) -> Callable[[str, Tensor], Tensor]:
@@ -103,21 +100,9 @@ def _as_rows(module: nn.Module, weight: Tensor) -> Tensor:
 
 
 def save_integers(
-    model: PreTrainedModel,
-    form: Integers,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    weights: dict[str, Tensor],
+    model: PreTrainedModel, form: Integers, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: dict[str, Tensor]
 ) -> None:
-    """Write a model folder with integers instead of weights, atomically.
-
-    Args:
-        model: The model that computes with rounded weights.
-        form: The integers.
-        tokenizer: Its tokenizer.
-        folder: Target; replaced if it exists.
-        weights: The model's weights before rounding, whole.
-    """
+    """Write a model folder with integers instead of weights, atomically. `weights` are the model's before rounding."""
     tensors, table = dict(weights), {}
     for module_name, module in _rounded(model, form).items():
         if (name := f"{module_name}.weight") in weights:  # a tied head is the embedding
