@@ -13,7 +13,7 @@ from lightgpt2.models.axes import Shape, block_sizes, block_units, named_axes
 from lightgpt2.models.loading import load_model, new_model
 from lightgpt2.models.surgery import apply, removal, replay
 from lightgpt2.models.trimming import remove
-from lightgpt2.models.units import Granularity, Grips, gate_weights, grips, magnitudes, make_units
+from lightgpt2.models.units import Granularity, UnitMap, gate_weights, magnitudes, make_units, unit_map
 from tests.support.models import make_model, write_tokenizer, write_uneven_model
 
 FAMILIES = ("gpt2", "llama")
@@ -23,8 +23,8 @@ Masks = list[Tensor]
 
 def gated(
     model: PreTrainedModel, granularity: Granularity = "structured", block: int = 8
-) -> tuple[Grips, nn.ModuleDict]:
-    held = grips(model, granularity, block)
+) -> tuple[UnitMap, nn.ModuleDict]:
+    held = unit_map(model, granularity, block)
     made = make_units(model, held, trained=True)
     gate_weights(model, held, made)
     return held, made
@@ -183,7 +183,7 @@ def test_blocks_and_weights_are_of_the_blocks_linear_layers_only(family: str, gr
 @pytest.mark.parametrize("granularity", ["structured", "block", "weight"])
 def test_magnitudes_are_norms_over_a_unit(family: str, granularity: Granularity) -> None:
     model = make_model(family, 5)
-    held = grips(model, granularity, 8)
+    held = unit_map(model, granularity, 8)
     found = magnitudes(model, held)
     for kind, by_name in found.items():
         total = sum(float(value.square().sum()) for value in by_name.values())
