@@ -86,3 +86,12 @@ def shake(model: PreTrainedModel) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Names and shapes are equal; and values, unless the other has none (on the meta device)."""
+    weights, others = one.state_dict(), other.state_dict()
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in others.items()
+    }
+    assert all(other.device.type == "meta" or torch.equal(weights[name], others[name]) for name in weights)
