@@ -20,10 +20,10 @@ from lightgpt2.report.figures import (
 )
 from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
 from lightgpt2.report.plots import Plot, curves, scatters
-from lightgpt2.report.rows import MADE, Entry, Model, clause, converted, operations
+from lightgpt2.report.rows import MADE, Entry, Model, clause, converted
 from lightgpt2.report.verdicts import Comparison, Rise, compare, pair, resources
 
-_METRICS = 4  # that the table of models has room for
+_METRICS, _RESOURCES = 4, 6  # that the tables have room for
 _LONG = ("config", "samples", "curve", "benchmark", "sweeps")  # what the details leave to the ledger
 
 
@@ -106,7 +106,9 @@ def _models(rows: Sequence[Model]) -> str:
 
 def _verdicts(compared: Sequence[Comparison]) -> str:
     """Each stage and copy: what was done, whether it paid, and its changes against the model before it."""
-    keys = list(dict.fromkeys(key for each in compared for key, gain in each.gains.items() if gain is not None))
+    keys = list(dict.fromkeys(key for each in compared for key, gain in each.gains.items() if gain is not None))[
+        :_RESOURCES
+    ]
     rows = []
     for each in compared:
         model, parent = each.model, each.model.parent
@@ -128,7 +130,7 @@ def did(entry: Entry) -> str:
     """What was done to a model, as a clause."""
     steps = figures.number(entry.get("steps"))
     method = f"{entry.get('method', 'unknown method')}, {f'{steps:,.0f} steps' if steps else 'not trained'}"
-    return ", ".join([*([method] if converted(entry) == "stage" else []), *map(clause, operations(entry))])
+    return ", ".join([*([method] if converted(entry) == "stage" else []), *map(clause, dicts(entry.get("operations")))])
 
 
 def _machines(rows: Sequence[Model]) -> list[str]:

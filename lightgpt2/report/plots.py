@@ -1,6 +1,7 @@
 """The report's plots, as SVG with its text as text; a plot whose data is missing is left out."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -77,45 +78,43 @@ def _short(name: str) -> str:
 
 def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | None = None) -> Plot | None:
     """Lines with a legend; with a level, which is dashed, points with their names beside them."""
-    known = {key: [(a, b) for a, b in points if _finite(a, b)] for key, points in series.items()}
-    known = {key: points for key, points in known.items() if points}
-    points = [point for each in known.values() for point in each]
-    if len(points) < 2:
+    known: dict[str, list[Place]] = {}
+    for key, pairs in series.items():
+        for a, b in pairs:
+            if a is not None and b is not None and math.isfinite(a) and math.isfinite(b):
+                known.setdefault(key, []).append((a, b))
+    if sum(map(len, known.values())) < 2:
         return None
-    top = _TOP + (math.ceil(len(known) / 2) * _LINE if level is None else 0)
-    across = _Axis([a for a, _ in points], _LEFT, _RIGHT)  # type: ignore[misc]
-    up = _Axis([*(b for _, b in points), *([] if level is None else [level])], _BOTTOM, top)  # type: ignore[list-item]
-    svg, boxes = [*_grid(across, up, x, y)], []
-    if level is not None:
-        ends = [(_LEFT, up.at(level)), (_RIGHT, up.at(level))]
-        svg += [_line(ends, "currentColor", ' stroke-dasharray="4 4"'), _text(_RIGHT, ends[0][1] - 4, "budget", "end")]
-    for i, (key, mine) in enumerate(known.items()):
-        colour, places = _COLOURS[i % 8], [(across.at(a), up.at(b)) for a, b in mine]  # type: ignore[arg-type]
-        svg += [_dot(*place, colour) for place in places]
-        boxes += [(a - 5, b - 5, a + 5, b + 5) for a, b in places]
-        if level is None:
-            place = (_LEFT + i % 2 * (_RIGHT - _LEFT) / 2, _TOP + i // 2 * _LINE)
-            svg += [_line(places, colour, ' stroke-width="1.6"'), _dot(place[0], place[1] - 4, colour)]
-            svg.append(_text(place[0] + 9, place[1], _short(key), "start"))
-    if level is not None:
-        svg += [_beside(across.at(mine[0][0]), up.at(mine[0][1]), _short(key), boxes) for key, mine in known.items()]  # type: ignore[arg-type]
+    levels = [] if level is None else [level]
+    across = _Axis([a for points in known.values() for a, _ in points], _LEFT, _RIGHT)
+    legend = 0 if levels else math.ceil(len(known) / 2) * _LINE
+    up = _Axis([*levels, *(b for points in known.values() for _, b in points)], _BOTTOM, _TOP + legend)
+    svg = [*_grid(across, up, x, y)]
+    for place in map(up.at, levels):
+        svg.append(_line([(_LEFT, place), (_RIGHT, place)], "currentColor", ' stroke-dasharray="4 4"'))
+        svg.append(_text(_RIGHT, place - 4, "budget", "end"))
+    places = {key: [(across.at(a), up.at(b)) for a, b in points] for key, points in known.items()}
+    boxes = [(a - 5, b - 5, a + 5, b + 5) for mine in places.values() for a, b in mine]
+    for i, (key, mine) in enumerate(places.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        svg += [_dot(*place, colour) for place in mine]
+        if levels:
+            svg.append(_beside(*mine[0], _short(key), boxes))
+        else:
+            left, top = _LEFT + i % 2 * (_RIGHT - _LEFT) / 2, _TOP + i // 2 * _LINE
+            svg += [_line(mine, colour), _dot(left, top - 4, colour), _text(left + 9, top, _short(key), "start")]
     about = plain(about)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-size="12" '
     head += f'font-family="system-ui, sans-serif" fill="currentColor"><title>{escape(about)}</title>'
     return Plot(name, about, f"{head}{''.join(svg)}</svg>\n")
 
 
-def _finite(*values: float | None) -> bool:
-    return all(value is not None and math.isfinite(value) for value in values)
-
-
 def _grid(across: _Axis, up: _Axis, x: str, y: str) -> Iterator[str]:
-    for value in across.ticks():
-        yield _line([(across.at(value), _TOP), (across.at(value), _BOTTOM)], "var(--line)")
-        yield _text(across.at(value), _BOTTOM + 16, f"{value:.6g}")
-    for value in up.ticks():
-        yield _line([(_LEFT, up.at(value)), (_RIGHT, up.at(value))], "var(--line)")
-        yield _text(_LEFT - 6, up.at(value) + 4, f"{value:.6g}", "end")
+    for value, place in ((value, across.at(value)) for value in across.ticks()):
+        yield _line([(place, _TOP), (place, _BOTTOM)], "var(--line)") + _text(place, _BOTTOM + 16, f"{value:.6g}")
+    for value, place in ((value, up.at(value)) for value in up.ticks()):
+        yield _line([(_LEFT, place), (_RIGHT, place)], "var(--line)")
+        yield _text(_LEFT - 6, place + 4, f"{value:.6g}", "end")
     yield _text((_LEFT + _RIGHT) / 2, _HEIGHT - 10, _short(x))
     yield _text(14, _BOTTOM / 2, y, more=f' transform="rotate(-90 14 {_BOTTOM / 2})"')
 
@@ -137,14 +136,7 @@ def _beside(x: float, y: float, name: str, boxes: list[tuple[float, float, float
 
 
 def sweep_plot(sweep: Mapping[str, Any], key: str, run: str, name: str = "sweep") -> Plot | None:
-    """The primary metric against what was swept, a line for each arm; None where there are too few points.
-
-    Args:
-        sweep: A sweep as the ledger has it.
-        key: What was swept.
-        run: Whose model it was.
-        name: Name of the picture.
-    """
+    """The primary metric against the key that a run was swept over, a line for each arm; None for too few points."""
     values, arms = sweep.get("values"), {str(arm): dicts(rows) for arm, rows in part(sweep, "arms").items()}
     metric = next((primary(row) for rows in arms.values() for row in rows if primary(row)), "")
     # Values that are no numbers stand beside each other in their order.
@@ -178,25 +170,26 @@ def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
     """Size and speed against quality, for each text that models were scored on; the first model's is the source's."""
     found: list[Plot | None] = []
     for text in dict.fromkeys(row.score.text for row in rows):
-        mine = [row for row in rows if row.score.text == text and _finite(row.score.value)]
-        if len(mine) < 2 or (first := mine[0].score).value is None:
+        mine = [row for row in rows if row.score.text == text]
+        first, quality = mine[0].score.value, {row.name: row.score.value for row in mine}
+        if first is None or not math.isfinite(first):
             continue
-        metric, higher = title(primary(first.quality)), first.about.get("better") == "higher"
-        level = first.value * (1 + (-budget if higher else budget) / 100)
+        metric, higher = title(primary(mine[0].score.quality)), mine[0].score.about.get("better") == "higher"
+        y, level = (
+            f"{metric} ({'higher' if higher else 'lower'} is better)",
+            first * (1 + (-1 if higher else 1) * budget / 100),
+        )
         disk = {row.name: row.figures.get("disk") for row in mine if row.kind != "half precision"}
         for name, x, values in (("size", label("disk"), disk), ("speed", *_speeds(mine))):
-            points = {row.name: [(values.get(row.name), row.score.value)] for row in mine}
-            y = f"{metric} ({'higher' if higher else 'lower'} is better)"
+            points = {row: [(value, quality[row])] for row, value in values.items()}
             found.append(_plot(f"{name}-{len(found) // 2 + 1}", f"{metric} against {x}", points, x, y, level))
     return [plot for plot in found if plot]
 
 
-def _speeds(rows: Sequence[Model]) -> tuple[str, dict[str, float]]:
-    """The speed that most models were measured in on one machine: a throughput before a latency."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
-        for machine, speed in row.speeds.items():
-            for key in (key for key in speed if " " in key):
-                found.setdefault((machine, key), {})[row.name] = speed[key]
-    order = sorted(found, key=lambda choice: (-len(found[choice]), not is_throughput(choice[1]), setting(choice[1])))
-    return (label(order[0][1]), found[order[0]]) if order else ("", {})
+def _speeds(rows: Sequence[Model]) -> tuple[str, dict[str, float | None]]:
+    """The speed of most models that one machine measured: a throughput before a latency, at the smallest setting."""
+    machines = Counter(machine for row in rows for machine in row.speeds)
+    speeds = {row.name: row.speeds.get(max(machines, key=lambda name: machines[name]), {}) for row in rows if machines}
+    keys = {key for speed in speeds.values() for key in speed if " " in key}
+    key = min(keys, key=lambda key: (not is_throughput(key), setting(key)), default="")
+    return (label(key), {name: speed.get(key) for name, speed in speeds.items()}) if key else ("", {})

@@ -72,11 +72,6 @@ class Model:
         return _score(self.entry, _start(self.entry), self.score.folder)
 
 
-def operations(entry: Entry) -> list[Operation]:
-    """The operations of an entry."""
-    return dicts(entry.get("operations"))
-
-
 def _kind(operation: Operation) -> OperationKind:
     try:
         return kind_of(operation)
@@ -94,30 +89,23 @@ def clause(operation: Operation) -> str:
 
 def converted(entry: Entry) -> Kind:
     """What kind of copy an entry tells of; `stage` where it tells of training."""
-    found = [_kind(operation).converted(operation) for operation in operations(entry)]
+    found = [_kind(operation).converted(operation) for operation in dicts(entry.get("operations"))]
     return next((kind for kind in _COPIES if kind in found), "stage")
 
 
 def _start(entry: Entry) -> str:
     """The label of the model that a stage was given, where it differs from the one before its first step too."""
-    if not any(_kind(operation).changes_start for operation in operations(entry)):
+    if not any(_kind(operation).changes_start for operation in dicts(entry.get("operations"))):
         return "before"
     teacher = part(entry, "teacher")
     return "teacher" if teacher and teacher == part(entry, "parent") else "source"
 
 
-def _score(entry: Entry, label: str, folder: str, stage: Entry | None = None) -> Score:
-    """A score of an entry; what data it is of, a copy may have from its stage only."""
-    quality = part(entry, "quality", label)
-    data = part(entry, "data") or part(stage, "data")
-    counts = numbers(quality) or numbers(part(stage, "quality", "after"))
+def _score(entry: Entry, label: str, folder: str) -> Score:
+    quality, data = part(entry, "quality", label), part(entry, "data")
     plain = {key: value for key, value in data.items() if key != "source" and not isinstance(value, dict | list)}
-    text = (primary(quality), json.dumps([plain, counts], sort_keys=True, default=str))
+    text = (primary(quality), json.dumps([plain, numbers(quality)], sort_keys=True, default=str))
     return Score(quality, text, folder, label)
-
-
-def _sizes(sizes: Mapping[str, Any]) -> dict[str, float]:
-    return numbers({key: sizes.get("megabytes" if key == "disk" else key) for key in SIZES})
 
 
 def _machine(benchmark: Benchmark) -> str:
@@ -158,18 +146,18 @@ def _same(path: str, other: str) -> bool:
 
 def _model(name: str, kind: Kind, entry: Entry, parent: Model | None, score: Score, benchmarks: list[Benchmark],
            sizes: Mapping[str, Any], **figures: Any) -> Model:  # fmt: skip
-    speeds = {_machine(benchmark): _speed(benchmark["arms"][0]) for benchmark in reversed(benchmarks)}
-    first = speeds[_machine(benchmarks[0])] if benchmarks else {}
-    return Model(name, kind, entry, parent, score, _sizes(sizes) | numbers(figures) | first, speeds, benchmarks)
+    known = {key: sizes.get("megabytes" if key == "disk" else key) for key in SIZES}
+    speeds: dict[str, dict[str, float]] = {}
+    for benchmark in benchmarks:
+        speeds.setdefault(_machine(benchmark), _speed(benchmark["arms"][0]))
+    figures = numbers(known | figures) | next(iter(speeds.values()), {})
+    return Model(name, kind, entry, parent, score, figures, speeds, benchmarks)
 
 
 def _identity(history: Sequence[Entry]) -> str:
-    """The same for a run's own ledger and its copy in a descendant's, which may lack a later benchmark.
-
-    Or the merge: what comes from an adapter folder descends from the run though nothing was merged there.
-    """
+    """The same in a run's ledger and in a descendant's, which may lack a later benchmark, or the merge of adapters."""
     keys = ("stage", "method", "config_sha256", "parent", "seed", "steps", "seconds")
-    kept = [[o for o in operations(entry) if _kind(o).zeros != "merge"] for entry in history]
+    kept = [[o for o in dicts(entry.get("operations")) if _kind(o).zeros != "merge"] for entry in history]
     parts = [[*(entry.get(key) for key in keys), done] for entry, done in zip(history, kept, strict=True)]
     return json.dumps(parts, sort_keys=True, default=str)
 
@@ -197,14 +185,14 @@ class _Node:
     def names(self) -> tuple[str, str]:
         """Of its stage, and of its folder there."""
         stage = self.ancestors[-1] if self.is_copy else self.entry
-        done = "-".join(str(operation.get("op")) for operation in operations(self.entry))
+        done = "-".join(str(operation.get("op")) for operation in dicts(self.entry.get("operations")))
         folder = PurePath(self.folder).name or f"model-{done}"
         return str(stage.get("stage", "unnamed")), folder if self.is_copy else "model"
 
     @property
     def folders(self) -> list[str]:
         """Where benchmarks may have found its model."""
-        return [str(PurePath("checkpoints", *self.names)), *filter(None, [self.folder])]
+        return [str(PurePath(*self.names)), *filter(None, [self.folder])]
 
     @property
     def name(self) -> str:
@@ -224,10 +212,7 @@ def _nodes(ledgers: Mapping[str, list[Entry]]) -> dict[str, _Node]:
 
 
 def _ordered(nodes: Mapping[str, _Node]) -> list[str]:
-    """Chains one after the other; in each the stages by the number of stages before them, then by when they ended.
-
-    A copy follows its stage, whatever else comes from that stage.
-    """
+    """Chains one after the other; in each the stages by depth, then by when they ended, each with its copies."""
     chains = list(dict.fromkeys(node.chain for node in nodes.values()))
 
     def place(identity: str) -> tuple[Any, ...]:
@@ -255,8 +240,7 @@ def _unique_names(nodes: Mapping[str, _Node]) -> dict[str, str]:
 def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] = ()) -> list[Model]:
     """The rows in order: each source, its stages, and after each its half-precision rows and copies.
 
-    Ancestors that a ledger tells of are among them though their folders were not given. Models of which there is only a
-    benchmark come last.
+    Ancestors that a ledger tells of are rows though their folders were not given; models with only a benchmark come last.
 
     Args:
         ledgers: Entries by model folder (`checkpoints/RUN/model`, `checkpoints/RUN/model-nf4`).
@@ -296,7 +280,7 @@ def _own(node: _Node, name: str, parent: Model | None, benchmarks: list[Benchmar
     """The row of a stage's model, or of a copy."""
     kind = converted(node.entry) if parent else "stage"
     found = _measured(benchmarks, node.folders, _FULL if kind == "stage" else ())
-    score = _score(node.entry, "after", node.folder, node.ancestors[-1] if node.is_copy else None)
+    score = _score(node.entry, "after", node.folder)
     if parent and kind != "stage" and score.quality == parent.score.quality:
         score = parent.score  # of the same weights
     seconds = node.entry.get("seconds") if kind == "stage" else None

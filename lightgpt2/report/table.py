@@ -1,36 +1,24 @@
-"""Tables in the terminal, and lines about exports."""
+"""Tables in the terminal: at the end of a run, of a quantization and of a sweep."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightgpt2.models.quality import metric_names
-from lightgpt2.report.figures import numbers, title
+from lightgpt2.report.figures import title
 
 Rows = Sequence[Sequence[str]]
 Figures = Mapping[str, Mapping[str, Any]]
 
-_SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache"}
-
 
 def comparison(figures: Figures) -> str:
-    """A table with one row a model: its metrics, the primary one with an interval, and sizes.
-
-    Args:
-        figures: For each model's name its quality as in a ledger, `parameters`, `embedding` and `megabytes`.
-    """
+    """A table with one row a model: of its quality as in a ledger, `parameters`, `embedding` and `megabytes`."""
     header = ["parameters", "embedding", "MB on disk"]
     sizes = [[f"{row['parameters']:,}", f"{row['embedding']:,}", f"{row['megabytes']:.2f}"] for row in figures.values()]
     return _with_metrics(figures, header, sizes)
 
 
 def precisions(figures: Figures) -> str:
-    """A table with one row a precision of one model: the primary metric, memory of the weights, and bytes on disk.
-
-    Args:
-        figures: For each precision its quality, and `megabytes` and `memory`, which may be None; `quantized` says how many of
-            the linear layers are.
-    """
+    """A table with one row a precision of one model: of its quality, `memory`, `megabytes` and the layers `quantized`."""
     sizes = [
         [
             *("" if row[key] is None else f"{row[key]:.2f}" for key in ("memory", "megabytes")),
@@ -43,11 +31,7 @@ def precisions(figures: Figures) -> str:
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:
-    """A table with one row a value: the primary metric with its interval in each arm; then the largest value in the budget.
-
-    Args:
-        found: A sweep as the ledger has it; its `budget_percent` is by how many per cent the metric may be worse.
-    """
+    """A table of a sweep as the ledger has it, one row a value, and the largest value inside its `budget_percent`."""
     rows = [[found["key"]], *([f"{value:g}"] for value in found["values"])]
     for name, points in found["arms"].items():
         rows[0] += [f"{name} {title(points[0]['primary'])}", "95 % interval"]
@@ -56,27 +40,6 @@ def sweep_table(found: Mapping[str, Any]) -> str:
     largest = found["largest_inside_budget"]
     verdict = "no value is inside it" if largest is None else f"the largest value inside it is {largest:g}"
     return "\n".join(["", *aligned(rows), "", f"With a budget of {found['budget_percent']:g} % {verdict}."])
-
-
-def exported_line(folder: Path, about: Mapping[str, Any]) -> str:
-    """Sizes and figures of an exported folder, of what its `export.json` says, in one line."""
-    before, after = (about["quality"][label] for label in ("before", "after"))
-    mine, source = (_value(scored[after["primary"]]) for scored in (after, before))
-    counts = "".join(f" ({count:g} {what} of {about['validation']})" for what, count in [*numbers(after).items()][:1])
-    shares = [f"{said} {about['agreement'][key]:.1%}" for key, said in _SHARES.items() if key in about["agreement"]]
-    quality = f"{title(after['primary'])} {mine}, the source's {source}{counts}"
-    return "; ".join(filter(None, [_size(folder, about), quality, ", ".join(shares)]))
-
-
-def encoder_line(folder: Path, about: Mapping[str, Any]) -> str:
-    """The same of an encoder."""
-    cosine = about["cosine"]
-    said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least"
-    return f"{_size(folder, about)}; {said} ({cosine['texts']} texts of {about['validation']})"
-
-
-def _size(folder: Path, about: Mapping[str, Any]) -> str:
-    return f"{folder}: {sum(about['bytes'].values()) / 1e6:.2f} MB"
 
 
 def aligned(rows: Rows) -> list[str]:
@@ -95,10 +58,11 @@ def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """A row's metrics, with the interval of the first."""
     first = row[names[0]]
     bounds = " - ".join(f"{bound:.{first['digits']}f}" for bound in first["interval_95"] or ())
-    return [_value(first), bounds, *(_value(row[name]) if name in row else "" for name in names[1:])]
+    return [metric_text(first), bounds, *(metric_text(row[name]) if name in row else "" for name in names[1:])]
 
 
-def _value(about: Mapping[str, Any]) -> str:
+def metric_text(about: Mapping[str, Any]) -> str:
+    """The value of a metric with its digits."""
     return f"{about['value']:.{about['digits']}f}"
 
 

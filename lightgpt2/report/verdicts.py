@@ -99,10 +99,9 @@ def pair(key: str, model: Model, other: Model) -> tuple[float | None, float | No
 
 
 def reference(model: Model) -> tuple[Score, str]:
-    """The score that a model's is held against, and the name of the model that has it.
+    """The score that a model's is held against, and whose it is: that of the beginning of its chain.
 
-    That is the beginning of its chain; after a change of text the model that was given to the first stage on the new one,
-    since scores on two texts say nothing about each other.
+    After a change of text it is that of the model which was given to the first stage on the new one.
     """
     top = model
     while top.parent is not None and top.score.text == top.parent.score.text:
