@@ -75,7 +75,7 @@ class SparsitySweep(RunCallback):
         from lightgpt2.runs.sweep import write_sweep  # slow to import, and needed here only
 
         task, (targets, chosen) = pl_module.task, self._chosen(pl_module)
-        gone = pl_module.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
+        gone = pl_module.held.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
         # A model that is pruned already comes first, and no level has less.
         levels = [gone, *(level for level in self.levels if level > gone)] if gone else self.levels
         arms: dict[str, list[dict[str, Any]]] = {}
@@ -101,7 +101,7 @@ class SparsitySweep(RunCallback):
         try:
             with tqdm(total=2 * len(levels), desc="Sweep", leave=False, disable=None) as bar:
                 for arm, level in ((arm, level) for level in levels for arm in criteria):
-                    masks = keep_masks(criteria[arm], level, dict(method.masks.items()))
+                    masks = keep_masks(criteria[arm], level, dict(method.held.masks.items()))
                     _set(chosen, {name: trained[name] * masks[name].to(trained[name].device) for name in chosen})
                     arms[arm].append(self._score(trainer, method))
                     bar.update()

@@ -125,9 +125,10 @@ def export(
         documents: Documents of the validation split to score.
         trust_remote_code: Let code in the model's folder run.
     """
+    from lightgpt2.conversions.export import check_model
     from lightgpt2.conversions.export import export as write
     from lightgpt2.conversions.onnx.encoder_export import export_encoder
-    from lightgpt2.conversions.target import Target, check_model, default_output
+    from lightgpt2.conversions.target import Target, default_output
     from lightgpt2.data.validation import validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
     from lightgpt2.report.exported import encoder_line, exported_line

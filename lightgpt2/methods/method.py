@@ -524,7 +524,7 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen, and adds what Lightning leaves out."""
-        resume.pack(self, checkpoint, self._rng_before_step)
+        resume.pack(self, self.held, self.start, self.frozen_sources, checkpoint, self._rng_before_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint belongs to this run; restores what Lightning does not.
@@ -532,7 +532,7 @@ class Method(LightningModule):
         Raises:
             UserError: The weights that the checkpoint left out have changed, or the text that decided the vocabulary.
         """
-        self._restored_rng = resume.unpack(self, checkpoint)
+        self._restored_rng = resume.unpack(self, self.held, self.start, self.frozen_sources, checkpoint)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Restores the weights; what is frozen stays as it is.

@@ -156,7 +156,7 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         # Memory-mapped: of the tensors only the tables of contents are read. Never runs code.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         theirs, step = checkpoint["run"], int(checkpoint["global_step"])
-        written = checkpoint.get("format", FORMAT)
+        written = checkpoint.get("format", 1)
     except (*_UNREADABLE, zipfile.BadZipFile):
         return 0, "is truncated or was not written by lightgpt2"
     if written != FORMAT:
