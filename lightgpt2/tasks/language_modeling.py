@@ -17,7 +17,6 @@ from lightgpt2.models.families import backbone, head, recorded_states
 from lightgpt2.models.quality import Metric
 from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
-from lightgpt2.tasks.exported import Decoder, verify
 
 
 class LanguageModeling(Task):
@@ -108,18 +107,6 @@ class LanguageModeling(Task):
     ) -> dict[str, Any]:
         """See `tasks.exported.verify`."""
         return exported.verify(self, engine, model, data, documents, precision, before)
-
-    def verify(
-        self,
-        engine: Decoder,
-        model: PreTrainedModel,
-        data: Any,
-        documents: int | None,
-        precision: str,
-        before: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """See `tasks.exported.verify`."""
-        return verify(self, engine, model, data, documents, precision, before)
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
         """Whether prompts leave room for a continuation."""

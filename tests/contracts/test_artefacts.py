@@ -7,6 +7,7 @@ import torch
 
 from lightgpt2.adaptations import MovementGates
 from lightgpt2.models.axes import block_sizes
+from lightgpt2.models.families import block_linears
 from lightgpt2.models.families.substitution import computed
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import save_model, whole_weights
@@ -38,9 +39,8 @@ def test_the_artefact_computes_what_was_trained(tmp_path: Path, family: str, nam
 
     if name == "gates and int8":  # rounded with gates and then cut, or cut and then rounded: the same to the last bit
         with torch.no_grad():
-            for path, module in plain.named_modules():
-                if hasattr(method.model.get_submodule(path), "substitute"):
-                    module.weight.copy_(computed(method.model.get_submodule(path), "weight"))
+            for path, module in block_linears(plain).items():
+                module.weight.copy_(computed(method.model.get_submodule(path), "weight"))
         gates = next(part for part in method.adaptations if isinstance(part, MovementGates))
         kept = [
             [gates.units[kind].keep(str(layer)) for layer in range(len(block_sizes(plain.config)[0]))]
