@@ -16,7 +16,7 @@ from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat
 
-_CHECKER = "lightgpt2.cli.rehearsal"  # reads configurations from its standard input, writes their mistakes, in YAML
+_CHECKER = "lightgpt2.cli.check_stages"  # reads configurations from its standard input, writes their mistakes, in YAML
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 

@@ -2,7 +2,7 @@
 
 What it "trains" depends on its configuration, the weights of its input and the number of steps, and on nothing else. A
 chain of hashes stands for the weights, so one step too many, too few, or from other weights shows in every later byte.
-Called as `fake_fit.py -m lightgpt2 fit OPTIONS`, like the interpreter that it stands in for; as `-m lightgpt2.cli.rehearsal` it
+Called as `fake_fit.py -m lightgpt2 fit OPTIONS`, like the interpreter that it stands in for; as `-m lightgpt2.cli.check_stages` it
 finds nothing wrong.
 """
 
