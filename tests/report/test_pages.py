@@ -22,7 +22,7 @@ from tests.support.cli import ROOT
 
 VOID = {"meta", "br", "hr", "img", "link"}
 HOSTILE = "a|b<script>alert(1)</script>`x`*y*_z_ [k](http://e.x) & &amp; $q$ \\| ~~s~~ \"' \x02"
-TUNED, PRUNED = "checkpoints/quick/tuned/model", "checkpoints/quick/pruned/model"
+TUNED, PRUNED = "checkpoints/q/tuned/model", "checkpoints/q/pruned/model"
 
 
 class Page(HTMLParser):
@@ -52,11 +52,6 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert [tag] == self.open[-1:], f"</{tag}> closes nothing"
         self.open.pop()
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
@@ -92,7 +87,6 @@ def test_the_headline_says_what_the_last_model_is_against_the_source() -> None:
     ]
     assert order == sorted(order)
     assert "<details" not in text[: text.index("## Verdicts")]
-    assert "38.20" not in page_of(chain(), gain=60)[0][text.index("## Verdicts") :].replace(str(score(38.2)), "")[:2000]
 
 
 def test_one_table_of_models_and_one_of_verdicts_hold_what_the_rows_hold() -> None:
@@ -117,8 +111,8 @@ def test_one_table_of_models_and_one_of_verdicts_hold_what_the_rows_hold() -> No
     assert columns(page_of(chain(), gain=60)[1].tables[3])["tuned nf4"]["verdict"] == "does not pay"
 
 
-def test_what_was_not_measured_has_no_column() -> None:
-    text, page = page_of({"checkpoints/first/model": [entry("first", 40)]})
+def test_what_was_not_measured_has_no_column_and_a_collapse_is_said() -> None:
+    text, page = page_of({"checkpoints/first/model": [entry("first", 40, generation={"collapsed": True})]})
     assert page.tables[1][0] == [
         "model",
         "perplexity",
@@ -130,14 +124,9 @@ def test_what_was_not_measured_has_no_column() -> None:
     ]
     assert page.tables[2] == [
         ["model", "what was done", "verdict", "quality against the source", "quality against before"],
-        ["first", "FineTune, 600 steps", "the start", "–", "–"],
+        ["first", "FineTune, 600 steps", "the start, collapsed", "–", "–"],
     ]
     assert "against" not in text[: text.index("## Models")]
-
-
-def test_a_collapse_is_said_beside_the_verdict() -> None:
-    collapsed = entry("first", 40, generation={"collapsed": True})
-    assert page_of({"first": [collapsed]})[1].tables[2][1][2] == "the start, collapsed"
 
 
 def test_a_report_of_another_task_has_its_metric() -> None:
@@ -164,7 +153,7 @@ def test_the_tables_fit_1280_pixels(ledgers: dict[str, list[Entry]]) -> None:
 def test_text_of_ledgers_is_shown_and_does_nothing() -> None:
     ledgers = chain()
     tuned = ledgers[TUNED][-1]
-    tuned["stage"] = f"quick/{HOSTILE}"
+    tuned["stage"] = f"q/{HOSTILE}"
     tuned["data"]["source"] = tuned["config_sha256"] = tuned["finished"] = HOSTILE
     tuned["operations"] = [{"op": HOSTILE, HOSTILE: HOSTILE, "kept": {HOSTILE: HOSTILE}}]
     tuned["benchmark"]["machine"]["name"] = HOSTILE
@@ -184,9 +173,6 @@ def test_text_of_ledgers_is_shown_and_does_nothing() -> None:
         assert row.replace("&#124;", "").count("alert") == row.count("a&#124;b"), "nor would another reader split it"
     for plot in compose(models(ledgers), 2, 10)[1]:
         ElementTree.fromstring(plot.file())
-
-
-# -- plots -----------------------------------------------------------------------------------------------------------------
 
 
 def test_plots_show_the_figures_that_there_are() -> None:
@@ -216,9 +202,6 @@ def test_plots_stay_inside_their_frame(values: list[float]) -> None:
     assert sweep_plot({"values": [1], "arms": {"fit": [score(1)]}}, "key", "run") is None
 
 
-# -- files -----------------------------------------------------------------------------------------------------------------
-
-
 def test_the_files_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
     write(tmp_path, chain())
     for name in ("a", "b"):
@@ -240,14 +223,14 @@ def test_the_files_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
 def test_runs_pipelines_model_folders_and_benchmarks_are_found(tmp_path: Path) -> None:
     write(tmp_path, chain())
     for name in (".old/model", "tuned/trial/model"):
-        (tmp_path / "checkpoints/quick" / name).mkdir(parents=True)
-        (tmp_path / "checkpoints/quick" / name / "ledger.json").write_text("damaged")
-    quick = tmp_path / "checkpoints/quick"
+        (tmp_path / "checkpoints/q" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints/q" / name / "ledger.json").write_text("damaged")
+    quick = tmp_path / "checkpoints/q"
     (quick / "tuned/benchmark.json").write_text("{}")
     assert [len(found) for found in find([str(quick)])] == [7, 1]
     assert [len(found) for found in find([str(quick / "tuned")])] == [3, 1]
     assert list(find([str(quick / "tuned/model-nf4")])[0]) == [str(quick / "tuned/model-nf4")]
-    assert [len(found) for found in find([str(quick), str(quick / "tuned"), f"{quick}/../quick"])] == [7, 1]
+    assert [len(found) for found in find([str(quick), str(quick / "tuned"), f"{quick}/../q"])] == [7, 1]
     (tmp_path / "b").mkdir()
     (tmp_path / "b/benchmark.json").write_text(json.dumps(benchmark(arm("x", "y", "fp32", 1, 2, 3, name="gpt2 fp32"))))
     write_report([str(tmp_path / "b")], str(tmp_path / "out"), 2, 10)

@@ -118,13 +118,13 @@ def test_a_stage_of_another_task_is_compared_with_what_it_was_given() -> None:
 @pytest.mark.parametrize("key", ["name", "device", "threads"])
 def test_figures_of_two_machines_are_not_compared(key: str) -> None:
     ledgers = chain()
-    machine = ledgers["checkpoints/quick/distilled/model"][-1]["benchmark"]["machine"]
+    machine = ledgers["checkpoints/q/distilled/model"][-1]["benchmark"]["machine"]
     machine[key] = "another"
     found = of({row.name: row for row in models(ledgers)}, "distilled")
     assert [name for name, gain in found.gains.items() if gain is not None] == ["disk"]
     machine |= {"name": "AMD EPYC", "device": "cpu", "threads": 1, "versions": {"torch": "3"}}
     assert None not in of({row.name: row for row in models(ledgers)}, "distilled").gains.values()
-    both = benchmark(*(arm(f"quick/{name}", "model", "fp32", 9, 9, 9) for name in ("baseline", "distilled")))
+    both = benchmark(*(arm(f"q/{name}", "model", "fp32", 9, 9, 9) for name in ("baseline", "distilled")))
     machine[key] = "another"
     found = of({row.name: row for row in models(ledgers, [both])}, "distilled")
     assert found.gains["weights"] == 0, "a benchmark of both compares them"
