@@ -108,12 +108,6 @@ def _score(entry: Entry, label: str, folder: str) -> Score:
     return Score(quality, text, folder, label)
 
 
-def _machine(benchmark: Benchmark) -> str:
-    """Everything that two benchmarks must share for their figures to be compared; empty where that is not noted."""
-    machine = {key: value for key, value in part(benchmark, "machine").items() if key != "versions"}
-    return json.dumps([machine, part(benchmark, "settings")], sort_keys=True) if machine else ""
-
-
 def _speed(arm: dict[str, Any]) -> dict[str, float]:
     """Memory, and of each setting the median latency and whatever was done a second."""
     found = numbers({"weights": arm.get("weights_mb"), "peak": arm.get("peak_memory_mb")})
@@ -124,32 +118,32 @@ def _speed(arm: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _measured(
-    benchmarks: Iterable[Benchmark], folders: Sequence[str], precisions: Sequence[str] = ()
-) -> list[Benchmark]:
-    """The benchmarks that have an arm of a folder, in one of the precisions if there are any, each with that arm alone."""
-    found = []
-    for benchmark in benchmarks:
-        arms = (arm for arm in dicts(benchmark.get("arms")) if "error" not in arm)
-        arms = (arm for arm in arms if not precisions or arm.get("precision") in precisions)
-        arm = next((arm for arm in arms if any(_same(str(arm.get("source")), folder) for folder in folders)), None)
-        found += [{**benchmark, "arms": [arm]}] if arm else []
-    return found
+def _measured(benchmarks: Iterable[Benchmark], folders: Sequence[str], precisions: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks that have an arm of a folder, in one of the precisions if there are any, each with that arm alone.
 
+    A path may be seen from another working directory: it is compared as far as both go, and in two parts at least.
+    """
 
-def _same(path: str, other: str) -> bool:
-    """True if two paths are equal, or are seen from two working directories: as far as both go, and in two parts at least."""
-    mine, theirs = PurePath(path).parts, PurePath(other).parts
-    shared = min(len(mine), len(theirs))
-    return mine == theirs or (shared > 1 and mine[-shared:] == theirs[-shared:])
+    def fits(arm: dict[str, Any]) -> bool:
+        path = PurePath(str(arm.get("source"))).parts
+        for other in (PurePath(folder).parts for folder in folders):
+            shared = min(len(path), len(other))
+            if path == other or (shared > 1 and path[-shared:] == other[-shared:]):
+                return "error" not in arm and (not precisions or arm.get("precision") in precisions)
+        return False
+
+    found = ((benchmark, next(filter(fits, dicts(benchmark.get("arms"))), None)) for benchmark in benchmarks)
+    return [{**benchmark, "arms": [arm]} for benchmark, arm in found if arm]
 
 
 def _model(name: str, kind: Kind, entry: Entry, parent: Model | None, score: Score, benchmarks: list[Benchmark],
            sizes: Mapping[str, Any], **figures: Any) -> Model:  # fmt: skip
     known = {key: sizes.get("megabytes" if key == "disk" else key) for key in SIZES}
     speeds: dict[str, dict[str, float]] = {}
-    for benchmark in benchmarks:
-        speeds.setdefault(_machine(benchmark), _speed(benchmark["arms"][0]))
+    for benchmark in benchmarks:  # two are compared if they share the machine and the settings
+        machine = {key: value for key, value in part(benchmark, "machine").items() if key != "versions"}
+        where = json.dumps([machine, part(benchmark, "settings")], sort_keys=True) if machine else ""
+        speeds.setdefault(where, _speed(benchmark["arms"][0]))
     figures = numbers(known | figures) | next(iter(speeds.values()), {})
     return Model(name, kind, entry, parent, score, figures, speeds, benchmarks)
 
@@ -199,7 +193,7 @@ class _Node:
         stage = str(self.stage.entry.get("stage", "unnamed"))
         return stage if self.stage is self else f"{stage} {self.model.removeprefix('model-')}"
 
-    def measured(self, benchmarks: Iterable[Benchmark], precisions: Sequence[str] = ()) -> list[Benchmark]:
+    def measured(self, benchmarks: Iterable[Benchmark], precisions: Sequence[str]) -> list[Benchmark]:
         """What was measured of its model."""
         own = str(PurePath(str(self.stage.entry.get("stage", "")), self.model))
         return _measured(benchmarks, [own, *filter(None, [self.folder])], precisions)
