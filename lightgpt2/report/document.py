@@ -57,7 +57,11 @@ def _headline(chain: Sequence[Comparison]) -> str:
     inside = [each.model for each in chain if each.verdict not in ("outside the budget", "not measured")]
     for key in (key for key in resources(model, root) if key in model.figures and key != "weights"):
         old, new = pair(key, model, root)
-        notes = [f"{write_change(change(old, new))} against {write(key, old)}"] if model is not root else []
+        notes = (
+            [f"{write_change(change(old, new))} against {write(key, old)}"]
+            if old is not None and model is not root
+            else []
+        )
         gains = {each.name: better(key, *pair(key, each, model)) or 0.0 for each in inside}
         best = max(gains, key=lambda name: gains[name], default="")
         notes += [f"best inside the budget: {best} ({write_change(gains[best])})"] if gains.get(best) else []
