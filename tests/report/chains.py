@@ -26,12 +26,7 @@ def arm(stage: str, folder: str, precision: str, weights: float, forward: float,
     """What a benchmark measured of one model."""
     spent = {"first_token_ms": forward / 2, "seconds": 128 / tokens, "cpu_seconds": 115 / tokens, "cpu_percent": 90.0}
     made: Entry = {"name": f"{folder} {precision}", "source": f"checkpoints/{stage}/{folder}", "precision": precision}
-    made |= {
-        "weights_mb": weights,
-        "peak_memory_mb": weights + 340,
-        "peak_reserved_mb": None,
-        "trace": "tb-logs/trace.json",
-    }
+    made |= {"weights_mb": weights, "peak_memory_mb": weights + 340, "peak_reserved_mb": None, "trace": "trace.json"}
     return made | {
         "attention_kernel": "aten::_scaled_dot_product_flash",
         "forward": {"1x128": {"p50_ms": forward, "p95_ms": forward * 1.1}, "16x128": {"p50_ms": 14 * forward}},
@@ -48,39 +43,17 @@ def benchmark(*arms: Entry) -> Entry:
     return {"machine": machine, "settings": {"prompt_tokens": 32, "rounds": 5}, "arms": [*copy.deepcopy(arms)]}
 
 
-def entry(
-    stage: str,
-    value: float,
-    parameters: int = 100,
-    before: Entry | None = None,
-    metric: str = "perplexity",
-    **more: Any,
-) -> Entry:
+def entry(stage: str, value: float, parameters: int = 100, before: Entry | None = None, **more: Any) -> Entry:
     """A stage's entry; its parent is the model of the entry before it, or random weights."""
-    parent = {"source": "config", "sha256": ""}
-    scores = {"after": score(value, metric)}
+    parent, scores = {"source": "config", "sha256": ""}, {"after": score(value, more.pop("metric", "perplexity"))}
     if before:
         parent = {"source": f"checkpoints/{before['stage']}/model", "sha256": f"{before['stage']}-hash"}
         scores["before"] = copy.deepcopy(before["quality"]["after"])
-    made = {
-        "stage": stage,
-        "method": "FineTune",
-        "parent": parent,
-        "operations": [],
-        "seed": 7,
-        "steps": 600,
-        "seconds": 412.5,
-    }
+    data = {"source": "news", "sha256": "6710af74acb2", "splits": {"valid": {"documents": 200}}, "sequence_length": 128}
+    made: Entry = {"stage": stage, "method": "FineTune", "parent": parent, "operations": [], "data": data, "seed": 7}
+    made |= {"steps": 600, "seconds": 412.5, "quality": scores, "config_sha256": f"{stage}-config"}
     return made | {
-        "data": {
-            "source": "news",
-            "sha256": "6710af74acb2",
-            "splits": {"valid": {"documents": 200}},
-            "sequence_length": 128,
-        },
-        "quality": scores,
         "sizes": {"parameters": parameters, "nonzero": parameters, "megabytes": parameters * 4 / 1e6},
-        "config_sha256": f"{stage}-config",
         **more,
     }
 

@@ -100,6 +100,8 @@ def test_copies_are_of_the_kind_that_their_operation_says(operation: Entry, kind
     row = models({"checkpoints/small/model": [stage], "checkpoints/small/model-x": [stage, made]})[-1]
     assert (row.name, row.kind, did(made)) == ("small x", kind, said)
     assert row.figures["weights"] == 1
+    assert row.parent is not None
+    assert row.score is row.parent.score, "of equal quality, so of equal weights"
     alone = made | {"parent": {"source": "gpt2", "sha256": ""}}
     source, row = models({"gpt2-x": [alone]})
     assert (source.kind, row.kind, row.parent) == ("source", kind, source)
@@ -135,13 +137,6 @@ def test_an_operation_of_another_package_is_understood_from_its_record() -> None
     record = OperationKind("mine", zeros="hold", conversion=lambda o: "packed").record(share=0.5)
     assert (kind_of(record).zeros, kind_of(record).converted(record)) == ("hold", "packed")
     assert set(KINDS["nf4"].record(matched=1)) == {"op", "matched"}
-
-
-def test_a_packed_copy_of_equal_quality_has_the_scores_of_its_stage() -> None:
-    stage = entry("small", 25.0)
-    made = copied(stage, {"op": "packed"}, 25.0, 1.0)
-    model, packed = models({"checkpoints/small/model": [stage], "checkpoints/small/model-packed": [stage, made]})
-    assert packed.score is model.score
 
 
 def test_benchmark_files_give_figures_to_models_and_rows_to_those_without_a_ledger() -> None:

@@ -130,15 +130,13 @@ def test_figures_of_two_machines_are_not_compared(key: str) -> None:
     assert found.gains["weights"] == 0, "a benchmark of both compares them"
 
 
-CASES = list(
-    itertools.product(
-        [None, -40.0, 0.0, 5.0, 60.0],  # gain of one resource
-        [None, 0.0, 12.0],  # of another
-        [None, -3.0, 0.0, 0.5, 2.0, math.inf, math.nan],  # how much worse than the source
-        [None, -5.0, 0.0, 5.0, 30.0],  # how much better than before
-        [True, False],
-    )
-)
+CASES = [*itertools.product(
+    [None, -40.0, 0.0, 5.0, 60.0],  # gain of one resource
+    [None, 0.0, 12.0],  # of another
+    [None, -3.0, 0.0, 0.5, 2.0, math.inf, math.nan],  # how much worse than the source
+    [None, -5.0, 0.0, 5.0, 30.0],  # how much better than before
+    [True, False],
+)]  # fmt: skip
 BUDGETS, GAINS = (0, 0.5, 1, 3, 1e9), (0, 1, 5, 10, 12, 50, 1e9)
 
 
