@@ -12,6 +12,7 @@ from lightgpt2.models.quantization import Format, stored_precision
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
+_APART = "the first token is timed apart from the others"
 GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
 
 
@@ -59,7 +60,7 @@ class Settings:
         """What does not fit a model with this number of positions; `owner` is a genitive: `the model's`."""
         found = [Problem(n, "must have at least one value") for n in ("new_tokens", "batches") if not getattr(self, n)]
         if self.new_tokens and min(self.new_tokens) < 2:
-            found.append(Problem("new_tokens", "must be at least 2", "the first token is timed apart from the others"))
+            found.append(Problem("new_tokens", f"must be at least 2, got {min(self.new_tokens)}", _APART))
         has, length = f"{owner} {positions} positions", self.forward_tokens
         if length > positions:
             found.append(Problem("forward_tokens", f"must be within {has}, got {length}", f"give at most {positions}"))

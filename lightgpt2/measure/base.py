@@ -34,9 +34,6 @@ class Worker(ABC):
     def __init__(self, arm: Arm, prompt: int, workloads: list[Workload], device: str) -> None:
         self.arm, self.workloads, self.device, self.cuda = arm, workloads, device, device.startswith("cuda")
         self._prompt_tokens = prompt
-        if self.cuda:
-            torch.cuda.set_device(device)
-            torch.cuda.init()
 
     def load(self) -> dict[str, float | None]:
         """Load the model and warm it up; returns megabytes of its weights, of the process, and seconds."""

@@ -48,6 +48,9 @@ class TorchWorker(Worker):
 
     def _prepare(self) -> None:
         arm = self.arm
+        if self.cuda:
+            torch.cuda.set_device(self.device)
+            torch.cuda.init()
         config = load_config(arm.source, "MODEL", arm.trust_remote_code)
         with torch.device("meta"), contextlib.suppress(Exception):  # what is wrong shows when it is loaded
             AutoModelForCausalLM.from_config(config, trust_remote_code=arm.trust_remote_code)
