@@ -17,32 +17,17 @@ GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
 
 
 class Workload(NamedTuple):
-    """One thing that is timed.
+    """One thing that is timed."""
 
-    Attributes:
-        kind: `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt.
-        name: Its name among those of its kind: `16x128`, `256`.
-        batch: B.
-        tokens: T of a forward pass, or the number of new tokens.
-    """
-
-    kind: str
-    name: str
+    kind: str  # `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt
+    name: str  # among those of its kind: `16x128`, `256`
     batch: int
-    tokens: int
+    tokens: int  # the length of a forward pass, or the number of new tokens
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured.
-
-    Attributes:
-        prompt_tokens: Length of the random prompt that generation starts from.
-        new_tokens: Numbers of new tokens to generate.
-        forward_tokens: Length of the sequences of a forward pass.
-        batches: Batch sizes of the forward pass.
-        rounds: How often every arm is measured, in turn with the others.
-    """
+    """How much is measured; the fields are explained at `InferenceBenchmark`."""
 
     prompt_tokens: int
     new_tokens: list[int]
@@ -77,20 +62,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to run one model.
+    """One way to run one model."""
 
-    Attributes:
-        name: Its unique name in tables.
-        source: Hub id, folder or GGUF file.
-        precision: `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to or exported as already.
-        attention: `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `graph` for an exported ONNX folder.
-        trust_remote_code: True if code in the model's folder may run.
-    """
-
-    name: str
-    source: str
-    precision: str
-    attention: str
+    name: str  # unique, as in tables
+    source: str  # hub id, folder or GGUF file
+    precision: str  # `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to or exported as already
+    attention: str  # `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `GRAPH` for exported ONNX
     trust_remote_code: bool = False
 
     @property
@@ -148,11 +125,7 @@ def is_graph(source: str) -> bool:
 
 
 def own_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
-    """The precision that a model says it is quantized to, or the format that it was exported in; None for plain weights.
-
-    Raises:
-        UserError: Its configuration cannot be loaded, or an exported folder is damaged. `key` names the model.
-    """
+    """The precision or format that a model says its file is in; None for plain weights, a `UserError` if it is damaged."""
     if is_exported(source):
         return str(open_export(Path(source).expanduser(), key).get("format"))
     return stored_precision(source, key, trust_remote_code)

@@ -20,14 +20,7 @@ _WARM_TOKENS = 8
 
 
 class Worker(ABC):
-    """One arm's model, whatever runs it.
-
-    Args:
-        arm: What to load, and how.
-        prompt: Length of the random prompt that generation starts from.
-        workloads: What to time.
-        device: `cpu` or `cuda:N`.
-    """
+    """One arm's model, whatever runs it; `prompt` is the length of the random prompt that generation starts from."""
 
     vocabulary: int
 

@@ -19,17 +19,11 @@ _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_in
 
 @dataclass(frozen=True)
 class Profile:
-    """What a few profiled steps showed.
+    """What a few profiled steps showed."""
 
-    Attributes:
-        operators: See `top`.
-        attention_kernel: The attention operators that ran, or `eager`.
-        products: Microseconds of their kernels on CUDA, by name of the matrix product.
-    """
-
-    operators: list[dict[str, Any]]
+    operators: list[dict[str, Any]]  # see `top`
     attention_kernel: str
-    products: dict[str, float]
+    products: dict[str, float]  # microseconds of their kernels on CUDA, by name of the matrix product
 
 
 def profiled(step: Callable[[], None], cuda: bool, trace: Path) -> Profile:
@@ -78,13 +72,7 @@ def attention_kernel(names: Iterable[str]) -> str:
 
 
 def residency_problem(device: str, tensors: Mapping[str, str], products: Mapping[str, float]) -> str | None:
-    """Why figures for CUDA would not be CUDA's: something lay or ran elsewhere. None if all is where it should be.
-
-    Args:
-        device: The device that was asked for: `cpu` or `cuda:N`.
-        tensors: The type of its device, by name of the parameter or buffer.
-        products: Microseconds of their kernels on CUDA, by name of the matrix product.
-    """
+    """Why figures for CUDA would not be CUDA's: a tensor lay, or a product ran, elsewhere; None if they are."""
     if not device.startswith("cuda"):
         return None
     if elsewhere := [f"{name} on {where}" for name, where in tensors.items() if where != "cuda"]:

@@ -22,22 +22,16 @@ from lightgpt2.models.quantization import Format, load_for_inference
 
 
 class Clock(BaseStreamer):  # type: ignore[misc]
-    """Notes when each new token is there (after `synchronize`), and the CPU time up to then."""
+    """Notes wall and CPU time, after `synchronize`, when the prompt and then each new token is there."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self._synchronize = synchronize
-        self._prompt = True
-        self.times: list[float] = []
-        self.spent = 0.0
+        self.marks: list[tuple[float, float]] = []
 
     def put(self, value: Tensor) -> None:
         """Called by `generate`: first with the prompt, then with every new token."""
-        if self._prompt:
-            self._prompt = False
-            return
         self._synchronize()
-        self.times.append(time.perf_counter())
-        self.spent = time.process_time()
+        self.marks.append((time.perf_counter(), time.process_time()))
 
     def end(self) -> None:
         """Called by `generate` after the last token."""
@@ -107,6 +101,6 @@ class TorchWorker(Worker):
                 self.prompt, attention_mask=torch.ones_like(self.prompt), generation_config=forced, streamer=clock
             )
         new = whole.shape[1] - self.prompt.shape[1]
-        if new != count or len(clock.times) != count:
+        if new != count or len(clock.marks) != 1 + count:
             raise RuntimeError(f"generated {new} tokens in place of {count}")
-        return [started, *clock.times], clock.spent - spent
+        return [started, *(wall for wall, _ in clock.marks[1:])], clock.marks[-1][1] - spent

@@ -57,6 +57,8 @@ def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     assert caught.value.problems == [
         f"--device: {exported} is exported for processors, and its figures would not be CUDA's; give --device cpu"
     ]
+    with pytest.raises(UserError, match=r"is exported for processors"):
+        worker_of(folder, "cuda:0").load()
     long = Settings(prompt_tokens=4, new_tokens=[61], forward_tokens=16, batches=[1], rounds=1)
     with pytest.raises(UserError, match=r"^--new-tokens: must be within .* 64 positions after a prompt of 4, got 61"):
         plan([exported], None, ["sdpa"], long)
@@ -140,9 +142,3 @@ def test_its_tokens_are_the_likeliest_ones_and_as_many_as_asked(folder: Path) ->
     ids = np.concatenate([worker.prompt.numpy(), np.array(steps).T], axis=1)
     again = worker.engine.logits(ids, np.ones_like(ids))[0].argmax(axis=1)
     assert (again[3:-1] == ids[0, 4:]).mean() >= 5 / 7, "greedy, but for rounding"
-
-
-def test_on_cuda_it_says_that_it_cannot(folder: Path) -> None:
-    worker = worker_of(folder, "cuda:0")
-    with pytest.raises(UserError, match=r"is exported for processors"):
-        worker.load()

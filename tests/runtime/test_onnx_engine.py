@@ -72,7 +72,7 @@ def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     model.graph.output.remove(model.graph.output[0])
     onnx.save(model, folder / "other.onnx")
-    with pytest.raises(UserError, match=r"MODEL: .*other\.onnx is no decoder with a cache"):
+    with pytest.raises(UserError, match=r"MODEL: .*other\.onnx must be a decoder with a cache"):
         OnnxEngine(folder / "other.onnx", POSITIONS)
     whole = (folder / "model.onnx").read_bytes()
     (folder / "cut.onnx").write_bytes(whole[: len(whole) // 2])
