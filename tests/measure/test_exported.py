@@ -103,12 +103,12 @@ def test_it_is_measured_beside_the_others(folder: Path) -> None:
 def test_a_profile_is_of_the_graph_that_reads_and_of_the_one_that_steps(tmp_path: Path) -> None:
     graph = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[])) / "model.onnx"
     ids = np.ones((1, 8), np.int64)
-    found = profiled(graph, 64, ids, ids[:, :4], 5, 1, tmp_path / "trace.json")
-    calls = {each["name"]: each["calls"] for each in found.operators}
+    operators, attention = profiled(graph, 64, ids, ids[:, :4], 5, 1, tmp_path / "trace.json")
+    calls = {name: count for name, count, _ in operators}
     reads, steps, products = 3 * 2, 3 * 4, 4 * 4 + 16  # of each pass: four in each of 4 layers, and the head's 16 parts
     assert calls["DynamicQuantizeMatMul"] == reads * products
     assert calls["MatMulNBits"] == steps * products
-    assert found.attention_kernel == "GroupQueryAttention"
+    assert attention == "GroupQueryAttention"
     runs = sorted(
         (event["ts"], event["dur"])
         for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
