@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightgpt2.callbacks import InferenceBenchmark
 from lightgpt2.conversions.export import export
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.target import Target
@@ -18,8 +19,11 @@ from lightgpt2.measure.arms import Arm, Settings, plan
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
 from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
+from lightgpt2.runs.run import Run
+from lightgpt2.runtime.folder import seal
 from tests.support.models import make_restless_model, write_corpus, write_model
 from tests.support.onnx_client import write_onnx
+from tests.support.onnx_decoder import write_decoder
 
 SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
 
@@ -62,6 +66,23 @@ def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     long = Settings(prompt_tokens=4, new_tokens=[61], forward_tokens=16, batches=[1], rounds=1)
     with pytest.raises(UserError, match=r"^--new-tokens: must be within .* 64 positions after a prompt of 4, got 61"):
         plan([exported], None, ["sdpa"], long)
+
+
+def test_the_callback_measures_each_copy_that_computes_in_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = InferenceBenchmark(attention=["sdpa", "eager"])
+    assert callback.attach(Run("r")) == []
+    write_model(Run("r").model)
+    write_model(Run("r").sibling("packed"))  # it computes as the artefact does
+    write_decoder(Run("r").sibling("onnx"))
+    seal(write_model(Run("r").sibling("gguf")), {"format": "gguf"})
+    Run("r").sibling("empty").mkdir()
+    arms = {arm.name: arm.attention for arm in callback._arms(False)}
+    names = {"model fp32": "sdpa", "model fp32 eager": "eager", "model bf16": "sdpa"}
+    assert arms == {**names, "model-onnx onnx": "graph"}
+    assert [problem.key for problem in InferenceBenchmark(attention=[]).attach(Run("r"))] == ["attention"]
 
 
 def test_a_damaged_export_is_refused_before_anything_is_measured(folder: Path, tmp_path: Path) -> None:
