@@ -19,7 +19,7 @@ _REPEATS, _SECONDS = 10, 2.0  # a forward pass is repeated this often in a round
 _WARM_TOKENS = 8
 _TOP = 10  # operators in the table
 
-Operator = tuple[str, int, float]  # name, calls, milliseconds of its own
+Operator = tuple[str, int, float]  # name, calls, own milliseconds
 
 
 class Worker(ABC):
@@ -113,7 +113,7 @@ class Worker(ABC):
 
 
 def top(own: Iterable[Operator], device: str) -> list[dict[str, Any]]:
-    """The operators with the most time of their own, with their share of all operators' time."""
+    """The operators with the most own time, and their share of all operators' time."""
     longest = sorted(own, key=lambda operator: -operator[2])
     total = sum(spent for _, _, spent in longest) or 1.0
     return [

@@ -129,7 +129,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UserError):
         return "; ".join(error.problems)
     kind, text = type(error).__name__, " ".join(str(error).split())
-    # torch has no class of its own for a CPU that is out of memory.
+    # torch has no class for a CPU that is out of memory.
     if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in text:
         return "ran out of memory"
     return f"{kind}: {text[:300]}"

@@ -100,7 +100,7 @@ def _tokenizer(folder: Path, key: str) -> Tokenizer:
     path = folder / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # it has no classes of its own for what is wrong
+    except Exception as error:  # it has no class for what is wrong
         raise UserError([_unreadable(key, path, error)]) from error
 
 
