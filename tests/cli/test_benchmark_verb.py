@@ -185,6 +185,6 @@ def test_the_callback_measures_the_artefact_and_writes_it_down(bench: Bench, tmp
 def test_the_callback_refuses_more_tokens_than_positions_before_training(bench: Bench, verb: str) -> None:
     bench.configure(callbacks(prompt_tokens=32, new_tokens=[4, 256]))
     assert bench.refuse(verb) == [
-        "trainer.callbacks.InferenceBenchmark.new_tokens: 256 after a prompt of 32 is more than the model's 64 positions; "
-        "give at most 32"
+        "trainer.callbacks.InferenceBenchmark.new_tokens: must be within the model's 64 positions after a prompt of 32, got "
+        "256; give at most 32"
     ]
