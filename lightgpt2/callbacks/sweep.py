@@ -74,7 +74,8 @@ class SparsitySweep(RunCallback):
             return
         from lightgpt2.runs.sweep import write_sweep  # slow to import, and needed here only
 
-        task, (targets, chosen) = pl_module.task, self._chosen(pl_module)
+        task: Any = pl_module.task
+        targets, chosen = self._chosen(pl_module)
         gone = pl_module.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
         # A model that is pruned already comes first, and no level has less.
         levels = [gone, *(level for level in self.levels if level > gone)] if gone else self.levels
