@@ -22,7 +22,7 @@ from lightgpt2.models.quality import Metric, value_of
 from lightgpt2.models.saving import whole_weights
 
 _KEY = "trainer.callbacks.SparsitySweep"
-LEVELS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+LEVELS = [tenth / 10 for tenth in range(10)]
 
 
 class SparsitySweep(RunCallback):

@@ -33,10 +33,6 @@ def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None
         name: The recipe: its path, or the name of a shipped one.
         dry_run: Only say what would run, and why.
         run: The folder of its stages under `checkpoints/`; by default its stem.
-
-    Raises:
-        UserError: There are mistakes in the recipe, its folder is another's, or a stage failed.
-        Interrupted: A stage was interrupted.
     """
     recipe = read_recipe(name, run)
     if dry_run:

@@ -89,11 +89,7 @@ def _differences(ours: Identity, theirs: Identity) -> str:
 
 
 def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
-    """Check that a run may write to its folder.
-
-    Raises:
-        UserError: The name is not that of a folder; the folder is another run's; or it holds an unfinished one.
-    """
+    """Check that a run may write to its folder: its name is that of one, and no other or unfinished run would be lost."""
     key, parts = f"--run {run.name}", run.name.split("/")
     if len(parts) > 2 or not all(map(is_folder_name, parts)):
         raise UserError(
@@ -166,12 +162,7 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
 
 
 def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None, int, list[str]]:
-    """Find the checkpoint that `--ckpt_path` means.
-
-    Args:
-        run: The run.
-        wanted: `last`, `best`, or the path of a checkpoint.
-        ours: Identity of the run that wants to load it.
+    """Find the checkpoint that `--ckpt_path` means: `last`, `best`, or a path.
 
     Returns:
         Its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.

@@ -40,10 +40,6 @@ def run_sweep(
         targets: What is pruned, as for `SparsitySweep`.
         budget: How many per cent worse than in the first row the primary metric may be.
         changes: Further settings for all fits, `key=value` each.
-
-    Raises:
-        UserError: A value cannot be, or a fit failed.
-        Interrupted: It was interrupted; what is done is kept.
     """
     path = find_config(config)
     settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -113,7 +109,7 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
 
 
 def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arms: Arms, budget: float) -> None:
-    """Write a sweep as `sweep.json`, as a picture and into a model's ledger, where a report finds it; print it.
+    """Write a sweep to `sweep.json`, a picture and the ledger of a model, where a report finds it; print its table.
 
     Args:
         folder: Where the files go.
@@ -121,7 +117,7 @@ def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arm
         name: What the picture calls the model.
         about: `key`, what was swept, and its `values`.
         arms: The quality at each value, by arm; the first arm decides.
-        budget: How many per cent worse than in the first row the primary metric may be.
+        budget: As for `run_sweep`.
     """
     inside = largest_inside(about["values"], next(iter(arms.values())), budget)
     found = {**about, "arms": arms, "budget_percent": budget, "largest_inside_budget": inside}
@@ -134,13 +130,7 @@ def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arm
 
 
 def largest_inside(values: list[float], rows: list[dict[str, Any]], budget: float) -> float | None:
-    """The largest value up to which every row is inside the budget; None if the first row's metric is not a number.
-
-    Args:
-        values: What was swept, ascending.
-        rows: The quality at each.
-        budget: How many per cent worse than in the first row the primary metric may be.
-    """
+    """The largest value up to which the quality stays inside a budget; None if the first row's metric is not a number."""
     first, inside = value_of(rows[0]), None
     worse = 1 if rows[0][rows[0]["primary"]]["better"] == "lower" else -1
     slack = abs(first) * budget / 100 if math.isfinite(first) else 0.0

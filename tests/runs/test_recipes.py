@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "unknown key of a stage": ([A | {"override": {}}], ["stages.a.override: no such key", "overrides"]),
     "no name": ([{"config": "teacher.yaml"}], ["stages.1.name: required"]),
     "a number for a name": ([A | {"name": 1}], ["stages.1.name: must be the name of a folder, got 1"]),
-    "a path for a name": ([A | {"name": "x/y"}], ["stages.x/y.name: must be the name of a folder, got 'x/y'", "without slashes"]),
+    "a path for a name": ([A | {"name": "x/y"}], ["stages.x/y.name: ", "got 'x/y'; give one without slashes"]),
     "a hidden name": ([A | {"name": ".a"}], ["stages..a.name: must be the name of a folder, got '.a'", "leading dots"]),
     "the parent folder": ([A | {"name": ".."}], ["stages....name: must be the name of a folder, got '..'"]),
     "the name of a file": ([A | {"name": "pipeline.json"}], ["stages.pipeline.json.name: ", "not ending in"]),
