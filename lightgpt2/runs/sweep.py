@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,13 @@ def run_sweep(
         raise UserError(f"--set: must be key=value, got {broken[0]}; for example trainer.max_steps=50")
     pairs = (change.split("=", maxsplit=1) for change in changes)
     problems = override(settings, {name: yaml.safe_load(value) for name, value in pairs})
-    values = sorted(set(values))
+    values, stem = sorted(set(values)), str(settings.get("run") or path.stem)
     if key == SPARSITY:
-        problems += [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
+        wrong = [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
     else:
-        problems += _key_problems(flat(settings), key, values)
-    if problems:
+        wrong = _key_problems(flat(settings), key, values)
+    if problems := [*problems, *wrong]:
         raise UserError(problems)
-    stem = str(settings.get("run") or path.stem)
     if key == SPARSITY:
         _sweep_sparsity(settings, Run(run or stem), values, targets, budget)
     else:
@@ -62,20 +62,17 @@ def run_sweep(
 
 
 def _key_problems(found: Settings, key: str, values: list[float]) -> list[str]:
-    numbers = ", ".join([name for name, value in found.items() if _is_number(value)][:8])
+    numbers = []
+    for name, value in found.items():
+        with suppress(TypeError, ValueError):
+            float(value)  # YAML takes 1e-2 for text, which jsonargparse does not
+            numbers += [] if isinstance(value, bool) else [name]
+    such = f"such as {', '.join(numbers[:8])}"
     if key not in found:
-        return [f"--key: the configuration has no {key}; give one that it sets, such as {numbers}"]
-    if not _is_number(found[key]):
-        return [f"--key: must be that of a number, got {key}: {found[key]!r}; give one such as {numbers}"]
+        return [f"--key: the configuration has no {key}; give one that it sets, {such}"]
+    if key not in numbers:
+        return [f"--key: must be that of a number, got {key}: {found[key]!r}; give one {such}"]
     return [] if values else [f"--values: give the values of {key}"]
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)  # YAML takes 1e-2 for text, which jsonargparse does not
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, bool)
 
 
 def _sweep_sparsity(settings: Settings, run: Run, levels: list[float], targets: str | None, budget: float) -> None:
@@ -116,7 +113,7 @@ def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arm
         model: The model folder.
         name: What the picture calls the model.
         about: `key`, what was swept, and its `values`.
-        arms: The quality at each value, by arm; the first arm decides.
+        arms: The quality at each value, by arm; the first arm decides the largest value inside the budget.
         budget: As for `run_sweep`.
     """
     inside = largest_inside(about["values"], next(iter(arms.values())), budget)

@@ -21,9 +21,6 @@ from tests.support.pipelines import NAMES, Chain, artefacts, everything, starts,
 HEAVY = ("torch", "lightning", "transformers", "datasets", "numpy")
 
 
-# -- what is done, and why -----------------------------------------------------------------------------------------------
-
-
 def test_starts_without_importing_anything_heavy() -> None:
     script = f"import sys, lightgpt2.runs.pipeline; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -142,13 +139,16 @@ def test_what_has_changed_on_disk_is_seen_and_named(pipe: Chain, tmp_path: Path)
     assert {action for action, _ in pipe.plans().values()} == {"skip"}
 
 
-def test_a_new_version_makes_everything_anew(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_reasons_are_given_and_the_text_is_named_once(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load(Path("next.yaml").read_text())
+    write_config(Path("renamed.yaml"), {**config, "needs": {"some/model": "first.yaml"}})
+    done.stages["c"]["config"] = "renamed.yaml"
+    done.write()
+    assert done.plans()["c"][0] == "skip", "where things lie does not matter"
     before = state()["a"]["parts"]["lightgpt2"]
-    monkeypatch.setattr("lightgpt2.runs.fingerprints.__version__", "9.9")
-    assert done.plans()["a"] == ("run", f"lightgpt2 {before} -> 9.9")
-
-
-def test_all_reasons_are_given_and_the_text_is_named_once(done: Chain) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lightgpt2.runs.fingerprints.__version__", "9.9")
+        assert done.plans()["a"] == ("run", f"lightgpt2 {before} -> 9.9")
     Path("other.txt").write_text("other")
     done.change("c", data__source="other.txt", trainer__max_steps=6, model__lr=None, model__x=None)
     done.stages["c"]["from"] = "a"
@@ -160,21 +160,13 @@ def test_all_reasons_are_given_and_the_text_is_named_once(done: Chain) -> None:
     ]  # fmt: skip
 
 
-def test_a_changed_callback_is_named_by_what_changed(done: Chain) -> None:
+def test_a_changed_callback_is_named_by_what_changed(pipe: Chain) -> None:
     for amount in (0.8, 0.5):
         callbacks = [{"class_path": "x.A"}, {"class_path": "x.B", "init_args": {"targets": "lora", "amount": amount}}]
-        done.change("c", trainer__callbacks=callbacks)
-        reason = done.plans()["c"][1]
-        done.started()
+        pipe.change("a", trainer__callbacks=callbacks)
+        reason = pipe.plans()["a"][1]
+        pipe.started()
     assert reason == "trainer.callbacks.2.amount: 0.8 -> 0.5"
-
-
-def test_where_things_lie_is_no_part_of_a_fingerprint(done: Chain) -> None:
-    config = yaml.safe_load(Path("next.yaml").read_text())
-    write_config(Path("renamed.yaml"), {**config, "needs": {"some/model": "first.yaml"}})
-    done.stages["c"]["config"] = "renamed.yaml"
-    done.write()
-    assert done.plans()["c"][0] == "skip"
 
 
 def test_a_model_that_was_made_on_the_way_is_no_change(pipe: Chain) -> None:
@@ -207,8 +199,7 @@ def test_inputs_may_be_other_folders_of_a_stage(done: Chain) -> None:
     assert code == 2
     assert "stages.c.from: must be a folder with weights, got checkpoints/chain/b/adapter; b wrote b/model" in err
     Path("checkpoints/chain/b/adapter").mkdir()
-    for part in ("one", "two"):
-        Path(f"checkpoints/chain/b/adapter/{part}.safetensors").write_text(part)
+    Path("checkpoints/chain/b/adapter/one.safetensors").write_text("one")
     assert done.plans()["c"] == ("run", "model.model: b/model -> b/adapter")
 
 
@@ -221,9 +212,6 @@ def test_weights_in_several_files_are_one(tmp_path: Path) -> None:
     assert weights(tmp_path) == whole
     (tmp_path / "two.safetensors").write_text("2")
     assert weights(tmp_path) != whole
-
-
-# -- folders of others ---------------------------------------------------------------------------------------------------
 
 
 def test_what_the_pipeline_did_not_make_is_not_touched(done: Chain) -> None:
