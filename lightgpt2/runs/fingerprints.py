@@ -47,9 +47,8 @@ def _input(recipe: Recipe, stage: Stage, folder: str) -> dict[str, str]:
         return {"folder": folder, "sha256": digest}
     parent = folder.partition("/")[0]
     made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(recipe.run(parent).folder))) or "nothing"
-    raise UserError(
-        f"stages.{stage.name}.from: must be a folder with weights, got {recipe.folder / folder}; {parent} wrote {made}"
-    )
+    what = f"must be a folder with weights, got {recipe.folder / folder}"
+    raise UserError(f"stages.{stage.name}.from: {what}; {parent} wrote {made}")
 
 
 def sources(stage: Stage) -> dict[str, str | None]:

@@ -45,17 +45,11 @@ def make_missing(absent: dict[str, str]) -> None:
 
 
 def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
-    """Run `lightgpt2 fit` in a process and a session of its own.
+    """Run `lightgpt2 fit` in a process and a session of its own: its exit code, and True if one was asked to stop.
 
     A signal that asks this process to stop is passed on, once each: whether it comes from the terminal, which does not reach
-    the other session, or from a supervisor. The first lets the fit save; a second stops it at once.
-
-    Args:
-        options: Its options.
-        held: A lock that it keeps too, so that it is not left behind by a killed pipeline for another one to run into.
-
-    Returns:
-        Its exit code, and whether it or this process was asked to stop.
+    the other session, or from a supervisor. The first lets the fit save; a second stops it at once. The fit keeps the lock
+    `held` too, so that it is not left behind by a killed pipeline for another one to run into.
     """
     process: subprocess.Popen[bytes] | None = None
     asked, unsent = list[int](), deque[int]()

@@ -50,12 +50,7 @@ class Recipe:
 
 
 def read_recipe(name: str, run: str | None = None) -> Recipe:
-    """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import.
-
-    Args:
-        name: Its path, or the name of a shipped one.
-        run: The folder of its stages under `checkpoints/`; by default its stem.
-    """
+    """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import."""
     path = find_recipe(name)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     reader = _Reader(path, run or path.stem, values.pop("stages", None))

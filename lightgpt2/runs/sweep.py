@@ -31,16 +31,9 @@ def run_sweep(
     """Sweep one setting of a configuration.
 
     `sparsity` is of the trained weights: the configuration is fitted once (or resumed), and copies of its result are pruned.
-    For any other key each value is a fit, all of them stages of a pipeline: finished ones are kept.
-
-    Args:
-        config: The configuration: its path, or the name of a shipped one.
-        key: `sparsity`, or the dotted key of a number in the configuration.
-        values: Its values.
-        run: Name of the run, or of the group of runs; by default the configuration's stem, and the key.
-        targets: What is pruned, as for `SparsitySweep`.
-        budget: How many per cent worse than in the first row the primary metric may be.
-        changes: Further settings for all fits, `key=value` each.
+    For any other key, the dotted key of a number in the configuration, each value is a fit, all of them stages of a pipeline:
+    finished ones are kept. `run` names the run, or the group of runs; by default the configuration's stem does, with the key.
+    The `budget` is how many per cent worse than in the first row the primary metric may be; `changes` are `key=value` each.
     """
     path = find_config(config)
     settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -108,13 +101,8 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
 def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arms: Arms, budget: float) -> None:
     """Write a sweep to `sweep.json`, a picture and the ledger of a model, where a report finds it; print its table.
 
-    Args:
-        folder: Where the files go.
-        model: The model folder.
-        name: What the picture calls the model.
-        about: `key`, what was swept, and its `values`.
-        arms: The quality at each value, by arm; the first arm decides the largest value inside the budget.
-        budget: As for `run_sweep`.
+    `about` has what was swept, `key` and `values`; `arms` the quality at each value, of which the first arm's decides what is
+    inside the budget.
     """
     inside = largest_inside(about["values"], next(iter(arms.values())), budget)
     found = {**about, "arms": arms, "budget_percent": budget, "largest_inside_budget": inside}

@@ -58,6 +58,7 @@ def test_identity_of_a_method_of_somebody_else() -> None:
         "model.task.class_path": "mine.Parity",
         "data.source": "corpus",
     }
+    assert identity({"model": {"class_path": "mine.Method"}}) == {"model.class_path": "mine.Method"}
 
 
 @pytest.mark.parametrize(
@@ -82,10 +83,6 @@ def test_identity_of_a_method_of_somebody_else() -> None:
 def test_what_may_change_between_a_run_and_its_resumption(path: tuple[Any, ...], value: Any, key: str | None) -> None:
     ours, theirs = identity(changed(path, value)), identity(CONFIG)
     assert [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)] == ([key] if key else [])
-
-
-def test_data_without_a_source_has_an_identity_too() -> None:
-    assert identity({"model": {"class_path": "mine.Method"}}) == {"model.class_path": "mine.Method"}
 
 
 @pytest.fixture
