@@ -66,7 +66,11 @@ def test_a_changed_override_makes_its_stage_and_the_following_anew(done: Chain) 
     anew = ("run", "its input b/model will be made anew")
     assert done.plans() == {"a": skip, "b": ("run", "trainer.max_steps: 5 -> 7"), "c": anew}
     old = artefacts()
+    logs = [Path("tb-logs/chain") / name for name in NAMES]
+    for folder in logs:
+        folder.mkdir(parents=True)
     assert done.started() == ["chain/b new", "chain/c new"]
+    assert [folder.exists() for folder in logs] == [True, False, False], "the old curves go with a run"
     new = artefacts()
     assert [name for name in NAMES if old[name] != new[name]] == ["b", "c"]
     assert done.started() == []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
 from tests.support.kill import kill_with_children
@@ -91,20 +90,6 @@ def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
     assert times(real) == before, "nothing was started, nothing was written"
 
 
-def test_a_real_stage_is_made_anew_and_the_next_only_if_the_weights_changed(real: Path) -> None:
-    recipe = yaml.safe_load((real / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["trainer.enable_model_summary"] = True
-    write_config(real / "chain.yaml", recipe)
-    before, weights_before = times(real), artefacts(real)
-    output = succeed(real, "pipeline", "chain.yaml")
-    assert "[1/2] baseline: run (trainer.enable_model_summary: not set -> true)" in output
-    assert "[2/2] distilled: skip" in output
-    model = real / "checkpoints/chain/baseline/model/model.safetensors"
-    assert times(real)[model] != before[model]
-    assert artefacts(real) == weights_before
-    assert list(logged(real, "chain/baseline")["train/loss"]) == list(range(1, 61)), "the old curves went with the run"
-
-
 def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp_path: Path) -> None:
     real_recipe(tmp_path)
     chance = random.SystemRandom()
@@ -122,16 +107,6 @@ def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp
         assert state(tmp_path)[stage]["state"] == "running"
     succeed(tmp_path, "pipeline", "chain.yaml")
     assert artefacts(tmp_path) == artefacts(real)
-
-
-def test_a_real_failure_names_its_stage(tmp_path: Path) -> None:
-    real_recipe(tmp_path, {"data.sequence_length": 65}, {})
-    done = run_cli(tmp_path, "pipeline", "chain.yaml")
-    assert done.returncode == 2
-    first, second = done.stderr.splitlines()
-    assert first.startswith("lightgpt2: error: data.sequence_length: ")
-    assert second.startswith("lightgpt2: error: stages.baseline: lightgpt2 fit")
-    assert "failed; see its message above" in second
 
 
 def test_mistakes_in_all_stages_are_named_before_the_first_runs(tmp_path: Path) -> None:

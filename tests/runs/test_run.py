@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightgpt2.errors import UserError
+from lightgpt2.runs.fits import missing
 from lightgpt2.runs.run import FORMAT, Run, find_checkpoint, identity
 
 # A method, an adaptation, an objective and a task that this package has never heard of.
@@ -121,3 +122,9 @@ def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(
         "--ckpt_path: checkpoints/r/last.ckpt was written by lightgpt2 0.1; start again with another --run (its model folder "
         "can be used as it is)"
     )
+
+
+def test_only_missing_models_that_the_settings_mention_are_needed(run: Run) -> None:
+    needs = {str(run.folder): "there.yaml", "deep": "deep.yaml", "listed": "listed.yaml", "unused": "unused.yaml"}
+    model = {"model": str(run.folder), "teachers": ["x", "listed"], "parts": [{"init_args": {"source": "deep"}}]}
+    assert missing(needs, model) == {"deep": "deep.yaml", "listed": "listed.yaml"}
