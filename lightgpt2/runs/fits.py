@@ -1,4 +1,4 @@
-"""Calls of `lightgpt2 fit`, each in a process of its own: for a recipe's stages, and for what a configuration needs."""
+"""Calls of `lightgpt2 fit`, each in another process: for a recipe's stages, and for what a configuration needs."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def make_missing(absent: dict[str, str]) -> None:
 
 
 def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
-    """Run `lightgpt2 fit` in a process and a session of its own: its exit code, and True if one was asked to stop.
+    """Run `lightgpt2 fit` in another process and session: its exit code, and True if one was asked to stop.
 
     A signal that asks this process to stop is passed on, once each: whether it comes from the terminal, which does not reach
     the other session, or from a supervisor. The first lets the fit save; a second stops it at once. The fit keeps the lock
@@ -88,8 +88,8 @@ def check_stages(configs: dict[str, Settings]) -> list[str]:
     """What `fit` would say of configurations by name, as far as it can while their models are not there."""
     if not configs:
         return []
-    # In a process of its own: what it imports takes seconds, and would be kept for as long as all stages take. In a
-    # session of its own: a Ctrl-C is this process's business.
+    # In another process: what it imports takes seconds, and would be kept for as long as all stages take. In a
+    # new session: a Ctrl-C is this process's business.
     done = subprocess.run(
         [sys.executable, "-m", _CHECKER],
         input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,

@@ -37,7 +37,7 @@ def children(pid: int) -> list[int]:
 
 
 def kill_with_children(process: subprocess.Popen[str]) -> None:
-    """Kills a process and the stage that it is running, which has a session of its own."""
+    """Kills a process and the stage that it is running, which has another session."""
     with contextlib.suppress(ProcessLookupError):  # it had ended
         os.kill(process.pid, signal.SIGSTOP)  # it starts no other one meanwhile
         for pid in (*children(process.pid), process.pid):

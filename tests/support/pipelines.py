@@ -81,7 +81,7 @@ class Chain:
         return {name: (action, reason) for name, action, reason in split}
 
     def process(self) -> subprocess.Popen[str]:
-        """The pipeline in a process and a process group of its own."""
+        """The pipeline in another process and process group."""
         script = f"""if True:
             import sys
             from lightgpt2.errors import exit_with_message
