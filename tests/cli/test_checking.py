@@ -1,7 +1,6 @@
 """The form of a configuration: every mistake at once, in half a second, and nothing refused that the parser accepts."""
 
 import inspect
-import json
 import subprocess
 import sys
 import time
@@ -9,13 +8,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import yaml
 
 import lightgpt2.callbacks
 import lightgpt2.data
 import lightgpt2.methods
 from lightgpt2.cli import pages
-from lightgpt2.cli.checking import _SETTINGS, CHECKPOINT, TRAINER, check, describe, fits
+from lightgpt2.cli.checking import CHECKPOINT, TRAINER, check, describe, fits
 from lightgpt2.cli.schema import Section, settings_of, union
 from lightgpt2.errors import UserError
 from lightgpt2.runs.configs import shipped_configs
