@@ -128,26 +128,14 @@ def test_valid_configuration_is_not_refused(bench: Bench, changes: dict[str, Any
 
 def test_check_reports_all_mistakes_of_sense_at_once(bench: Bench) -> None:
     bench.configure({
-        "data.separator": "(", "data.source": "./nowhere.txt", "data.stride": 99, "trainer.max_steps": 0,
+        "data.separator": "(", "data.stride": 99, "trainer.max_steps": 0,
         "trainer.limit_train_batches": 0, "model.student": {"n_layer": 2, "vocab_size": 400}, "model.layer_map": [0, 9],
     })  # fmt: skip
     messages = bench.refuse("check")
     assert sorted(message.partition(":")[0] for message in messages) == [
-        "data.separator", "data.source", "data.stride", "model.layer_map", "model.layers", "model.student",
+        "data.separator", "data.stride", "model.layer_map", "model.layers", "model.student",
         "trainer.limit_train_batches", "trainer.max_steps",
     ]  # fmt: skip
-
-
-def test_check_looks_at_every_model_though_one_is_missing(bench: Bench) -> None:
-    bench.configure(
-        {"model.teacher": "checkpoints/none", "model.student": "./nowhere"}
-    )  # and layers, which cannot be then
-    messages = bench.refuse("check")
-    assert sorted(message.partition(":")[0] for message in messages) == [
-        "model.layers",
-        "model.student",
-        "model.teacher",
-    ]
 
 
 def test_zero_steps_are_refused_before_another_stage_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from lightgpt2.data.store import TokenSplit
 from lightgpt2.data.windows import Windows, document_windows, packed_windows
-from tests.support.cli import logged, run_cli
-from tests.support.mistakes import Bench, Evil, errors, files
+from tests.support.cli import logged
+from tests.support.mistakes import Bench, Evil
 from tests.support.models import write_model
 
 TEXT = "\n\n".join(f"document {i} says that the function f{i} returns {i * 7}." for i in range(60))
@@ -255,13 +255,3 @@ def test_unreachable_hub(bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str
     bench.configure({key: "nobody/nothing"})
     (message,) = bench.refuse("fit")
     assert_unreachable(message, key, f"--{key} {fix}")
-
-
-@pytest.mark.slow
-def test_unreachable_hub_in_a_process_of_its_own(bench: Bench, tmp_path: Path) -> None:
-    bench.configure({"data.source": "nobody/nothing"})
-    done = run_cli(tmp_path, "fit", "--config", "config.yaml", HF_HOME=str(tmp_path / "hub"))
-    assert done.returncode == 2
-    (message,) = errors(done.stderr)
-    assert_unreachable(message, "data.source", "--data.source path/to/file.txt")
-    assert files() == {}
