@@ -42,6 +42,7 @@ def test_changes_are_told_in_per_cent_of_any_task() -> None:
     assert changed(Ledger()) == changed(Ledger([{"quality": {}}])) == []
 
 
+@pytest.mark.slow
 def test_fit_from_python(bench: Bench) -> None:
     result = fit("config.yaml", run="r", trainer__max_steps=2, **{"model.optimizer.lr": 1e-4})
     assert result.folder == Path("checkpoints/r/model")
