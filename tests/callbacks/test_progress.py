@@ -30,7 +30,7 @@ def test_header_lines_and_closing(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     assert "next    lightgpt2 generate checkpoints/r/model --prompt 'The '" in lines
 
 
-def test_changes_are_told_in_per_cent_of_any_task() -> None:
+def test_changes_are_in_per_cent_for_any_task() -> None:
     def quality(accuracy: float) -> dict[str, object]:
         return {"accuracy": {"value": accuracy, "better": "higher"}, "primary": "accuracy", "texts": 9}
 

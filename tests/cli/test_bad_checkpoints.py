@@ -153,7 +153,7 @@ def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes."""
+    """No file can grow beyond `room` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:

@@ -124,7 +124,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     assert "lightgpt2: stopped; benchmark.json was not written" in errors
     assert "Traceback" not in errors
     assert len(workers) == 2
-    deadline = time.monotonic() + 10  # a worker that was told to end may need a moment for it
+    deadline = time.monotonic() + 10  # a worker that was asked to end may need a moment for it
     while any(runs(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in workers if runs(pid)]
