@@ -127,7 +127,7 @@ class LightGPT2CLI(LightningCLI):
             else:
                 processes = made.num_devices * made.num_nodes
                 problems += trainer_settings.size_problems(self._settings.trainer.strategy, processes)
-        self._provide_and_check(problems)
+        self._check_models(problems)
         return made
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class LightGPT2CLI(LightningCLI):
         standard = [Header(self.place), *early, Monitor(), self.artefact, checkpointing, *late]
         return [*standard, *([Progress()] if bar else []), Closing(self.place)]
 
-    def _provide_and_check(self, problems: list[str]) -> None:
+    def _check_models(self, problems: list[str]) -> None:
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
@@ -273,7 +273,7 @@ def _problem(message: str) -> Problem:
     Its message is an indented tree: keys, then under each union of types why none fits. The first reason is that of the
     type which comes first.
     """
-    unknown = re.search(r"(?:option '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
+    unknown = re.search(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
     keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]
     keys = [key for i, key in enumerate(keys) if key not in keys[:i]]
     key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(keys))
