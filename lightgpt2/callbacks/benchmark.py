@@ -37,7 +37,7 @@ class InferenceBenchmark(RunCallback):
             its other forms with the first.
     """
 
-    phase = order = 2  # `order` is what the command line reads until it reads `phase`
+    phase = 2
 
     def __init__(
         self,

@@ -38,7 +38,6 @@ class SparsitySweep(RunCallback):
     """
 
     phase = 3
-    order = 3  # until the command line reads `phase`
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class SparsitySweep(RunCallback):
             return
         from lightgpt2.runs.sweep import write_sweep  # slow to import, and needed here only
 
-        task: Any = pl_module.task
+        task = pl_module.task
         targets, chosen = self._chosen(pl_module)
         gone = pl_module.held.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
         # A model that is pruned already comes first, and no level has less.
@@ -114,9 +113,7 @@ class SparsitySweep(RunCallback):
             method.save(folder, data.tokenizer, whole_weights(method.model))
             model = load_model(str(folder), "model", method.trust_remote_code)
         model.to(device=trainer.strategy.root_device)
-        task: Any = method.task
-        metrics: dict[str, Metric] = task.evaluate(model, data, "valid", "Scoring")
-        return metrics
+        return method.task.evaluate(model, data, "valid", "Scoring")
 
 
 @torch.no_grad()

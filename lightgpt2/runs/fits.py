@@ -95,6 +95,3 @@ def check_stages(configs: dict[str, Settings]) -> list[str]:
         input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,
     )  # fmt: skip
     return list(yaml.safe_load(done.stdout))
-
-
-provide = make_missing  # until the command line uses the new name

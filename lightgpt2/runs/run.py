@@ -178,6 +178,3 @@ def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None,
     if not named:
         raise UserError(f"--ckpt_path: {notes[0]}; give last, best, or the checkpoint of this run")
     raise UserError(f"--ckpt_path: no usable checkpoint: {'; '.join(notes)}. Start anew with another --run")
-
-
-claim = check_folder  # until the command line uses the new name

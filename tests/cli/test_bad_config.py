@@ -139,7 +139,7 @@ def test_check_reports_all_mistakes_of_sense_at_once(bench: Bench) -> None:
 
 
 def test_zero_steps_are_refused_before_another_stage_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightgpt2.cli.trainer.provide", lambda *_: pytest.fail("trained the teacher first"))
+    monkeypatch.setattr("lightgpt2.cli.trainer.make_missing", lambda *_: pytest.fail("trained the teacher first"))
     bench.configure({"trainer.max_steps": 0, "needs": {"teacher": "teacher.yaml"}})
     (message,) = bench.refuse("fit")
     assert message.startswith("trainer.max_steps: 0 trains nothing")

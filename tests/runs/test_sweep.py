@@ -10,13 +10,10 @@ import yaml
 from lightgpt2.errors import UserError
 from lightgpt2.models.quality import value_of
 from lightgpt2.runs import sweep
-from lightgpt2.tasks.language_modeling import LanguageModeling
 from tests.methods.test_lora import config
 from tests.support.cli import succeed, write_config
 from tests.support.models import write_corpus, write_model
 from tests.support.pipelines import Chain, starts
-
-until_tasks_evaluate = pytest.mark.skipif("evaluate" not in dir(LanguageModeling), reason="tasks do not evaluate yet")
 
 
 def read(path: Path) -> Any:
@@ -114,7 +111,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@until_tasks_evaluate
 @pytest.mark.slow
 def test_a_real_sweep_of_sparsity(folder: Path) -> None:
     command = ["sweep", "--config", "lora.yaml", "--values", "0.5", "0.8", "--budget", "1000"]
@@ -133,7 +129,6 @@ def test_a_real_sweep_of_sparsity(folder: Path) -> None:
     assert read(run / "sweep.json") == found, again
 
 
-@until_tasks_evaluate
 @pytest.mark.slow
 def test_a_real_sweep_of_a_number(folder: Path) -> None:
     command = ["sweep", "--config", "lora.yaml", "--key", "model.lora.r", "--values", "4", "1"]
