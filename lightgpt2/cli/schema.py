@@ -195,7 +195,10 @@ def _types(node: ast.expr | None, module: str) -> tuple[Any, ...]:
         case ast.Subscript(value=outer, slice=inner):
             (kind,) = _types(outer, module)
             if kind is Literal:
-                return (Literal[ast.literal_eval(inner)],)
+                try:
+                    return (Literal[ast.literal_eval(inner)],)
+                except ValueError as error:  # of names that are defined elsewhere
+                    raise UnknownError from error
             inside = [_types(each, module) for each in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
             if kind in (Union, Optional):
                 return (*(each for types in inside for each in types), *([NoneType] if kind is Optional else []))
