@@ -54,9 +54,7 @@ class Gguf:
 
     architecture: str
     problems: Callable[[PretrainedConfig], Iterable[str]]  # what it would compute differently, and the fix
-    metadata: Callable[
-        [PretrainedConfig], dict[str, Any]
-    ]  # by the names that `gguf.GGUFWriter` has methods `add_NAME` for
+    metadata: Callable[[PretrainedConfig], dict[str, Any]]  # by NAME of `gguf.GGUFWriter.add_NAME`
     # A parameter `[outputs, inputs]` as llama.cpp stores it, from its name in the file.
     stored: Callable[[str, Tensor, PretrainedConfig], Tensor] = lambda name, value, config: value
     tensors: Callable[[PreTrainedModel], Iterable[tuple[str, Tensor]]] = lambda model: ()  # that are no parameters
