@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a file in the way": (["gpt2", "--output", "corpus/000.txt/x"], ["--output: corpus/000.txt/x cannot be written"]),
     "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: only onnx-int8 and onnx-int4 can have it, got"]),
     "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: only gguf can have it, got onnx; remove it"]),
-    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 can have it, got onnx-int8"]),
+    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 can have it, got"]),
     "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: must be 16, 32, 64, 128 or 256, got 24"]),
     "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the weights have groups already, with"]),
     "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 can have it, got"]),
