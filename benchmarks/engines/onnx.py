@@ -30,12 +30,12 @@ class OnnxEngine(Engine):
 
     def start(self, prompt: Ids) -> int:
         """One pass over the prompt into the start of the cache."""
-        logits = self._runtime.start(prompt[None], np.ones((1, len(prompt)), np.int64), self._room - len(prompt))
+        logits = self._runtime.prefill(prompt[None], np.ones((1, len(prompt)), np.int64), self._room - len(prompt))
         return int(np.argmax(logits[0]))
 
     def step(self, token: int) -> int:
         """One pass over one token."""
-        return int(np.argmax(self._runtime.step(np.array([token]))[0]))
+        return int(np.argmax(self._runtime.decode(np.array([token]))[0]))
 
     def forward(self, ids: Ids) -> Logits:
         """One pass from an empty cache."""

@@ -1,43 +1,43 @@
-"""What the model that a run has made costs to use: measured at fit end, in fresh processes."""
+"""What the artefact of a run costs to use: measured at fit end, in fresh processes."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightgpt2.errors import UserError
-from lightgpt2.measure.arms import EXPORTED, GRAPH, Arm, Settings, own_precision
+from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.measure.arms import GRAPH, Arm, Settings, is_graph, own_precision
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.methods.method import Method
-from lightgpt2.models import ledger
 from lightgpt2.models.files import write_json
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.report.benchmark_table import benchmark_markdown, benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
+from lightgpt2.runtime.folder import is_exported
 
-_OTHERS = ("nf4", "int8", *EXPORTED)
 
+class InferenceBenchmark(RunCallback):
+    """Measures speed and memory of the artefact in FP32 and half precision, and of its quantized and exported copies beside it.
 
-class InferenceBenchmark(Callback):
-    """Measures speed and memory of the run's model: in FP32, in half precision, and of its quantized and exported siblings.
-
-    (Not of GGUF, which would be dequantized for it.) The figures go to the terminal, TensorBoard,
-    `checkpoints/<run>/benchmark.json` and the model's ledger, the profiler's traces to `tb-logs/<run>/profile/`.
+    Not of GGUF, which would be dequantized for it, nor of packed copies, which compute as the artefact does. The figures go
+    to the terminal, TensorBoard, `checkpoints/<run>/benchmark.json` and the ledger; traces to `tb-logs/<run>/profile/`.
 
     Args:
-        rounds: How often every form of the model is measured, in turn with the others.
+        rounds: How often every copy is measured, in turn with the others.
         new_tokens: Numbers of new tokens to generate.
         prompt_tokens: Length of the random prompt that generation starts from.
         batches: Batch sizes of the forward pass.
         forward_tokens: Length of the sequences of the forward pass.
         half: Half precision to measure beside FP32; null for none.
-        attention: sdpa, eager, or flash, which is sdpa held to its flash kernel. The model in FP32 is measured with each,
+        attention: sdpa, eager, or flash, which is sdpa held to its flash kernel. The artefact in FP32 is measured with each,
             its other forms with the first.
     """
 
-    order = 2  # after the model was written, scored, quantized and exported
+    phase = 2
 
     def __init__(
         self,
@@ -51,35 +51,29 @@ class InferenceBenchmark(Callback):
     ) -> None:
         self.settings = Settings(prompt_tokens, [*new_tokens], forward_tokens, [*batches], rounds)
         self.half, self.attention = half, [*attention]
-        self.run: Run
 
-    def attach(self, run: Run) -> None:
-        """Says whose model it is."""
-        self.run = run
+    def attach(self, run: Run) -> list[Problem]:
+        """See `RunCallback`."""
+        if self.attention and len(set(self.attention)) == len(self.attention):
+            return super().attach(run)
+        what = f"must name each kind once, got {self.attention}"
+        return [*super().attach(run), Problem("attention", what, "give one or more of sdpa, eager and flash")]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what the model has no positions for, before weights are loaded.
-
-        Raises:
-            UserError: With every such setting.
-        """
+        """Refuse what the model has no positions for, before weights are loaded."""
         assert isinstance(pl_module, Method)
         if stage != "fit":
             return
         trained = next(iter(pl_module.configs().values()))
-        positions = trained.max_position_embeddings
-        name = f"trainer.callbacks.{type(self).__name__}"
-        if not self.attention or len(set(self.attention)) < len(self.attention):
-            raise UserError(f"{name}.attention: give sdpa, eager or flash, each once at most")
-        if problems := self.settings.problems(positions, "the model's", lambda key: f"{name}.{key}"):
-            raise UserError(problems)
+        if problems := self.settings.problems(trained.max_position_embeddings, "the model's"):
+            raise UserError(problem.under(f"trainer.callbacks.{type(self).__name__}") for problem in problems)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures."""
+        """Measure."""
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
-        torch.cuda.empty_cache()  # nothing without CUDA
+        torch.cuda.empty_cache()  # does nothing without CUDA
         device = str(trainer.strategy.root_device)
         result = measure(
             self._arms(pl_module.trust_remote_code),
@@ -94,31 +88,36 @@ class InferenceBenchmark(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             self._write_logs(trainer.logger, trainer.global_step, result)
 
-    def _arms(self, trust_remote_code: bool) -> list[Arm]:
+    def _arms(self, trusted: bool) -> list[Arm]:
         model = self.run.model
         first, *others = self.attention
-        chosen: list[tuple[Path, str, str]] = [(model, "fp32", first), *((model, "fp32", other) for other in others)]
+        own = own_precision(str(model), "model", trusted)
+        chosen: list[tuple[Path, str, str]] = [(model, "fp32", attention) for attention in self.attention]
         if self.half:
             chosen.append((model, self.half, first))
-        for precision in _OTHERS:
-            sibling = self.run.sibling(precision)
-            if (sibling / "config.json").is_file() and own_precision(str(sibling), "model", trust_remote_code):
-                chosen.append((sibling, precision, GRAPH if precision in EXPORTED else first))
+        for copy in sorted(model.parent.glob(f"{model.name}-*")):
+            graph = is_graph(str(copy))
+            if (copy / "config.json").is_file() and (graph or not is_exported(str(copy))):
+                precision = own_precision(str(copy), copy.name, trusted)
+                if precision not in (None, own):
+                    chosen.append((copy, str(precision), GRAPH if graph else first))
         return [
             Arm(
-                " ".join([folder.name, precision, *([attention] if attention not in (first, GRAPH) else [])]),
-                str(folder), precision, attention, trust_remote_code,
+                " ".join([folder.name, precision, *({attention} & {*others})]),
+                str(folder),
+                precision,
+                attention,
+                trusted,
             )
             for folder, precision, attention in chosen
-        ]  # fmt: skip
+        ]
 
     def _write_ledger(self, result: dict[str, Any]) -> None:
-        entries = ledger.read(str(self.run.model))
+        ledger = Ledger.read(self.run.model)
         for arm in result["arms"]:  # quantization scores half precision too, for comparison
-            if arm["precision"] == self.half and self.half in entries[-1]["quality"]:
-                arm["quality"] = entries[-1]["quality"][self.half]
-        entries[-1]["benchmark"] = result
-        write_json(self.run.model / ledger.FILE, entries)
+            if arm["precision"] == self.half and self.half in ledger.last["quality"]:
+                arm["quality"] = ledger.last["quality"][self.half]
+        ledger.amended(benchmark=result).write(self.run.model)
 
     def _write_logs(self, logger: TensorBoardLogger, step: int, result: dict[str, Any]) -> None:
         board = logger.experiment

@@ -17,7 +17,7 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.method import Method, NonFiniteLossError
 from lightgpt2.models.files import atomic_file
-from lightgpt2.runs.run import Identity, Run
+from lightgpt2.runs.run import FORMAT, Identity, Run
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -129,7 +129,7 @@ class Checkpointing(Checkpoint):
         Lightning has counted the micro-batch that was fetched but not yet used, which will be fetched again; and it counts
         an epoch as done that the end of the run cut off, which a longer run goes on with.
         """
-        checkpoint["run"] = self.identity
+        checkpoint["run"], checkpoint["format"] = self.identity, FORMAT
         checkpoint["batching"] = _batching(trainer)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["current"], progress["total"]):

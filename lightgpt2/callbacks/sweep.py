@@ -6,143 +6,122 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from lightgpt2.callbacks.base import RunCallback
 from lightgpt2.callbacks.pruning import Share
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.methods.method import Method
-from lightgpt2.models import ledger
-from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.pruning import prunable
+from lightgpt2.models.quality import Metric, value_of
 from lightgpt2.models.saving import whole_weights
-from lightgpt2.report.table import sweep_table
-from lightgpt2.runs.run import Run
-from lightgpt2.tasks.scoring import Score, score
 
 _KEY = "trainer.callbacks.SparsitySweep"
 LEVELS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
-class SparsitySweep(Callback):
+class SparsitySweep(RunCallback):
     """At fit end prunes copies of the model to each level, by magnitude and at random, and scores each from disk.
 
     On the whole validation split. The artefact itself stays as it is. `lightgpt2 sweep` runs this.
 
     Args:
-        targets: As for `GlobalL1Pruning`.
-        levels: Shares of the chosen weights that go, each in [0, 1); 0 is always among them.
-        budget: How much the perplexity may rise above that of level 0.
+        targets: As for `GlobalL1Pruning`; by default the adapters if there are any, else `linear`.
+        levels: Shares of the chosen weights to prune, each in [0, 1); 0 is always among them.
+        budget: How many per cent worse than at level 0 the primary metric may be.
         seed: Seed of the random control.
     """
 
-    order = 3  # after all that writes the ledger
+    phase = 3
+    order = 3  # until the command line reads `phase`
 
     def __init__(
         self,
-        targets: str = "linear",
+        targets: str | None = None,
         levels: list[Share] | None = None,
-        budget: NonNegativeFloat = 1.0,
+        budget: NonNegativeFloat = 2.0,
         seed: NonNegativeInt = 0,
     ) -> None:
-        self.targets = targets
+        self.targets, self.budget, self.seed = targets, float(budget), int(seed)
         self.levels = sorted({0.0, *map(float, LEVELS if levels is None else levels)})
-        self.budget, self.seed = float(budget), int(seed)
-        self.run: Run
-
-    def attach(self, run: Run) -> None:
-        """Says whose model it is."""
-        self.run = run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for what cannot be pruned, before anything is trained."""
         assert isinstance(pl_module, Method)
         if pl_module.device_mesh is not None:
             raise UserError(f"{_KEY}: not supported with FSDP2; use trainer.strategy auto, or ddp")
-        prunable(pl_module.model, self.targets, f"{_KEY}.targets")
+        self._chosen(pl_module)
+
+    def _chosen(self, method: Method) -> tuple[str, dict[str, nn.Parameter]]:
+        """What is pruned, by name too."""
+        if self.targets is None:
+            try:
+                return "lora", prunable(method.model, "lora", _KEY)
+            except UserError:  # there are no adapters
+                pass
+        targets = self.targets or "linear"
+        return targets, prunable(method.model, targets, f"{_KEY}.targets")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes and scores; writes `sweep.json`, its plot, the ledger, TensorBoard and a table."""
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
-        chosen = prunable(pl_module.model, self.targets, f"{_KEY}.targets")
+        from lightgpt2.runs.sweep import write_sweep  # slow to import, and needed here only
+
+        task, (targets, chosen) = pl_module.task, self._chosen(pl_module)
+        gone = pl_module.held.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
+        # A model that is pruned already comes first, and no level has less.
+        levels = [gone, *(level for level in self.levels if level > gone)] if gone else self.levels
+        arms: dict[str, list[dict[str, Any]]] = {}
+        for arm, metrics in self._score_levels(trainer, pl_module, chosen, levels).items():
+            changes = [scored[task.primary].against(metrics[0][task.primary]) for scored in metrics]
+            arms[arm] = [
+                {**task.quality(scored), "ratio": change.ratio, "ratio_95": change.interval_95}
+                for scored, change in zip(metrics, changes, strict=True)
+            ]
+        about = {"key": "sparsity", "targets": targets, "values": levels}
+        write_sweep(self.run.folder, self.run.model, self.run.name, about, arms, self.budget)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            for arm, level, row in ((a, *pair) for a in arms for pair in zip(levels, arms[a], strict=True)):
+                trainer.logger.experiment.add_scalar(f"sweep/{arm}", value_of(row), round(100 * level))
+
+    def _score_levels(
+        self, trainer: Trainer, method: Method, chosen: dict[str, nn.Parameter], levels: list[float]
+    ) -> dict[str, list[dict[str, Metric]]]:
+        """The metrics at each level, by arm; the model is afterwards what it was."""
         trained = {name: p.detach().clone() for name, p in chosen.items()}
-        gone = pl_module.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
-        if gone:  # the model as it is comes first, and none has less
-            self.levels = [gone, *(level for level in self.levels if level > gone)]
-        scores = {"l1": magnitudes(trained), "random": random_scores(trained, self.seed)}
-        arms: dict[str, list[Score]] = {name: [] for name in scores}
+        criteria = {"l1": magnitudes(trained), "random": random_scores(trained, self.seed)}
+        arms: dict[str, list[dict[str, Metric]]] = {arm: [] for arm in criteria}
         try:
-            with tqdm(total=2 * len(self.levels), desc="Sweep", leave=False) as bar:
-                for criterion, level in ((c, level) for level in self.levels for c in scores):
-                    masks = keep_masks(scores[criterion], level, dict(pl_module.masks.items()))
+            with tqdm(total=2 * len(levels), desc="Sweep", leave=False, disable=None) as bar:
+                for arm, level in ((arm, level) for level in levels for arm in criteria):
+                    masks = keep_masks(criteria[arm], level, dict(method.held.masks.items()))
                     _set(chosen, {name: trained[name] * masks[name].to(trained[name].device) for name in chosen})
-                    arms[criterion].append(self._score(trainer, pl_module))
+                    arms[arm].append(self._score(trainer, method))
                     bar.update()
         finally:
             _set(chosen, trained)
-        figures = {name: [_figures(scored, points[0]) for scored in points] for name, points in arms.items()}
-        self._write(trainer, {"key": "sparsity", "targets": self.targets, "values": self.levels, "arms": figures})
+        return arms
 
-    def _score(self, trainer: Trainer, method: Method) -> Score:
+    def _score(self, trainer: Trainer, method: Method) -> dict[str, Metric]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
             folder = Path(temporary) / "model"
             method.save(folder, data.tokenizer, whole_weights(method.model))
             model = load_model(str(folder), "model", method.trust_remote_code)
         model.to(device=trainer.strategy.root_device)
-        loader, documents = data.scoring_loader("valid"), data.document_sizes("valid")
-        return score(model, method.task, loader, documents, "Scoring")
-
-    def _write(self, trainer: Trainer, found: dict[str, Any]) -> None:
-        figures = [row["perplexity"] for row in found["arms"]["l1"]]
-        found |= {"budget": self.budget, "largest_inside_budget": largest_inside(self.levels, figures, self.budget)}
-        from lightgpt2.report.plots import sweep_plot  # slow to import, and needed here only
-
-        write_json(self.run.folder / "sweep.json", found)
-        if plot := sweep_plot(found, "sparsity", self.run.name):
-            with atomic_file(self.run.folder / "sweep.svg") as temporary:
-                temporary.write_text(plot.file(), encoding="utf-8")
-        entries = ledger.read(str(self.run.model))
-        entries[-1].setdefault("sweeps", {})["sparsity"] = found
-        write_json(self.run.model / ledger.FILE, entries)
-        print(f"{sweep_table(found)}\n\n{self.run.folder}/sweep.json, sweep.svg", flush=True)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            for criterion, rows in found["arms"].items():
-                for level, row in zip(self.levels, rows, strict=True):
-                    trainer.logger.experiment.add_scalar(f"sweep/{criterion}", row["perplexity"], round(100 * level))
-
-
-def _figures(scored: Score, first: Score) -> dict[str, Any]:
-    """A level's figures, with how many times the first level's its perplexity is."""
-    quality, ratio = scored.as_dict(), scored.against(first)
-    return {key: quality[key] for key in ledger.QUALITY} | {"ratio": ratio.perplexity, "ratio_95": ratio.interval()}
-
-
-def largest_inside(values: list[float], perplexities: list[float], budget: float) -> float | None:
-    """The largest value up to which every perplexity is at most `budget` above that of the first.
-
-    Args:
-        values: What was swept, ascending.
-        perplexities: One for each.
-        budget: The rise that is allowed.
-
-    Returns:
-        The value; None where the first perplexity is none (not finite).
-    """
-    inside = None
-    for value, perplexity in zip(values, perplexities, strict=True):
-        if not perplexity <= perplexities[0] + budget:
-            break
-        inside = value
-    return inside
+        task: Any = method.task
+        metrics: dict[str, Metric] = task.evaluate(model, data, "valid", "Scoring")
+        return metrics
 
 
 @torch.no_grad()
-def _set(parameters: dict[str, Any], values: dict[str, torch.Tensor]) -> None:
+def _set(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])

@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
-import sys
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import transformers
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,14 +17,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightgpt2
 from lightgpt2.callbacks.artefact import Artefact
+from lightgpt2.callbacks.base import RunCallback
 from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
+from lightgpt2.callbacks.progress import Closing, Header, Progress
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
-from lightgpt2.cli.parsing import check_groups, parse, resolve_configs
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.errors import UserError, exit_with_message, tell
+from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.methods.method import Method
 from lightgpt2.runs.fits import missing, provide
 from lightgpt2.runs.run import Run, check_owner, claim, find_checkpoint, identity, unfinished
@@ -57,11 +58,13 @@ class Trainer(pl.Trainer):
 class LightGPT2CLI(LightningCLI):
     """Lightning's CLI with a run's folder, its standard callbacks, and messages for people."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    verbs: ClassVar[dict[str, str]] = TRAINER_VERBS  # those that are parsed
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
         """The verbs, and the arguments of their functions that are no options."""
         inside = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return dict.fromkeys(TRAINER_VERBS, inside)
+        return dict.fromkeys(cls.verbs, inside)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run and not to Lightning."""
@@ -74,13 +77,15 @@ class LightGPT2CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", _data_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the command line; reports all mistakes at once."""
-        self.config = parse(parser, resolve_configs(sys.argv[1:] if args is None else args))
+        """Parses the command line; what `checking` has let pass and the parser does not is one mistake."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(_problem(str(error.message))) from error
 
     def before_instantiate_classes(self) -> None:
         """Settles the run, its input and where it starts."""
         settings = self._settings
-        check_groups("model", settings.model)
         stem = Path(str(settings.config[-1])).stem if settings.config else "run"
         settings.run = settings.run or stem
         self.place = Run(settings.run)
@@ -136,23 +141,44 @@ class LightGPT2CLI(LightningCLI):
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
         trainer.plugins = [*plugins, AtomicCheckpointIO()]
         trainer.default_root_dir = str(self.place.folder)
-        callbacks, logger = self._standard(), trainer.logger
+        logger = trainer.logger
         if self.subcommand != "fit":
             logger, trainer.enable_checkpointing = False, False
         elif logger in (None, True):
             logger = self._tensorboard()
         extra = trainer.callbacks or []
-        extra = extra if isinstance(extra, list) else [extra]
-        for callback in extra:
-            if hasattr(callback, "attach"):
-                callback.attach(self.place)
-        # Some work on the artefact: they come after what writes it.
-        late = [callback for callback in extra if getattr(callback, "order", 0)]
-        late.sort(key=lambda callback: callback.order)
-        early = [callback for callback in extra if callback not in late]
-        checking = self.subcommand == "check"  # which ends the fit when all others have looked
-        callbacks = [*early, *late, *callbacks] if checking else [*early, *callbacks, *late]
-        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
+        return super().instantiate_trainer(
+            **kwargs, logger=logger, callbacks=self._ordered(extra if isinstance(extra, list) else [extra])
+        )
+
+    def _ordered(self, extra: list[pl.Callback]) -> list[pl.Callback]:
+        """The configuration's callbacks and the standard ones, in the order in which they work.
+
+        Raises:
+            UserError: With the mistakes in the settings of the configuration's.
+        """
+        problems: list[Problem] = []
+        for each in extra:
+            if isinstance(each, RunCallback):
+                problems += [p.under(f"trainer.callbacks.{type(each).__name__}") for p in each.attach(self.place)]
+            elif hasattr(each, "attach"):  # until all that ship are RunCallbacks
+                each.attach(self.place)
+        if problems:
+            raise UserError(problems)
+        phases = [(getattr(each, "phase", 0) or getattr(each, "order", 0), each) for each in extra]
+        early = [each for phase, each in phases if not phase]
+        late = [each for phase, each in sorted(phases, key=lambda pair: pair[0]) if phase]
+        if self.subcommand == "check":  # which ends the fit when all others have looked
+            return [Header(self.place), *early, *late, Check()]
+        bar = self._settings.trainer.enable_progress_bar is not False
+        if self.subcommand != "fit":
+            writer = PredictionWriter(self.place) if self.subcommand == "predict" else ScorePrinter()
+            return [*early, *late, *([TQDMProgressBar(refresh_rate=10)] if bar else []), writer]
+        checkpointing = self._get(self.config_init, "checkpoint")
+        checkpointing.attach(self.place, self.identity)
+        self.artefact = Artefact(self.place, self.resolved, resuming=self._settings.get("ckpt_path") is not None)
+        standard = [Header(self.place), *early, Monitor(), self.artefact, checkpointing, *late]
+        return [*standard, *([Progress()] if bar else []), Closing(self.place)]
 
     def _provide_and_check(self, problems: list[str]) -> None:
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
@@ -210,19 +236,6 @@ class LightGPT2CLI(LightningCLI):
             class_path="lightgpt2.methods.FineTune", init_args=Namespace(model=str(folder), **kept)
         )
 
-    def _standard(self) -> list[pl.Callback]:
-        if self.subcommand == "check":
-            return [Check()]
-        bar = [TQDMProgressBar(refresh_rate=10)] if self._settings.trainer.enable_progress_bar is not False else []
-        if self.subcommand == "predict":
-            return [PredictionWriter(self.place), *bar]
-        if self.subcommand != "fit":
-            return [*bar, ScorePrinter()]
-        checkpointing = self._get(self.config_init, "checkpoint")
-        checkpointing.attach(self.place, self.identity)
-        artefact = Artefact(self.place, self.resolved, resuming=self._settings.get("ckpt_path") is not None)
-        return [Monitor(), artefact, checkpointing, *bar]
-
     def _tensorboard(self) -> TensorBoardLogger:
         # What a killed process logged after its last checkpoint is about to be logged again.
         purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
@@ -254,21 +267,43 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 
-def run(cli: type[LightGPT2CLI], args: list[str] | None) -> None:
+def _problem(message: str) -> Problem:
+    """What the full parser says of the one mistake at which it has stopped.
+
+    Its message is an indented tree: keys, then under each union of types why none fits. The first reason is that of the
+    type which comes first.
+    """
+    unknown = re.search(r"(?:option '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
+    keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]
+    keys = [key for i, key in enumerate(keys) if key not in keys[:i]]
+    key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(keys))
+    if unknown:
+        return Problem(key, "no such key", "see lightgpt2 fit --help")
+    heading = (
+        r"\s*(- )?((Parser key|Key) |Problem|Does not validate|Subtypes|Errors|Given value|Subclass types|a class path)"
+    )
+    reasons = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.match(heading, line)]
+    reason = next((each for each in reasons if "Not a valid subclass" not in each), (reasons or [message])[0])
+    return Problem(key, " ".join(reason.split()))
+
+
+def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:
     """Runs a verb of the trainer.
 
     Args:
         cli: What does it.
-        args: Arguments in place of the command line's.
+        args: The command line, the verb first.
 
     Raises:
-        UserError: There are mistakes in them.
+        UserError: There are mistakes in it.
     """
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
     raising: dict[str, Any] = {"exit_on_error": False}
+    # Half of the parser's time would go into the verbs that are not asked for.
+    cli.verbs = {args[0]: TRAINER_VERBS[args[0]]} if args[0] in TRAINER_VERBS else TRAINER_VERBS
     try:
-        cli(
+        return cli(
             Method,
             pl.LightningDataModule,
             save_config_callback=None,
@@ -277,21 +312,11 @@ def run(cli: type[LightGPT2CLI], args: list[str] | None) -> None:
             seed_everything_default=1,
             parser_kwargs=raising
             | {"description": lightgpt2.__doc__}
-            | {verb: raising | {"description": text} for verb, text in TRAINER_VERBS.items()},
+            | {verb: raising | {"description": text} for verb, text in cli.verbs.items()},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             args=args,
         )
     except MisconfigurationException as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def main(args: list[str] | None = None) -> None:
-    """Entry point of the trainer's verbs.
-
-    Args:
-        args: Arguments in place of the command line's.
-    """
-    with exit_with_message():
-        run(LightGPT2CLI, args)
+        raise UserError(Problem("trainer", " ".join(str(error).split()))) from error

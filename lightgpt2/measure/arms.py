@@ -1,21 +1,34 @@
-"""What a benchmark measures: its arms and its settings, checked before anything heavy starts."""
+"""What a benchmark measures: arms and settings, checked before anything heavy starts."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, get_args
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.loading import load_config
-from lightgpt2.models.quantization import stored_precision
-from lightgpt2.runtime.folder import is_exported, open_export
+from lightgpt2.models.quantization import Format, stored_precision
+from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
-EXPORTED = ("onnx", "onnx-int8", "onnx-int4")  # precisions of folders that ONNX Runtime runs
-GRAPH = "graph"  # their kind of attention: the graph's own
+GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
 
-_QUANTIZING = ("int8", "nf4")
+
+class Workload(NamedTuple):
+    """One thing that is timed.
+
+    Attributes:
+        kind: `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt.
+        name: Its name among those of its kind: `16x128`, `256`.
+        batch: B.
+        tokens: T of a forward pass, or the number of new tokens.
+    """
+
+    kind: str
+    name: str
+    batch: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -36,38 +49,29 @@ class Settings:
     batches: list[int]
     rounds: int
 
-    def problems(self, positions: int, owner: str, key: Callable[[str], str]) -> list[str]:
-        """What does not fit a model, one line each.
+    def workloads(self) -> list[Workload]:
+        """What is timed in each round, in this order."""
+        length = self.forward_tokens
+        forward = [Workload("forward", f"{batch}x{length}", batch, length) for batch in self.batches]
+        return forward + [Workload("generate", str(count), 1, count) for count in self.new_tokens]
 
-        Args:
-            positions: How many positions the model has.
-            owner: Whose positions they are, in the genitive: `the model's`.
-            key: The name of a setting where the person wrote it.
-        """
-        found = [f"{key(name)}: give at least one" for name in ("new_tokens", "batches") if not getattr(self, name)]
+    def problems(self, positions: int, owner: str) -> list[Problem]:
+        """What does not fit a model with this number of positions; `owner` is a genitive: `the model's`."""
+        found = [Problem(n, "must have at least one value") for n in ("new_tokens", "batches") if not getattr(self, n)]
         if self.new_tokens and min(self.new_tokens) < 2:
-            found.append(f"{key('new_tokens')}: the first token is timed apart from the others; give at least 2")
-        if self.forward_tokens > positions:
-            fix = f"give at most {positions}"
-            found.append(
-                f"{key('forward_tokens')}: {self.forward_tokens} is more than {owner} {positions} positions; {fix}"
-            )
-        room, longest = positions - self.prompt_tokens, max(self.new_tokens, default=0)
+            found.append(Problem("new_tokens", "must be at least 2", "the first token is timed apart from the others"))
+        has, length = f"{owner} {positions} positions", self.forward_tokens
+        if length > positions:
+            found.append(Problem("forward_tokens", f"must be within {has}, got {length}", f"give at most {positions}"))
+        prompt, longest = self.prompt_tokens, max(self.new_tokens, default=0)
+        room = positions - prompt
         if room < 2:
-            found.append(
-                f"{key('prompt_tokens')}: {self.prompt_tokens} leaves no room for new tokens in {owner} {positions} "
-                f"positions; give at most {positions - 2}"
-            )
+            what = f"must leave room for new tokens in {has}, got {prompt}"
+            found.append(Problem("prompt_tokens", what, f"give at most {positions - 2}"))
         elif longest > room:
-            found.append(
-                f"{key('new_tokens')}: {longest} after a prompt of {self.prompt_tokens} is more than {owner} "
-                f"{positions} positions; give at most {room}"
-            )
+            what = f"must be within {has} after a prompt of {prompt}, got {longest}"
+            found.append(Problem("new_tokens", what, f"give at most {room}"))
         return found
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,11 @@ class Arm:
     """One way to run one model.
 
     Attributes:
-        name: What it is called in tables; no two arms share one.
+        name: Its unique name in tables.
         source: Hub id, folder or GGUF file.
         precision: `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to or exported as already.
-        attention: `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `graph` for an exported folder.
-        trust_remote_code: Whether code in the model's folder may run.
+        attention: `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `graph` for an exported ONNX folder.
+        trust_remote_code: True if code in the model's folder may run.
     """
 
     name: str
@@ -90,7 +94,7 @@ class Arm:
 
     @property
     def file_name(self) -> str:
-        """Its name without spaces and slashes."""
+        """The name without spaces and slashes."""
         return "-".join(self.name.replace("/", " ").split())
 
 
@@ -102,36 +106,34 @@ def plan(
     trust_remote_code: bool = False,
     device: str = "cpu",
 ) -> list[Arm]:
-    """The arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
-
-    Exported folders are measured as they are.
+    """List the arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
 
     Args:
-        models: Hub ids, folders and GGUF files.
-        precisions: Precisions; None for FP32, and for its own where a folder is quantized or exported already.
+        models: Hub ids, folders and GGUF files; exported folders are measured as they are.
+        precisions: Precisions; None for FP32, or for its own where a folder is quantized or exported already.
         attentions: Kinds of attention.
         settings: What will be measured.
-        trust_remote_code: Whether code in the models' folders may run.
+        trust_remote_code: True if code in the models' folders may run.
         device: `cpu` or `cuda:N`.
 
     Raises:
         UserError: Every mistake that shows without weights.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     chosen: list[tuple[str, str, str]] = []
     for given in models:
-        model = _gguf_of(given)
+        file = Path(given).expanduser() / GGUF
+        model = str(file) if is_exported(given) and file.is_file() else given  # measured like any GGUF file
         try:
-            own = own_precision(model, "MODEL", trust_remote_code)
-            mine = _precisions(model, own, precisions)
-            if own in EXPORTED and device != "cpu":
-                raise UserError(cuda_problem(model))
-            positions = _positions(model, own, trust_remote_code)
+            mine = _precisions(model, own_precision(model, "MODEL", trust_remote_code), precisions)
+            if is_graph(model) and device != "cpu":
+                raise UserError([cuda_problem(model)])
+            mistakes = settings.problems(_positions(model, trust_remote_code), f"{model}'s")
         except UserError as error:
             problems += error.problems
             continue
-        problems += settings.problems(positions, f"{model}'s", _option)
-        kinds = [GRAPH] if own in EXPORTED else attentions
+        problems += [Problem(f"--{found.key.replace('_', '-')}", found.what, found.fix) for found in mistakes]
+        kinds = [GRAPH] if is_graph(model) else attentions
         chosen += [(model, precision, attention) for precision in mine for attention in kinds]
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
@@ -139,81 +141,61 @@ def plan(
     return [Arm(name, *choice, trust_remote_code) for name, choice in zip(names, chosen, strict=True)]
 
 
-def own_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
-    """What a model is quantized to or exported as already: as `stored_precision`, or one of `EXPORTED`.
+def is_graph(source: str) -> bool:
+    """True for a folder that was exported for ONNX Runtime."""
+    return is_exported(source) and (Path(source).expanduser() / ONNX).is_file()
 
-    Args:
-        source: Hub id, folder or GGUF file.
-        key: Config key to name in errors.
-        trust_remote_code: Whether code in the model's folder may run.
+
+def own_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
+    """The precision that a model says it is quantized to, or the format that it was exported in; None for plain weights.
 
     Raises:
-        UserError: Its configuration cannot be loaded, or an exported folder is damaged.
+        UserError: Its configuration cannot be loaded, or an exported folder is damaged. `key` names the model.
     """
-    if not is_exported(source):
-        return stored_precision(source, key, trust_remote_code)
-    form = open_export(Path(source).expanduser(), key).get("format")
-    if form not in EXPORTED:
-        raise UserError(f"{key}: {source} says that it holds {form!r}; export the model again")
-    return str(form)
+    if is_exported(source):
+        return str(open_export(Path(source).expanduser(), key).get("format"))
+    return stored_precision(source, key, trust_remote_code)
 
 
-def _positions(model: str, own: str | None, trust_remote_code: bool) -> int:
-    if own in EXPORTED:
+def cuda_problem(source: str) -> Problem:
+    """Why an exported folder is not measured on CUDA."""
+    what = f"{source} is exported for processors, and its figures would not be CUDA's"
+    return Problem("--device", what, "give --device cpu")
+
+
+def _positions(model: str, trust_remote_code: bool) -> int:
+    if is_exported(model):
         return context_of(Path(model).expanduser(), "MODEL")
     positions: int = load_config(model, "MODEL", trust_remote_code).max_position_embeddings
     return positions
 
 
-def cuda_problem(source: str) -> str:
-    """Why an exported folder is not measured on CUDA."""
-    return f"--device: {source} is exported for processors, and its figures would not be CUDA's; give --device cpu"
-
-
-def _gguf_of(source: str) -> str:
-    """The file of an exported folder that holds GGUF, which is measured as any such file is; else the source itself."""
-    file = Path(source).expanduser() / "model.gguf"
-    return str(file) if is_exported(source) and file.is_file() else source
-
-
-def _option(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
-
-
-def _precisions(model: str, stored: str | None, wanted: Sequence[str] | None) -> list[str]:
+def _precisions(model: str, own: str | None, wanted: Sequence[str] | None) -> list[str]:
     """The precisions to measure a model in; refuses to quantize what is already quantized."""
-    if stored == "gguf":
-        if refused := [p for p in wanted or () if p in _QUANTIZING]:
-            raise UserError(
-                f"--precision: {refused[0]} of {model} would be quantizing what is already quantized (a GGUF file); give "
-                "fp32, bf16 or fp16, for which it is dequantized"
-            )
-    elif stored is not None:
-        if refused := [p for p in wanted or () if p != stored]:
-            again = refused[0] in _QUANTIZING and stored not in EXPORTED
-            reason = "would be quantizing what is already quantized" if again else "is not there"
-            raise UserError(
-                f"--precision: {refused[0]} of {model} {reason}: the folder is {stored}; leave --precision out to measure "
-                "each model as it is"
-            )
-        return [stored]
-    return list(wanted or ["fp32"])
+    plain = own in (None, "gguf")
+    refused = [p for p in wanted or () if (own == "gguf" and p in get_args(Format)) or (not plain and p != own)]
+    if not refused:
+        return list(wanted or ["fp32"]) if plain else [str(own)]
+    again = refused[0] in get_args(Format) and not is_graph(model)
+    reason = "would be quantizing what is already quantized" if again else "is not there"
+    as_it_is = "leave --precision out to measure each model as it is"
+    fix = "give fp32, bf16 or fp16, for which it is dequantized" if own == "gguf" else as_it_is
+    raise UserError([Problem("--precision", f"{refused[0]} of {model} {reason}: it is {own}", fix)])
 
 
 def _names(chosen: list[tuple[str, str, str]]) -> list[str]:
-    """A name for each arm: the last part of the model's path where that is enough, and what tells arms apart."""
-    sources = {source for source, _, _ in chosen}
-    last = Counter(_last(source) for source in sources)
+    """A unique name for each arm: the last part of the model's path where that is enough, and what differs."""
+
+    def last(source: str) -> str:
+        return Path(source).resolve().name if Path(source).exists() else Path(source).name
+
+    times = Counter(last(source) for source in {source for source, _, _ in chosen})
     several = len({attention for _, _, attention in chosen} - {GRAPH}) > 1
     seen: Counter[str] = Counter()
     names = []
     for source, precision, attention in chosen:
-        model = _last(source) if last[_last(source)] == 1 else source.rstrip("/")
+        model = last(source) if times[last(source)] == 1 else source.rstrip("/")
         name = " ".join([model, precision, *([attention] if several and attention != GRAPH else [])])
         seen[name] += 1  # a model beside itself is a control: its ratio should be 1
         names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return names
-
-
-def _last(source: str) -> str:
-    return Path(source).resolve().name if Path(source).exists() else Path(source).name

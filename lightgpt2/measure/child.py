@@ -1,4 +1,4 @@
-"""A worker process, seen from the one that started it."""
+"""Processes that measure on request, by lines of JSON on standard input and output. A worker imports only what it measures."""
 
 import contextlib
 import json
@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from lightgpt2.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 10.0
+_Arm = TypeVar("_Arm")
 
 
 class ArmFailed(Exception):  # noqa: N818 - it says what became of an arm
@@ -21,14 +25,14 @@ class ArmFailed(Exception):  # noqa: N818 - it says what became of an arm
 class Child:
     """A fresh Python process that measures one arm.
 
-    It is in a session of its own: a Ctrl-C at the terminal reaches the parent alone, which then ends its children. A child
+    It is in its own session: a Ctrl-C at the terminal reaches the parent alone, which then ends its children. A child
     whose parent was killed ends by itself when it finds the pipe closed.
 
     Args:
-        module: What it runs: a module that answers lines of JSON on its standard output.
+        module: The module that it runs, whose `main` calls `serve`.
     """
 
-    def __init__(self, module: str = "lightgpt2.measure.worker") -> None:
+    def __init__(self, module: str) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see close
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
@@ -42,11 +46,11 @@ class Child:
         )
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Sends a request and waits for what comes back.
+        """Send a request and wait for the answer.
 
         Args:
-            do: `load`, `round` or `profile`.
-            request: What belongs to it.
+            do: A key of what the child serves.
+            request: The arguments of that.
 
         Raises:
             ArmFailed: The child reports an error, or has died.
@@ -58,7 +62,7 @@ class Child:
             self.process.stdin.flush()
         try:
             reply: dict[str, Any] = json.loads(self.process.stdout.readline())
-        except ValueError as error:  # nothing, or half a line
+        except ValueError as error:  # no line, or half of one
             raise ArmFailed(self._death()) from error
         if "error" in reply:
             raise ArmFailed(reply["error"])
@@ -76,10 +80,79 @@ class Child:
         return f"ended with exit code {code}" + (f": {said[-1][:300]}" if said else "")
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """End the process, whatever it is doing."""
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self._errors):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):  # a request that it never read
                     stream.close()
+
+
+class Children(contextlib.AbstractContextManager["Children"]):
+    """A child for each arm, started with its first request; one that fails is ended, and the others go on.
+
+    Args:
+        module: See `Child`.
+
+    Attributes:
+        errors: Why arms failed, by their names.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._children: dict[str, Child] = {}
+        self.errors: dict[str, str] = {}
+
+    def ask(self, name: str, do: str, **request: Any) -> dict[str, Any]:
+        """The answer of an arm's child; empty once it has failed."""
+        if name in self.errors:
+            return {}
+        if name not in self._children:
+            self._children[name] = Child(self._module)
+        try:
+            return self._children[name].ask(do, **request)
+        except ArmFailed as failure:
+            self.errors[name] = str(failure)
+            self._children[name].close()  # the others may have its memory
+            return {}
+
+    def __exit__(self, *exception: object) -> None:
+        for child in self._children.values():
+            child.close()
+
+
+def turns(arms: Sequence[_Arm], rounds: int) -> Iterator[_Arm]:
+    """The order in which arms are measured: every second round backwards, so that none always follows the same other one."""
+    for number in range(rounds):
+        yield from arms[:: 1 if number % 2 == 0 else -1]
+
+
+def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
+    """Answer the parent's requests until it closes the pipe. Whatever else is printed goes to standard error.
+
+    Args:
+        answers: What may be asked; each is called with the request's other values, and returns what JSON can hold.
+    """
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with contextlib.suppress(BrokenPipeError):
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                reply = {"ok": answers[request.pop("do")](**request)}
+            except Exception as error:
+                reply = {"error": _reason(error)}
+            channel.write(json.dumps(reply) + "\n")
+            channel.flush()
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, UserError):
+        return "; ".join(error.problems)
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    # torch has no class of its own for a CPU that is out of memory.
+    if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in text:
+        return "ran out of memory"
+    return f"{kind}: {text[:300]}"

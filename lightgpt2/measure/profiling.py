@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from lightgpt2.models.files import atomic_file
 
-TOP = 10  # operators in the table
 ACTIVE = 3  # steps that are profiled
+_TOP = 10  # operators in the table
 _ATTENTION = "aten::_scaled_dot_product_"
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_mm")
 
@@ -22,10 +22,9 @@ class Profile:
     """What a few profiled steps showed.
 
     Attributes:
-        operators: The operators with the most time of their own: `name`, `calls`, `self_ms`, `share` of all operators'
-            time, and `device`.
+        operators: See `top`.
         attention_kernel: The attention operators that ran, or `eager`.
-        products: Matrix products, by name: microseconds of their kernels on CUDA.
+        products: Microseconds of their kernels on CUDA, by name of the matrix product.
     """
 
     operators: list[dict[str, Any]]
@@ -33,15 +32,8 @@ class Profile:
     products: dict[str, float]
 
 
-def profiled(step: Callable[[], None], device: str, trace: Path) -> Profile:
-    """Profiles a few steps, after one that is thrown away and one that warms the profiler up.
-
-    Args:
-        step: The work.
-        device: `cpu` or `cuda:N`.
-        trace: Where the Chrome trace goes (it opens in Perfetto).
-    """
-    cuda = device.startswith("cuda")
+def profiled(step: Callable[[], None], cuda: bool, trace: Path) -> Profile:
+    """Profile a few steps, after one that is thrown away and one that warms the profiler up; write the Chrome trace."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     found: list[Profile] = []
 
@@ -61,51 +53,37 @@ def profiled(step: Callable[[], None], device: str, trace: Path) -> Profile:
 
 
 def _read(averages: Iterable[Any], cuda: bool) -> Profile:
-    """Operators are what has a namespace; the rest are marks, and CUDA's own functions and kernels."""
+    """Operators have a namespace; the rest are marks, and CUDA's own functions and kernels."""
     rows = [row for row in averages if "::" in row.key and row.device_type == DeviceType.CPU]
-    products = {
-        row.key: float(row.device_time_total) for row in rows if row.key in _PRODUCTS or _is_bitsandbytes(row.key)
-    }
-    return Profile(_top(rows, cuda), attention_kernel(row.key for row in rows), products)
+    products = [row for row in rows if row.key in _PRODUCTS or row.key.startswith("bitsandbytes::")]
+    # On CUDA an operator's own time is that of the kernels it launched.
+    own = [(r.key, r.count, (r.self_device_time_total if cuda else r.self_cpu_time_total) / 1e3) for r in rows]
+    launched = {row.key: float(row.device_time_total) for row in products}
+    return Profile(top(own, "cuda" if cuda else "cpu"), attention_kernel(row.key for row in rows), launched)
 
 
-def _is_bitsandbytes(name: str) -> bool:
-    return name.startswith("bitsandbytes::")
-
-
-def _top(rows: list[Any], cuda: bool) -> list[dict[str, Any]]:
-    """On CUDA an operator's own time is that of the kernels it launched."""
-    times = {id(row): float(row.self_device_time_total if cuda else row.self_cpu_time_total) for row in rows}
-    total = sum(times.values()) or 1.0
-    longest = sorted(rows, key=lambda row: -times[id(row)])[:TOP]
+def top(own: Iterable[tuple[str, int, float]], device: str) -> list[dict[str, Any]]:
+    """The operators (name, calls, own milliseconds) with the most time, with their share of all operators' time."""
+    longest = sorted(own, key=lambda row: -row[2])
+    total = sum(spent for _, _, spent in longest) or 1.0
     return [
-        {
-            "name": row.key,
-            "calls": row.count,
-            "self_ms": times[id(row)] / 1e3,
-            "share": times[id(row)] / total,
-            "device": "cuda" if cuda else "cpu",
-        }
-        for row in longest
+        {"name": name, "calls": calls, "self_ms": spent, "share": spent / total, "device": device}
+        for name, calls, spent in longest[:_TOP]
     ]
 
 
 def attention_kernel(names: Iterable[str]) -> str:
-    """Which attention ran, from the names of the operators that did; `eager` where it was plain matrix products.
-
-    Args:
-        names: Names of operators.
-    """
+    """The attention that ran, from the names of the operators that did; `eager` where it was plain matrix products."""
     return ", ".join(sorted({name for name in names if name.startswith(_ATTENTION)})) or "eager"
 
 
 def residency_problem(device: str, tensors: Mapping[str, str], products: Mapping[str, float]) -> str | None:
-    """Why figures for CUDA would not be CUDA's, if so: something lay or ran elsewhere.
+    """Why figures for CUDA would not be CUDA's: something lay or ran elsewhere. None if all is where it should be.
 
     Args:
         device: The device that was asked for: `cpu` or `cuda:N`.
-        tensors: For each parameter's and buffer's name the type of its device.
-        products: For each matrix product that ran the microseconds of its kernels on CUDA.
+        tensors: The type of its device, by name of the parameter or buffer.
+        products: Microseconds of their kernels on CUDA, by name of the matrix product.
     """
     if not device.startswith("cuda"):
         return None

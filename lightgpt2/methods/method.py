@@ -1,6 +1,7 @@
 """The one LightningModule: a task, a start, an objective and adaptations make a training run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,13 +261,8 @@ class Method(LightningModule):
             self.shard(self.device_mesh["data_parallel"])
 
     def _build(self, training: bool) -> None:
-        trust = self.trust_remote_code
-        self.model, self.operations = self.start.build(self.data, trust)
-        original = self.start.original
-        layers = None if original is None else self.start.layers(original.config)
-        binding = Binding(self.task, self.model, original, str(self.start.source), layers, trust)
-        self.objective.bind(binding)
-        self._apply_adaptations(training)
+        self.model, self.operations = self.start.build(self.data, self.trust_remote_code)
+        self.assemble(self.total_steps if training else 0, training)
         check_head(self.model, self._source_key)
         tokens, rows = len(self.data.tokenizer), self.model.config.vocab_size
         if tokens > rows:
@@ -274,7 +270,6 @@ class Method(LightningModule):
                 f"data.tokenizer: it has {tokens} tokens and the model of {self._source_key} has {rows}; use the model's own "
                 "tokenizer"
             )
-        self.model.train()
         self.held.hold(self.model, Ledger.read(self.start.source))
         for part in self._parts:
             part.check(self.model)
@@ -283,20 +278,22 @@ class Method(LightningModule):
         for model in (self.model, *self.objective.frozen_models) if self.compile_model else ():
             model.base_model.compile()
 
-    def _apply_adaptations(self, training: bool) -> None:
-        steps = self.total_steps if training else 0
+    def assemble(self, total_steps: int, training: bool = True) -> None:
+        """Binds the objective to `self.model` and applies the adaptations.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+            training: Whether the run will train, and not only score.
+        """
+        trust, original = self.trust_remote_code, self.start.original
+        layers = None if original is None else self.start.layers(original.config)
+        self.objective.bind(Binding(self.task, self.model, original, str(self.start.source), layers, trust))
         for part in self._parts:
             others = [other for other in self._parts if other is not part]
-            context = Context(
-                self.task,
-                lambda: self.start.plain(self.trust_remote_code),
-                self.start.adapter,
-                others,
-                self.held.masks,
-                training,
-                steps,
-            )
+            plain = partial(self.start.plain, trust)
+            context = Context(self.task, plain, self.start.adapter, others, self.held.masks, training, total_steps)
             self.operations += part.apply_to(self.model, context)
+        self.model.train()
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs.
@@ -527,7 +524,7 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen, and adds what Lightning leaves out."""
-        resume.pack(self, checkpoint, self._rng_before_step)
+        resume.pack(self, self.held, self.start, self.frozen_sources, checkpoint, self._rng_before_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint belongs to this run; restores what Lightning does not.
@@ -535,7 +532,7 @@ class Method(LightningModule):
         Raises:
             UserError: The weights that the checkpoint left out have changed, or the text that decided the vocabulary.
         """
-        self._restored_rng = resume.unpack(self, checkpoint)
+        self._restored_rng = resume.unpack(self, self.held, self.start, self.frozen_sources, checkpoint)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Restores the weights; what is frozen stays as it is.

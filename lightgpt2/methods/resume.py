@@ -1,40 +1,54 @@
 """What a checkpoint holds besides Lightning's own, so that a resumed run is the run that was not interrupted."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.errors import UserError
 from lightgpt2.methods import random_state
 from lightgpt2.methods.processes import gathered
 from lightgpt2.models.ledger import Parent
-
-if TYPE_CHECKING:
-    from lightgpt2.methods.method import Method
+from lightgpt2.starts.base import Start
 
 
-def pack(method: "Method", checkpoint: dict[str, Any], before_step: dict[str, Any] | None) -> None:
+def pack(
+    module: nn.Module,
+    held: HeldMasks,
+    start: Start,
+    sources: list[str],
+    checkpoint: dict[str, Any],
+    before_step: dict[str, Any] | None,
+) -> None:
     """Leaves out what is frozen; adds the state of every random generator, and what the weights depend on.
 
     Args:
-        method: The method.
+        module: What is trained.
+        held: Its masks.
+        start: Where its model comes from.
+        sources: The models that training reads and does not change.
         checkpoint: What Lightning is about to save; changed.
         before_step: The generators' states where an optimizer step began that will be done again; None: between two steps.
     """
-    for name in _unchanging(method, checkpoint["state_dict"]):
+    for name in _unchanging(module, checkpoint["state_dict"]):
         del checkpoint["state_dict"][name]
-    checkpoint["prunings"] = method.held.prunings
-    checkpoint["frozen"] = _digests(method)
-    checkpoint["start"] = method.start.fingerprint
+    checkpoint["prunings"] = held.prunings
+    checkpoint["frozen"] = _digests(sources)
+    checkpoint["start"] = start.fingerprint
     checkpoint["rng"] = gathered(before_step or random_state.capture())
 
 
-def unpack(method: "Method", checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """Checks that a checkpoint belongs to a method, and makes room for its masks.
+def unpack(
+    module: nn.Module, held: HeldMasks, start: Start, sources: list[str], checkpoint: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Checks that a checkpoint belongs to a run, and makes room for its masks.
 
     Args:
-        method: The method.
+        module: What is trained.
+        held: Its masks.
+        start: Where its model comes from.
+        sources: The models that training reads and does not change.
         checkpoint: What `pack` has packed.
 
     Returns:
@@ -43,31 +57,31 @@ def unpack(method: "Method", checkpoint: dict[str, Any]) -> list[dict[str, Any]]
     Raises:
         UserError: The weights that the checkpoint left out have changed, or the text that decided the vocabulary.
     """
-    if checkpoint["start"] != method.start.fingerprint:
+    if checkpoint["start"] != start.fingerprint:
         raise UserError(
             "--ckpt_path: the training text needs other tokens than those of the checkpoint; bring the old text back, or "
             "start anew with another --run"
         )
     # A checkpoint that is scored needs no teacher, and one that is trained on may get one, or go on without.
-    for source, then, now in zip(method.frozen_sources, checkpoint["frozen"], _digests(method), strict=False):
+    for source, then, now in zip(sources, checkpoint["frozen"], _digests(sources), strict=False):
         if then != now:
             raise UserError(
                 f"--ckpt_path: the weights of {source} are not those that the checkpoint was trained with; bring them "
                 "back, or start anew with another --run"
             )
-    method.held.prunings = checkpoint["prunings"]
-    prefix = next(name for name, module in method.named_modules() if module is method.held.masks)
+    held.prunings = checkpoint["prunings"]
+    prefix = next(name for name, inner in module.named_modules() if inner is held.masks)
     # FSDP2's strategy keeps the weights to itself
-    method.held.masks.allocate(checkpoint.get("state_dict", {}), f"{prefix}.")
+    held.masks.allocate(checkpoint.get("state_dict", {}), f"{prefix}.")
     states: list[dict[str, Any]] = checkpoint["rng"]
     return states
 
 
-def load(method: "Method", load_state_dict: Callable[..., Any], weights: Mapping[str, Any], assign: bool) -> Any:
+def load(module: nn.Module, load_state_dict: Callable[..., Any], weights: Mapping[str, Any], assign: bool) -> Any:
     """Restores weights; what is frozen stays as it is.
 
     Args:
-        method: The method.
+        module: What is trained.
         load_state_dict: Lightning's own.
         weights: The weights by name.
         assign: As for torch's `load_state_dict`.
@@ -77,7 +91,7 @@ def load(method: "Method", load_state_dict: Callable[..., Any], weights: Mapping
     """
     try:
         result = load_state_dict(weights, strict=False, assign=assign)
-        absent = sorted({*result.missing_keys} - _unchanging(method, result.missing_keys))
+        absent = sorted({*result.missing_keys} - _unchanging(module, result.missing_keys))
         if absent or result.unexpected_keys:
             raise RuntimeError(f"Missing key(s): {absent[:1]}, unexpected key(s): {result.unexpected_keys[:1]}")
     except RuntimeError as error:
@@ -90,8 +104,8 @@ def load(method: "Method", load_state_dict: Callable[..., Any], weights: Mapping
     return result
 
 
-def _digests(method: "Method") -> list[str]:
-    return [Parent.of(source).sha256 for source in method.frozen_sources]
+def _digests(sources: list[str]) -> list[str]:
+    return [Parent.of(source).sha256 for source in sources]
 
 
 def _unchanging(module: nn.Module, names: Iterable[str]) -> set[str]:

@@ -9,20 +9,12 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a source is a folder of adapters."""
+    """True for a folder of adapters."""
     return (Path(source).expanduser() / CONFIG).is_file()
 
 
 def base_of(source: str, key: str) -> str:
-    """The model that a source's adapters belong to; the source itself where it is a model.
-
-    Args:
-        source: Hub id, model folder, adapter folder or GGUF file.
-        key: Config key to name in errors.
-
-    Raises:
-        UserError: The adapters name no model, or their weights are missing.
-    """
+    """The model that adapters belong to; the source itself if it is a model."""
     if not is_adapter(source):
         return source
     folder = Path(source).expanduser()

@@ -15,30 +15,16 @@ __all__ = ["Named", "Shape", "block_sizes", "block_units", "named_axes", "uneven
 
 @dataclass(frozen=True)
 class Named:
-    """A parameter and what its axes stand for.
-
-    Attributes:
-        name: Its name.
-        value: The parameter.
-        layer: Index of its block; None for embeddings, the final norm and the head.
-        axes: For each axis the roles of its sections; see `Family.axes`.
-    """
+    """A parameter and what its axes stand for."""
 
     name: str
     value: Tensor
-    layer: int | None
-    axes: tuple[tuple[str, ...], ...]
+    layer: int | None  # index of its block; None for embeddings, the final norm and the head
+    axes: tuple[tuple[str, ...], ...]  # for each axis the roles of its sections; see `Family`
 
 
 def named_axes(model: PreTrainedModel) -> Iterator[Named]:
-    """All parameters of a model, tied ones once.
-
-    Args:
-        model: A decoder of a supported family, without adapters.
-
-    Raises:
-        ValueError: The family does not know one of them.
-    """
+    """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one of them."""
     table = family_of(model).axes
     for name, value in model.named_parameters():
         axes = next((axes for pattern, axes in table.items() if re.fullmatch(pattern, name)), None)

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever interrupts the writing."""
+"""Files and folders that exist whole or not at all, whatever interrupts the writing."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _FullError(UserError):
-    """What was to be written has no room."""
+    """There is no room for what was to be written."""
 
 
 def _sync(path: Path) -> None:
@@ -28,7 +28,7 @@ def _sync(path: Path) -> None:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that the disk or the quota is used up."""
+    """True if an error, or one that it was raised from, says that the disk or the quota is used up."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -60,11 +60,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yields a temporary path to write a file to; on success it becomes `target` in one step.
-
-    Raises:
-        UserError: The disk is full; the old `target` is untouched.
-    """
+    """A temporary path to write to, which becomes `target` in one step; the old one stays if anything goes wrong."""
     with _temporary(target) as temporary:
         yield temporary
         _sync(temporary)
@@ -74,16 +70,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder to fill; on success it becomes `target`, replacing an older folder.
-
-    Raises:
-        UserError: The disk is full; the old `target` is untouched.
-    """
+    """A temporary folder to fill, which becomes `target`; the old one stays if anything goes wrong."""
     with _temporary(target) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
         temporary.mkdir()
         yield temporary
-        for path in temporary.glob("*.safetensors"):  # which safetensors makes for their owner alone
+        for path in temporary.glob("*.safetensors"):  # which only their owner may read
             path.chmod(temporary.stat().st_mode & 0o666)
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
@@ -96,11 +88,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def restore_folder(target: Path) -> None:
-    """Cleans up after a process that was killed while it replaced `target`.
-
-    Args:
-        target: What `atomic_folder` was writing.
-    """
+    """Clean up after a process that was killed while `atomic_folder` replaced `target`."""
     for old in target.parent.glob(f".{target.name}.*.old"):
         if target.exists():
             shutil.rmtree(old)
@@ -109,17 +97,17 @@ def restore_folder(target: Path) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Writes JSON atomically."""
+    """Write JSON atomically."""
     with atomic_file(target) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """The SHA-256 of a file's bytes in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_megabytes(folder: Path) -> float:
-    """Bytes of the weight files of a model folder, in units of 10^6."""
+    """The size of the weight files of a model folder in 10^6 bytes."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6

@@ -65,10 +65,7 @@ class Integers:
 def round_weights(model: PreTrainedModel, form: Integers, active: Callable[[], bool]) -> None:
     """Let a model compute with weights that the integers can hold; what is trained stays as it is, under its names.
 
-    Args:
-        model: The model; changed in place.
-        form: The integers.
-        active: Whether it does; asked at every forward pass.
+    `active` is asked at every forward pass whether to round.
     """
 
     def rounding(module: nn.Module) -> Callable[[str, Tensor], Tensor]:

@@ -40,10 +40,8 @@ _MISTAKES = (  # that transformers raises for a folder or a configuration that i
 
 def _is_path(source: str) -> bool:
     """Whether the source is meant as a file or folder: it exists, or no hub id looks like it."""
-    path = Path(source)
-    return (
-        path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or path.parts[0] == "checkpoints"
-    )
+    path, starts = Path(source), (".", "/", "~", "checkpoints/")
+    return path.exists() or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
 
 
 def _arguments(source: str) -> dict[str, Any]:
@@ -105,15 +103,10 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a model that is named, or described by a dictionary with `model_type`.
-
-    Args:
-        source: Hub id, folder, GGUF file, or a dictionary of configuration values.
-        key: Config key to name in errors.
-        trust_remote_code: Whether code in the model's folder may run.
+    """The configuration of a model that is named, or described by a dictionary of values with `model_type`.
 
     Raises:
-        UserError: It cannot be loaded, or its family is not supported.
+        UserError: It cannot be loaded, or its family is not supported; `key` is the config key to name.
     """
     if isinstance(source, dict):
         values = dict(source)
@@ -158,10 +151,9 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
 
 def _load(model_class: Any, source: str, key: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its file lacks."""
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = _guarded(
-        lambda: model_class.from_pretrained(**(_arguments(source) | options), output_loading_info=True), source, key
-    )
-    return loaded[0], sorted(loaded[1]["missing_keys"])
+    options |= {**_arguments(source), "output_loading_info": True}
+    model, info = _guarded(lambda: model_class.from_pretrained(**options), source, key)
+    return model, sorted(info["missing_keys"])
 
 
 def _check_whole(missing: list[str], source: str, key: str) -> None:
@@ -256,11 +248,6 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer that belongs to a model.
-
-    Args:
-        source: Hub id, folder or GGUF file.
-        key: Config key to name in errors.
-        trust_remote_code: Whether code in the model's folder may run.
 
     Raises:
         UserError: There is none, it knows no text, or it has neither a beginning- nor an end-of-text token.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Operation = dict[str, Any]
 Zeros = Literal["", "hold", "merge"]
+Conversion = Literal["", "quantized", "packed", "exported"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class OperationKind:
         changes_shape: Whether it changes the model's shape, and is replayed by `models.surgery`.
         changes_start: Whether the model before the stage's first step is another than the one that the stage was given.
         zeros: `hold` where weights at zero stay so in later stages; `merge` where pruned adapters end.
+        conversion: What the copy of a model is that it wrote, or a function of the operation; empty for a stage's work.
         describe: What it did, as a clause: "80.0 % of the linear weights pruned (l1)".
     """
 
@@ -30,6 +32,7 @@ class OperationKind:
     changes_shape: bool = False
     changes_start: bool = False
     zeros: Zeros = ""
+    conversion: Conversion | Callable[[Operation], Conversion] = ""
     describe: Callable[[Operation], str] = lambda operation: str(operation["op"])
 
     def record(self, **values: Any) -> Operation:
@@ -37,8 +40,62 @@ class OperationKind:
         operation = {"op": self.name, **values}
         if self.name in KINDS:
             return operation
-        facts = {"changes_shape": self.changes_shape, "changes_start": self.changes_start, "zeros": self.zeros}
-        return {**operation, "kind": {**facts, "description": self.describe(operation)}}
+        facts = {key: getattr(self, key) for key in ("changes_shape", "changes_start", "zeros")}
+        facts |= {"conversion": self.converted(operation), "description": self.describe(operation)}
+        return {**operation, "kind": facts}
+
+    def converted(self, operation: Operation) -> Conversion:
+        """What the copy is that an operation wrote; empty where it is part of a stage."""
+        return self.conversion(operation) if callable(self.conversion) else self.conversion
+
+
+_ROUNDED = ("int8", "int4", "Q8_0", "Q4_0")
+
+
+def _export_kind(operation: Operation) -> Conversion:
+    """Weights that were trained as integers are not rounded once more."""
+    rounds = operation.get("layers", operation.get("type")) in _ROUNDED and operation.get("scales") != "trained"
+    return "quantized" if rounds else "exported"
+
+
+def _describe_export(operation: Operation) -> str:
+    layers, embeddings = operation.get("layers"), operation.get("embeddings")
+    text = "exported as " + (f"ONNX {layers.upper()}" if layers else f"GGUF {operation['type']}")
+    if embeddings not in (None, layers):
+        text += f", embeddings in {embeddings.partition('-')[0].upper()}"
+    if operation.get("scales") == "trained":
+        text += ", with the trained scales"
+    if "source" in operation.get("agreement", {}):
+        text += f", {operation['agreement']['source']:.1%} of outputs as in PyTorch"
+    return text
+
+
+def _describe_integers(operation: Operation) -> str:
+    group = operation.get("group")
+    text = f"stored as INT{operation['bits']}, a scale for each {f'group of {group} inputs' if group else 'output channel'}"
+    text += ", embeddings included" if operation.get("embeddings") else ""
+    return text + (", inputs in INT8" if operation.get("activations") else "")
+
+
+def _describe_pruning(operation: Operation) -> str:
+    share = f"{operation['achieved']:.1%} of the {operation['targets']} weights"
+    return f"{share} held at zero" if operation.get("held") else f"{share} pruned ({operation['criterion']})"
+
+
+def _describe_removal(operation: Operation) -> str:
+    counts = ((operation.get(kind, {}), word) for kind, word in (("heads", "heads"), ("ffn", "neurons")))
+    gone = [f"{count['removed']:,} of {count['of']:,} {word}" for count, word in counts if count.get("removed")]
+    criterion = f" ({operation['criterion']})" if operation.get("criterion") else ""
+    return f"{' and '.join(gone) or 'no units'} removed{criterion}"
+
+
+def _describe_trim(operation: Operation) -> str:
+    size = f"{operation['width']:,} wide, {operation['heads']:,} heads, {operation['ffn']:,} neurons a layer"
+    return f"cut to {size} (by {operation['importance']})"
+
+
+def _describe_rounding(operation: Operation) -> str:
+    return f"{operation['op'].upper()} in {operation['matched']} of {operation['linears']} linear layers"
 
 
 def _kinds(*kinds: OperationKind) -> dict[str, OperationKind]:
@@ -46,20 +103,30 @@ def _kinds(*kinds: OperationKind) -> dict[str, OperationKind]:
 
 
 KINDS: dict[str, OperationKind] = _kinds(
-    OperationKind("extract_layers", changes_shape=True, changes_start=True),
-    OperationKind("trim", changes_shape=True, changes_start=True),
-    OperationKind("trim_vocabulary", changes_shape=True, changes_start=True),
-    OperationKind("remove", changes_shape=True),
-    OperationKind("lora"),
-    OperationKind("merge", zeros="merge"),
-    OperationKind("dequantize", changes_start=True),
-    OperationKind("global_l1", zeros="hold"),
-    OperationKind("movement", zeros="hold"),
-    OperationKind("integers", changes_start=True),
-    OperationKind("nf4"),
-    OperationKind("int8"),
-    OperationKind("packed"),
-    OperationKind("export"),
+    OperationKind(
+        "extract_layers",
+        changes_shape=True,
+        changes_start=True,
+        describe=lambda o: f"layers {', '.join(map(str, o['layers']))} kept",
+    ),
+    OperationKind("trim", changes_shape=True, changes_start=True, describe=_describe_trim),
+    OperationKind(
+        "trim_vocabulary",
+        changes_shape=True,
+        changes_start=True,
+        describe=lambda o: f"vocabulary cut to {o['after']:,} of {o['before']:,} tokens",
+    ),
+    OperationKind("remove", changes_shape=True, describe=_describe_removal),
+    OperationKind("lora", describe=lambda o: f"adapters of rank {o['r']}"),
+    OperationKind("merge", zeros="merge", describe=lambda o: "adapters merged into dense weights"),
+    OperationKind("dequantize", changes_start=True, describe=lambda o: f"base dequantized from {o['from'].upper()}"),
+    OperationKind("global_l1", zeros="hold", describe=_describe_pruning),
+    OperationKind("movement", zeros="hold", describe=_describe_pruning),
+    OperationKind("integers", changes_start=True, describe=_describe_integers),
+    OperationKind("nf4", conversion="quantized", describe=_describe_rounding),
+    OperationKind("int8", conversion="quantized", describe=_describe_rounding),
+    OperationKind("packed", conversion="packed"),
+    OperationKind("export", conversion=_export_kind, describe=_describe_export),
 )
 
 
@@ -76,5 +143,5 @@ def kind_of(operation: Operation) -> OperationKind:
     if not isinstance(facts, dict):
         raise ValueError(f"unknown operation {name!r}; known: {', '.join(KINDS)}")
     description = str(facts.get("description", name))
-    kind = {key: facts[key] for key in ("changes_shape", "changes_start", "zeros") if key in facts}
+    kind = {key: facts[key] for key in ("changes_shape", "changes_start", "zeros", "conversion") if key in facts}
     return OperationKind(name, **kind, describe=lambda _: description)

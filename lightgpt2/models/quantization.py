@@ -64,18 +64,15 @@ def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> 
 def load_for_inference(
     source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A pretrained model as it is deployed: in some precision, on its device, in eval mode.
+    """A pretrained model as it is deployed, on its device, in eval mode. A quantized folder keeps its own quantization.
 
     Args:
-        source: Hub id, folder or GGUF file; a folder that is quantized keeps its own quantization.
+        source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
-        precision: `fp32`, `bf16`, `fp16`, `int8` or `nf4`. The last two are bitsandbytes'.
+        precision: `fp32`, `bf16`, `fp16`, or bitsandbytes' `int8` or `nf4`.
         attention: transformers' `attn_implementation`.
         device: `cpu` or `cuda:N`.
         trust_remote_code: Whether code in the model's folder may run.
-
-    Raises:
-        UserError: It cannot be loaded, or a layer was passed over that should have been quantized.
     """
     cuda = device != "cpu"
     options: dict[str, Any] = {"attn_implementation": attention}
@@ -104,11 +101,7 @@ def _fastest(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model in full precision whose linear layers are quantized while it loads.
-
-    Raises:
-        UserError: It cannot be loaded, or not every linear layer of its blocks was quantized.
-    """
+    """A model in full precision whose linear layers are all quantized while it loads."""
     model = load_model(source, key, trust_remote_code, settings(form))
     coverage(model, form)
     # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.

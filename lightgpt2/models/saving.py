@@ -49,17 +49,14 @@ def save_model(
     weights: dict[str, Tensor] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write model, tokenizer and generation config to a folder, atomically.
+    """Write model, tokenizer and generation config to a folder, atomically; an older folder is replaced.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        folder: Target; replaced if it exists.
-        weights: What to save instead of the model's own weights, which may be spread over processes.
-        finish: What else to do with the folder, before it is put in its place.
-
-    Raises:
-        UserError: The disk is full.
+        folder: Target.
+        weights: Saved instead of the model's own weights, which may be spread over processes.
+        finish: Runs on the folder before it is put in its place.
     """
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, state_dict=weights)

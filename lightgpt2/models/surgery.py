@@ -22,15 +22,7 @@ from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut,
 
 
 def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A copy of a model with only the listed blocks, in the listed order; it shares no tensor with the model.
-
-    Args:
-        model: A decoder of a supported family; unchanged.
-        layers: Indices of its blocks.
-
-    Raises:
-        ValueError: An index is out of range.
-    """
+    """A copy of a model with only the blocks of these indices, in this order; it shares no tensor with the model."""
     check_layers(layers, model.config.num_hidden_layers)
     kept = [blocks(model)[i] for i in layers]
     # Deep-copying the whole model and then dropping blocks would hold the deep model twice.
@@ -61,13 +53,7 @@ def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, 
 
 
 def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> Operation:
-    """The record of heads and neurons that are removed: their number, the number of all, and those that each layer keeps.
-
-    Args:
-        config: The configuration of the model that they are removed from.
-        heads: Masks as for `trimming.remove`.
-        ffn: Likewise.
-    """
+    """The record of heads and neurons that are removed, from masks as for `trimming.remove`: how many, and which stay."""
     return KINDS["remove"].record(heads=_counted(heads, Shape.of(config).groups), ffn=_counted(ffn, 1))
 
 
@@ -106,11 +92,7 @@ _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
-    """Apply operations in order.
-
-    Raises:
-        ValueError: An operation is unknown or does not fit the model.
-    """
+    """Apply operations in order; a ValueError if one is unknown or does not fit the model."""
     for operation in operations:
         if kind_of(operation).changes_shape:
             parameters = {key: value for key, value in operation.items() if key != "op"}

@@ -19,19 +19,12 @@ Importance = Literal["norm", "activation", "first"]
 
 @dataclass(frozen=True)
 class Kept:
-    """Masks of the channels that stay.
+    """Masks of the channels that stay; all but the width's for each block."""
 
-    Attributes:
-        width: Of the hidden states `[D]`.
-        qk: For each block, of the channels of queries and keys `[heads of keys * channels]`.
-        vo: For each block, of the channels of values and outputs, likewise.
-        ffn: For each block, of the neurons `[F]`.
-    """
-
-    width: Tensor
-    qk: list[Tensor]
-    vo: list[Tensor]
-    ffn: list[Tensor]
+    width: Tensor  # [D]
+    qk: list[Tensor]  # of queries and keys [heads of keys * channels]
+    vo: list[Tensor]  # of values and outputs, likewise
+    ffn: list[Tensor]  # [F]
 
     def as_dict(self) -> dict[str, Any]:
         """The masks in hexadecimal digits, for the ledger."""
@@ -87,11 +80,8 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
     """What channels carry on calibration text: the mean absolute activation times the norm of the weights that read it.
 
     For the width it is the mean absolute hidden state alone, over all blocks (Muralidharan et al. 2024, arXiv:2407.14679; Sun
-    et al. 2023, arXiv:2306.11695). Queries and keys have no such output: there it is the weights' norm.
-
-    Args:
-        model: The model, in eval mode.
-        batches: Token ids `[B, T]` each.
+    et al. 2023, arXiv:2306.11695). Queries and keys have no such output: there it is the weights' norm. The model must be in
+    eval mode; batches are token ids `[B, T]`.
     """
     scores = norm_scores(model)
     sums: Scores = defaultdict(lambda: torch.zeros(()))
@@ -187,13 +177,9 @@ def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrai
 
 @torch.no_grad()
 def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
-    """A model of the tokens that stay, numbered anew in the old order; it shares no tensor with the old one.
+    """A model of the tokens that stay `[V]`, numbered anew in the old order; it shares no tensor with the old one.
 
     Its distribution over them adds up to one again.
-
-    Args:
-        model: The model; unchanged.
-        kept: True where a token stays `[V]`.
     """
     config = copy.deepcopy(model.config)
     config.vocab_size = int(kept.sum())
@@ -236,12 +222,12 @@ def _sliced(
 
 
 def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> PreTrainedModel:
-    """A model without some of its heads and neurons; its logits are those of the model with these masked.
+    """A model of the heads and neurons that stay; its logits are those of the model with the others masked.
 
     Args:
         model: The model; unchanged.
-        heads: For each block a mask of its heads of keys and values that stay, with the queries that read them.
-        ffn: For each block a mask of the neurons that stay.
+        heads: For each block a mask of its heads of keys and values, with the queries that read them.
+        ffn: For each block a mask of its neurons.
     """
     shape = Shape.of(model.config)
     left = [shape.groups * int(mask.sum()) for mask in heads], [int(mask.sum()) for mask in ffn]

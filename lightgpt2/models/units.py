@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightgpt2.functional.movement import (
-    Units,
-    opened,
-    spread_blocks,
-    spread_channels,
-    total_blocks,
-    total_channels,
-)
+from lightgpt2.functional.movement import Units, opened, spread_blocks, spread_channels, total_blocks, total_channels
 from lightgpt2.models.axes import Named, Shape, named_axes
 from lightgpt2.models.families import block_linears, compute_with
 
@@ -31,20 +24,13 @@ class ChannelMap:
 
     A unit is masked where the rest of the model reads it. That is enough for the function to be that of a model without it,
     bias and all; and with everything else of a unit zero as well no gradient would ever reach its score again.
-
-    Attributes:
-        kind: Heads (`attention`) or neurons (`ffn`).
-        name: The name of the layer in `Units`.
-        axis: The axis of the channels.
-        repeats: Channels of a unit in each section of the axis.
-        reads: True if the rest of the model reads the units through this parameter.
     """
 
     kind: Kind
-    name: str
-    axis: int
-    repeats: tuple[int, ...]
-    reads: bool
+    name: str  # of the layer in `Units`
+    axis: int  # of the channels
+    repeats: tuple[int, ...]  # channels of a unit in each section of the axis
+    reads: bool  # True if the rest of the model reads the units through this parameter
 
     def shape(self, value: Tensor) -> tuple[int, ...]:
         """The shape of the scores."""
@@ -63,17 +49,11 @@ class ChannelMap:
 
 @dataclass(frozen=True)
 class BlockMap:
-    """The blocks of weights of a matrix; single weights if a block has one row and column.
-
-    Attributes:
-        kind: The part that the matrix belongs to.
-        name: The name of the matrix in `Units`.
-        block: Rows and columns of a block.
-    """
+    """The blocks of weights of a matrix; single weights if a block has one row and column."""
 
     kind: Kind
-    name: str
-    block: int
+    name: str  # of the matrix, also in `Units`
+    block: int  # rows and columns of a block
 
     def shape(self, value: Tensor) -> tuple[int, ...]:
         """The shape of the scores."""
@@ -92,12 +72,9 @@ UnitMap = Mapping[str, ChannelMap | BlockMap]  # by the names of parameters
 
 
 def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> UnitMap:
-    """Which units the weights of the blocks' linear layers belong to. Embeddings, norms and the head belong to none.
+    """Which units the weights of the blocks' linear layers belong to; embeddings, norms and the head belong to none.
 
-    Args:
-        model: A decoder of a supported family.
-        granularity: What a unit is. A head of keys and values goes with all the queries that read it.
-        block: Rows and columns of a block.
+    A head of keys and values goes with all the queries that read it. `block` is the rows and columns of a block.
     """
     shape, linears = Shape.of(model.config), block_linears(model)
     found: dict[str, ChannelMap | BlockMap] = {}
@@ -128,13 +105,7 @@ def _channel_map(named: Named, shape: Shape, is_linear: bool) -> ChannelMap | No
 
 
 def make_units(model: PreTrainedModel, mapped: UnitMap, trained: bool) -> nn.ModuleDict:
-    """The `Units` of a model by kind, all of which stay.
-
-    Args:
-        model: The model.
-        mapped: Its units.
-        trained: Whether the scores are learnt.
-    """
+    """The `Units` of a model by kind, all of which stay; their scores learn if `trained`."""
     parameters = dict(model.named_parameters())
     shapes: dict[str, dict[str, tuple[int, ...]]] = {kind: {} for kind in KINDS}
     for name, part in mapped.items():
@@ -143,13 +114,7 @@ def make_units(model: PreTrainedModel, mapped: UnitMap, trained: bool) -> nn.Mod
 
 
 def gate_weights(model: PreTrainedModel, mapped: UnitMap, units: nn.ModuleDict) -> None:
-    """Let a model compute with its weights times the gates of their units, in training and evaluation alike.
-
-    Args:
-        model: The model; changed in place. Its parameters stay as they are.
-        mapped: Its units.
-        units: The units by kind.
-    """
+    """Let a model compute with its weights times the gates of their units, in training and evaluation alike."""
 
     def gating(path: str) -> Callable[[str, Tensor], Tensor]:
         def gated(name: str, value: Tensor) -> Tensor:

@@ -1,124 +1,76 @@
 """A benchmark's figures for people: as text for the terminal, as Markdown for TensorBoard."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-_PREFIX = "aten::_scaled_dot_product_"
+from lightgpt2.report.markup import table
+from lightgpt2.report.table import aligned
 
-Rows = list[tuple[str, ...]]
+_PREFIX = "aten::_scaled_dot_product_"
+_SPENT = {"seconds": ("seconds", ".3f"), "CPU seconds": ("cpu_seconds", ".3f"), "CPU %": ("cpu_percent", ".0f")}
+
+Arm = dict[str, Any]
 
 
 def benchmark_table(result: dict[str, Any]) -> str:
     """Tables with one row an arm: figures, what a generation takes, ratios to the first arm; then what failed.
 
     Args:
-        result: What `inference.benchmark.measure` returned.
+        result: What `measure.benchmark.measure` returned.
     """
+    failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
     measured = [arm for arm in result["arms"] if "error" not in arm]
-    lines = [""]
-    if measured:
-        lines += [*_text(_figures(measured)), "", _generation(result), "", *_text(_spent(measured)), ""]
-        lines += [_headline(result, measured), "", *_text(_ratios(measured)), "", _machine(result)]
-    return "\n".join([*lines, *_failures(result)])
+    return "\n".join(["", *(_sections(result, measured) if measured else []), *failed])
 
 
 def benchmark_markdown(result: dict[str, Any]) -> str:
-    """The same in Markdown.
-
-    Args:
-        result: What `inference.benchmark.measure` returned.
-    """
-    measured = [arm for arm in result["arms"] if "error" not in arm]
-    lines = []
-    if measured:
-        lines += [*_markdown(_figures(measured)), "", _generation(result), "", *_markdown(_spent(measured)), ""]
-        lines += [_headline(result, measured), "", *_markdown(_ratios(measured)), "", _machine(result)]
-    return "\n".join([*lines, *(f"\n{line}" for line in _failures(result))])
+    """The same for TensorBoard."""
+    return f"```\n{benchmark_table(result)}\n```"
 
 
-def operators_markdown(arm: dict[str, Any]) -> str:
-    """The operators that took the most time of an arm, in Markdown.
-
-    Args:
-        arm: An arm's figures.
-    """
-    rows: Rows = [("operator", "calls", "self ms", "share", "device")]
-    for op in arm["operators"]:
-        rows.append((op["name"], str(op["calls"]), f"{op['self_ms']:.3f}", f"{op['share']:.1%}", op["device"]))
-    return "\n".join([*_markdown(rows), "", f"attention: {arm['attention_kernel']}, trace: {arm['trace']}"])
+def operators_markdown(arm: Arm) -> str:
+    """The operators that took the most time of an arm, for TensorBoard."""
+    rows = [
+        [op["name"], str(op["calls"]), f"{op['self_ms']:.3f}", f"{op['share']:.1%}", op["device"]]
+        for op in arm["operators"]
+    ]
+    shown = table(["operator", "calls", "self ms", "share", "device"], rows)
+    return f"{shown}\n\nattention: {arm['attention_kernel']}, trace: {arm['trace']}"
 
 
-def _text(rows: Rows) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def _sections(result: dict[str, Any], measured: list[Arm]) -> list[str]:
+    settings, machine, first = result["settings"], result["machine"], measured[0]
+    speeds = [*(f"{shape} ms" for shape in first["forward"]), "first token ms"]
+    speeds += [f"{count}: tokens/s" for count in first["generate"]]
+    spent = [f"{count}: {name}" for count in first["generate"] for name in _SPENT]
 
-    def line(row: Sequence[str]) -> str:
-        cells = zip(row, widths, strict=True)
-        return "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(cells))
+    def lines(header: Sequence[str], cells: Callable[[Arm], list[str]]) -> list[str]:
+        return [*aligned([["", *header], *([arm["name"], *cells(arm)] for arm in measured)]), ""]
 
-    return [line(rows[0]), "-" * len(line(rows[0])), *map(line, rows[1:])]
-
-
-def _markdown(rows: Rows) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *lines[1:]]
-
-
-def _figures(measured: list[dict[str, Any]]) -> Rows:
-    speed = [*(f"{shape} ms" for shape in measured[0]["forward"]), "first token ms"]
-    counts = [f"{count}: tokens/s" for count in measured[0]["generate"]]
-    rows: Rows = [("", "weights MB", "peak MB", *speed, *counts, "attention")]
-    for arm in measured:
-        generate = list(arm["generate"].values())
-        rows.append(
-            (
-                arm["name"],
-                f"{arm['weights_mb']:.1f}",
-                f"{arm['peak_memory_mb']:.1f}",
-                *(f"{times['p50_ms']:.2f}" for times in arm["forward"].values()),
-                f"{generate[0]['first_token_ms']:.2f}",  # the prompt is the same for all
-                *(f"{speed['tokens_per_s']:.1f}" for speed in generate),
-                arm["attention_kernel"].replace(_PREFIX, ""),
-            )
-        )
-    return rows
+    return [
+        *lines(["weights MB", "peak MB", *speeds, "attention"], _figures),
+        f"Generation with its prompt of {settings['prompt_tokens']} tokens: wall clock; CPU time of all threads; "
+        "100 % is one core\n",
+        *lines(spent, _spent),
+        f"Times as fast as {first['name']}: median (lowest - highest) of the ratios inside {settings['rounds']} rounds\n",
+        *lines([*first["ratio"]], _ratios),
+        f"{machine['name']}, {machine['threads']} threads on the CPU, torch {machine['versions']['torch']}; "
+        "one process a model",
+    ]
 
 
-def _spent(measured: list[dict[str, Any]]) -> Rows:
-    heads = ((count, name) for count in measured[0]["generate"] for name in ("seconds", "CPU seconds", "CPU %"))
-    rows: Rows = [("", *(f"{count}: {name}" for count, name in heads))]
-    for arm in measured:
-        cells = ((g["seconds"], g["cpu_seconds"], g["cpu_percent"]) for g in arm["generate"].values())
-        texts = ((f"{wall:.3f}", f"{cpu:.3f}", f"{share:.0f}") for wall, cpu, share in cells)
-        rows.append((arm["name"], *itertools.chain(*texts)))
-    return rows
+def _figures(arm: Arm) -> list[str]:
+    generated = list(arm["generate"].values())
+    forward = [f"{times['p50_ms']:.2f}" for times in arm["forward"].values()]
+    first = f"{generated[0]['first_token_ms']:.2f}"  # the prompt is the same for all
+    speeds = [*forward, first, *(f"{each['tokens_per_s']:.1f}" for each in generated)]
+    memory = [f"{arm[key]:.1f}" for key in ("weights_mb", "peak_memory_mb")]
+    return [*memory, *speeds, arm["attention_kernel"].replace(_PREFIX, "")]
 
 
-def _ratios(measured: list[dict[str, Any]]) -> Rows:
-    rows: Rows = [("", *measured[0]["ratio"])]
-    for arm in measured:
-        ratios = arm["ratio"].values()
-        rows.append((arm["name"], *(f"{r['median']:.2f} ({r['low']:.2f} - {r['high']:.2f})" for r in ratios)))
-    return rows
+def _spent(arm: Arm) -> list[str]:
+    return [format(each[key], form) for each in arm["generate"].values() for key, form in _SPENT.values()]
 
 
-def _generation(result: dict[str, Any]) -> str:
-    prompt = result["settings"]["prompt_tokens"]
-    return f"Generation, the prompt of {prompt} tokens too: wall clock; CPU time of all threads; 100 % is one core"
-
-
-def _headline(result: dict[str, Any], measured: list[dict[str, Any]]) -> str:
-    rounds = result["settings"]["rounds"]
-    return f"Times as fast as {measured[0]['name']}: median (lowest - highest) of the ratios inside {rounds} rounds"
-
-
-def _machine(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    return (
-        f"{machine['name']}, {machine['threads']} threads on the CPU, torch {machine['versions']['torch']}; each model in "
-        "a process of its own"
-    )
-
-
-def _failures(result: dict[str, Any]) -> list[str]:
-    return [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
+def _ratios(arm: Arm) -> list[str]:
+    return [f"{each['median']:.2f} ({each['low']:.2f} - {each['high']:.2f})" for each in arm["ratio"].values()]

@@ -1,217 +1,153 @@
-"""The report as Markdown blocks and plots, in reading order."""
+"""The report in reading order: headline figures, plots, samples, models, verdicts; the rest is folded away."""
 
-import shlex
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from lightgpt2.report.chain import Entry, Model, arms, is_converted, machine_of, operations, part
-from lightgpt2.report.figures import MISSING, NOT_NOTED, escape, number, write
-from lightgpt2.report.packing import packed_sentence, packed_table
-from lightgpt2.report.plots import Plot, plots
-from lightgpt2.report.savings import savings, sentences
-from lightgpt2.report.tables import (
-    benchmark_table,
-    bought_table,
-    chain_table,
-    operations_table,
-    savings_table,
-    sweep_table,
+from lightgpt2.report import figures
+from lightgpt2.report.figures import (
+    better,
+    change,
+    dicts,
+    label,
+    part,
+    primary,
+    title,
+    write,
+    write_change,
+    write_metric,
 )
-from lightgpt2.report.verdicts import Comparison, compare
-from lightgpt2.report.words import did, overall, rule, sentence, verdicts
+from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
+from lightgpt2.report.plots import Plot, curves, scatters
+from lightgpt2.report.rows import MADE, Entry, Model, clause, converted
+from lightgpt2.report.verdicts import Comparison, Rise, compare, pair, resources
 
-Block = str | list[Plot]
-
-_MADE = ("stage", "quantized", "packed", "exported")
-
-_READING = (
-    "Perplexity: of the saved model, on the validation split, with a 95 % bootstrap interval over documents. All models of one "
-    "text were scored on the same documents, so that intervals which overlap do not say that there is no difference. Sizes: "
-    "tied parameters once; MB is 10^6 bytes; weights in memory of an exported model are the bytes of its files. Speed and "
-    "memory: a fresh process for each model; half-precision rows are the stage's own file loaded in fewer bits, their "
-    "perplexity that of the rounded weights, computed in FP32. A generation is its prompt and new tokens; CPU time is what all "
-    "threads of the process took in it, and a CPU share of 100 % is one core."
-)
+_METRICS, _RESOURCES = 4, 6  # that the tables have room for
+_LONG = ("config", "samples", "curve", "benchmark", "sweeps")  # what the details leave to the ledger
 
 
-def compose(rows: Sequence[Model], budget: float, gain: float) -> list[Block]:
-    """The whole report.
-
-    Args:
-        rows: All models, in order.
-        budget: How much the perplexity may lie above the source's.
-        gain: By how many per cent a stage must better a figure to have paid.
-    """
-    compared = [compare(row, budget, gain) for row in rows if row.kind in _MADE]
-    return [
-        "# Report",
-        *_overall(rows, compared),
-        _machines(rows),
-        rule(budget, gain),
-        "## The models",
-        chain_table(rows),
-        _READING,
-        "## What each stage bought",
-        bought_table(compared),
-        _list(sentence(c, budget, gain, _saved(c.model, rows)) for c in compared),
-        *_quantization(rows),
-        *_packing(rows),
-        *_pictures(rows),
-        "## Details",
-        *(block for row in rows if row.kind in _MADE for block in _details(row)),
+def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, list[Plot]]:
+    """The whole report as Markdown, and its plots, by a budget and a gain in per cent."""
+    compared = [compare(row, budget, gain) for row in rows if row.kind in MADE]
+    chains: dict[int, list[Comparison]] = {}
+    for each in compared:
+        chains.setdefault(id(each.model.root), []).append(each)
+    rule = Path(__file__).with_name("rule.md").read_text(encoding="utf-8").format(budget=budget, gain=gain)
+    scattered, trained = scatters(rows, budget), curves(rows)
+    blocks = [
+        "# What each stage bought",
+        *(_headline(chain) for chain in chains.values()),
+        pictures(scattered),
+        *(_samples(_last(chain).model) for chain in chains.values()),
+        f"## Models\n\n{_models(rows)}",
+        f"## Verdicts\n\n{_verdicts(compared)}" if compared else "",
+        folded("Training curves and sweeps", pictures(trained)),
+        folded("The rule and the definitions", rule, items(_machines(rows))),
+        folded("Details of each model", *(block for row in rows for block in _details(row))),
     ]
+    return "\n\n".join(filter(None, blocks)) + "\n", [*scattered, *trained]
 
 
-def _overall(rows: Sequence[Model], compared: Sequence[Comparison]) -> list[str]:
-    """A paragraph and a list for each chain."""
-    chains: dict[int, list[Model]] = {}
+def _last(chain: Sequence[Comparison]) -> Comparison:
+    """The last stage of a chain; the last copy where nothing was trained."""
+    return next((each for each in reversed(chain) if each.model.kind == "stage"), chain[-1])
+
+
+def _headline(chain: Sequence[Comparison]) -> str:
+    """Quality, size and speed of a chain's last model, each against the source."""
+    reached = _last(chain)
+    model, root = reached.model, reached.model.root
+    cards = []
+    if model.score.value is not None:
+        note = f"{_rise(reached.source)} against {reached.source_name}" if reached.source else ""
+        cards.append((title(primary(model.score.quality)), write_metric(model.score.about, False), note))
+    inside = [each.model for each in chain if each.verdict not in ("outside the budget", "not measured")]
+    for key in (key for key in resources(model, root) if key in model.figures and key != "weights"):
+        old, new = pair(key, model, root)
+        notes = [f"{write_change(change(old, new))} against {write(key, old)}"] if model is not root else []
+        gains = {each.name: better(key, *pair(key, each, model)) or 0.0 for each in inside}
+        best = max(gains, key=lambda name: gains[name], default="")
+        notes += [f"best inside the budget: {best} ({write_change(gains[best])})"] if gains.get(best) else []
+        cards.append((label(key), write(key, model.figures[key]), "; ".join(notes)))
+    head = f"## {escape(model.name)}" + (f" against {escape(root.name)}" if model is not root else "")
+    names, *lines = zip(*cards, strict=True) if cards else ((),)
+    return f"{head}\n\n{styled('cards', table([f'{name} ' for name in names], lines))}" if cards else head
+
+
+def _samples(model: Model) -> str:
+    """What the chain's first model and its last one answer to the same prompts."""
+    answers: dict[str, Any] = {}
+    each: Model | None = model
+    while each is not None:
+        for sample in dicts(each.entry.get("samples")):
+            earlier = sample.get("before") or (sample.get("after") if each is not model else None)
+            prompt = str(sample.get("prompt"))
+            answers[prompt] = earlier or answers.get(prompt)
+        each = each.parent
+    last = {str(sample.get("prompt")): str(sample.get("after")) for sample in dicts(model.entry.get("samples"))}
+    rows = [(prompt, str(answers[prompt] or figures.MISSING), after) for prompt, after in last.items()]
+    return f"## Samples\n\n{table(['prompt', 'before ', 'after '], rows)}" if rows else ""
+
+
+def _models(rows: Sequence[Model]) -> str:
+    """One row a model; only columns that were measured."""
+    names = list(dict.fromkeys(name for row in rows for name in figures.metrics(row.score.quality)))[:_METRICS]
+    disk, weights, *speeds = resources(*rows)
+    keys = ["parameters", "nonzero", disk, weights, "peak", *speeds, "training"]
+    keys = [key for key in keys if any(key in row.figures for row in rows)]
+    cells = []
     for row in rows:
-        chains.setdefault(id(row.root), []).append(row)
-    blocks = []
-    for chain in chains.values():
-        own = [c for c in compared if c.model.root is chain[0]]
-        blocks += [overall(chain, own), *([_list(lines)] if (lines := verdicts(chain, own)) else [])]
-    return blocks
+        quality = row.score.quality
+        scored = [write_metric(part(quality, name), name == primary(quality)) for name in names]
+        cells.append([row.name, *scored, *(write(key, row.figures.get(key)) for key in keys)])
+    return table(["model", *map(title, names), *map(label, keys)], cells)
 
 
-def _machines(rows: Sequence[Model]) -> str:
-    """The machines that measured speed and memory."""
-    stages = [row for row in rows if row.kind == "stage" and machine_of(row.entry)]
-    described: dict[str, list[str]] = {}
-    for row in stages:
-        described.setdefault(_machine(row.entry), []).append(escape(row.name))
-    if not described:
-        return "**The machine.** Speed and memory were not measured."
-    if len(described) == 1:
-        return f"**The machine.** {next(iter(described))}."
-    return "**The machines.** " + " ".join(f"{text} ({', '.join(names)})." for text, names in described.items())
-
-
-def _machine(entry: Entry) -> str:
-    machine, settings = part(entry, "benchmark", "machine"), part(entry, "benchmark", "settings")
-    versions = [f"{escape(name)} {escape(version)}" for name, version in part(machine, "versions").items()]
-    threads = machine.get("threads")
-    text = [escape(machine.get("name", "an unnamed machine")), escape(machine.get("device", "unknown device"))]
-    text += [f"{escape(threads)} {'thread' if threads == 1 else 'threads'}"] if threads is not None else []
-    asked = [f"{escape(name.replace('_', ' '))} {_plain(value)}" for name, value in settings.items()]
-    return "; ".join(", ".join(words) for words in (text, versions, asked) if words)
-
-
-def _plain(value: object) -> str:
-    return escape(" and ".join(map(str, value)) if isinstance(value, list) else value)
-
-
-def _quantization(rows: Sequence[Model]) -> list[str]:
-    quantized = [row for row in rows if row.kind == "quantized"]
-    found = [saving for row in quantized for saving in savings(row, rows)]
-    if not quantized:
-        return []
-    head = "### Where the quantized models' saving comes from"
-    note = (
-        "Half precision is measured in memory; on disk it is reckoned as 2 bytes a parameter. What it saves alone and what the "
-        "rest saves are shares of FP32 and add up."
-    )
-    return [head, *([savings_table(found), note] if found else [f"Sizes were {MISSING}."])]
-
-
-def _packing(rows: Sequence[Model]) -> list[str]:
-    packed = [row for row in rows if row.kind == "packed"]
-    return ["### What packing saves", packed_table(packed)] if packed else []
-
-
-def _saved(model: Model, rows: Sequence[Model]) -> str:
-    if model.kind == "packed":
-        return packed_sentence(model)
-    return sentences(model, rows) if model.kind == "quantized" else ""
-
-
-def _pictures(rows: Sequence[Model]) -> list[Block]:
-    drawn = plots(rows)
-    return ["## Plots", drawn] if drawn else []
-
-
-def _list(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
-
-
-# -- details ---------------------------------------------------------------------------------------------------------------
-
-
-def _details(row: Model) -> list[str]:
-    entry = row.entry
-    blocks = [f"### {escape(row.name)}", _facts(row)]
-    if operations(entry):
-        blocks.append(operations_table(row))
-    if row.kind == "stage" and arms(entry):
-        blocks += [
-            "Benchmark, each arm in a process of its own; ratios are taken inside a round:",
-            benchmark_table(row),
-        ]
-    for key, sweep in part(entry, "sweeps").items() if row.kind == "stage" else ():
-        if isinstance(sweep, dict):
-            blocks += [_sweep(str(key), sweep), sweep_table(sweep)]
-    return blocks
-
-
-def _facts(row: Model) -> str:
-    entry = row.entry
-    parent, name = part(entry, "parent"), str(entry.get("stage", ""))
-    source = "random weights" if parent.get("source") == "config" else escape(parent.get("source", NOT_NOTED))
-    facts = [
-        f"What: {did(entry)}",
-        f"Made of: {source}{_hash(parent)}",
-        *(
-            [f"Teacher: {escape(teacher.get('source', ''))}{_hash(teacher)}"]
-            if (teacher := part(entry, "teacher"))
-            else []
-        ),
-        *_data(entry),
-        *([] if is_converted(entry) else [_training(entry)]),
-        f"Finished: {escape(entry.get('finished') or NOT_NOTED)}",
-        f"Configuration: SHA-256 {escape(entry.get('config_sha256') or NOT_NOTED)}",
-        "Versions: " + (", ".join(f"{escape(k)} {escape(v)}" for k, v in part(entry, "versions").items()) or NOT_NOTED),
+def _verdicts(compared: Sequence[Comparison]) -> str:
+    """Each stage and copy: what was done, whether it paid, and its changes against the model before it."""
+    keys = list(dict.fromkeys(key for each in compared for key, gain in each.gains.items() if gain is not None))[
+        :_RESOURCES
     ]
-    if not is_converted(entry):
-        command = f"lightgpt2 fit --config {shlex.quote(f'checkpoints/{name}/config.yaml')} --run {shlex.quote(name)}"
-        facts.append(f"To do it again: {escape(command)}")
-    return _list(facts)
+    rows = []
+    for each in compared:
+        model, parent = each.model, each.model.parent
+        collapsed = ", collapsed" if part(model.entry, "generation").get("collapsed") is True else ""
+        changes = [write_change(change(*pair(key, model, parent)) if parent else None) for key in keys]
+        quality = [_rise(each.source), _rise(each.before)]
+        rows.append([model.name, did(model.entry), each.verdict + collapsed, *quality, *changes])
+    header = ["model", "what was done ", "verdict ", "quality against the source", "quality against before"]
+    return table([*header, *(label(key).partition(",")[0] for key in keys)], rows)
 
 
-def _hash(model: Entry) -> str:
-    return f" (weights SHA-256 {escape(str(model['sha256'])[:16])})" if model.get("sha256") else ""
+def _rise(rise: Rise | None) -> str:
+    if rise is None or rise.interval is None:
+        return write_change(rise.change if rise else None)
+    return f"{write_change(rise.change)} ({' to '.join(write_change(end).removesuffix(' %') for end in rise.interval)})"
 
 
-def _data(entry: Entry) -> list[str]:
-    data = part(entry, "data")
-    if not data:
-        return []
-    splits = [
-        f"{escape(name)} {write('parameters', number(split.get('documents')))} documents, "
-        f"{write('parameters', number(split.get('tokens')))} tokens"
-        for name, split in part(data, "splits").items()
-        if isinstance(split, dict)
-    ]
-    shown = [
-        escape(data.get("source", NOT_NOTED)),
-        f"SHA-256 {escape(str(data.get('sha256', NOT_NOTED))[:16])}",
-        *splits,
-    ]
-    scored = part(entry, "quality", "after")
-    tokens, documents = (write("parameters", number(scored.get(key))) for key in ("tokens", "documents"))
-    return [f"Data: {'; '.join(shown)}", f"Scored on: {tokens} tokens of {documents} documents"]
+def did(entry: Entry) -> str:
+    """What was done to a model, as a clause."""
+    steps = figures.number(entry.get("steps"))
+    method = f"{entry.get('method', 'unknown method')}, {f'{steps:,.0f} steps' if steps else 'not trained'}"
+    return ", ".join([*([method] if converted(entry) == "stage" else []), *map(clause, dicts(entry.get("operations")))])
 
 
-def _training(entry: Entry) -> str:
-    seconds, memory = number(entry.get("seconds")), number(part(entry, "training").get("peak_memory_mb"))
-    return (
-        f"Training: seed {escape(entry.get('seed', NOT_NOTED))}, {escape(entry.get('steps', NOT_NOTED))} optimizer steps, "
-        f"seconds: {write('s', seconds)}, peak memory in MB: {write('MB', memory)}"
-    )
+def _machines(rows: Sequence[Model]) -> list[str]:
+    """The machines that measured speed and memory, with settings and versions."""
+    named: dict[str, list[str]] = {}
+    for row in rows:
+        for benchmark in row.benchmarks[:1]:
+            parts = (part(benchmark, "machine"), part(benchmark, "settings"), part(benchmark, "machine", "versions"))
+            shown = (f"{key} {value}" for each in parts for key, value in each.items() if not isinstance(value, dict))
+            named.setdefault(", ".join(shown), []).append(row.name)
+    return [f"Measured with {text}: {', '.join(names)}." for text, names in named.items()]
 
 
-def _sweep(key: str, sweep: Entry) -> str:
-    text = f"Sweep of {escape(sweep.get('key', key))}, perplexity with its 95 % interval"
-    budget, largest = number(sweep.get("budget")), sweep.get("largest_inside_budget")
-    if budget is not None:
-        inside = "no value stays" if largest is None else f"the largest value that stays is {escape(largest)}"
-        text += f"; inside the sweep's own budget of {budget:g} {inside}"
-    return text + ":"
+def _details(row: Model) -> Iterator[str]:
+    """All that a ledger says of a stage or copy, and all that was measured of a model; masks are cut off."""
+    known = {key: value for key, value in row.entry.items() if key not in _LONG and row.kind in MADE}
+    known |= {f"benchmark {i}": benchmark["arms"][0] for i, benchmark in enumerate(row.benchmarks, start=1)}
+    if known:
+        yield f"### {escape(row.name)}"
+        yield items(f"{key}: {json.dumps(value)[:3000]}" for key, value in known.items())

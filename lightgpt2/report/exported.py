@@ -1,34 +1,31 @@
-"""What an export has to say when it is there."""
+"""What an export has to say when it is there, in one line."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightgpt2.report.figures import numbers, title
+from lightgpt2.report.table import metric_text
 
-def exported_line(folder: Path, about: dict[str, Any]) -> str:
-    """Sizes and figures of an exported folder, in one line.
-
-    Args:
-        folder: Where it is.
-        about: What its `export.json` says.
-    """
-    quality, found = about["quality"], about["agreement"]
-    megabytes = sum(about["bytes"].values()) / 1e6
-    return (
-        f"{folder}: {megabytes:.2f} MB; perplexity {quality['after']['perplexity']:.2f}, the source's "
-        f"{quality['before']['perplexity']:.2f} ({quality['after']['tokens']} tokens of {about['validation']}); greedy tokens "
-        f"as in PyTorch {found['source']:.1%}, as without the cache {found['cache']:.1%}"
-    )
+_SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache"}
 
 
-def encoder_line(folder: Path, about: dict[str, Any]) -> str:
-    """The same of an encoder.
+def exported_line(folder: Path, about: Mapping[str, Any]) -> str:
+    """Sizes and figures of an exported folder, of what its `export.json` says, in one line."""
+    before, after = (about["quality"][label] for label in ("before", "after"))
+    mine, source = (metric_text(scored[after["primary"]]) for scored in (after, before))
+    counts = "".join(f" ({count:g} {what} of {about['validation']})" for what, count in [*numbers(after).items()][:1])
+    shares = [f"{said} {about['agreement'][key]:.1%}" for key, said in _SHARES.items() if key in about["agreement"]]
+    quality = f"{title(after['primary'])} {mine}, the source's {source}{counts}"
+    return "; ".join(filter(None, [_size(folder, about), quality, ", ".join(shares)]))
 
-    Args:
-        folder: Where it is.
-        about: What its `export.json` says.
-    """
-    cosine, megabytes = about["cosine"], sum(about["bytes"].values()) / 1e6
-    return (
-        f"{folder}: {megabytes:.2f} MB; cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least "
-        f"({cosine['texts']} texts of {about['validation']})"
-    )
+
+def encoder_line(folder: Path, about: Mapping[str, Any]) -> str:
+    """The same of an encoder."""
+    cosine = about["cosine"]
+    said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least"
+    return f"{_size(folder, about)}; {said} ({cosine['texts']} texts of {about['validation']})"
+
+
+def _size(folder: Path, about: Mapping[str, Any]) -> str:
+    return f"{folder}: {sum(about['bytes'].values()) / 1e6:.2f} MB"

@@ -1,132 +1,122 @@
-"""The figures that a report knows: what they are called, which way is better, and how they are written."""
+"""Figures of ledgers: read whatever they hold, compared and written for people."""
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-MISSING, NOT_NOTED = "not measured", "not noted"
-NOT_APPLICABLE = "-"
+from lightgpt2.models.quality import metric_names
 
-LABELS = {
-    "perplexity": "perplexity",
-    "interval": "95 % interval",
-    "bits_per_byte": "bits/byte",
-    "parameters": "parameters",
-    "embedding": "of them embedding",
-    "nonzero": "non-zero",
-    "disk": "MB on disk",
-    "weights": "weights in memory, MB",
-    "embedding_memory": "of them embedding, MB",
-    "peak": "peak memory, MB",
-    "first token": "first token, ms",
-    "well formed": "well-formed, %",
-    "repeated": "tokens repeated, %",
-    "repeated text": "the text's own, %",
-    "training seconds": "training, s",
-    "training memory": "training peak, MB",
-}
-
-_SPEED = {
-    "forward": "forward {} p50, ms",
-    "tokens": "tokens/s at {}",
-    "seconds": "generation of {}, s",
-    "cpu": "CPU time at {}, s",
-    "share": "CPU share at {}, %",
-}
+MISSING = "–"
+SIZES = {"parameters": "parameters", "nonzero": "non-zero", "disk": "MB on disk"}  # the same on every machine
+_LABELS = SIZES | {"weights": "weights in memory, MB", "peak": "peak memory, MB", "training": "training, s"}
 
 
 def number(value: Any) -> float | None:
-    """A figure of a ledger as a number; infinity and not-a-number are kept, what is no number is not."""
+    """A figure of a ledger as a number, infinity and NaN included; None for anything else."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def listing(words: Sequence[str]) -> str:
-    """Words as a sentence lists them."""
-    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
+def numbers(named: Mapping[str, Any]) -> dict[str, float]:
+    """The values that are numbers."""
+    return {key: value for key, raw in named.items() if (value := number(raw)) is not None}
+
+
+def part(value: Any, *keys: str) -> dict[str, Any]:
+    """A nested dictionary of an entry, empty where it lacks that."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """The dictionaries of a list, empty where it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def is_throughput(key: str) -> bool:
+    """True if a higher figure is the better one: `tokens/s 128`."""
+    return "/s " in key
+
+
+def is_latency(key: str) -> bool:
+    """True if it is the time of one call: `forward 1x128`."""
+    return " " in key and not is_throughput(key)
+
+
+def setting(key: str) -> list[int]:
+    """What a speed was measured at, for sorting: [1, 128] of `forward 1x128`."""
+    return [int(n) for n in key.rpartition(" ")[2].split("x") if n.isdecimal()]
 
 
 def label(key: str) -> str:
-    """What a figure is called, with its unit."""
-    kind, _, setting = key.partition(" ")
-    return _SPEED[kind].format(setting) if kind in _SPEED else LABELS[key]
-
-
-def phrase(key: str, old: float | None, new: float | None) -> str:
-    """A figure before and after, in a sentence."""
-    name, _, unit = label(key).partition(", ")
-    values = (
-        write(key, new)
-        if old is None or write(key, old) == write(key, new)
-        else f"{write(key, old)} to {write(key, new)}"
-    )
-    return f"{name}: {values}{f' {unit}' if unit else ''}"
-
-
-def name_of(key: str) -> str:
-    """What a figure is called, without its unit."""
-    return label(key).partition(", ")[0]
-
-
-def more_is_better(key: str) -> bool:
-    """Whether a higher figure is the better one."""
-    return key.startswith("tokens ")
-
-
-def write(key: str, value: float | None) -> str:
-    """A figure as a person reads it."""
-    if value is None:
-        return MISSING
-    if math.isnan(value):
-        return "not a number"
-    if math.isinf(value):
-        return "infinite" if value > 0 else "minus infinite"
-    if key in ("parameters", "embedding", "nonzero"):
-        return f"{value:,.0f}"
-    if key == "bits_per_byte":
-        return f"{value:.4f}"
-    if key == "perplexity":
-        return f"{value:.2f}" if abs(value) < 1e5 else f"{value:,.0f}"
-    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
-    return f"{value:,.{digits}f}"
-
-
-def write_interval(bounds: tuple[float, float] | None) -> str:
-    """An interval as a person reads it."""
-    return MISSING if bounds is None else " to ".join(write("perplexity", bound) for bound in bounds)
+    """What a resource is called, with its unit."""
+    return key.replace(" ", " at ") if is_throughput(key) else f"{key}, ms" if is_latency(key) else _LABELS[key]
 
 
 def change(before: float | None, after: float | None) -> float | None:
-    """By how many per cent `after` is more than `before`; None where that cannot be said."""
-    if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)) or before <= 0:
+    """By how many per cent `after` is more than `before`: NaN from or to NaN, None if one is missing."""
+    if before is None or after is None:
         return None
-    return 100 * (after - before) / before
+    if not math.isfinite(before):
+        return -100.0 if before == math.inf and math.isfinite(after) else math.nan
+    if before == after:
+        return 0.0
+    return 100 * (after - before) / abs(before) if before else math.copysign(math.inf, after)
 
 
 def better(key: str, before: float | None, after: float | None) -> float | None:
-    """By how many per cent `after` betters `before`, negative where it is worse; None where that cannot be said."""
-    difference = change(before, after)
-    return difference if difference is None or more_is_better(key) else -difference
+    """By how many per cent a resource is better, negative where it is worse; None where that cannot be said."""
+    more = change(before, after)
+    return None if more is None or not math.isfinite(more) else more if is_throughput(key) else -more
+
+
+def title(metric: str) -> str:
+    """A metric's name in tables: `bits_per_byte` is `bits/byte`."""
+    return metric.replace("_per_", "/").replace("_", " ")
+
+
+def primary(scored: Mapping[str, Any]) -> str:
+    """The metric that decides; empty where the ledger has no value of it."""
+    name = scored.get("primary")
+    return name if isinstance(name, str) and number(part(scored, name).get("value")) is not None else ""
+
+
+def metrics(scored: Mapping[str, Any]) -> list[str]:
+    """The metrics that have a value, the primary one first."""
+    return [name for name in metric_names(scored) if number(scored[name]["value"]) is not None]
+
+
+def write_metric(about: Mapping[str, Any], bounds: bool = True) -> str:
+    """A metric, with its interval if it has one: `44.22 (39.80 to 48.64)`."""
+    asked, ends = number(about.get("digits")), about.get("interval_95")
+    places = int(asked) if asked is not None and 0 <= asked <= 9 else 4
+    known = [end for bound in ends if (end := number(bound)) is not None] if isinstance(ends, list | tuple) else []
+    text = _write(number(about.get("value")), places)
+    return f"{text} ({' to '.join(_write(end, places) for end in known)})" if bounds and len(known) == 2 else text
+
+
+def _write(value: float | None, places: int) -> str:
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.{places}f}"
+
+
+def write(key: str, value: float | None) -> str:
+    """A resource as a person reads it."""
+    if value is not None and key in ("parameters", "nonzero"):
+        return f"{_write(value / 1e6, 2)} M" if abs(value) >= 1e6 else _write(value, 0)
+    return _write(value, 1 if value is None or abs(value) >= 100 else 2 if abs(value) >= 1 else 3)
 
 
 def write_change(per_cent: float | None) -> str:
     """A change in per cent as a person reads it."""
-    if per_cent is None:
-        return MISSING
+    if per_cent is None or not math.isfinite(per_cent):
+        return _write(per_cent, 1)
     return "0.0 %" if abs(per_cent) < 0.05 else f"{per_cent:+,.1f} %"
 
 
 def plain(text: Any) -> str:
     """Text of a ledger on one line, without the control characters that XML forbids."""
     return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
-
-
-def escape(text: Any) -> str:
-    """Text of a ledger as Markdown that shows just that text, in a table too, and as HTML made of it.
-
-    What only one of the two dialects (GitHub's and the `markdown` package's) lets a backslash escape is written as an entity.
-    """
-    escaped = re.sub(r"([\\`*_\[\]#!])", r"\\\1", plain(text).replace("&", "&amp;"))
-    for character in "<>|~$":
-        escaped = escaped.replace(character, f"&#{ord(character)};")
-    return escaped

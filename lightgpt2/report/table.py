@@ -1,79 +1,72 @@
-"""The table at the end of a run."""
+"""Tables in the terminal: at the end of a run, of a quantization and of a sweep."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PRECISION_HEADER = ("", "perplexity", "95 % interval", "weights MB", "MB on disk", "linear layers quantized")
-_HEADER = ("", "perplexity", "95 % interval", "bits/byte", "parameters", "embedding", "MB on disk")
+from lightgpt2.models.quality import metric_names
+from lightgpt2.report.figures import title
+
+Rows = Sequence[Sequence[str]]
+Figures = Mapping[str, Mapping[str, Any]]
 
 
-def comparison(figures: dict[str, dict[str, Any]]) -> str:
-    """A table with one row a model: quality with its interval, and sizes.
-
-    Args:
-        figures: For each model's name its `perplexity`, `interval_95`, `bits_per_byte`, `parameters`, `embedding`
-            and `megabytes`.
-    """
-    return _aligned([_HEADER, *(_row(name, values) for name, values in figures.items())])
+def comparison(figures: Figures) -> str:
+    """A table with one row a model: of its quality as in a ledger, `parameters`, `embedding` and `megabytes`."""
+    header = ["parameters", "embedding", "MB on disk"]
+    sizes = [[f"{row['parameters']:,}", f"{row['embedding']:,}", f"{row['megabytes']:.2f}"] for row in figures.values()]
+    return _with_metrics(figures, header, sizes)
 
 
-def precisions(figures: dict[str, dict[str, Any]]) -> str:
-    """A table with one row a precision of one model: quality with its interval, memory of the weights, and bytes on disk.
-
-    Args:
-        figures: For each precision what `comparison` wants, and `memory`; `megabytes` and `memory` may be None; `quantized`
-            says how many of the linear layers are.
-    """
-    return _aligned([_PRECISION_HEADER, *(_precision_row(name, values) for name, values in figures.items())])
-
-
-def sweep_table(found: dict[str, Any]) -> str:
-    """A table with one row a value: perplexity with its interval in each arm; and the largest value inside the budget.
-
-    Args:
-        found: A sweep as the ledger has it.
-    """
-    arms = found["arms"]
-    rows = [(found["key"], *(title for arm in arms for title in (f"{arm} perplexity", "95 % interval")))]
-    for i, value in enumerate(found["values"]):
-        cells = ((f"{arm[i]['perplexity']:.2f}", _interval(arm[i])) for arm in arms.values())
-        rows.append((f"{value:g}", *(text for pair in cells for text in pair)))
-    largest = found["largest_inside_budget"]
-    verdict = "no value is" if largest is None else f"the largest value inside it is {largest:g}"
-    return f"{_aligned(rows)}\n\nWith a budget of {found['budget']:g} of perplexity above the first row {verdict}."
-
-
-def _interval(values: dict[str, Any]) -> str:
-    return " - ".join(f"{bound:.2f}" for bound in values["perplexity"]["interval_95"] or ())
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+def precisions(figures: Figures) -> str:
+    """A table with one row a precision of one model: of its quality, `memory`, `megabytes` and the layers `quantized`."""
+    sizes = [
+        [
+            *("" if row[key] is None else f"{row[key]:.2f}" for key in ("memory", "megabytes")),
+            row.get("quantized", "none"),
+        ]
+        for row in figures.values()
     ]
-    return "\n".join(["", lines[0], "-" * len(lines[0]), *lines[1:]])
+    header = ["weights MB", "MB on disk", "linear layers quantized"]
+    return _with_metrics({name: _primary(row) for name, row in figures.items()}, header, sizes)
 
 
-def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        name,
-        f"{values['perplexity']['value']:.2f}",
-        _interval(values),
-        f"{values['bits_per_byte']['value']:.4f}",
-        f"{values['parameters']:,}",
-        f"{values['embedding']:,}",
-        f"{values['megabytes']:.2f}",
-    )
+def sweep_table(found: Mapping[str, Any]) -> str:
+    """A table of a sweep as the ledger has it, one row a value, and the largest value inside its `budget_percent`."""
+    rows = [[found["key"]], *([f"{value:g}"] for value in found["values"])]
+    for name, points in found["arms"].items():
+        rows[0] += [f"{name} {title(points[0]['primary'])}", "95 % interval"]
+        for row, point in zip(rows[1:], points, strict=True):
+            row += _cells(point, [point["primary"]])
+    largest = found["largest_inside_budget"]
+    verdict = "no value is inside it" if largest is None else f"the largest value inside it is {largest:g}"
+    return "\n".join(["", *aligned(rows), "", f"With a budget of {found['budget_percent']:g} % {verdict}."])
 
 
-def _precision_row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        name,
-        f"{values['perplexity']['value']:.2f}",
-        _interval(values),
-        *("" if values[key] is None else f"{values[key]:.2f}" for key in ("memory", "megabytes")),
-        values.get("quantized", "none"),
-    )
+def aligned(rows: Rows) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right, a rule below the first row."""
+    first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
+    form = "  ".join([f"{{:<{max(first)}}}", *(f"{{:>{max(lengths)}}}" for lengths in others)])
+    lines = [form.format(*row) for row in rows]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _primary(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {row["primary"]: row[row["primary"]], "primary": row["primary"]}
+
+
+def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """A row's metrics, with the interval of the first."""
+    first = row[names[0]]
+    bounds = " - ".join(f"{bound:.{first['digits']}f}" for bound in first["interval_95"] or ())
+    return [metric_text(first), bounds, *(metric_text(row[name]) if name in row else "" for name in names[1:])]
+
+
+def metric_text(about: Mapping[str, Any]) -> str:
+    """The value of a metric with its digits."""
+    return f"{about['value']:.{about['digits']}f}"
+
+
+def _with_metrics(figures: Figures, header: list[str], more: Rows) -> str:
+    names = list(dict.fromkeys(name for row in figures.values() for name in metric_names(row)))
+    rows = [[label, *_cells(row, names), *cells] for (label, row), cells in zip(figures.items(), more, strict=True)]
+    return "\n".join(["", *aligned([["", title(names[0]), "95 % interval", *map(title, names[1:]), *header], *rows])])

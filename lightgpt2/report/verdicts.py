@@ -5,154 +5,119 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightgpt2.report.chain import Model, is_converted, start_quality, text_of
-from lightgpt2.report.figures import better, change, number
+from lightgpt2.report.figures import SIZES, better, change, is_latency, is_throughput, setting
+from lightgpt2.report.rows import Model, Score
 
 Verdict = Literal["the start", "pays", "quality only", "does not pay", "outside the budget", "not measured"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model against the one before it and against its chain's source.
+class Rise:
+    """How a primary metric differs from another model's on the same text."""
 
-    Attributes:
-        model: The model.
-        before: The perplexity of the model before it, on the same text.
-        source: The perplexity of the chain's source, on the same text.
-        source_name: What `source` was measured of.
-        gains: By how many per cent each resource is better than the model before's; None where that was not measured.
-        same_machine: Whether speed and memory of the two were measured alike, if both were.
-        verdict: Whether it paid.
-    """
+    change: float  # per cent by which the value is more
+    sign: int = 1  # -1 where higher values are better
+    interval: tuple[float, float] | None = None  # of `change`, paired, 95 %; None where single scores were not at hand
+
+    @property
+    def worse(self) -> float:
+        """By how many per cent it is worse; negative where it is better."""
+        return self.sign * self.change
+
+    def within(self, budget: float) -> bool:
+        """True if it is at most `budget` per cent worse, or if its paired interval reaches no change at all."""
+        noise = self.interval is not None and min(self.sign * bound for bound in self.interval) <= 0
+        return self.worse <= budget or (noise and not math.isnan(self.change))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against the one before it and against its chain's source."""
 
     model: Model
-    before: float | None
-    source: float | None
-    source_name: str
-    gains: dict[str, float | None] = field(default_factory=dict)
-    same_machine: bool = True
-    verdict: Verdict = "not measured"
-
-    @property
-    def perplexity(self) -> float | None:
-        """The model's own perplexity."""
-        return self.model.figures.get("perplexity")
-
-    @property
-    def rise(self) -> float | None:
-        """How much its perplexity lies above the source's."""
-        return None if self.perplexity is None or self.source is None else self.perplexity - self.source
+    source_name: str = ""  # the model whose quality it is held against
+    source: Rise | None = None  # its primary metric against that; None where one text measured not both
+    before: Rise | None = None  # the same against the model before it
+    gains: dict[str, float | None] = field(default_factory=dict)  # per cent by which a resource is better than before
+    verdict: Verdict = "the start"
 
 
-def counts(per_cent: float | None, gain: float) -> bool:
-    """Whether a figure is better by enough; what is no better is not, whatever is asked for."""
-    return per_cent is not None and per_cent >= gain and per_cent > 0
+def rise(score: Score, other: Score, paired: bool = False) -> Rise | None:
+    """A score against another, with an interval if it is to be paired; None where they are not of one text."""
+    difference = change(other.value, score.value) if score.text == other.text else None
+    if difference is None:
+        return None
+    mine, theirs = (score.examples(), other.examples()) if paired else (None, None)
+    bounds = None
+    if mine and theirs and len(mine.numerators) == len(theirs.numerators):
+        bounds = mine.against(theirs).interval_95
+    sign = -1 if score.about.get("better") == "higher" else 1
+    return Rise(difference, sign, (100 * (bounds[0] - 1), 100 * (bounds[1] - 1)) if bounds else None)
 
 
 def judge(
-    gains: Mapping[str, float | None], rise: float | None, drop: float | None, trained: bool, budget: float, gain: float
+    gains: Mapping[str, float | None],
+    source: Rise | None,
+    before: Rise | None,
+    trained: bool,
+    budget: float,
+    gain: float,
 ) -> Verdict:
-    """Whether a stage paid.
-
-    Args:
-        gains: By how many per cent each resource is better than before; None where that was not measured.
-        rise: How much the perplexity lies above the source's; None where that was not measured.
-        drop: By how many per cent the perplexity is lower than before; None where that was not measured.
-        trained: Whether the stage trained, so that a lower perplexity alone is worth something.
-        budget: How much the perplexity may lie above the source's.
-        gain: By how many per cent something must be better.
-    """
-    if rise is None:
+    """Whether a stage paid; quality alone is worth something only if it trained."""
+    if source is None:
         return "not measured"
-    if not rise <= budget:  # not-a-number is outside
+    if not source.within(budget):
         return "outside the budget"
-    if any(counts(per_cent, gain) for per_cent in gains.values()):
+    if any(enough(per_cent, gain) for per_cent in gains.values()):
         return "pays"
-    if trained and counts(drop, gain):
+    if trained and before and enough(-before.worse, gain):
         return "quality only"
-    return "not measured" if None in gains.values() or (trained and drop is None) else "does not pay"
+    return "not measured" if None in gains.values() or (trained and before is None) else "does not pay"
 
 
-def resources(model: Model) -> list[str]:
-    """The figures that a stage can pay in: one batch size and one length, the smallest that were measured."""
-    batches = [key for key in model.figures if key.startswith("forward ")]
-    lengths = [key for key in model.figures if key.startswith("tokens ")]
-    forward = min(
-        batches, key=lambda key: [int(n) for n in key.split()[1].split("x") if n.isdigit()], default="forward 1x128"
-    )
-    tokens = min(lengths, key=lambda key: int(key.split()[1]), default="tokens 128")
-    return ["disk", "weights", forward, tokens]
+def enough(per_cent: float | None, gain: float) -> bool:
+    """True if a figure is better by at least `gain`, and better at all."""
+    return per_cent is not None and per_cent >= gain and per_cent > 0
 
 
-def comparable(key: str, model: Model, other: Model) -> bool:
-    """Whether a figure of two models was measured alike."""
-    return key in ("disk", "parameters", "embedding", "nonzero") or (
-        bool(model.machine) and model.machine == other.machine
-    )
+def resources(*models: Model) -> list[str]:
+    """The figures that a stage can pay in: sizes, and speeds at the smallest setting that was measured."""
+    speeds = sorted({key for model in models for each in model.speeds.values() for key in each}, key=setting)
+    smallest = (next(filter(kind, speeds), None) for kind in (is_latency, is_throughput))
+    return ["disk", "weights", *filter(None, smallest)]
 
 
-def against(key: str, model: Model, other: Model | None) -> float | None:
-    """By how many per cent a model's figure is more than another's; None where that cannot be said."""
-    if other is None or not comparable(key, model, other):
-        return None
-    return change(other.figures.get(key), model.figures.get(key))
+def pair(key: str, model: Model, other: Model) -> tuple[float | None, float | None]:
+    """The other's figure and the model's, as one machine measured both; twice None where none did."""
+    if key in SIZES:
+        return other.figures.get(key), model.figures.get(key)
+    for machine, mine in model.speeds.items():
+        theirs = other.speeds.get(machine, {})
+        if machine and key in mine and key in theirs:
+            return theirs[key], mine[key]
+    return None, None
 
 
-def _same_text(model: Model, other: Model) -> bool:
-    return text_of(model) == text_of(other)
+def reference(model: Model) -> tuple[Score, str]:
+    """The score that a model's is held against, and whose it is: that of the beginning of its chain.
 
-
-def _start(model: Model) -> float | None:
-    """The perplexity of the model that a stage was given, on that stage's own text."""
-    return number(start_quality(model.entry).get("perplexity"))
-
-
-def before(model: Model) -> float | None:
-    """The perplexity of the model that this one was made of, on the text that this one was scored on."""
-    if model.parent is None:
-        return None
-    return model.parent.figures.get("perplexity") if _same_text(model, model.parent) else _start(model)
-
-
-def source(model: Model) -> tuple[float | None, str]:
-    """The perplexity that a model's is held against, and the name of the model that it was measured of.
-
-    That is the beginning of its chain; after a change of text the model that was given to the first stage on the new one,
-    since perplexities of two texts say nothing about each other.
+    After a change of text it is that of the model which was given to the first stage on the new one.
     """
     top = model
-    while top.parent is not None and _same_text(top, top.parent):
+    while top.parent is not None and top.score.text == top.parent.score.text:
         top = top.parent
-    if top.parent is None:
-        return top.figures.get("perplexity"), top.name
-    return _start(top), top.parent.name
-
-
-def drop(comparison: Comparison) -> float | None:
-    """By how many per cent the perplexity is lower than before; any number is wholly lower than infinity."""
-    if comparison.before == math.inf and comparison.perplexity is not None and math.isfinite(comparison.perplexity):
-        return 100.0
-    return better("perplexity", comparison.before, comparison.perplexity)
+    return (top.score, top.name) if top.parent is None else (top.start, top.parent.name)
 
 
 def compare(model: Model, budget: float, gain: float) -> Comparison:
-    """A model against those before it.
-
-    Args:
-        model: What a stage made, or a quantized copy of it.
-        budget: How much the perplexity may lie above the source's.
-        gain: By how many per cent something must be better.
-    """
+    """A stage's model or a copy against those before it, by a budget and a gain in per cent."""
+    score, name = reference(model)
     parent = model.parent
-    reference, name = source(model)
     if parent is None:
-        return Comparison(model, None, reference, name, verdict="the start")
-    gains = {
-        key: better(key, parent.figures.get(key), model.figures.get(key)) if comparable(key, model, parent) else None
-        for key in resources(model)
-    }
-    alike = not (model.machine and parent.machine) or model.machine == parent.machine
-    made = Comparison(model, before(model), reference, name, gains, alike)
-    trained = not is_converted(model.entry)
-    verdict = judge(gains, made.rise, drop(made), trained, budget, gain)
-    return Comparison(model, made.before, reference, name, gains, alike, verdict)
+        return Comparison(model, name)
+    source = rise(model.score, score, paired=True)
+    before = rise(model.score, parent.score if parent.score.text == model.score.text else model.start)
+    gains = {key: better(key, *pair(key, model, parent)) for key in resources(model, parent)}
+    return Comparison(
+        model, name, source, before, gains, judge(gains, source, before, model.kind == "stage", budget, gain)
+    )

@@ -1,4 +1,4 @@
-"""What a stage was made from and what it made, by content: whether it must be made again, and why."""
+"""What a stage was made from and what it wrote, by content: whether it must run again, and why."""
 
 import hashlib
 import json
@@ -17,31 +17,24 @@ from lightgpt2.runs.settings import Settings, flat, section
 
 Parts = dict[str, Any]
 Record = dict[str, Any]
+_Stamp = tuple[str, int, int, int]
 
 _ELSEWHERE = ("needs", "run")  # say where things lie; what lies there is compared by its content
-_TEXT = ("data.source", "data.text_field", "data.separator")
+_TEXT = {"data.source", "data.text_field", "data.separator"}
 
 
 def parts(recipe: Recipe, stage: Stage) -> Parts:
-    """All that a stage is made from.
-
-    Args:
-        recipe: The recipe.
-        stage: One of its stages.
+    """Everything that a stage is made from.
 
     Returns:
         `settings`: the configuration by dotted keys, without paths of inputs. `inputs`: what it takes from other stages, and
         `sources`: from other folders and files, by key, with the digest of what lies there. `text`: the fingerprint of the
         corpus. `lightgpt2`: the version.
-
-    Raises:
-        UserError: The folder of an input is not there.
     """
-    settings = flat({key: value for key, value in stage.settings.items() if key not in _ELSEWHERE})
-    kept = {key: value for key, value in settings.items() if key not in stage.inputs}
+    settings = flat({key: value for key, value in stage.settings.items() if key not in _ELSEWHERE}, lists=True)
     text = corpus(stage.settings)
     found = {
-        "settings": kept,
+        "settings": {key: value for key, value in settings.items() if key not in stage.inputs},
         "inputs": {key: _input(recipe, stage, folder) for key, folder in stage.inputs.items()},
         "sources": sources(stage),
         "text": text.fingerprint() if text else None,
@@ -51,36 +44,26 @@ def parts(recipe: Recipe, stage: Stage) -> Parts:
     return plain
 
 
-def fingerprint(made_from: Parts) -> str:
-    """Digest of what a stage is made from."""
-    named = {key: source["sha256"] for key, source in made_from["inputs"].items()}
-    return hashlib.sha256(json.dumps({**made_from, "inputs": named}, sort_keys=True).encode()).hexdigest()
-
-
 def _input(recipe: Recipe, stage: Stage, folder: str) -> dict[str, str]:
-    digest = weights(recipe.folder / folder)
-    if digest is None:
-        parent = folder.partition("/")[0]
-        made = ", ".join(sorted(outputs(recipe.run(parent).folder))) or "nothing"
-        raise UserError(
-            f"stages.{stage.name}.from: {recipe.folder / folder} holds no weights; {parent} made {made}: name one of these "
-            f"as {parent}/FOLDER"
-        )
-    return {"folder": folder, "sha256": digest}
+    if digest := weights(recipe.folder / folder):
+        return {"folder": folder, "sha256": digest}
+    parent = folder.partition("/")[0]
+    made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(recipe.run(parent).folder))) or "nothing"
+    raise UserError(
+        f"stages.{stage.name}.from: must be a folder with weights, got {recipe.folder / folder}; {parent} wrote {made}"
+    )
 
 
 def sources(stage: Stage) -> dict[str, str | None]:
-    """Digests of the local models and tokenizers that no stage makes; none for one that is yet to be made (`needs`)."""
+    """Digests of the local models and tokenizers that no stage writes; None for one that `needs` is yet to make."""
+    tokenizer = section(stage.settings, "data", "init_args").get("tokenizer")
+    named = flat({"model": section(stage.settings, "model"), "data.tokenizer": tokenizer}, lists=True)
     needs = section(stage.settings, "needs")
-    named = {f"model.{key}": value for key, value in section(stage.settings, "model", "init_args").items()}
-    named["data.tokenizer"] = section(stage.settings, "data", "init_args").get("tokenizer")
-    found: dict[str, str | None] = {}
-    for key, name in named.items():
-        if isinstance(name, str) and key not in stage.inputs:
-            path = Path(name).expanduser()
-            if path.exists() or name in needs:
-                found[key] = _source(path, key)
-    return found
+    return {
+        key: _source(Path(name).expanduser(), key)
+        for key, name in named.items()
+        if isinstance(name, str) and key not in stage.inputs and (name in needs or Path(name).expanduser().exists())
+    }
 
 
 def _source(path: Path, key: str) -> str | None:
@@ -93,78 +76,51 @@ def _source(path: Path, key: str) -> str | None:
 
 
 def weights(folder: Path) -> str | None:
-    """Digest of the weight files of a folder: that of the file itself where there is one; none where there is none."""
+    """Digest of a folder's weight files (of the file itself if there is one); None if it has none."""
     files = sorted(folder.glob("*.safetensors"))
     return _digest(tuple(map(_stamp, files))) if files else None
 
 
-def _stamp(path: Path) -> tuple[str, int, int, int]:
+def _stamp(path: Path) -> _Stamp:
     stat = path.stat()
     return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-@cache
-def _digest(stamps: tuple[tuple[str, int, int, int], ...]) -> str:
-    """Digest of files; a stage's output is the next one's input, and is read once as long as it stays what it is."""
-    digests = [sha256_file(Path(path)) for path, *_ in stamps]
+@cache  # a stage's output is the next one's input: it is read once as long as it stays what it is
+def _digest(stamps: tuple[_Stamp, ...]) -> str:
+    digests = {path: sha256_file(Path(path)) for path, *_ in stamps}
     if len(digests) == 1:
-        return digests[0]
-    named = [f"{Path(path).name} {digest}" for (path, *_), digest in zip(stamps, digests, strict=True)]
-    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+        return next(iter(digests.values()))
+    named = "\n".join(f"{Path(path).name} {digest}" for path, digest in digests.items())
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """The folders of weights that a run has made, with their digests."""
+    """The folders of weights that a run wrote, with their digests."""
     inside = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    digests = {path.name: weights(path) for path in inside}
-    return {name: digest for name, digest in digests.items() if digest}
+    return {path.name: digest for path in inside if (digest := weights(path))}
 
 
 def changes(old: Parts, new: Parts) -> list[str]:
-    """What has changed since a stage was begun, in words.
-
-    Args:
-        old: What it was made from.
-        new: What it would be made from now.
-    """
-    found = _changed_settings(old["settings"], new["settings"])
-    text_named = any(reason.partition(":")[0] in _TEXT for reason in found)
+    """What differs between what a stage was made from and what it would be made from now, in words."""
+    before, after = old["settings"], new["settings"]
+    keys = [key for key in {**before, **after} if (key in before, before.get(key)) != (key in after, after.get(key))]
+    found = [f"{key}: {_shown(before, key)} -> {_shown(after, key)}" for key in keys]
     for key in {**old["inputs"], **new["inputs"]}:
-        then, now = old["inputs"].get(key), new["inputs"].get(key)
-        if not then or not now:
-            found.append(f"{key}: {then['folder'] if then else 'no input'} -> {now['folder'] if now else 'no input'}")
-        elif then["sha256"] != now["sha256"]:
-            moved = then["folder"] != now["folder"]
-            found.append(
-                f"{key}: {then['folder']} -> {now['folder']}" if moved else f"its input {now['folder']} has changed"
-            )
+        then, now = ({"folder": "no input", "sha256": "", **made["inputs"].get(key, {})} for made in (old, new))
+        if then["sha256"] != now["sha256"]:
+            folders = f"{key}: {then['folder']} -> {now['folder']}"
+            found.append(folders if then["folder"] != now["folder"] else f"its input {now['folder']} has changed")
     for key, digest in new["sources"].items():
         # One that was not there when the stage was begun was made in the course of it, or is needed no more.
         replaced = digest and old["sources"].get(key, digest) not in (None, digest)
-        if replaced and old["settings"].get(key) == new["settings"].get(key):
-            found.append(f"{key}: {new['settings'][key]} has changed")
-    if old["text"] != new["text"] and not text_named:
+        if replaced and before.get(key) == after.get(key):
+            found.append(f"{key}: {after[key]} has changed")
+    if old["text"] != new["text"] and not _TEXT & {*keys}:
         found.append("the text has changed")
     if old["lightgpt2"] != new["lightgpt2"]:
         found.append(f"lightgpt2 {old['lightgpt2']} -> {new['lightgpt2']}")
     return found
-
-
-def _changed_settings(old: Settings, new: Settings) -> list[str]:
-    old, new = _items(old), _items(new)
-    keys = [key for key in {**old, **new} if (key in old) != (key in new) or old.get(key) != new.get(key)]
-    return [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys]
-
-
-def _items(settings: Settings) -> Settings:
-    """Settings with lists of mappings (of callbacks, say) taken apart too: `trainer.callbacks.1.amount`."""
-    apart: Settings = {}
-    for key, value in settings.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            apart |= _items(flat({f"{key}.{i}": item for i, item in enumerate(value, start=1)}))
-        else:
-            apart[key] = value
-    return apart
 
 
 def _shown(settings: Settings, key: str) -> str:
@@ -175,47 +131,30 @@ def _shown(settings: Settings, key: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def lost(recorded: dict[str, str], folder: Path) -> list[str]:
-    """What has become of the folders of weights that a finished run had made, in words.
-
-    Args:
-        recorded: Their digests when it had finished.
-        folder: The run's folder.
-    """
-    now = {name: weights(folder / name) for name in recorded}
-    named = {name: "artefact" if name == "model" else f"folder {name}" for name in recorded}
-    return [
-        f"its {named[name]} {'has changed' if digest else 'is gone'}"
-        for name, digest in now.items()
-        if digest != recorded[name]
-    ]
+def _lost(recorded: dict[str, str], folder: Path) -> list[str]:
+    """What has become of the folders of weights that a finished run wrote, in words."""
+    now = {name: weights(folder / name) for name, digest in recorded.items() if weights(folder / name) != digest}
+    named = {name: "artefact" if name == "model" else f"folder {name}" for name in now}
+    return [f"its {named[name]} {'has changed' if digest else 'is gone'}" for name, digest in now.items()]
 
 
 class Plan(NamedTuple):
-    """What is to be done about a stage, and why."""
+    """What to do about a stage, and why."""
 
     action: Literal["skip", "resume", "run"]
     reason: str
 
 
 def plan(record: Record | None, made_from: Parts, run: Run) -> Plan:
-    """What is to be done about a stage whose inputs are there.
-
-    Args:
-        record: What the pipeline noted when the stage was begun or finished, if it was.
-        made_from: What the stage would be made from now.
-        run: Its run.
-    """
+    """Decide what to do about a stage whose inputs are there, by what was noted when it was begun or finished."""
     if record is None:
         return Plan("run", "not done yet")
-    reasons = changes(record["parts"], made_from)
-    if record["state"] == "finished":
-        reasons += lost(record["outputs"], run.folder)
-        return Plan("run", "; ".join(reasons)) if reasons else Plan("skip", "done, and nothing has changed")
+    finished = record["state"] == "finished"
+    reasons = changes(record["parts"], made_from) + (_lost(record["outputs"], run.folder) if finished else [])
+    if finished and not reasons:
+        return Plan("skip", "done, and nothing has changed")
     if not reasons and record["parts"]["inputs"] != made_from["inputs"]:  # which a checkpoint holds by their paths
         reasons = ["its input has moved"]
-    if reasons:
-        return Plan("run", "; ".join(reasons))
-    if run.last.exists() or run.best.exists():
+    if not reasons and (run.last.exists() or run.best.exists()):
         return Plan("resume", "it was interrupted")
-    return Plan("run", "it ended before its first checkpoint")
+    return Plan("run", "; ".join(reasons) or "it ended before its first checkpoint")

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,26 @@ import yaml
 
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.runs.run import Run
-from lightgpt2.runs.settings import Settings
+from lightgpt2.runs.settings import Settings, flat
 
-
-def _mentions(values: Any, path: str) -> bool:
-    if isinstance(values, dict):
-        return any(_mentions(value, path) for value in values.values())
-    return bool(values == path)
+_CHECKER = "lightgpt2.cli.rehearsal"  # reads configurations from its standard input, writes their mistakes, in YAML
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def missing(needs: dict[str, str], model: dict[str, Any]) -> dict[str, str]:
-    """The model folders that a stage starts from and that are not there yet, with the configurations that make them.
+    """The model folders that are not there yet, with the configurations whose `fit` makes them.
 
     Args:
-        needs: For each model folder the configuration whose `fit` makes it.
-        model: The stage's model settings; folders that they do not mention (any more) are not needed.
+        needs: For each folder its configuration.
+        model: The stage's model settings; a folder that they do not mention (any more) is not needed.
     """
-    return {path: config for path, config in needs.items() if _mentions(model, path) and not Path(path).exists()}
+    given = flat(model, lists=True).values()
+    mentioned = [each for value in given for each in (value if isinstance(value, list) else [value])]
+    return {path: config for path, config in needs.items() if path in mentioned and not Path(path).exists()}
 
 
-def provide(absent: dict[str, str]) -> None:
-    """Makes model folders, each by a `fit` in a process of its own; one that was interrupted is resumed.
-
-    Args:
-        absent: For each folder the configuration that makes it.
+def make_missing(absent: dict[str, str]) -> None:
+    """Make model folders by the `fit` of a configuration each; resume one that was interrupted.
 
     Raises:
         UserError: The fit failed, or did not make the folder.
@@ -44,9 +42,8 @@ def provide(absent: dict[str, str]) -> None:
     if "LOCAL_RANK" in os.environ:  # a process that Lightning launched beside the first, which has done this
         return
     for path, config in absent.items():
-        options = ["--config", config]
-        if Run(Path(config).stem).last.exists():
-            options += ["--ckpt_path", "last"]
+        resume = ["--ckpt_path", "last"] if Run(Path(config).stem).last.exists() else []
+        options = ["--config", config, *resume]
         print(f"{path} is needed and not there: making it with lightgpt2 fit {' '.join(options)}", flush=True)
         started = time.monotonic()
         code, stopped = fit(options)
@@ -58,9 +55,10 @@ def provide(absent: dict[str, str]) -> None:
 
 
 def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
-    """Runs `lightgpt2 fit` in a process of its own.
+    """Run `lightgpt2 fit` in a process and a session of its own.
 
-    That process gets the terminal's Ctrl-C itself and saves; a SIGTERM, which it does not get, is passed on.
+    A signal that asks this process to stop is passed on, once each: whether it comes from the terminal, which does not reach
+    the other session, or from a supervisor. The first lets the fit save; a second stops it at once.
 
     Args:
         options: Its options.
@@ -70,42 +68,54 @@ def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
         Its exit code, and whether it or this process was asked to stop.
     """
     process: subprocess.Popen[bytes] | None = None
-    asked: list[int] = []
+    asked, unsent = list[int](), deque[int]()
+
+    def pass_on() -> None:
+        with suppress(IndexError):  # none is left, be it that a signal came in between and its call has sent them
+            while process:
+                process.send_signal(unsent.popleft())
 
     def stop(signum: int, _: Any) -> None:
         asked.append(signum)
-        if process and signum == signal.SIGTERM:
-            process.terminate()
+        unsent.append(signum)
+        pass_on()
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    def pause(*_: Any) -> None:  # on Ctrl-Z, until the shell's fg or bg
+        unsent.append(signal.SIGSTOP)
+        pass_on()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        unsent.append(signal.SIGCONT)
+        pass_on()
+
+    handlers = {**dict.fromkeys(_STOP, stop), signal.SIGTSTP: pause}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+        del handlers[signal.SIGHUP]
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         command = [sys.executable, "-m", "lightgpt2", "fit", *options]
-        process = subprocess.Popen(command, pass_fds=() if held is None else (held,))
-        if signal.SIGTERM in asked:  # before there was a process to pass it on to
-            process.terminate()
+        process = subprocess.Popen(command, pass_fds=() if held is None else (held,), start_new_session=True)
+        pass_on()
         code = process.wait()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    return code, bool(asked) or code in (130, -signal.SIGINT, -signal.SIGTERM)
+    return code, bool(asked) or code == 130 or -code in _STOP
 
 
-def rehearse(configs: dict[str, Settings]) -> list[str]:
-    """What `fit` would say of configurations, as far as shows while their models are not there.
+def check_stages(configs: dict[str, Settings]) -> list[str]:
+    """What `fit` would say of configurations, as far as it can while their models are not there.
 
-    Args:
-        configs: The configurations by what they are called.
-
-    Returns:
-        One line for each mistake, beginning with what its configuration is called.
+    Each line begins with what `configs` calls the configuration.
     """
     if not configs:
         return []
     # In a process of its own: what it imports takes seconds, and would be kept for as long as all stages take. In a
     # session of its own: a Ctrl-C is this process's business.
     done = subprocess.run(
-        [sys.executable, "-m", "lightgpt2.cli.rehearsal"],
+        [sys.executable, "-m", _CHECKER],
         input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,
     )  # fmt: skip
-    problems: list[str] = yaml.safe_load(done.stdout)
-    return problems
+    return list(yaml.safe_load(done.stdout))
+
+
+provide = make_missing  # until the command line uses the new name

@@ -1,4 +1,4 @@
-"""`lightgpt2 pipeline`: the stages of a recipe, in order, each made only when it has to be."""
+"""`lightgpt2 pipeline`: the stages of a recipe, in order, each run only if it has to be."""
 
 import fcntl
 import json
@@ -15,9 +15,10 @@ import yaml
 
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.models.files import atomic_file, write_json
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs import fingerprints
 from lightgpt2.runs.fingerprints import Parts, Plan, Record, plan
-from lightgpt2.runs.fits import fit, missing, rehearse
+from lightgpt2.runs.fits import check_stages, fit, missing
 from lightgpt2.runs.recipes import Recipe, Stage, read_recipe
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import section
@@ -26,12 +27,12 @@ _STATE = "pipeline.json"
 
 
 def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None:
-    """Runs the stages of a recipe that are not done yet, or not from what they would be made from now.
+    """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed.
 
     Args:
         name: The recipe: its path, or the name of a shipped one.
-        dry_run: Whether only to say what would be run, and why.
-        run: The folder of its stages under `checkpoints/`; its stem unless given.
+        dry_run: Only say what would run, and why.
+        run: The folder of its stages under `checkpoints/`; by default its stem.
 
     Raises:
         UserError: There are mistakes in the recipe, its folder is another's, or a stage failed.
@@ -41,59 +42,48 @@ def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None
     if dry_run:
         _check_folders(recipe)
         plans = _plans(recipe)
-        _show(recipe, plans)
-        _rehearse(recipe, plans)
+        for stage, (action, reason) in zip(recipe.stages, plans, strict=True):
+            absent = missing(section(stage.settings, "needs"), section(stage.settings, "model", "init_args"))
+            first = [f"; first makes {path} with lightgpt2 fit --config {config}" for path, config in absent.items()]
+            _say(recipe, stage, f"{action:6}  {reason}{''.join(first if action != 'skip' else [])}")
+        _check_configs(recipe, plans)
         return
     run_stages(recipe)
     print(f"What each stage bought: lightgpt2 report {recipe.folder}", flush=True)
 
 
 def run_stages(recipe: Recipe) -> None:
-    """Runs the stages of a recipe that are not done yet, or not from what they would be made from now.
-
-    Args:
-        recipe: The recipe.
-
-    Raises:
-        UserError: There are mistakes in the stages, the recipe's folder is another's, or a stage failed.
-        Interrupted: A stage was interrupted.
-    """
+    """Run the stages of a recipe that has been read, as `run_recipe` does."""
     _check_folders(recipe)
     with _lock(recipe.folder) as held:
-        _clean(recipe.folder)
-        _rehearse(recipe, _plans(recipe))
-        done = [_settle(recipe, number, held) for number in range(len(recipe.stages))]
-    width = max(len(stage.name) for stage in recipe.stages)
+        for leftover in recipe.folder.glob(".*.stale"):  # of a pipeline that was killed while it removed or wrote these
+            shutil.rmtree(leftover)
+        for leftover in recipe.folder.glob(".*.tmp"):
+            leftover.unlink()
+        _check_configs(recipe, _plans(recipe))
+        done = [_run_stage(recipe, number, held) for number in range(len(recipe.stages))]
     for stage, seconds in zip(recipe.stages, done, strict=True):
-        print(f"{stage.name:{width}}  {'skipped' if seconds is None else f'ran, {seconds:.0f} s'}", flush=True)
+        _say(recipe, stage, "skipped" if seconds is None else f"ran, {seconds:.0f} s")
 
 
-def _clean(folder: Path) -> None:
-    """Removes what a pipeline that was killed was writing or removing."""
-    for leftover in folder.glob(".*.stale"):
-        shutil.rmtree(leftover)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+def _say(recipe: Recipe, stage: Stage, text: str) -> None:
+    print(f"{stage.name:{max(len(each.name) for each in recipe.stages)}}  {text}", flush=True)
 
 
 def _check_folders(recipe: Recipe) -> None:
-    """Makes sure that nothing lies where the stages go that this pipeline did not make."""
+    """Check that this pipeline made whatever lies where the stages go."""
     if (recipe.folder / "config.yaml").exists():
         raise UserError(f"{recipe.folder}: is the folder of a run; give the recipe's runs another with --run NAME")
     known = _read_state(recipe)
-    strange = [recipe.run(s.name).folder for s in recipe.stages if s.name not in known]
-    problems = [
-        f"{folder}: was not made by this pipeline ({_STATE} beside it does not name it); move it away, or rename the stage"
-        for folder in strange
-        if folder.exists()
-    ]
-    if problems:
+    folders = [recipe.run(stage.name).folder for stage in recipe.stages if stage.name not in known]
+    how = f"was not made by this pipeline ({_STATE} beside it does not name it); move it away, or rename the stage"
+    if problems := [f"{folder}: {how}" for folder in folders if folder.exists()]:
         raise UserError(problems)
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """Keeps other pipelines out of a folder, as long as this process or a stage that it has started lives."""
+    """Keep other pipelines out of a folder, as long as this process or a stage that it has started lives."""
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
@@ -120,13 +110,13 @@ def _read_state(recipe: Recipe) -> dict[str, Record]:
 
 
 def _note(recipe: Recipe, stage: Stage, state: str, made_from: Parts, **more: Any) -> None:
-    """Notes what has become of a stage."""
-    record = {"state": state, "fingerprint": fingerprints.fingerprint(made_from), "parts": made_from, **more}
+    """Note what has become of a stage."""
+    record = {"state": state, "parts": made_from, **more}
     write_json(recipe.folder / _STATE, {**_read_state(recipe), stage.name: record})
 
 
 def _plans(recipe: Recipe) -> list[Plan]:
-    """What is to be done about each stage, as far as can be said before any has run."""
+    """What to do about each stage, as far as it is known before any has run."""
     state, found = _read_state(recipe), dict[str, Plan]()
     for stage in recipe.stages:
         anew = [folder for folder in stage.inputs.values() if found[folder.partition("/")[0]].action != "skip"]
@@ -138,34 +128,25 @@ def _plans(recipe: Recipe) -> list[Plan]:
     return list(found.values())
 
 
-def _show(recipe: Recipe, plans: list[Plan]) -> None:
-    width = max(len(stage.name) for stage in recipe.stages)
-    for stage, (action, reason) in zip(recipe.stages, plans, strict=True):
-        absent = missing(stage.settings.get("needs") or {}, section(stage.settings, "model", "init_args"))
-        made = [f"; first makes {path} with lightgpt2 fit --config {maker}" for path, maker in absent.items()]
-        print(f"{stage.name:{width}}  {action:6}  {reason}{''.join(made if action != 'skip' else [])}", flush=True)
-
-
-def _rehearse(recipe: Recipe, plans: list[Plan]) -> None:
-    """Reads the configurations of the stages that are to run.
-
-    Raises:
-        UserError: There are mistakes in them.
-    """
+def _check_configs(recipe: Recipe, plans: list[Plan]) -> None:
+    """Read the configurations of the stages that are to run, so that a mistake in the last shows before the first runs."""
     stages = [stage for stage, found in zip(recipe.stages, plans, strict=True) if found.action != "skip"]
-    if problems := rehearse({f"stages.{stage.name}": stage.settings for stage in stages}):
+    if problems := check_stages({f"stages.{stage.name}": stage.settings for stage in stages}):
         raise UserError(problems)
 
 
-def _settle(recipe: Recipe, number: int, held: int) -> float | None:
-    """Does what is to be done about a stage; the seconds that it took, or nothing where there was nothing to do."""
+def _run_stage(recipe: Recipe, number: int, held: int) -> float | None:
+    """Do what is to be done about a stage; the seconds that it took, or None if it was skipped."""
     stage = recipe.stages[number]
     made_from, run = fingerprints.parts(recipe, stage), recipe.run(stage.name)
     action, reason = plan(_read_state(recipe).get(stage.name), made_from, run)
     print(f"[{number + 1}/{len(recipe.stages)}] {stage.name}: {action} ({reason})", flush=True)
     if action == "skip":
         return None
-    config = _write_config(recipe, stage)
+    config = recipe.folder / f"{stage.name}.yaml"
+    text = yaml.safe_dump(stage.settings, sort_keys=False, allow_unicode=True)
+    with atomic_file(config) as temporary:
+        temporary.write_text(f"# Written by lightgpt2 pipeline; change the recipe instead.\n{text}", encoding="utf-8")
     options = ["--config", str(config), "--run", run.name]
     if action == "resume":
         options += ["--ckpt_path", "last"]
@@ -189,16 +170,8 @@ def _settle(recipe: Recipe, number: int, held: int) -> float | None:
     return seconds
 
 
-def _write_config(recipe: Recipe, stage: Stage) -> Path:
-    path = recipe.folder / f"{stage.name}.yaml"
-    text = yaml.safe_dump(stage.settings, sort_keys=False, allow_unicode=True)
-    with atomic_file(path) as temporary:
-        temporary.write_text(f"# Written by lightgpt2 pipeline; change the recipe instead.\n{text}", encoding="utf-8")
-    return path
-
-
 def _discard(run: Run) -> None:
-    """Removes a run; its folder is out of the way at once, so that nobody finds half of it."""
+    """Remove a run; its folder is out of the way at once, so that nobody finds half of it."""
     if run.folder.exists():
         stale = run.folder.with_name(f".{run.folder.name}.stale")
         run.folder.replace(stale)
@@ -207,14 +180,10 @@ def _discard(run: Run) -> None:
 
 
 def _finish(recipe: Recipe, stage: Stage, made_from: Parts, seconds: float) -> None:
-    """Notes that a stage has ended well.
-
-    Raises:
-        UserError: It has not made what a stage makes.
-    """
+    """Note that a stage has ended well: with an artefact that was scored, which fit does last."""
     run = recipe.run(stage.name)
     made = fingerprints.outputs(run.folder)
-    if "model" not in made or not _scored(run.model):
+    if "model" not in made or "after" not in Ledger.read(run.model).last.get("quality", {}):
         raise UserError(
             f"stages.{stage.name}: it ended without an artefact that was scored ({run.model}); see what it printed above"
         )
@@ -223,12 +192,3 @@ def _finish(recipe: Recipe, stage: Stage, made_from: Parts, seconds: float) -> N
     made_from = {**made_from, "sources": fingerprints.sources(stage) | known}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     _note(recipe, stage, "finished", made_from, outputs=made, seconds=round(seconds, 1), finished=now)
-
-
-def _scored(model: Path) -> bool:
-    """Whether the ledger says how good a model is, which is noted last."""
-    try:
-        entries = json.loads((model / "ledger.json").read_text(encoding="utf-8"))
-        return "after" in entries[-1]["quality"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False

@@ -1,75 +1,60 @@
-"""A run's place on disk: who owns the folder, and which checkpoint to go on from."""
+"""A run's place on disk: who owns the folder, and which checkpoint to resume from."""
 
 import json
 import pickle
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightgpt2.errors import UserError
+from lightgpt2.models.ledger import Ledger
+from lightgpt2.runs.settings import flat, section
+
+FORMAT = 2  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
 
 Identity = dict[str, Any]
 
+# Sections and flags under `model` that may change between a run and its resumption.
+_MAY_CHANGE = {"optimizer", "task", "loss", "compile", "activation_checkpointing", "trust_remote_code"}
+_UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError)
+_OLD = "was written by lightgpt2 0.1"
 
-@dataclass(frozen=True)
+
 class Run:
     """Where a run's files lie, under the working folder.
 
-    Attributes:
+    Args:
         name: The run's name: that of a folder, or `GROUP/NAME` for one of several that belong together.
+
+    Attributes:
+        folder: Checkpoints, the resolved configuration and the artefact.
+        model: The artefact.
+        last: The newest checkpoint.
+        best: The checkpoint with the lowest validation loss.
+        config: The resolved configuration.
+        predictions: What `predict` writes.
+        logs: TensorBoard's files.
     """
 
-    name: str
-
-    @property
-    def folder(self) -> Path:
-        """Checkpoints, the resolved configuration and the artefact."""
-        return Path("checkpoints") / self.name
-
-    @property
-    def model(self) -> Path:
-        """The artefact."""
-        return self.folder / "model"
+    def __init__(self, name: str) -> None:
+        self.name, self.folder, self.logs = name, Path("checkpoints") / name, Path("tb-logs") / name
+        self.model, self.config = self.folder / "model", self.folder / "config.yaml"
+        self.last, self.best = self.folder / "last.ckpt", self.folder / "best.ckpt"
+        self.predictions = self.folder / "predictions.jsonl"
 
     def sibling(self, form: str) -> Path:
         """The artefact in another format."""
         return self.folder / f"model-{form}"
 
     def derived(self) -> list[Path]:
-        """What was made of the artefact: its other formats, and figures."""
+        """What depends on the artefact: its other formats, and figures."""
         names = ("model-*", "benchmark.json", "sweep.json", "sweep.svg")
         return [path for name in names for path in self.folder.glob(name)]
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the lowest validation loss."""
-        return self.folder / "best.ckpt"
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.folder / "config.yaml"
-
-    @property
-    def logs(self) -> Path:
-        """TensorBoard's files."""
-        return Path("tb-logs") / self.name
-
-    @property
-    def predictions(self) -> Path:
-        """What `predict` writes."""
-        return self.folder / "predictions.jsonl"
-
     def owner(self) -> Identity | None:
-        """Identity of the run that the folder belongs to, if it is one of lightgpt2's."""
+        """The identity of the run that the folder belongs to; None if it is not one of lightgpt2's."""
         try:
             return identity(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
@@ -77,118 +62,90 @@ class Run:
 
 
 def identity(config: dict[str, Any]) -> Identity:
-    """What makes a run this run and not another: its method, the models it works on, and its corpus.
+    """What makes a run this run and not another: the settings of its model, and the source of its data.
 
-    Learning rates, schedules and lengths may change between a run and its resumption; these may not.
+    Left out is what may change between a run and its resumption: `optimizer`, `task` and `loss`, how to compute (`compile`,
+    `activation_checkpointing`, `trust_remote_code`), and floats: learning rates, loss weights, shares. Class paths count.
 
     Args:
         config: A resolved configuration, as in `config.yaml`.
     """
-    model, data = config["model"], config["data"]
-    keys = ("teacher", "student", "layers", "width", "heads", "ffn", "vocabulary", "model", "lora", "quantization")
-    sources = {f"model.{key}": model["init_args"][key] for key in keys if key in model["init_args"]}
-    pruning = model["init_args"].get("pruning") or {}
-    sources |= {f"model.pruning.{key}": pruning[key] for key in ("granularity", "criterion") if key in pruning}
-    found = {"model.class_path": model["class_path"], **sources, "data.source": data["init_args"]["source"]}
+    model = {"class_path": config["model"]["class_path"], **config["model"]}
+    found = flat({"model": model, "data": {"source": section(config, "data", "init_args").get("source")}}, lists=True)
     plain: Identity = json.loads(json.dumps(found, default=str))
-    return plain
+    return {key: value for key, value in plain.items() if value is not None and _decides(key.split("."), value)}
+
+
+def _decides(names: list[str], value: Any) -> bool:
+    floats = any(isinstance(each, float) for each in (value if isinstance(value, list) else [value]))
+    return names[-1] == "class_path" or not (floats or _MAY_CHANGE & {*names})
 
 
 def _differences(ours: Identity, theirs: Identity) -> str:
-    """What is not the same, in words; a setting that an older version did not have is one that was not given."""
-
-    def shown(identity: Identity, key: str) -> Any:
-        value = identity.get(key)
-        return "null" if value is None else value
-
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    return ", ".join(f"{key}: {shown(theirs, key)} there, {shown(ours, key)} here" for key in keys)
+    """What differs, in words; a setting that one side lacks counts as null."""
+    keys, sides = {**ours, **theirs}, (theirs, ours)
+    pairs = {key: ["null" if side.get(key) is None else side[key] for side in sides] for key in keys}
+    return ", ".join(f"{key}: {there} there, {here} here" for key, (there, here) in pairs.items() if there != here)
 
 
-def claim(run: Run, ours: Identity, resuming: bool) -> None:
-    """Checks that a run may write to its folder.
+def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
+    """Check that a run may write to its folder.
 
     Raises:
-        UserError: The name is none for a folder; or the folder belongs to another run, or holds an unfinished run that
-            a fresh start would overwrite.
+        UserError: The name is not that of a folder; the folder is another run's; or it holds an unfinished one.
     """
-    parts = run.name.split("/")
+    key, parts = f"--run {run.name}", run.name.split("/")
     if len(parts) > 2 or not all(map(is_folder_name, parts)):
         raise UserError(
-            f"--run {run.name}: not the name of a folder, nor of one inside another; give NAME or GROUP/NAME without "
-            "leading dots"
+            f"{key}: not the name of a folder, nor of one inside another; give NAME or GROUP/NAME without leading dots"
         )
-    _check_nesting(run)
+    # A run inside another's folder could not be removed without the other.
+    if inside := sorted(path.parent.name for path in run.folder.glob("*/config.yaml")):
+        raise UserError(
+            f"{key}: {run.folder} holds other runs ({', '.join(inside)}); give this run another name with --run NAME"
+        )
+    if "/" in run.name and (run.folder.parent / "config.yaml").exists():
+        raise UserError(f"{key}: {run.folder.parent} is the folder of a run itself; give this run another GROUP")
     if not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
         return
-    fix = "give this run a name with --run NAME, or remove the folder"
-    theirs = run.owner()
+    fix, theirs = "give this run a name with --run NAME, or remove the folder", run.owner()
     if theirs is None:
-        raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; {fix}")
+        raise UserError(f"{key}: {run.folder} was not made by lightgpt2; {fix}")
     if differences := _differences(ours, theirs):
-        raise UserError(f"--run {run.name}: {run.folder} belongs to another run ({differences}); {fix}")
+        raise UserError(f"{key}: {run.folder} belongs to another run ({differences}); {fix}")
     if not resuming and unfinished(run, ours):
-        raise UserError(
-            f"--run {run.name}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
-        )
+        raise UserError(f"{key}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}")
 
 
 def check_owner(run: Run, ours: Identity) -> None:
-    """Checks that the model in a run's folder is the one that the configuration describes.
-
-    Raises:
-        UserError: It is another run's, or nobody's.
-    """
-    theirs = run.owner()
+    """Check that the model in a run's folder is the one that the configuration describes."""
+    key, theirs = f"--run {run.name}", run.owner()
     if theirs is None:
-        raise UserError(
-            f"--run {run.name}: {run.folder} was not made by lightgpt2; give --ckpt_path {run.model} to score it"
-        )
+        raise UserError(f"{key}: {run.folder} was not made by lightgpt2; give --ckpt_path {run.model} to score it")
     if differences := _differences(ours, theirs):
         raise UserError(
-            f"--run {run.name}: the model in {run.folder} was made with other settings ({differences}); give "
-            f"those, or --ckpt_path {run.model} to score it with these"
+            f"{key}: the model in {run.folder} was made with other settings ({differences}); give those, or --ckpt_path "
+            f"{run.model} to score it with these"
         )
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether a name is that of a visible folder, and no path."""
+    """True if a name is that of a visible folder, and not a path."""
     return bool(name) and Path(name).name == name and not name.startswith(".")
 
 
-def _check_nesting(run: Run) -> None:
-    """Refuses a run inside the folder of another, and one around others: none could be removed without the other."""
-    inside = sorted(path.parent.name for path in run.folder.glob("*/config.yaml"))
-    if inside:
-        raise UserError(
-            f"--run {run.name}: {run.folder} holds other runs ({', '.join(inside)}); give this run another name with "
-            "--run NAME"
-        )
-    if "/" in run.name and (run.folder.parent / "config.yaml").exists():
-        raise UserError(
-            f"--run {run.name}: {run.folder.parent} is the folder of a run itself; give this run another GROUP"
-        )
-
-
 def unfinished(run: Run, ours: Identity) -> bool:
-    """Whether a run's newest checkpoint is of another step than its model, or there is no model yet.
-
-    Args:
-        run: The run.
-        ours: Its identity.
-    """
-    from lightgpt2.models import ledger  # here, since it takes seconds and who only asks where a run lies does without
-
+    """True if a run's newest checkpoint is of another step than its model, or there is no model yet."""
     if not run.last.exists():
         return False
     step, problem = _inspect(run.last, ours)
-    entries = ledger.read(str(run.model))
-    return not run.model.exists() or (problem is None and bool(entries) and entries[-1]["steps"] != step)
+    entry = Ledger.read(run.model).last
+    return not run.model.exists() or (problem is None and bool(entry) and entry["steps"] != step)
 
 
 def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
-    """Optimizer step of a checkpoint, and what is wrong with it if anything is."""
-    import torch  # here, since it takes seconds and who only asks where a run lies does without
+    """The optimizer step of a checkpoint, and what is wrong with it."""
+    import torch  # here: it takes seconds, and most who import this module load no checkpoint
 
     if not path.is_file():
         return 0, "does not exist"
@@ -199,24 +156,17 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         # Memory-mapped: of the tensors only the tables of contents are read. Never runs code.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         theirs, step = checkpoint["run"], int(checkpoint["global_step"])
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ):
+        written = checkpoint.get("format", 1)
+    except (*_UNREADABLE, zipfile.BadZipFile):
         return 0, "is truncated or was not written by lightgpt2"
-    if differences := _differences(ours, theirs):
-        return 0, f"is of another run ({differences})"
-    return step, None
+    if written != FORMAT:
+        return 0, _OLD
+    differences = _differences(ours, theirs)
+    return (0, f"is of another run ({differences})") if differences else (step, None)
 
 
 def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None, int, list[str]]:
-    """The checkpoint file that `--ckpt_path` means.
+    """Find the checkpoint that `--ckpt_path` means.
 
     Args:
         run: The run.
@@ -224,18 +174,14 @@ def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None,
         ours: Identity of the run that wants to load it.
 
     Returns:
-        Its path, or nothing where a run that has not saved yet is to go on; its optimizer step; lines to tell the person.
+        Its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.
 
     Raises:
         UserError: There is no usable checkpoint.
     """
-    if wanted not in ("last", "best"):
-        step, problem = _inspect(Path(wanted), ours)
-        if problem:
-            raise UserError(f"--ckpt_path: {wanted} {problem}; give last, best, or the checkpoint of this run")
-        return Path(wanted), step, []
-    candidates = [run.last, run.best] if wanted == "last" else [run.best]
-    if not any(path.exists() for path in candidates):
+    named = wanted in ("last", "best")
+    candidates = {"last": [run.last, run.best], "best": [run.best]}.get(wanted, [Path(wanted)])
+    if named and not any(path.exists() for path in candidates):
         if wanted == "best" or run.model.exists():
             raise UserError(f"--ckpt_path: {run.folder} holds no {wanted}.ckpt; run fit first")
         return None, 0, [f"{run.folder} holds no checkpoint yet: starting from the beginning"]
@@ -243,8 +189,14 @@ def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None,
     for path in candidates:
         step, problem = _inspect(path, ours)
         if problem is None:
-            if notes:
-                notes.append(f"going on from {path} (step {step})")
-            return path, step, notes
+            return path, step, [*notes, f"going on from {path} (step {step})"] if notes else []
+        if problem == _OLD:  # as is the other, if there is one
+            again = "start again with another --run (its model folder can be used as it is)"
+            raise UserError(f"--ckpt_path: {path} {_OLD}; {again}")
         notes.append(f"{path} {problem}")
+    if not named:
+        raise UserError(f"--ckpt_path: {notes[0]}; give last, best, or the checkpoint of this run")
     raise UserError(f"--ckpt_path: no usable checkpoint: {'; '.join(notes)}. Start anew with another --run")
+
+
+claim = check_folder  # until the command line uses the new name

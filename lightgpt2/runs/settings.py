@@ -1,4 +1,4 @@
-"""A configuration as plain YAML gives it: looking into it, and changing it by dotted keys."""
+"""A configuration as plain YAML gives it: read a section, change it by dotted keys, list it by dotted keys."""
 
 import copy
 from typing import Any
@@ -9,7 +9,7 @@ _SET_BY_PIPELINE = ("run", "config", "ckpt_path")
 
 
 def section(settings: Settings, *keys: str) -> Settings:
-    """A section of a configuration; an empty one where it is missing or is no section."""
+    """A section of a configuration; empty if it is missing or not a section."""
     for key in keys:
         found = settings.get(key)
         settings = found if isinstance(found, dict) else {}
@@ -17,16 +17,10 @@ def section(settings: Settings, *keys: str) -> Settings:
 
 
 def override(settings: Settings, changes: Settings) -> list[str]:
-    """Puts values into a configuration by their dotted keys, as on the command line: `init_args` is left out.
+    """Put values into a configuration by their dotted keys, as on the command line: without `init_args`.
 
-    A mapping is merged into the one that is there, unless it names another class or kind of model.
-
-    Args:
-        settings: The configuration, changed in place.
-        changes: The values.
-
-    Returns:
-        What is wrong with them, one line each.
+    A mapping is merged into the one that is there, unless it names another class or kind of model. Returns what is wrong with
+    the keys, one line each.
     """
     problems = []
     for key, value in changes.items():
@@ -37,13 +31,11 @@ def override(settings: Settings, changes: Settings) -> list[str]:
             problems.append(f"{key}: not a dotted key; write it as on the command line, for example trainer.max_steps")
         else:
             inside: Any = settings
-            for depth, parent in enumerate(parents):
-                inside = _arguments(inside, parent)
-                if inside.get(parent) is None:
-                    inside[parent] = {}
-                inside = inside[parent]
+            for depth, parent in enumerate(parents, start=1):
+                above = _arguments(inside, parent)
+                inside = above[parent] = {} if above.get(parent) is None else above[parent]
                 if not isinstance(inside, dict):
-                    name = ".".join(parents[: depth + 1])
+                    name = ".".join(parents[:depth])
                     problems.append(f"{key}: {name} is {inside!r} and has no keys; give {name} as a whole")
                     break
             else:
@@ -53,8 +45,8 @@ def override(settings: Settings, changes: Settings) -> list[str]:
 
 def _put(settings: Settings, key: str, value: Any) -> None:
     settings = _arguments(settings, key)
-    old = settings.get(key)
-    if isinstance(old, dict) and isinstance(value, dict) and not _of_another_kind(old, value):
+    old, kinds = settings.get(key), ("class_path", "model_type")
+    if isinstance(old, dict) and isinstance(value, dict) and all(old.get(k) == value.get(k, old.get(k)) for k in kinds):
         for name, inner in value.items():
             _put(old, name, inner)
     else:
@@ -62,23 +54,20 @@ def _put(settings: Settings, key: str, value: Any) -> None:
 
 
 def _arguments(settings: Settings, key: str) -> Settings:
-    """The section itself, or its `init_args` where the key belongs there."""
-    if "class_path" not in settings or key in ("class_path", "init_args", "dict_kwargs"):
-        return settings
-    if not isinstance(settings.get("init_args"), dict):
-        settings["init_args"] = {}
-    arguments: Settings = settings["init_args"]
-    return arguments
+    """The section itself, or its `init_args` if the key belongs there."""
+    if "class_path" in settings and key not in ("class_path", "init_args", "dict_kwargs"):
+        if not isinstance(settings.get("init_args"), dict):
+            settings["init_args"] = {}
+        settings = settings["init_args"]
+    return settings
 
 
-def _of_another_kind(old: Settings, new: Settings) -> bool:
-    return any(key in new and new[key] != old.get(key) for key in ("class_path", "model_type"))
-
-
-def flat(settings: Settings, prefix: str = "") -> Settings:
-    """Values by their dotted keys, without `init_args`."""
+def flat(settings: Settings, prefix: str = "", lists: bool = False) -> Settings:
+    """Values by their dotted keys, without `init_args`; with `lists` also inside lists: `trainer.callbacks.1.amount`."""
     found: Settings = {}
     for key, value in settings.items():
         name = prefix if key == "init_args" else f"{prefix}.{key}" if prefix else str(key)
-        found |= flat(value, name) if isinstance(value, dict) and value else {name: value}
+        if lists and isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value, start=1)}
+        found |= flat(value, name, lists) if isinstance(value, dict) and value else {name: value}
     return found

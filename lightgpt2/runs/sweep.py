@@ -1,14 +1,16 @@
 """`lightgpt2 sweep`: what a model is worth at each value of one setting."""
 
 import copy
-import json
 import math
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.models.files import atomic_file, write_json
+from lightgpt2.models.ledger import Ledger
+from lightgpt2.models.quality import value_of
 from lightgpt2.report.plots import sweep_plot
 from lightgpt2.report.table import sweep_table
 from lightgpt2.runs.configs import find_config
@@ -16,26 +18,27 @@ from lightgpt2.runs.fits import fit
 from lightgpt2.runs.pipeline import run_stages
 from lightgpt2.runs.recipes import Recipe, Stage
 from lightgpt2.runs.run import Run
-from lightgpt2.runs.settings import Settings, flat, override, section
+from lightgpt2.runs.settings import Settings, flat, override
 
 SPARSITY = "sparsity"
+Arms = dict[str, list[dict[str, Any]]]
 
 
 def run_sweep(
     config: str, key: str, values: list[float], run: str | None, targets: str | None, budget: float, changes: list[str]
 ) -> None:
-    """Sweeps one setting of a configuration.
+    """Sweep one setting of a configuration.
 
-    `sparsity` is of the trained weights: the configuration is fitted once (or gone on with), and copies of its result are
-    pruned. For any other key each value is a fit of its own, all of them stages of a pipeline: finished ones are kept.
+    `sparsity` is of the trained weights: the configuration is fitted once (or resumed), and copies of its result are pruned.
+    For any other key each value is a fit, all of them stages of a pipeline: finished ones are kept.
 
     Args:
         config: The configuration: its path, or the name of a shipped one.
         key: `sparsity`, or the dotted key of a number in the configuration.
         values: Its values.
-        run: Name of the run, or of the group of runs; the default is the configuration's stem, and the key.
-        targets: What is pruned, as for `GlobalL1Pruning`; the default is the adapters where there are any.
-        budget: How much the perplexity may rise above that of sparsity 0, or above the lowest.
+        run: Name of the run, or of the group of runs; by default the configuration's stem, and the key.
+        targets: What is pruned, as for `SparsitySweep`.
+        budget: How many per cent worse than in the first row the primary metric may be.
         changes: Further settings for all fits, `key=value` each.
 
     Raises:
@@ -44,12 +47,15 @@ def run_sweep(
     """
     path = find_config(config)
     settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    problems = override(settings, _parsed(changes))
+    if broken := [change for change in changes if "=" not in change]:
+        raise UserError(f"--set: must be key=value, got {broken[0]}; for example trainer.max_steps=50")
+    pairs = (change.split("=", maxsplit=1) for change in changes)
+    problems = override(settings, {name: yaml.safe_load(value) for name, value in pairs})
     values = sorted(set(values))
     if key == SPARSITY:
-        problems += [f"--values: {v:g} is no sparsity; give numbers in [0, 1)" for v in values if not 0 <= v < 1]
+        problems += [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
     else:
-        problems += _key_problems(settings, key, values)
+        problems += _key_problems(flat(settings), key, values)
     if problems:
         raise UserError(problems)
     stem = str(settings.get("run") or path.stem)
@@ -59,26 +65,13 @@ def run_sweep(
         _sweep_key(settings, run or f"{stem.replace('/', '-')}-{key}", key, values, budget)
 
 
-def _parsed(changes: list[str]) -> Settings:
-    broken = [change for change in changes if "=" not in change]
-    if broken:
-        raise UserError(f"--set: {broken[0]} is no setting; give key=value, for example trainer.max_steps=50")
-    return {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
-
-
-def _key_problems(settings: Settings, key: str, values: list[float]) -> list[str]:
-    found = flat(settings)
+def _key_problems(found: Settings, key: str, values: list[float]) -> list[str]:
+    numbers = ", ".join([name for name, value in found.items() if _is_number(value)][:8])
     if key not in found:
-        return [
-            f"--key: the configuration has no {key}; give one that it sets, such as {', '.join(_numbers(found)[:5])}"
-        ]
-    if key not in _numbers(found):
-        return [f"--key: {key} is {found[key]!r} and no number; give one of {', '.join(_numbers(found)[:8])}"]
+        return [f"--key: the configuration has no {key}; give one that it sets, such as {numbers}"]
+    if not _is_number(found[key]):
+        return [f"--key: must be that of a number, got {key}: {found[key]!r}; give one such as {numbers}"]
     return [] if values else [f"--values: give the values of {key}"]
-
-
-def _numbers(found: Settings) -> list[str]:
-    return [key for key, value in found.items() if _is_number(value)]
 
 
 def _is_number(value: Any) -> bool:
@@ -90,16 +83,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _sweep_sparsity(settings: Settings, run: Run, levels: list[float], targets: str | None, budget: float) -> None:
-    adapters = str(section(settings, "model").get("class_path")).endswith("LoRA")
-    arguments: dict[str, Any] = {"targets": targets or ("lora" if adapters else "linear"), "budget": budget}
-    if levels:
-        arguments["levels"] = levels
+    arguments = {"targets": targets, "budget": budget, **({"levels": levels} if levels else {})}
     trainer = settings.setdefault("trainer", {})
     callback = {"class_path": "lightgpt2.callbacks.SparsitySweep", "init_args": arguments}
     trainer["callbacks"] = [*(trainer.get("callbacks") or []), callback]
     written = run.folder.with_name(f"{run.folder.name}-sweep.yaml")
-    written.parent.mkdir(parents=True, exist_ok=True)
-    written.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with atomic_file(written) as temporary:
+        temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     resume = ["--ckpt_path", "last"] if run.last.exists() else []
     code, stopped = fit(["--config", str(written), "--run", run.name, *resume])
     if stopped and code:
@@ -109,29 +99,53 @@ def _sweep_sparsity(settings: Settings, run: Run, levels: list[float], targets: 
 
 
 def _sweep_key(settings: Settings, group: str, key: str, values: list[float], budget: float) -> None:
+    whole = isinstance(flat(settings)[key], int)
     stages = []
-    for value in values:
+    for number in (int(value) if whole and value.is_integer() else value for value in values):
         mine = copy.deepcopy(settings)
-        number = int(value) if float(value).is_integer() and isinstance(flat(settings)[key], int) else value
         override(mine, {key: number})
-        name = str(number)
-        stages.append(Stage(name, {**mine, "run": f"{group}/{name}"}))
+        stages.append(Stage(str(number), {**mine, "run": f"{group}/{number}"}))
     recipe = Recipe(group, stages)
     run_stages(recipe)
-    rows = []
-    for stage in stages:
-        ledger = json.loads((recipe.run(stage.name).model / "ledger.json").read_text(encoding="utf-8"))
-        rows.append(ledger[-1]["quality"]["after"])
-    lowest = min(row["perplexity"] for row in rows)
-    inside = [v for v, row in zip(values, rows, strict=True) if row["perplexity"] <= lowest + budget]
-    found = {"key": key, "values": values, "arms": {"fit": rows}, "budget": budget}
-    found["largest_inside_budget"] = max(inside) if inside and math.isfinite(lowest) else None
-    write_json(recipe.folder / "sweep.json", found)
-    first = recipe.run(stages[0].name).model / "ledger.json"  # where the report finds it
-    entries = json.loads(first.read_text(encoding="utf-8"))
-    entries[-1].setdefault("sweeps", {})[key] = found
-    write_json(first, entries)
-    if plot := sweep_plot(found, key, group):
-        with atomic_file(recipe.folder / "sweep.svg") as temporary:
+    models = [recipe.run(stage.name).model for stage in stages]
+    arms = {"fit": [Ledger.read(model).last["quality"]["after"] for model in models]}
+    write_sweep(recipe.folder, models[0], group, {"key": key, "values": values}, arms, budget)
+
+
+def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arms: Arms, budget: float) -> None:
+    """Write a sweep as `sweep.json`, as a picture and into a model's ledger, where a report finds it; print it.
+
+    Args:
+        folder: Where the files go.
+        model: The model folder.
+        name: What the picture calls the model.
+        about: `key`, what was swept, and its `values`.
+        arms: The quality at each value, by arm; the first arm decides.
+        budget: How many per cent worse than in the first row the primary metric may be.
+    """
+    inside = largest_inside(about["values"], next(iter(arms.values())), budget)
+    found = {**about, "arms": arms, "budget_percent": budget, "largest_inside_budget": inside}
+    write_json(folder / "sweep.json", found)
+    if plot := sweep_plot(found, found["key"], name):
+        with atomic_file(folder / "sweep.svg") as temporary:
             temporary.write_text(plot.file(), encoding="utf-8")
-    print(f"{sweep_table(found)}\n\n{recipe.folder}/sweep.json, sweep.svg", flush=True)
+    Ledger.read(model).amended(sweeps={found["key"]: found}).write(model)
+    print(f"{sweep_table(found)}\n\n{folder}/sweep.json, sweep.svg", flush=True)
+
+
+def largest_inside(values: list[float], rows: list[dict[str, Any]], budget: float) -> float | None:
+    """The largest value up to which every row is inside the budget; None if the first row's metric is not a number.
+
+    Args:
+        values: What was swept, ascending.
+        rows: The quality at each.
+        budget: How many per cent worse than in the first row the primary metric may be.
+    """
+    first, inside = value_of(rows[0]), None
+    worse = 1 if rows[0][rows[0]["primary"]]["better"] == "lower" else -1
+    slack = abs(first) * budget / 100 if math.isfinite(first) else 0.0
+    for value, row in zip(values, rows, strict=True):
+        if not worse * value_of(row) <= worse * first + slack:
+            break
+        inside = value
+    return inside

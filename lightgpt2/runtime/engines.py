@@ -1,4 +1,4 @@
-"""What runs a model for the generation of text: its interface, and the numbers that all of them need."""
+"""The interface of what runs a decoder, and what all engines need."""
 
 import math
 import os
@@ -29,27 +29,27 @@ class Engine(Protocol):
     vocabulary: int
     context: int
 
-    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
-        """Reads the prompts of a new batch.
+    def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
+        """Read the prompts of a new batch.
 
         Args:
             ids: `[B, T]`, padded on the left.
             mask: `[B, T]`, 0 at pads.
-            room: How many tokens `step` may add.
+            new_tokens: How many tokens `decode` may add.
 
         Returns:
-            Logits of the next token `[B, V]`: the caller's to change, until the next call.
+            Logits of the next token `[B, V]`: the caller may change them, until the next call.
         """
 
-    def step(self, tokens: Ints) -> Floats:
-        """Adds a token `[B]` to each sequence; the logits of the next one `[B, V]`, as `start` gives them."""
+    def decode(self, tokens: Ints) -> Floats:
+        """Add a token `[B]` to each sequence; the logits of the next one `[B, V]`, as in `prefill`."""
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
-        """The logits `[B, T, V]` at all positions of a batch, the caller's until the next call; nothing is kept for `step`."""
+        """The logits `[B, T, V]` at all positions of a batch, valid until the next call; `decode` does not go on from here."""
 
 
 def positions(mask: Ints) -> Ints:
-    """Each token's place in its sequence `[B, T]`, counted without pads; 0 at pads."""
+    """Each token's position in its sequence `[B, T]`, counted without pads; 0 at pads."""
     return np.maximum(mask.cumsum(axis=1) - 1, 0)
 
 
@@ -59,8 +59,7 @@ def physical_cores() -> int:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on Linux
         return os.cpu_count() or 1
-    cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota()))
+    return max(1, min(len({_siblings(cpu) for cpu in allowed}), _quota()))
 
 
 def _siblings(cpu: int) -> str:

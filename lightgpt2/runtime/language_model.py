@@ -7,24 +7,24 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from tokenizers import Tokenizer
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.options import Options, Resolved, resolve
 from lightgpt2.runtime.sampling import Sampler
 from lightgpt2.runtime.text import Writer
 
-Tell = Callable[[int, str], None]
+OnText = Callable[[int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
     index: int
     tokens: list[int]
-    room: int  # how many tokens may be added
+    new_tokens: int  # how many may be added
 
 
 class _Asked(TypedDict, total=False):
-    """The options of `LanguageModel.generate`, once for both of its signatures."""
+    """The fields of `Options`, as keywords."""
 
     max_new_tokens: int | None
     temperature: float | None
@@ -35,11 +35,10 @@ class _Asked(TypedDict, total=False):
     stop: str | Sequence[str]
     seed: int
     batch_size: int
-    on_text: Tell | None
 
 
 class LanguageModel:
-    """A model with its tokenizer, and how its folder says it writes.
+    """A model with its tokenizer, and the generation settings of its folder.
 
     ```python
     model = lightgpt2.load("checkpoints/distill/model")  # or an exported folder
@@ -58,136 +57,98 @@ class LanguageModel:
         tokenizer.no_truncation()
 
     @overload  # a text is a sequence of texts, too
-    def generate(self, prompts: str, **options: Unpack[_Asked]) -> str: ...  # type: ignore[overload-overlap]
+    def generate(self, prompts: str, *, on_text: OnText | None = None, **options: Unpack[_Asked]) -> str: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(self, prompts: Sequence[str], **options: Unpack[_Asked]) -> list[str]: ...
     def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram: int | None = None,
-        stop: str | Sequence[str] = (),
-        seed: int = 0,
-        batch_size: int = 8,
-        on_text: Tell | None = None,
+        self, prompts: Sequence[str], *, on_text: OnText | None = None, **options: Unpack[_Asked]
+    ) -> list[str]: ...
+    def generate(
+        self, prompts: str | Sequence[str], *, on_text: OnText | None = None, **options: Unpack[_Asked]
     ) -> str | list[str]:
-        """Continues prompts, up to an end-of-text token, a stop text, `max_new_tokens` or the end of the context.
+        """Continue prompts, up to an end-of-text token, a stop text, `max_new_tokens` or the end of the context.
 
-        The same seed gives the same text. A prompt's draws depend on the seed and its index, on nothing else in the batch;
-        its logits may, by rounding: little in FP32, more where activations are quantized for a whole batch.
+        The same seed gives the same text. What is sampled for a prompt depends on the seed and its index, not on the rest of
+        the batch; its logits may, by rounding: little in FP32, more where activations are quantized for a whole batch.
 
         Args:
             prompts: One, or several.
-            max_new_tokens: See `Options`, for this and the next ones.
-            temperature: 0 takes the likeliest token.
-            top_k: How many of the likeliest tokens are left to choose from; 0 is all.
-            top_p: Of those the fewest that have this share of the probability.
-            repetition_penalty: Above 1 tokens that were there before are less likely.
-            no_repeat_ngram: Length of sequences of tokens that may not come twice.
-            stop: Texts that end a text, and are no part of it.
-            seed: Seed of the sampling.
-            batch_size: How many prompts are continued at a time.
             on_text: Called with a prompt's index and each new piece of its text, whole characters only.
+            **options: Fields of `lightgpt2.runtime.options.Options`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
+                `repetition_penalty`, `no_repeat_ngram`, `stop`, `seed`, `batch_size`.
 
         Returns:
-            The new text, without the prompt; a list where `prompts` is none.
+            The new text, without the prompt; a list for a list of prompts.
 
         Raises:
-            UserError: An option or a prompt that cannot be.
+            UserError: An option is out of range, or a prompt is empty or too long.
         """
-        options = Options(
-            max_new_tokens, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, stop, seed, batch_size
-        )  # fmt: skip
-        texts = dict(self.texts([prompts] if isinstance(prompts, str) else prompts, options, on_text))
+        texts = dict(self.texts([prompts] if isinstance(prompts, str) else prompts, Options(**options), on_text))
         return texts[0] if isinstance(prompts, str) else [texts[index] for index in range(len(texts))]
 
-    def texts(self, prompts: Sequence[str], options: Options, on_text: Tell | None = None) -> Iterator[tuple[int, str]]:
-        """Continues prompts; see `generate`.
-
-        Args:
-            prompts: Any number.
-            options: How.
-            on_text: As for `generate`.
-
-        Returns:
-            Iterator over a prompt's index and its text, in the order in which they are done.
-
-        Raises:
-            UserError: An option or a prompt that cannot be.
-        """
+    def texts(
+        self, prompts: Sequence[str], options: Options, on_text: OnText | None = None
+    ) -> Iterator[tuple[int, str]]:
+        """Continue prompts as `generate` does; yields a prompt's index and its text, in the order in which they are done."""
         settings = resolve(options, self._folder)
-        encoded = self._encode(prompts, settings.max_new_tokens)
-        batches = _batches(encoded, settings.batch_size)
+        batches = _batches(self._encode(prompts, settings.max_new_tokens), settings.batch_size)
         return (done for batch in batches for done in self._continue(batch, settings, on_text))
 
     def logits(self, ids: Ints, mask: Ints | None = None) -> Floats:
-        """Logits at all positions.
+        """The logits `[B, T, V]` at all positions.
 
         Args:
             ids: Tokens `[B, T]`.
             mask: `[B, T]`, 0 at pads, which are on the left; default: there are none.
-
-        Returns:
-            `[B, T, V]`.
         """
         ids = np.asarray(ids, np.int64)
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
         return self.engine.logits(ids, mask).copy()
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
     def _encode(self, prompts: Sequence[str], new_tokens: int) -> list[_Prompt]:
         encoded, problems = [], []
         for index, prompt in enumerate(prompts):
             tokens: list[int] = self.tokenizer.encode(prompt).ids if prompt else []
-            room = self.engine.context - len(tokens)
-            which = "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
+            context, which = self.engine.context, "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             if not tokens:
-                problems.append(f"{which}: it is empty; give some text to continue")
-            elif room < 1:
-                problems.append(
-                    f"{which}: its {len(tokens)} tokens leave none of the model's {self.engine.context} positions; give at "
-                    f"most {self.engine.context - 1} tokens"
-                )
-            encoded.append(_Prompt(index, tokens, min(room, new_tokens)))
+                problems.append(Problem(which, "must not be empty", "give some text to continue"))
+            elif len(tokens) >= context:
+                what = f"must leave room in the model's {context} positions, got {len(tokens)} tokens"
+                problems.append(Problem(which, what, f"give at most {context - 1} tokens"))
+            encoded.append(_Prompt(index, tokens, min(context - len(tokens), new_tokens)))
         if problems:
             raise UserError(problems)
         return encoded
 
     def _continue(
-        self, batch: Sequence[_Prompt], settings: Resolved, on_text: Tell | None
+        self, batch: Sequence[_Prompt], settings: Resolved, on_text: OnText | None
     ) -> Iterator[tuple[int, str]]:
-        """Continues prompts together; their indices and texts as they are done."""
-        room = batch[0].room  # which is that of all
-        sampler = Sampler(settings.sampling, [p.tokens for p in batch], [p.index for p in batch], room)
-        writers = [Writer(self.tokenizer, p.tokens, settings.stop, _teller(on_text, p.index)) for p in batch]
+        """Continue prompts together; their indices and texts as they are done."""
+        new_tokens = batch[0].new_tokens  # the same for all
+        prompts = [prompt.tokens for prompt in batch]
+        sampler = Sampler(settings.sampling, prompts, [prompt.index for prompt in batch], new_tokens)
+        writers = [Writer(self.tokenizer, p.tokens, settings.stop, _of_one(on_text, p.index)) for p in batch]
         active = set(range(len(batch)))
-        logits = self.engine.start(*_padded([prompt.tokens for prompt in batch]), room)
-        for count in range(1, room + 1):
+        logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
+        for count in range(1, new_tokens + 1):
             tokens = sampler(logits)
             for row in sorted(active):
                 token = int(tokens[row])
                 if token not in settings.ends:
                     writers[row].add(token)
-                if token in settings.ends or writers[row].stopped or count == room:
+                if token in settings.ends or writers[row].stopped or count == new_tokens:
                     active.remove(row)
                     yield batch[row].index, writers[row].finish()
             if not active:
                 return
-            logits = self.engine.step(tokens)
+            logits = self.engine.decode(tokens)
 
 
-def _teller(on_text: Tell | None, index: int) -> Callable[[str], None] | None:
+def _of_one(on_text: OnText | None, index: int) -> Callable[[str], None] | None:
     return None if on_text is None else lambda piece: on_text(index, piece)
 
 
-def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
-    """Tokens `[B, T]` with pads on the left, and 0 where those are."""
+def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    """Tokens `[B, T]` with pads on the left, and the mask with 0 there."""
     longest = max(map(len, sequences))
     ids, mask = np.zeros((2, len(sequences), longest), np.int64)
     for row, sequence in enumerate(sequences):
@@ -196,11 +157,11 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
 
 
 def _batches(prompts: Sequence[_Prompt], size: int) -> list[list[_Prompt]]:
-    """Prompts of like lengths together, and of one room: no sequence ends sooner for another's length."""
+    """Prompts of like lengths together, with as many new tokens: no sequence ends sooner for another's length."""
     batches: list[list[_Prompt]] = []
     for prompt in sorted(prompts, key=lambda prompt: -len(prompt.tokens)):
         last = batches[-1] if batches else []
-        if last and len(last) < size and last[0].room == prompt.room:
+        if last and len(last) < size and last[0].new_tokens == prompt.new_tokens:
             last.append(prompt)
         else:
             batches.append([prompt])

@@ -1,4 +1,4 @@
-"""A model to write text with, from any folder that holds one."""
+"""A model to generate text with, from any folder that holds one."""
 
 import json
 from pathlib import Path
@@ -7,53 +7,45 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import UserError
-from lightgpt2.runtime.folder import is_exported, open_export
+from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.language_model import LanguageModel
 
 
 def load(
     path: str | Path, threads: int | None = None, *, trust_remote_code: bool = False, key: str = "MODEL"
 ) -> LanguageModel:
-    """Loads a model to generate text with, on the processor.
+    """Load a model to generate text with, on the processor.
 
     Args:
         path: An exported folder (or the GGUF file in one), or what transformers loads: a model folder, a GGUF file, a hub id.
         threads: Threads that compute; default: all physical cores for exported ONNX, else torch's own.
-        trust_remote_code: Whether code in the model's folder may run.
-        key: What to call the model in errors.
+        trust_remote_code: True if code in the model's folder may run.
+        key: The model's name in errors.
 
     Raises:
         UserError: It cannot be loaded, is damaged, or is of a family that is not supported.
     """
     source = str(path)
     if threads is not None and threads < 1:
-        raise UserError(f"threads: {threads} is not allowed; give a value of at least 1")
+        raise UserError(f"threads: must be at least 1, got {threads}")
     folder = Path(source).expanduser()
     if folder.suffix == ".gguf" and is_exported(str(folder.parent)):
         folder = folder.parent  # which has what transformers does not find in the file
     if not is_exported(str(folder)):
         return _load_transformers(source, threads, trust_remote_code, key)
-    export = open_export(folder, key)
-    if export.get("format") == "gguf":
-        return _load_gguf(folder, threads, key)
-    return _load_onnx(folder, threads, key)
+    open_export(folder, key)
+    return _load_gguf(folder, threads, key) if (folder / GGUF).exists() else _load_onnx(folder, threads, key)
 
 
 def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:
     from lightgpt2.runtime.onnx_engine import OnnxEngine
 
-    config = _json(folder / "config.json", key)
-    generation = _json(folder / "generation_config.json", key) if (folder / "generation_config.json").exists() else {}
-    engine = OnnxEngine(folder / "model.onnx", context_of(folder, key), threads, key)
-    return LanguageModel(engine, _tokenizer(folder, key), _with_ends(generation, config))
+    engine = OnnxEngine(folder / ONNX, context_of(folder, key), threads, key)
+    return LanguageModel(engine, _tokenizer(folder, key), _generation(folder, _json(folder / "config.json", key), key))
 
 
 def context_of(folder: Path, key: str) -> int:
-    """How many positions the model of an exported folder has.
-
-    Args:
-        folder: The folder.
-        key: What to call the model in errors.
+    """How many positions the model of an exported folder has; `key` names it in errors.
 
     Raises:
         UserError: Its `config.json` cannot be read, or does not say.
@@ -74,13 +66,10 @@ def _load_gguf(folder: Path, threads: int | None, key: str) -> LanguageModel:
     from lightgpt2.models.loading import load_exported_gguf
     from lightgpt2.runtime.transformers_engine import TransformersEngine
 
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     model = load_exported_gguf(folder, key)
-    generation = _json(folder / "generation_config.json", key) if (folder / "generation_config.json").exists() else {}
-    return LanguageModel(
-        TransformersEngine(model), _tokenizer(folder, key), _with_ends(generation, model.config.to_dict())
-    )
+    generation = _generation(folder, model.config.to_dict(), key)
+    return LanguageModel(TransformersEngine(model), _tokenizer(folder, key), generation)
 
 
 def _load_transformers(source: str, threads: int | None, trust_remote_code: bool, key: str) -> LanguageModel:
@@ -90,19 +79,22 @@ def _load_transformers(source: str, threads: int | None, trust_remote_code: bool
     from lightgpt2.models.quantization import load_for_inference
     from lightgpt2.runtime.transformers_engine import TransformersEngine
 
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
     tokenizer = load_tokenizer(source, key, trust_remote_code).backend_tokenizer
-    folder = _with_ends(model.generation_config.to_dict(), model.config.to_dict())
-    return LanguageModel(TransformersEngine(model), tokenizer, folder)
+    generation = _with_ends(model.generation_config.to_dict(), model.config.to_dict())
+    return LanguageModel(TransformersEngine(model), tokenizer, generation)
+
+
+def _generation(folder: Path, config: dict[str, Any], key: str) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return _with_ends(_json(path, key) if path.exists() else {}, config)
 
 
 def _with_ends(generation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A generation configuration with the end-of-text tokens of the model's own, where it names none."""
-    if generation.get("eos_token_id") is None:
-        return {**generation, "eos_token_id": config.get("eos_token_id")}
-    return generation
+    missing = generation.get("eos_token_id") is None
+    return {**generation, "eos_token_id": config.get("eos_token_id")} if missing else generation
 
 
 def _json(path: Path, key: str) -> dict[str, Any]:

@@ -21,17 +21,17 @@ _KEEP = "num_logits_to_keep"
 
 
 class OnnxEngine:
-    """Runs an ONNX decoder with a cache that is allocated once for a batch.
+    """Runs an ONNX decoder with a cache that is allocated once for a batch. See `Engine`.
 
     Args:
         model: The `.onnx` file.
         context: How many positions the model has.
         threads: Threads that compute; default: the physical cores that this process may use.
-        name: What to call the model in errors.
-        profile: What the files of its profiles are called, up to their numbers; None: nothing is profiled.
+        name: The model's name in errors.
+        profile: Prefix of the files of its profiles; None: no profile.
 
     Raises:
-        UserError: The file cannot be loaded, or is no decoder with a cache; or there is no room for what is made at loading.
+        UserError: The file cannot be loaded, or is no decoder with a cache; or there is no room for what loading writes.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class OnnxEngine:
             self._session = open_session(model, threads, profile)
         except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
             raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
-        inputs = {each.name: each for each in self._session.get_inputs()}
+        self._inputs = {each.name: each for each in self._session.get_inputs()}
         outputs = {each.name: each for each in self._session.get_outputs()}
-        pasts = {key: key.replace(_PAST, "present.") for key in inputs if key.startswith(_PAST)}
+        pasts = {key: key.replace(_PAST, "present.") for key in self._inputs if key.startswith(_PAST)}
         if not pasts or not {"logits", *pasts.values()} <= outputs.keys():
             raise UserError(
                 f"{name}: {model} is no decoder with a cache (past_key_values.N, logits); it writes no text"
@@ -54,9 +54,8 @@ class OnnxEngine:
         self._reader = self._session
         if kept is not None:
             self._reader = _prefill_session(model, json.loads(kept), threads, name, profile and f"{profile}-prefill")
-        self._inputs = inputs
         # name of the past, name of the present, heads, width of a head
-        self._layers = [(past, now, *inputs[past].shape[1::2]) for past, now in pasts.items()]
+        self._layers = [(past, now, *self._inputs[past].shape[1::2]) for past, now in pasts.items()]
         self._keeps = _KEEP in {each.name for each in self._session.get_overridable_initializers()}
         self.vocabulary, self.context = int(outputs["logits"].shape[2]), context
         self._caches: dict[str, NDArray[np.float32]] = {}
@@ -64,14 +63,17 @@ class OnnxEngine:
 
     @property
     def sessions(self) -> list[runtime.InferenceSession]:
-        """What computes: one session; or one for steps and one that reads prompts."""
+        """What computes: one session; or one that decodes and one that reads prompts."""
         return [*dict.fromkeys((self._session, self._reader))]
 
-    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
+    def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
         """See `Engine`."""
         batch, length = ids.shape
-        self._allocate(batch, length + room)
-        self._mask = np.pad(mask, ((0, 0), (0, room)), constant_values=1)
+        for past, _, heads, width in self._layers:  # the batch before may have left room of the right size
+            shape = (batch, heads, length + new_tokens, width)
+            if past not in self._caches or self._caches[past].shape != shape:
+                self._caches[past] = np.zeros(shape, np.float32)
+        self._mask = np.pad(mask, ((0, 0), (0, new_tokens)), constant_values=1)
         self._flat_mask = np.empty(self._mask.size, np.int64)
         self._length = length
         places = positions(mask)
@@ -84,7 +86,7 @@ class OnnxEngine:
         self._steps = self._bound(self._session, self._tokens, self._places, self._logits)
         return logits[:, -1]
 
-    def step(self, tokens: Ints) -> Floats:
+    def decode(self, tokens: Ints) -> Floats:
         """See `Engine`."""
         self._length += 1
         self._tokens[:, 0] = tokens
@@ -94,25 +96,17 @@ class OnnxEngine:
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         """See `Engine`."""
-        batch = len(ids)
-        feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
-        feeds |= {past: np.empty((batch, heads, 0, width), np.float32) for past, _, heads, width in self._layers}
-        binding = self._reader.io_binding()
-        for key in self._inputs:
-            binding.bind_cpu_input(key, np.ascontiguousarray(feeds[key]))
         shape = (*ids.shape, self.vocabulary)
         if self._wide is None or self._wide.shape != shape:  # new memory for each call would cost a tenth of its time
             self._wide = np.empty(shape, np.float32)
-        binding.bind_output("logits", "cpu", 0, np.float32, shape, self._wide.ctypes.data)
-        self._reader.run_with_iobinding(binding)
+        bound = _Bound(self._reader)
+        feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+        feeds |= {past: np.empty((len(ids), heads, 0, width), np.float32) for past, _, heads, width in self._layers}
+        for key in self._inputs:
+            bound.bind(key, feeds[key])
+        bound.bind("logits", self._wide, output=True)
+        bound.run()
         return self._wide
-
-    def _allocate(self, batch: int, capacity: int) -> None:
-        """Makes room for keys and values; that of the batch before is taken again where it has the right size."""
-        for past, _, heads, width in self._layers:
-            shape = (batch, heads, capacity, width)
-            if past not in self._caches or self._caches[past].shape != shape:
-                self._caches[past] = np.zeros(shape, np.float32)
 
     def _bound(
         self, session: runtime.InferenceSession, ids: Ints, places: Ints, logits: NDArray[np.float32]
@@ -124,9 +118,9 @@ class OnnxEngine:
             bound.bind(now, self._caches[past], output=True)
         if self._keeps:
             bound.bind(_KEEP, np.array(1, np.int64))
-        bound.bind("input_ids", np.ascontiguousarray(ids))
+        bound.bind("input_ids", ids)
         if "position_ids" in self._inputs:
-            bound.bind("position_ids", np.ascontiguousarray(places))
+            bound.bind("position_ids", places)
         bound.bind("logits", logits, output=True)
         return bound
 
@@ -146,13 +140,14 @@ class _Bound:
         self._memory: dict[str, NDArray[Any]] = {}
 
     def bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
-        """Memory for an input or an output."""
+        """Bind memory to an input or an output; what is contiguous already is bound where it is."""
         bind = self._binding.bind_output if output else self._binding.bind_input
+        array = np.require(array, requirements="C")
         bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._memory[name] = array
 
     def run(self) -> None:
-        """Reads the inputs, writes the outputs."""
+        """Read the inputs, write the outputs."""
         self._session.run_with_iobinding(self._binding)
 
 

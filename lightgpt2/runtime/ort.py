@@ -50,8 +50,8 @@ def session_options(threads: int) -> runtime.SessionOptions:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # that a cache is longer than what is used of it is no news
     if clips_products():
-        # Weights become unsigned at loading, for kernels that add in 32 bits: exact, in 1.2 to 1.8 times the time of the clipped
-        # ones. Not everywhere: ONNX Runtime does it on every x86 that has AVX2, and would leave VNNI unused where it is there.
+        # Weights become unsigned at loading, for kernels that add in 32 bits: exact, in 1.2 to 1.8 times the time of the
+        # others. Not unless it is needed: ONNX Runtime does it on every x86 with AVX2, and VNNI would be left unused.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 

@@ -1,8 +1,8 @@
 """A second graph for prompts, of a model in 4 bits: its products of many tokens with the same weights in 8 bits.
 
-With one token a product takes as long as its weights take to be read, and 4 bits are the fastest. With many, what counts is how
-they are multiplied: `DynamicQuantizeMatMul`, one scale for an output channel, is faster than `MatMulNBits`. So the
-second graph is made when the model is loaded, from the integers in its file, whose size stays what it is.
+With one token a product takes as long as its weights take to be read, and 4 bits are the fastest. With many, what counts is
+how they are multiplied: `DynamicQuantizeMatMul`, one scale for an output channel, is faster than `MatMulNBits`. So the second
+graph is made when the model is loaded, from the integers in its file, whose size stays what it is.
 """
 
 import math
@@ -22,16 +22,11 @@ _LARGEST = 127  # what a channel's largest weight becomes
 
 
 def prefill_session(model: Path, kept: list[str], threads: int, profile: str | None = None) -> runtime.InferenceSession:
-    """Loads a graph with its 4-bit products turned into those of 8 bits.
+    """Load a graph with its 4-bit products turned into those of 8 bits; see `open_session`.
 
     They are written to a temporary file, which has no name afterwards and goes with the session: ONNX Runtime lets go of a
-    file's numbers once it has packed them, and of those in memory it does not.
-
-    Args:
-        model: The `.onnx` file.
-        kept: Matrices whose inputs one scale would not do for; they stay as they are.
-        threads: Threads that compute.
-        profile: As for `open_session`.
+    file's numbers once it has packed them, and of those in memory it does not. Matrices whose inputs one scale would not do
+    for (`kept`) stay as they are.
     """
     loaded = ir.load(model)
     for value in loaded.graph.initializers.values():
@@ -57,16 +52,13 @@ def prefill_session(model: Path, kept: list[str], threads: int, profile: str | N
 def from_blocks(
     data: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.uint8] | None, inputs: int
 ) -> NDArray[np.float32]:
-    """The numbers that 4-bit integers in the layout of `MatMulNBits` stand for.
+    """Dequantize 4-bit integers in the layout of `MatMulNBits` to `[O, I]`.
 
     Args:
         data: `[O, G, g / 2]`, two in a byte, the first one in the low half.
         scales: `[O, G]`.
         zeros: Zero points likewise, `[O, ceil(G / 2)]`; None for 8.
         inputs: I.
-
-    Returns:
-        `[O, I]`.
     """
     integers = _halves(data).astype(np.float32)
     integers -= 8 if zeros is None else _halves(zeros)[:, : scales.shape[1], None]
@@ -75,20 +67,13 @@ def from_blocks(
 
 
 def rounded(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rounds to 8 bits with one scale for each output channel.
-
-    Args:
-        rows: `[O, I]`.
-
-    Returns:
-        Integers `[I, O]` and scales `[O]`.
-    """
+    """Round `[O, I]` to 8 bits with one scale for each output channel: integers `[I, O]` and scales `[O]`."""
     steps = np.maximum(np.abs(rows).max(axis=1) / _LARGEST, np.finfo(np.float32).tiny)
     return np.ascontiguousarray(np.rint(rows / steps[:, None]).astype(np.int8).T), steps
 
 
 def _replace(graph: ir.Graph, node: ir.Node, stored: str) -> None:
-    """Puts a product with 8 bits in the place of one with 4."""
+    """Put a product with 8 bits in the place of one with 4."""
     x, integers, scales, zeros, _, bias = (*node.inputs, None)[:6]
     outputs, inputs = (node.attributes[name].as_int() for name in ("N", "K"))
 

@@ -1,22 +1,23 @@
-"""Files of prompts, and of the texts that were made from them: JSONL, a line for each."""
+"""Files of prompts and of their texts: JSONL, a line for each."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.files import atomic_file
 
 _SHOWN = 5  # of the mistakes in a file
+_FORM = '{"prompt": "some text"}'
 
 
 def read_prompts(path: Path, option: str = "--prompts") -> list[dict[str, Any]]:
-    """The lines of a file, each with `prompt` and whatever else belongs to it; blank lines are left out.
+    """Read the lines of a file, each with `prompt` and whatever else belongs to it; blank lines are left out.
 
     Args:
         path: The file.
-        option: What to name in errors.
+        option: Its name in errors.
 
     Raises:
         UserError: It cannot be read, or a line has no text under `prompt`.
@@ -24,9 +25,9 @@ def read_prompts(path: Path, option: str = "--prompts") -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
-        raise UserError(f"{option}: {path} cannot be read ({reason}); give a JSONL file") from error
-    found, problems = [], []
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError([Problem(option, f"{path} cannot be read ({reason})", "give a JSONL file")]) from error
+    found, wrong = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -37,14 +38,13 @@ def read_prompts(path: Path, option: str = "--prompts") -> list[dict[str, Any]]:
         if isinstance(value, dict) and isinstance(value.get("prompt"), str) and value["prompt"]:
             found.append(value)
         else:
-            problems.append(
-                f'{option}: line {number} of {path} is not of the form {{"prompt": "some text"}}; correct it'
-            )
-    if problems:
-        more = len(problems) - _SHOWN
-        raise UserError(problems[:_SHOWN] + [f"{option}: {more} more lines of {path} are like this"] * (more > 0))
-    if not found:
-        raise UserError(f'{option}: {path} has no lines; give one {{"prompt": "some text"}} for each prompt')
+            wrong.append(Problem(option, f"line {number} of {path} must be of the form {_FORM}", "correct it"))
+    if more := wrong[_SHOWN:]:
+        wrong[_SHOWN:] = [Problem(option, f"{len(more)} more lines of {path} are like this")]
+    if not wrong and not found:
+        wrong = [Problem(option, f"{path} has no lines", f"give one {_FORM} for each prompt")]
+    if wrong:
+        raise UserError(wrong)
     return found
 
 
@@ -55,6 +55,6 @@ def to_jsonl(rows: Sequence[dict[str, Any]], texts: Iterable[str]) -> str:
 
 
 def write_texts(path: Path, content: str) -> None:
-    """Writes a file, atomically."""
+    """Write a file, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")

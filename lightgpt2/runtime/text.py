@@ -1,4 +1,4 @@
-"""Tokens into text while they come: whole characters only, and nothing of a stop string."""
+"""Tokens into text while they come: whole characters only, and no part of a stop text."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,47 +8,16 @@ _CONTEXT = 8  # tokens of the prompt: some decoders drop a space at the start of
 _BROKEN = "\ufffd"  # what an incomplete character is decoded to
 
 
-class Decoder:
-    """Text of the tokens of one sequence, as they are added.
+class Writer:
+    """The text of one sequence, up to a stop text. Special tokens have no text.
 
     Only the tokens since the last whole character are decoded, with a few before them: the work does not grow with the text.
 
     Args:
-        tokenizer: The tokenizer; special tokens make no text.
-        prompt: Tokens that come before, whose text is left out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._tokens = list(prompt[-_CONTEXT:])
-        self._told = len(self._tokens)
-        self._before = tokenizer.decode(self._tokens)
-
-    def add(self, tokens: Sequence[int]) -> str:
-        """The text that is complete now and was not before."""
-        self._tokens += tokens
-        text = self._tokenizer.decode(self._tokens)
-        piece = text[len(self._before) :]
-        if not piece or piece.endswith(_BROKEN):
-            return ""
-        self._tokens = self._tokens[self._told :]
-        self._told = len(self._tokens)
-        self._before = self._tokenizer.decode(self._tokens)
-        return piece
-
-    def rest(self) -> str:
-        """What is left at the end: replacement characters for bytes that are no whole character."""
-        return self._tokenizer.decode(self._tokens)[len(self._before) :]
-
-
-class Writer:
-    """The text of one sequence, up to a stop string.
-
-    Args:
         tokenizer: The tokenizer.
-        prompt: Tokens that come before.
+        prompt: Tokens that come before, whose text is left out.
         stop: Texts that end it, and are no part of it.
-        tell: Called with each new piece; the pieces make up the text.
+        on_text: Called with each new piece; together they are the text.
     """
 
     def __init__(
@@ -56,29 +25,40 @@ class Writer:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         stop: Sequence[str] = (),
-        tell: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> None:
-        self._decoder = Decoder(tokenizer, prompt)
-        self._stop, self._tell = tuple(stop), tell
+        self._tokenizer, self._tokens = tokenizer, list(prompt[-_CONTEXT:])
+        self._stop, self._on_text = tuple(stop), on_text
         self._pieces: list[str] = []
-        self._held = ""  # may be the start of a stop string
-        self._waiting: list[int] = []
+        self._held = ""  # may be the start of a stop text
         self.stopped = False
+        self._settle()
 
     def add(self, token: int) -> None:
-        """Adds a token; after that `stopped` says whether a stop string is complete."""
-        if self._stop or self._tell:
-            self._write(self._decoder.add([token]))
-        else:
-            self._waiting.append(token)
+        """Add a token; after that `stopped` says whether a stop text is complete."""
+        self._tokens.append(token)
+        if not self._stop and not self._on_text:  # all is decoded at the end
+            return
+        piece = self._rest()
+        if piece and not piece.endswith(_BROKEN):
+            self._tokens = self._tokens[self._done :]
+            self._settle()
+            self._write(piece)
 
     def finish(self) -> str:
-        """Tells what was held back, and returns the whole text."""
+        """Hand out what was held back, and return the whole text; bytes of incomplete characters are replaced."""
         if not self.stopped:
-            self._write(self._decoder.add(self._waiting) + self._decoder.rest())
+            self._write(self._rest())
             if not self.stopped:
                 self._give(self._held)
         return "".join(self._pieces)
+
+    def _settle(self) -> None:
+        self._done, self._before = len(self._tokens), self._tokenizer.decode(self._tokens)
+
+    def _rest(self) -> str:
+        """The text that was not written yet."""
+        return self._tokenizer.decode(self._tokens)[len(self._before) :]
 
     def _write(self, piece: str) -> None:
         self._held += piece
@@ -89,7 +69,7 @@ class Writer:
         self._held = self._held[sure:]
 
     def _begun(self) -> int:
-        """Length of the longest end of the held text that a stop string starts with."""
+        """Length of the longest end of the held text that a stop text starts with."""
         most = max(map(len, self._stop), default=1) - 1
         lengths = range(min(most, len(self._held)), 0, -1)
         return next((n for n in lengths if any(text.startswith(self._held[-n:]) for text in self._stop)), 0)
@@ -97,5 +77,5 @@ class Writer:
     def _give(self, text: str) -> None:
         if text:
             self._pieces.append(text)
-            if self._tell:
-                self._tell(text)
+            if self._on_text:
+                self._on_text(text)

@@ -91,6 +91,30 @@ class Task(ABC):
                     mine[name] = mine.get(name, 0) + value
         return [found[example] for example in sorted(found)]
 
+    def verify(
+        self,
+        engine: Any,
+        model: PreTrainedModel,
+        data: Any,
+        documents: int | None,
+        precision: str,
+        before: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Scores an exported model and compares it with the one that it was made from.
+
+        Args:
+            engine: What runs the exported model.
+            model: The model that it was made from.
+            data: The data module.
+            documents: How many examples of the validation split are scored, the first ones; None for all.
+            precision: What the weights were rounded to: `fp32`, `f16`, `int8` or `int4`.
+            before: The source's quality on the same examples, if it is known.
+
+        Returns:
+            `quality` (`before`, `after`, `ratio`), `agreement`, `problems`, and `metrics` by label.
+        """
+        raise NotImplementedError(f"{type(self).__name__} verifies no exported model")
+
     def items(self, batch: Batch) -> Tensor:
         """The number of supervised items of a batch."""
         return (batch["labels"] != IGNORE).sum()

@@ -32,10 +32,10 @@ class Decoder(Protocol):
 
     context: int
 
-    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
+    def prefill(self, ids: Ints, mask: Ints, room: int) -> Floats:
         """The logits after a prompt `[B, V]`."""
 
-    def step(self, tokens: Ints) -> Floats:
+    def decode(self, tokens: Ints) -> Floats:
         """The logits after one more token `[B, V]`."""
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
@@ -72,12 +72,12 @@ def agreement(engine: Decoder, model: PreTrainedModel, prompts: list[list[int]])
     """
     ids = np.array(prompts, np.int64)
     length, new = ids.shape[1], min(NEW_TOKENS, engine.context - ids.shape[1])
-    logits = engine.start(ids, np.ones_like(ids), new)
+    logits = engine.prefill(ids, np.ones_like(ids), new)
     for left in range(new, 0, -1):
         tokens = logits.argmax(axis=1)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         if left > 1:
-            logits = engine.step(tokens)
+            logits = engine.decode(tokens)
     run, same, errors = torch_logits(model), [], []
     for row in ids:  # one at a time: the logits of all of GPT-2's are 260 MB
         text, chosen = row[None, :-1], row[length:, None]

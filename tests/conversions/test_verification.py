@@ -45,11 +45,11 @@ class Off:
     def _off(self, logits: Floats, size: float) -> Floats:
         return logits + size * self._random.standard_normal(logits.shape).astype(np.float32)
 
-    def start(self, ids: Ints, mask: Ints, room: int) -> Floats:
-        return self._off(self._engine.start(ids, mask, room), self._step)
+    def prefill(self, ids: Ints, mask: Ints, room: int) -> Floats:
+        return self._off(self._engine.prefill(ids, mask, room), self._step)
 
-    def step(self, tokens: Ints) -> Floats:
-        return self._off(self._engine.step(tokens), self._step)
+    def decode(self, tokens: Ints) -> Floats:
+        return self._off(self._engine.decode(tokens), self._step)
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         return self._off(self._engine.logits(ids, mask), self._read)
@@ -137,8 +137,8 @@ def test_tokens_are_compared_given_those_before(model: PreTrainedModel) -> None:
 
         count = 0
 
-        def step(self, tokens: Ints) -> Floats:
-            logits = super().step(tokens)
+        def decode(self, tokens: Ints) -> Floats:
+            logits = super().decode(tokens)
             self.count += 1
             if self.count == 3:
                 logits[0, logits[0].argmin()] = 1e9

@@ -16,8 +16,7 @@ from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import Arm, Settings, plan
 from lightgpt2.measure.benchmark import measure
-from lightgpt2.measure.onnx_profiling import profiled
-from lightgpt2.measure.onnx_worker import OnnxWorker
+from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
 from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
 from tests.support.models import make_restless_model, write_corpus, write_model
 from tests.support.onnx_client import write_onnx

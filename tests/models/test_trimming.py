@@ -6,19 +6,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
-from lightgpt2.models.families import head_weight, is_tied
+from lightgpt2.models.families import FAMILIES, head_weight, is_tied
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
-from tests.support.models import make_model
+from tests.support.models import assert_same_weights, make_model
 
-FAMILIES = ("gpt2", "llama")
 IDS = torch.arange(60).view(2, 30) * 3
+TARGETS = {"gpt2": Shape(16, 1, 1, 16, 40), "llama": Shape(16, 2, 2, 8, 20)}
 
 
 def random_scores(model: PreTrainedModel, seed: int) -> Scores:
-    draw = torch.Generator().manual_seed(seed)
-    return {key: torch.rand(scores.shape, generator=draw) for key, scores in first_scores(model).items()}
+    random = torch.Generator().manual_seed(seed)
+    return {key: torch.rand(scores.shape, generator=random) for key, scores in first_scores(model).items()}
 
 
 def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
@@ -35,10 +35,8 @@ def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
 def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, seed: int) -> None:
     model = make_model(family, seed)
     old = Shape.of(model.config)
-    heads = old.groups if family == "llama" else old.heads // 2
-    target = Shape(old.width, heads, old.groups, old.head, old.ffn // 3) if family == "llama" else None
-    if target is None:  # GPT-2's heads share the width out: only neurons go without it
-        target = Shape(old.width, old.heads, 1, old.head, old.ffn // 3)
+    heads = old.groups if family == "llama" else old.heads  # GPT-2's heads share the width: only neurons go without it
+    target = Shape(old.width, heads, old.groups, old.head, old.ffn // 3)
     kept = choose(model, target, random_scores(model, seed))
     silence(model, old, kept)
     small = cut(model, target.applied(model.config), kept)
@@ -66,7 +64,7 @@ def silence(model: PreTrainedModel, old: Shape, kept: Kept) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
     model = make_model(family)
-    target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
+    target = TARGETS[family]
     kept = choose(model, target, random_scores(model, 3))
     small = dict(cut(model, target.applied(model.config), kept).named_parameters())
     wide, block = dict(model.named_parameters()), 2
@@ -102,15 +100,12 @@ def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_record_of_the_ledger_repeats_the_cut_and_its_shape(family: str) -> None:
     model = make_model(family)
-    target = Shape(16, 1, 1, 16, 40) if family == "gpt2" else Shape(16, 2, 2, 8, 20)
+    target = TARGETS[family]
     kept = choose(model, target, random_scores(model, 4))
     operation = trim_operation(target, kept, "norm")
     small, again = cut(model, target.applied(model.config), kept), apply(model, [operation])
-    for (name, one), (other, two) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
-        assert name == other
-        assert torch.equal(one, two)
-    shapes = {name: value.shape for name, value in replay(model.config, [operation]).state_dict().items()}
-    assert shapes == {name: value.shape for name, value in small.state_dict().items()}
+    assert_same_weights(small, again)
+    assert_same_weights(small, replay(model.config, [operation]))
     assert len(str(operation)) < 2000
 
 
@@ -203,7 +198,6 @@ def test_the_record_of_a_smaller_vocabulary_gives_its_shape_with_other_cuts_afte
     assert (operations[0]["before"], operations[0]["after"]) == (300, len(STAY))
     assert len(str(operations[0])) < 160
     small = apply(model, operations)
-    shapes = {name: value.shape for name, value in replay(model.config, operations).state_dict().items()}
-    assert shapes == {name: value.shape for name, value in small.state_dict().items()}
+    assert_same_weights(small, replay(model.config, operations))
     with pytest.raises(ValueError, match="300 tokens does not fit a model of 7"):
         apply(small, operations)

@@ -2,174 +2,145 @@
 
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from lightgpt2.models.operations import KINDS, Operation, OperationKind
+from lightgpt2.models.quality import Metric, quality, write_scores
 
 Entry = dict[str, Any]
 MACHINE = {"name": "AMD EPYC", "device": "cpu", "threads": 1, "versions": {"torch": "2.13.0+cpu"}}
 SETTINGS = {"prompt_tokens": 32, "new_tokens": [128, 256], "forward_tokens": 128, "batches": [1, 16], "rounds": 5}
 
 
-def score(perplexity: float) -> dict[str, Any]:
-    """A score with an interval that only it has."""
-    return {
-        "perplexity": perplexity,
-        "interval_95": [perplexity * 0.9, perplexity * 1.1],
-        "bits_per_byte": perplexity / 40,
-        "tokens": 136774,
-        "documents": 200,
-    }
+def score(value: float, metric: str = "perplexity") -> dict[str, Any]:
+    """A quality with an interval that only it has: of language models, or of classifiers by their accuracy."""
+    about = {"value": value, "interval_95": [value * 0.9, value * 1.1], "better": "lower", "link": "exp", "digits": 2}
+    if metric == "perplexity":
+        bits = {"value": value / 40, "interval_95": None, "better": "lower", "link": "identity", "digits": 4}
+        return {metric: about, "bits_per_byte": bits, "primary": metric, "tokens": 136774, "documents": 200}
+    return {metric: about | {"better": "higher", "link": "identity", "digits": 3}, "primary": metric, "texts": 872}
 
 
 def arm(stage: str, folder: str, precision: str, weights: float, forward: float, tokens: float, **more: Any) -> Entry:
     """What a benchmark measured of one model."""
-    operators = [
-        {"name": name, "calls": 24, "self_ms": share * forward, "share": share, "device": "cpu"}
-        for name, share in (("aten::addmm", 0.55), ("aten::_softmax", 0.2), ("aten::copy_", 0.1), ("aten::mul", 0.05))
-    ]
+    generate = {
+        "first_token_ms": forward / 2, "tokens_per_s": tokens, "seconds": 128 / tokens,
+        "cpu_seconds": 115 / tokens, "cpu_percent": 90.0,
+    }  # fmt: skip
     return {
         "name": f"{folder} {precision}",
         "source": f"checkpoints/{stage}/{folder}",
         "precision": precision,
-        "attention": "sdpa",
-        "attention_kernel": "flash",
+        "attention_kernel": "aten::_scaled_dot_product_flash",
         "weights_mb": weights,
-        "embedding_mb": 113.25 if precision == "fp32" else 56.62,
-        "load_mb": weights + 210,
         "peak_memory_mb": weights + 340,
-        "peak_above_start_mb": weights + 60,
         "peak_reserved_mb": None,
-        "load_seconds": 0.8,
-        "forward": {
-            "1x128": {"p50_ms": forward, "p95_ms": forward * 1.1},
-            "16x128": {"p50_ms": 14 * forward, "p95_ms": 15 * forward},
-        },
-        "generate": {
-            n: {
-                "first_token_ms": forward / 2,
-                "tokens_per_s": tokens * share,
-                "token_p50_ms": 900 / tokens,
-                "token_p95_ms": 1100 / tokens,
-                "seconds": int(n) / tokens,
-                "cpu_seconds": 0.9 * int(n) / tokens,
-                "cpu_percent": 90.0,
-            }
-            for n, share in (("128", 1.0), ("256", 0.95))
-        },
+        "forward": {"1x128": {"p50_ms": forward, "p95_ms": forward * 1.1}, "16x128": {"p50_ms": 14 * forward}},
+        "generate": {"128": generate, "256": generate | {"tokens_per_s": tokens * 0.95}},
         "ratio": {"forward 1x128": {"median": 1.02, "low": 0.97, "high": 1.08}},
-        "operators": operators,
+        "operators": [{"name": "aten::addmm", "calls": 24, "self_ms": forward / 2, "share": 0.5, "device": "cpu"}],
         "trace": "tb-logs/x/trace.json",
     } | more
 
 
 def benchmark(*arms: Entry) -> Entry:
     """A benchmark of some arms on the one machine."""
-    return {"machine": copy.deepcopy(MACHINE), "settings": copy.deepcopy(SETTINGS), "arms": list(arms)}
+    return copy.deepcopy({"machine": MACHINE, "settings": SETTINGS, "arms": [*arms]})
 
 
 def entry(
-    stage: str, method: str, perplexity: float, parameters: int, before: Entry | None = None, **more: Any
+    stage: str,
+    value: float,
+    parameters: int = 100,
+    before: Entry | None = None,
+    metric: str = "perplexity",
+    **more: Any,
 ) -> Entry:
     """A stage's entry; its parent is the model of the entry before it, or random weights."""
     parent = {"source": "config", "sha256": ""}
-    quality = {"after": score(perplexity)}
+    scores = {"after": score(value, metric)}
     if before:
         parent = {"source": f"checkpoints/{before['stage']}/model", "sha256": f"{before['stage']}-hash"}
-        quality["before"] = score(before["quality"]["after"]["perplexity"])
-    sizes = {"parameters": parameters, "nonzero": parameters - 12, "embedding": 28311552}
+        scores["before"] = copy.deepcopy(before["quality"]["after"])
     return {
         "stage": stage,
-        "method": method,
-        "config": {"model": {"class_path": method}},
+        "method": "FineTune",
+        "config": {"model": {"class_path": "FineTune"}},
         "parent": parent,
         "operations": [],
         "data": {
             "source": "news",
-            "sha256": "6710af74acb2b25b1de0",
-            "splits": {"train": {"documents": 1516, "tokens": 1110322}, "valid": {"documents": 200, "tokens": 136974}},
+            "sha256": "6710af74acb2",
+            "splits": {"valid": {"documents": 200}},
             "sequence_length": 128,
-            "stride": 64,
-            "mode": "packed",
         },
         "seed": 7,
         "steps": 600,
         "seconds": 412.5,
-        "quality": quality,
-        "sizes": sizes | {"megabytes": parameters * 4 / 1e6},
+        "quality": scores,
+        "sizes": {"parameters": parameters, "nonzero": parameters, "megabytes": parameters * 4 / 1e6},
         "teacher": None,
-        "versions": {"lightgpt2": "0.1.0", "torch": "2.13.0+cpu"},
+        "versions": {"lightgpt2": "0.1.0"},
         "config_sha256": f"{stage}-config",
     } | more
 
 
-def quantized(before: Entry, op: str, perplexity: float, megabytes: float) -> Entry:
-    """The entry of a quantized copy."""
-    return entry(before["stage"], "PostTrainingQuantization", perplexity, before["sizes"]["parameters"], before) | {
-        "operations": [{"op": op, "matched": 24, "linears": 25, "kept": {"lm_head": "tied to the embedding"}}],
-        "sizes": before["sizes"] | {"megabytes": megabytes},
-        "steps": 0,
-        "seconds": 3.1,
-        "config_sha256": f"{before['stage']}-{op}",
-    }
+def copied(before: Entry, operation: Operation, value: float, megabytes: float, **more: Any) -> Entry:
+    """The entry of a copy in another format."""
+    made = entry(before["stage"], value, before["sizes"]["parameters"], before, operations=[operation], **more)
+    return made | {"sizes": before["sizes"] | {"megabytes": megabytes}, "method": "Conversion"}
 
 
 def chain() -> dict[str, list[Entry]]:
     """A pipeline: a model from scratch, distilled, adapted, pruned and tuned, then quantized in two ways."""
-    baseline = entry("quick/baseline", "FineTune", 44.22, 124439808, finished="2025-11-03T10:00:00+00:00")
+    baseline = entry("quick/baseline", 44.22, 124439808, finished="2025-11-03T10:00:00+00:00")
     baseline["benchmark"] = benchmark(arm("quick/baseline", "model", "fp32", 497.8, 41.0, 24.5))
-    baseline["curve"] = [[100, 310.4], [200, 120.7], [400, 60.2], [600, 44.22]]
+    baseline |= {"curve": [[100, 310.4], [600, 44.22]], "samples": [{"prompt": "A", "before": None, "after": "one"}]}
     teacher = {"source": "checkpoints/quick/baseline/model", "sha256": "quick/baseline-hash"}
-    layers: Entry = {"op": "extract_layers", "layers": [0, 2, 4, 7, 9, 11]}
-    distilled = entry("quick/distilled", "Distill", 44.9, 81912576, baseline, operations=[layers], teacher=teacher)
-    distilled["quality"] |= {"before": score(math.inf), "teacher": score(44.22)}
+    layers = KINDS["extract_layers"].record(layers=[0, 2, 4, 7, 9, 11])
+    distilled = entry("quick/distilled", 44.9, 81912576, baseline, operations=[layers], teacher=teacher)
+    distilled["quality"] |= {"before": score(float("inf")), "teacher": score(44.22)}
     distilled["benchmark"] = benchmark(
         arm("quick/distilled", "model", "fp32", 327.7, 21.3, 47.0),
         arm("quick/distilled", "model", "bf16", 163.9, 30.1, 41.2),
     )
-    distilled["curve"] = [[100, 201.0], [300, 61.3], [600, 44.9]]
-    distilled["training"] = {"peak_memory_mb": 2710.0}
-    lora: Entry = {"op": "lora", "r": 8, "alpha": 32, "matched": 6, "trainable": 147456, "parameters": 82060032}
-    merge: Entry = {"op": "merge", "matched": 6, "dense": True}
-    adapted = entry("quick/adapted", "LoRA", 39.1, 81912576, distilled, operations=[lora, merge])
+    lora, merge = KINDS["lora"].record(r=8), KINDS["merge"].record(dense=True)
+    adapted = entry("quick/adapted", 39.1, 81912576, distilled, operations=[lora, merge], method="LoRA")
     adapted["benchmark"] = benchmark(arm("quick/adapted", "model", "fp32", 327.7, 21.6, 46.6))
-    adapted["sweeps"] = {
-        "model.lora.r": {
-            "key": "model.lora.r", "values": [2, 4, 8],
-            "arms": {"fit": [score(40.9), score(39.7), score(39.1)]}, "budget": 1.0, "largest_inside_budget": 8,
-        }
-    }  # fmt: skip
-    l1: Entry = {"op": "global_l1", "criterion": "l1", "targets": "lora", "amount": 0.8, "tensors": 12, "weights": 147456,
-                 "pruned": 117965, "achieved": 0.80000135}  # fmt: skip
-    pruned = entry("quick/pruned", "LoRA", 39.6, 81912576, adapted, operations=[lora, l1, merge])
+    l1 = KINDS["global_l1"].record(criterion="l1", targets="lora", adapters=True, achieved=0.80000135)
+    pruned = entry("quick/pruned", 39.6, 81912576, adapted, operations=[lora, l1, merge])
     pruned["benchmark"] = benchmark(arm("quick/pruned", "model", "fp32", 327.7, 21.2, 46.9))
-    values = [0, 0.2, 0.4, 0.6, 0.8, 0.9]
-    pruned["sweeps"] = {
-        "sparsity": {
-            "key": "sparsity", "values": values,
-            "arms": {"l1": [score(39.1 + 2 * v**3) for v in values], "random": [score(39.1 + 9 * v) for v in values]},
-            "budget": 1.0, "largest_inside_budget": 0.6,
-        }
-    }  # fmt: skip
-    tuned = entry("quick/tuned", "FineTune", 38.2, 81912576, pruned, finished="2025-11-03T14:00:00+00:00")
+    arms = {"l1": [score(39.1), score(40.2)], "random": [score(39.1), score(52.5)]}
+    pruned["sweeps"] = {"sparsity": {"key": "sparsity", "values": [0, 0.8], "arms": arms}}
+    tuned = entry("quick/tuned", 38.2, 81912576, pruned, finished="2025-11-03T14:00:00+00:00")
     tuned["benchmark"] = benchmark(
         arm("quick/tuned", "model", "fp32", 327.7, 21.4, 47.2),
         arm("quick/tuned", "model", "bf16", 204.8, 30.2, 41.4),
-        arm("quick/tuned", "model-nf4", "fp32", 180.2, 52.0, 22.1, embedding_mb=113.25),
-        arm("quick/tuned", "model-int8", "fp32", 190.9, 18.2, 61.0, embedding_mb=113.25),
-        {
-            "name": "model fp16",
-            "source": "checkpoints/quick/tuned/model",
-            "precision": "fp16",
-            "error": "ran out of memory",
-        },
+        arm("quick/tuned", "model-nf4", "fp32", 180.2, 52.0, 22.1),
+        arm("quick/tuned", "model-int8", "fp32", 190.9, 18.2, 61.0),
+        {"name": "fp16", "source": "checkpoints/quick/tuned/model", "precision": "fp16", "error": "ran out of memory"},
     )
-    tuned["curve"] = [[100, 39.0], [600, 38.2]]
+    tuned |= {"curve": [[100, 39.0], [600, 38.2]], "samples": [{"prompt": "A", "before": "x", "after": "two"}]}
     history = [baseline, distilled, adapted, pruned, tuned]
     ledgers = {f"checkpoints/{e['stage']}/model": history[: i + 1] for i, e in enumerate(history)}
-    ledgers["checkpoints/quick/tuned/model-nf4"] = [*history, quantized(tuned, "nf4", 38.9, 141.3)]
-    ledgers["checkpoints/quick/tuned/model-int8"] = [*history, quantized(tuned, "int8", 38.3, 154.0)]
-    return {name: copy.deepcopy(entries) for name, entries in ledgers.items()}  # each a file of its own
+    for form, value, megabytes in (("nf4", 38.9, 141.3), ("int8", 38.3, 154.0)):
+        rounded = copied(tuned, KINDS[form].record(matched=24, linears=25), value, megabytes)
+        ledgers[f"checkpoints/quick/tuned/model-{form}"] = [*history, rounded]
+    return {name: copy.deepcopy(entries) for name, entries in ledgers.items()}  # each a file
+
+
+def foreign() -> dict[str, list[Entry]]:
+    """A classifier that a stage and a conversion of another package made smaller."""
+    halve = OperationKind("halve", changes_start=True, describe=lambda o: f"{o['share']:.0%} of the layers halved")
+    shrink = OperationKind("shrink", conversion="quantized", describe=lambda o: "shrunk to 3 bits")
+    given = {"source": "hub/classifier", "sha256": ""}
+    stage = entry("small", 0.9, 1000, metric="accuracy", parent=given, operations=[halve.record(share=0.5)])
+    stage["quality"] |= {"before": score(0.5, "accuracy"), "source": score(0.91, "accuracy")}
+    copy = copied(stage, shrink.record(), 0.85, 0.0001, metric="accuracy")
+    return {"checkpoints/small/model": [stage], "checkpoints/small/model-shrunk": [stage, copy]}
 
 
 def write(folder: Path, ledgers: dict[str, list[Entry]]) -> Path:
@@ -178,3 +149,14 @@ def write(folder: Path, ledgers: dict[str, list[Entry]]) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "ledger.json").write_text(json.dumps(entries))
     return folder
+
+
+def paired(folder: Path, metric: str, ratio: float, noise: float, examples: int = 100, label: str = "after") -> Entry:
+    """Writes the scores of a model, `ratio` times as large in all and with noise in each example; gives its quality."""
+    generator = np.random.default_rng(0)
+    base, spread = generator.uniform(1, 9, examples), generator.normal(0, noise, examples)
+    spread -= (base * spread).sum() / base.sum()
+    made = Metric(metric, "lower" if metric == "loss" else "higher", base * (ratio + spread), base)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_scores(folder, {label: {metric: made}})
+    return quality({metric: made}, metric, {"examples": examples})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightgpt2.runs.fingerprints import fingerprint, parts, plan, weights
+from lightgpt2.runs.fingerprints import parts, plan, weights
 from lightgpt2.runs.recipes import read_recipe
 from tests.support.cli import ROOT, write_config
 from tests.support.pipelines import NAMES, Chain, artefacts, everything, starts, state
@@ -47,7 +47,6 @@ def test_each_stage_is_noted_and_has_its_configuration(done: Chain) -> None:
             "finished",
             {"model": weights(Path(f"checkpoints/chain/{name}/model"))},
         )
-        assert record["fingerprint"] == fingerprint(record["parts"])
         assert record["seconds"] > 0
         assert time.strptime(record["finished"][:19], "%Y-%m-%dT%H:%M:%S")
         assert record["finished"].endswith("+00:00")

@@ -1,6 +1,7 @@
 """Exported folders: sealed with checksums, and opened only when they hold."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,62 +13,43 @@ from lightgpt2.runtime.folder import is_exported, open_export, seal
 from tests.support.onnx_decoder import write_decoder
 
 
-def cut(folder: Path) -> None:
-    file = folder / "model.onnx"
+def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def flip(folder: Path) -> None:
-    file = folder / "model.onnx"
+def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def edit(folder: Path) -> None:
-    file = folder / "config.json"
-    file.write_text(file.read_text().replace("64", "65"))
-
-
-def remove(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-def replace_by_folder(folder: Path) -> None:
-    remove(folder)
-    (folder / "tokenizer.json").mkdir()
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
 
 
 def test_what_is_sealed_is_opened(tmp_path: Path) -> None:
-    assert not is_exported(str(write_decoder(tmp_path / "m") / "config.json"))
-    folder = tmp_path / "m"
+    folder = write_decoder(tmp_path / "m")
     assert is_exported(str(folder))
+    assert not is_exported(str(folder / "config.json"))
     assert not is_exported(str(tmp_path))
     seal(folder, {"format": "onnx", "bytes": {"model.onnx": 3}})
     about = open_export(folder)
-    assert about["format"] == "onnx"
-    assert about["bytes"] == {"model.onnx": 3}
+    assert (about["format"], about["bytes"]) == ("onnx", {"model.onnx": 3})
     assert about["files"] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()
         if path.name != "export.json"
     }
     assert {"model.onnx", "config.json", "tokenizer.json"} <= about["files"].keys()
+    (folder / "README.md").write_text("mine")
+    assert open_export(folder) == about, "a file that came later does no harm"
 
 
-def test_a_file_that_came_later_does_no_harm(tmp_path: Path) -> None:
-    before = open_export(write_decoder(tmp_path))
-    (tmp_path / "README.md").write_text("mine")
-    assert open_export(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("spoil", "name"),
-    [(cut, "model.onnx"), (flip, "model.onnx"), (edit, "config.json"), (remove, "tokenizer.json"),
-     (replace_by_folder, "tokenizer.json")],
-)  # fmt: skip
+@pytest.mark.parametrize("spoil", [cut, flip, Path.unlink, replace_by_folder])
+@pytest.mark.parametrize("name", ["model.onnx", "config.json", "tokenizer.json"])
 def test_what_was_changed_is_refused(tmp_path: Path, spoil: Callable[[Path], None], name: str) -> None:
-    spoil(write_decoder(tmp_path))
+    spoil(write_decoder(tmp_path) / name)
     for open_ in (lambda: open_export(tmp_path), lambda: lightgpt2.load(tmp_path)):
         with pytest.raises(UserError) as refused:
             open_()
@@ -78,8 +60,8 @@ def test_what_was_changed_is_refused(tmp_path: Path, spoil: Callable[[Path], Non
 
 def test_all_that_is_damaged_is_named(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path)
-    cut(folder)
-    remove(folder)
+    cut(folder / "model.onnx")
+    (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"^MY: model\.onnx, tokenizer\.json in"):
         open_export(folder, "MY")
 
@@ -89,3 +71,33 @@ def test_a_description_that_says_nothing_is_refused(tmp_path: Path, text: str) -
     (write_decoder(tmp_path) / "export.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"export\.json cannot be read .*; export the model again"):
         lightgpt2.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model.onnx", "\0", ["model.onnx could not be loaded", "export it again"]),
+        ("tokenizer.json", "{", ["tokenizer.json cannot be read", "export it again"]),
+        ("config.json", "[]", ["config.json holds no settings"]),
+        ("config.json", "{}", ["config.json has no max_position_embeddings or n_positions"]),
+    ],
+)
+def test_an_export_that_cannot_be_loaded(tmp_path: Path, file: str, content: str, words: list[str]) -> None:
+    (write_decoder(tmp_path) / file).write_text(content)
+    seal(tmp_path, {"format": "onnx"})
+    with pytest.raises(UserError) as refused:
+        lightgpt2.load(tmp_path)
+    (problem,) = refused.value.problems
+    assert problem.startswith("MODEL: ")
+    assert all(word in problem for word in words), problem
+
+
+def test_a_folder_says_how_it_is_sampled(tmp_path: Path) -> None:
+    plain = lightgpt2.load(write_decoder(tmp_path), threads=1)
+    said = {"do_sample": True, "temperature": 1.5, "top_k": 0, "max_new_tokens": 20}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    seal(tmp_path, {"format": "onnx"})
+    model = lightgpt2.load(tmp_path, threads=1)
+    assert model.generate("A") == plain.generate("A", temperature=1.5, top_k=0, max_new_tokens=20)
+    greedy = plain.generate("A", max_new_tokens=20)
+    assert model.generate("A", temperature=0.0) == model.generate("A", top_k=1) == greedy

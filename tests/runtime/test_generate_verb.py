@@ -57,8 +57,8 @@ def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
 
 def test_text_is_shown_while_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown, seen = io.BytesIO(), []
-    step = OnnxEngine.step
-    monkeypatch.setattr(OnnxEngine, "step", lambda *args: seen.append(shown.getvalue()) or step(*args))
+    step = OnnxEngine.decode
+    monkeypatch.setattr(OnnxEngine, "decode", lambda *args: seen.append(shown.getvalue()) or step(*args))
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="utf-8"))
     monkeypatch.chdir(folder)
     run(["generate", "exported", "--prompt", "A", "--temperature", "1", "--threads", "1"])
@@ -94,20 +94,20 @@ BAD = {
     "nothing to continue": ([], "--prompt: give it or --prompts, one of the two"),
     "both": (["--prompt", "A", "--prompts", "prompts.jsonl"], "--prompt: give it or --prompts, one of the two"),
     "empty": (["--prompt", ""], "--prompt: it is empty; give some text"),
-    "too long": (["--prompt", "x = y\n" * 60], "--prompt: its 360 tokens leave none of the model's 64 positions; give at "),
-    "too long, of many": (["--prompts", "long.jsonl"], "--prompts: prompt 2: its 360 tokens leave none of the model's 64 "),
+    "too long": (["--prompt", "x = y\n" * 60], "--prompt: must leave room in the model's 64 positions, got 360 tokens; "),
+    "too long, of many": (["--prompts", "long.jsonl"], "--prompts: prompt 2: must leave room in the model's 64 "),
     "output of one": (["--prompt", "A", "--output", "x"], "--output: it is for --prompts"),
     "folder for output": (["--prompts", "prompts.jsonl", "--output", "plain"], "--output: plain is a folder"),
     "missing file": (["--prompts", "gone.jsonl"], "--prompts: gone.jsonl cannot be read (No such file or directory)"),
-    "no JSON": (["--prompts", "bad.jsonl"], "--prompts: line 2 of bad.jsonl is not of the form {\"prompt\": \"some text\"}"),
+    "no JSON": (["--prompts", "bad.jsonl"], "--prompts: line 2 of bad.jsonl must be of the form {\"prompt\": \"some text\"}"),
     "no prompts": (["--prompts", "empty.jsonl"], "--prompts: empty.jsonl has no lines"),
-    "no UTF-8": (["--prompts", "latin.jsonl"], "--prompts: latin.jsonl cannot be read (no UTF-8)"),
+    "not UTF-8": (["--prompts", "latin.jsonl"], "--prompts: latin.jsonl cannot be read (not UTF-8)"),
     "max_new_tokens": (["--prompt", "A", "--max-new-tokens", "0"], "--max-new-tokens: "),
     "temperature": (["--prompt", "A", "--temperature", "-1"], "--temperature: "),
     "temperature, no number": (["--prompt", "A", "--temperature", "hot"], "--temperature: "),
-    "top_p": (["--prompt", "A", "--temperature", "1", "--top-p", "1.5"], "--top-p: 1.5 is not allowed; give a value above 0"),
-    "top_k without sampling": (["--prompt", "A", "--top-k", "5"], "--top-k: the likeliest token is taken at temperature 0"),
-    "stop": (["--prompt", "A", "--stop", ""], "--stop: an empty text is everywhere"),
+    "top_p": (["--prompt", "A", "--temperature", "1", "--top-p", "1.5"], "--top-p: must be above 0 and at most 1, got 1.5"),
+    "top_k without sampling": (["--prompt", "A", "--top-k", "5"], "--top-k: must be left out at temperature 0"),
+    "stop": (["--prompt", "A", "--stop", ""], "--stop: must not be empty"),
     "threads": (["--prompt", "A", "--threads", "0"], "--threads: "),
     "option": (["--prompt", "A", "--beams", "4"], "unrecognized arguments: --beams"),
 }  # fmt: skip

@@ -34,7 +34,7 @@ def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, p
     random = np.random.default_rng(0)
     for room in (6, 9, 9):  # a second and a third batch begin anew, in a new cache and in an old one
         sequences = [list(prompt) for prompt in prompts]
-        logits = engine.start(*padded(prompts), room)
+        logits = engine.prefill(*padded(prompts), room)
         for step in range(room):
             wanted = np.stack([naive_logits(np.array(sequence))[-1] for sequence in sequences])
             np.testing.assert_allclose(logits, wanted, atol=1e-5)
@@ -42,16 +42,16 @@ def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, p
             if step < room - 1:
                 tokens = random.integers(0, VOCABULARY, len(prompts))
                 sequences = [[*sequence, int(token)] for sequence, token in zip(sequences, tokens, strict=True)]
-                logits = engine.step(tokens)
+                logits = engine.decode(tokens)
 
 
 def test_the_cache_is_allocated_once_for_a_batch(tmp_path: Path) -> None:
     engine = OnnxEngine(write_decoder(tmp_path) / "model.onnx", POSITIONS, threads=1)
-    engine.start(*padded(PROMPTS), 20)
+    engine.prefill(*padded(PROMPTS), 20)
     cache, length = engine._caches["past_key_values.0.key"], len(PROMPTS[1])
     assert cache.shape[2] == length + 20
     for count in range(1, 20):
-        engine.step(np.array([1, 2, 3]))
+        engine.decode(np.array([1, 2, 3]))
         written = np.abs(cache).sum(axis=(1, 3)) > 0
         assert written[:, : length + count].all(), "the new token's place is written in the buffer that was bound"
         assert not written[:, length + count :].any()

@@ -43,7 +43,7 @@ def whole_logits(engine: OnnxEngine, ids: Array) -> Array:
     return engine.logits(ids, np.ones_like(ids)).copy()
 
 
-def draw(model: PreTrainedModel, *shape: int) -> Array:
+def random_ids(model: PreTrainedModel, *shape: int) -> Array:
     return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
 
 
@@ -82,28 +82,28 @@ def test_prompts_are_read_in_8_bits_and_steps_taken_in_4(tmp_path: Path, shape: 
     weights = [(tmp_path / name / "model.onnx_data").read_bytes() for name in ("plain", "prefill")]
     assert weights[0] == weights[1], "the file is that of the plain export"
 
-    ids = draw(model, 2, 20)
+    ids = random_ids(model, 2, 20)
     exact = torch_logits(in_4_bits(model, forms), ids)
     found = whole_logits(engine, ids)
     assert off(found, exact) < ROUNDED_INPUTS
     assert not np.array_equal(found, whole_logits(plain, ids))
 
     mask = np.ones_like(ids)
-    first, of_plain = (each.start(ids[:, :15], mask[:, :15], 5) for each in (engine, plain))
+    first, of_plain = (each.prefill(ids[:, :15], mask[:, :15], 5) for each in (engine, plain))
     assert off(first, exact[:, 14]) < ROUNDED_INPUTS
     assert not np.array_equal(first, of_plain)
     for past, cache in engine._caches.items():
         plain._caches[past][:] = cache
     for place in range(15, 20):
-        step = engine.step(ids[:, place]).copy()
+        step = engine.decode(ids[:, place]).copy()
         assert off(step, exact[:, place]) < ROUNDED_INPUTS
-        np.testing.assert_array_equal(step, plain.step(ids[:, place]))
+        np.testing.assert_array_equal(step, plain.decode(ids[:, place]))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_uneven_layers_keep_their_4_bits(tmp_path: Path, family: str) -> None:
     model = make_restless_model(family)
-    ids = draw(model, 1, 20)
+    ids = random_ids(model, 1, 20)
     plain = whole_logits(engine_of(model, tmp_path / "plain", Forms("int4", "int4")), ids)
     names = [*block_linears(model)]
     all_kept = engine_of(model, tmp_path / "kept", Forms("int4", "int4", prefill=[*names, "lm_head"]))
@@ -137,7 +137,7 @@ def test_files_may_be_links(tmp_path: Path, link: str) -> None:
     (tmp_path / "linked").mkdir()
     for file in whole.iterdir():
         getattr(tmp_path / "linked" / file.name, link)(file)
-    ids = draw(model, 1, 20)
+    ids = random_ids(model, 1, 20)
     wanted = whole_logits(OnnxEngine(whole / "model.onnx", 64, threads=1), ids)
     np.testing.assert_array_equal(
         whole_logits(OnnxEngine(tmp_path / "linked" / "model.onnx", 64, threads=1), ids), wanted

@@ -1,4 +1,4 @@
-"""The sampler beside transformers' own processors, and its draws beside the probabilities."""
+"""The sampler beside transformers' own processors, and what it samples beside the probabilities."""
 
 import numpy as np
 import pytest
@@ -22,19 +22,10 @@ V = 1000
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "penalty", "ngram"),
     [
-        (1.0, 0, 1.0, 1.0, 0),
-        (0.7, 0, 1.0, 1.0, 0),
-        (1.0, 50, 1.0, 1.0, 0),
-        (1.0, 1, 1.0, 1.0, 0),
-        (1.0, V, 1.0, 1.0, 0),
-        (1.0, 0, 0.9, 1.0, 0),
-        (1.0, 0, 0.999, 1.0, 0),
-        (1.0, 0, 1e-9, 1.0, 0),
-        (1.3, 40, 0.8, 1.2, 3),
-        (0.9, 0, 0.95, 0.8, 1),
-        (1.0, 0, 1.0, 1.5, 2),
+        (0.7, 0, 1.0, 1.0, 0), (1.0, 50, 1.0, 1.0, 0), (1.0, 1, 1.0, 1.0, 0), (1.0, V, 1.0, 1.0, 0), (1.0, 0, 0.9, 1.0, 0),
+        (1.0, 0, 0.999, 1.0, 0), (1.0, 0, 1e-9, 1.0, 0), (1.3, 40, 0.8, 1.2, 3), (0.9, 0, 0.95, 0.8, 1), (1.0, 0, 1.0, 1.5, 2),
     ],
-)
+)  # fmt: skip
 def test_probabilities_are_those_of_transformers(
     scale: float, temperature: float, top_k: int, top_p: float, penalty: float, ngram: int
 ) -> None:
@@ -65,44 +56,41 @@ def test_probabilities_are_those_of_transformers(
         assert set(np.flatnonzero(found)) == set(np.flatnonzero(wanted))
 
 
-def test_tokens_as_likely_as_the_last_of_the_top_are_kept() -> None:
-    logits = np.array([1.0, 3.0, 2.0, 2.0, 2.0, 0.0], np.float32)
-    ids, _ = distribution(logits, 1.0, top_k=2)
-    assert ids.tolist() == [1, 2, 3, 4]
-
-
-def test_a_nucleus_of_equal_tokens() -> None:
+def test_equal_tokens_at_the_border() -> None:
+    ids, _ = distribution(np.array([1.0, 3.0, 2.0, 2.0, 2.0, 0.0], np.float32), 1.0, top_k=2)
+    assert ids.tolist() == [1, 2, 3, 4], "as likely as the last of the top"
     ids, weights = distribution(np.zeros(V, np.float32), 1.0, top_p=0.3001)
     assert len(set(ids.tolist())) == 301
     np.testing.assert_allclose(weights, 1 / 301)
 
 
-def test_draws_follow_the_probabilities() -> None:
+def test_samples_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.0, 0.3, 0.2]), where=[True, False, True, True], out=np.full(4, -np.inf))
     count = 4000
-    sampler = Sampler(Sampling(temperature=1.0), [[0]] * count, range(count), room=1)
+    sampler = Sampler(Sampling(temperature=1.0), [[0]] * count, range(count), 1)
     tokens = sampler(np.tile(logits.astype(np.float32), (count, 1)))
     shares = np.bincount(tokens, minlength=4) / count
     assert shares[1] == 0
     np.testing.assert_allclose(shares, [0.5, 0.0, 0.3, 0.2], atol=0.03)  # 4 standard deviations
 
 
-def test_draws_depend_on_seed_and_index_alone() -> None:
+def test_samples_depend_on_seed_and_index_alone() -> None:
     logits = np.random.default_rng(0).standard_normal((3, 20, V)).astype(np.float32)
 
-    def draws(rows: list[int], seed: int) -> np.ndarray:
-        sampler = Sampler(Sampling(temperature=1.0, seed=seed), [[0]] * len(rows), rows, room=20)
+    def samples(rows: list[int], seed: int) -> np.ndarray:
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed), [[0]] * len(rows), rows, 20)
         return np.stack([sampler(logits[rows, step]) for step in range(20)], axis=1)
 
-    together = draws([0, 1, 2], seed=7)
+    together = samples([0, 1, 2], seed=7)
     for row in range(3):
-        assert (draws([row], seed=7)[0] == together[row]).all()
-    assert (draws([0, 1, 2], seed=8) != together).any(axis=1).all()
+        assert (samples([row], seed=7)[0] == together[row]).all()
+    assert (samples([0, 1, 2], seed=8) != together).any(axis=1).all()
     logits[1] = logits[0]
-    assert (draws([0, 1], seed=7)[0] != draws([0, 1], seed=7)[1]).any(), "equal prompts are continued differently"
+    first, second = samples([0, 1], seed=7)
+    assert (first != second).any(), "equal prompts are continued differently"
 
 
-def test_the_likeliest_token_and_what_is_held_back() -> None:
+def test_the_most_likely_token_and_what_is_held_back() -> None:
     logits = np.zeros((2, 5), np.float32)
     logits[:, 1], logits[:, 2] = 3.0, 2.0
     assert Sampler(Sampling(), [[0], [0]], [0, 1], 1)(logits.copy()).tolist() == [1, 1]
@@ -113,28 +101,26 @@ def test_the_likeliest_token_and_what_is_held_back() -> None:
     assert once(logits.copy()).tolist() == [2, 1]
     pair = Sampler(Sampling(no_repeat_ngram=2), [[1, 1, 2, 1], [1]], [0, 1], 3)
     assert pair(logits.copy()).tolist() == [0, 1]
-
-
-def test_a_tiny_temperature_is_the_likeliest_token() -> None:
-    logits = np.random.default_rng(0).standard_normal((1, V)).astype(np.float32)
-    assert Sampler(Sampling(temperature=1e-30), [[0]], [0], 1)(logits) == logits.argmax()
+    random = np.random.default_rng(0).standard_normal((1, V)).astype(np.float32)
+    assert Sampler(Sampling(temperature=1e-30), [[0]], [0], 1)(random) == random.argmax()
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("name", "value", "words"),
     [
-        ({"temperature": -0.1}, "temperature: -0.1 is not allowed; give a value of at least 0"),
-        ({"temperature": float("nan")}, "temperature: nan is not allowed"),
-        ({"top_k": -1}, "top_k: -1 is not allowed; give a value of at least 0 (0: all tokens)"),
-        ({"top_p": 0.0}, "top_p: 0.0 is not allowed; give a value above 0 and of at most 1"),
-        ({"top_p": 1.5}, "top_p: 1.5 is not allowed"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty: 0.0 is not allowed; give a value above 0 (1: none)"),
-        ({"no_repeat_ngram": -2}, "no_repeat_ngram: -2 is not allowed"),
-        ({"seed": -1}, "seed: -1 is not allowed"),
+        ("temperature", -0.1, "at least 0 (0: the most likely token)"),
+        ("temperature", float("nan"), "at least 0"),
+        ("top_k", -1, "at least 0 (0: no limit)"),
+        ("top_p", 0.0, "above 0 and at most 1"),
+        ("top_p", 1.5, "above 0 and at most 1"),
+        ("repetition_penalty", 0.0, "above 0 (1: none)"),
+        ("no_repeat_ngram", -2, "at least 0"),
+        ("seed", -1, "at least 0"),
     ],
 )
-def test_values_out_of_range(values: dict[str, float], words: str) -> None:
+def test_values_out_of_range(name: str, value: float, words: str) -> None:
     with pytest.raises(UserError) as refused:
-        Sampling(**values)  # type: ignore[arg-type]
+        Sampling(**{name: value})  # type: ignore[arg-type]
     (problem,) = refused.value.problems
-    assert problem.startswith(words)
+    assert problem.startswith(f"{name}: must be {words}")
+    assert problem.endswith(f"got {value}")

@@ -1,4 +1,4 @@
-"""How graphs are opened: what is packed is not kept in memory a second time, and cores are free between runs."""
+"""How graphs are opened: products are exact, what is packed is not kept twice in memory, cores are free between runs."""
 
 import mmap
 import os
@@ -8,15 +8,67 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from lightgpt2.runtime.ort import _page_out
+from lightgpt2.runtime.ort import _PROBE, _page_out, clips_products, open_session, session_options
 from tests.support.models import make_restless_model
-from tests.support.onnx_client import Array, Client, off, write_onnx
+from tests.support.onnx_client import Array, Client, off, plain_session, write_onnx
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mappings are read from /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="mappings are read from /proc")
+SWITCH = "session.x64quantprecision"
+
+
+def extreme_products(folder: Path) -> tuple[Path, Array, Array]:
+    """A graph of both operators for 8-bit weights, inputs whose products are as large as they get, and the results."""
+    random = np.random.default_rng(0)
+    weights, x = random.integers(-127, 128, (256, 48)).astype(np.int8), random.random((9, 256)).astype(np.float32)
+    scales = (random.random(48) + 0.1).astype(np.float32)
+    arrays = {"w": weights, "rows": np.ascontiguousarray(weights.T), "s": scales, "z": np.zeros(48, np.int8)}
+    nodes = [
+        helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s"], ["layer"], domain="com.microsoft"),
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
+        helper.make_node("QGemm", ["q", "qs", "qz", "rows", "s", "z"], ["head"], domain="com.microsoft", transB=1),
+    ]
+    info = helper.make_tensor_value_info
+    outputs = [info(name, TensorProto.FLOAT, ["M", 48]) for name in ("layer", "head")]
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "products", [info("x", TensorProto.FLOAT, ["M", 256])], outputs, tensors)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
+    step = x.max() / np.float32(255)
+    return folder / "model.onnx", x, np.rint(x / step) @ weights.astype(np.float64) * step * scales
+
+
+def test_products_of_8_bits_are_exact_on_every_processor(tmp_path: Path) -> None:
+    graph, x, wanted = extreme_products(tmp_path)
+    for session in (open_session(graph, 1), plain_session(graph)):
+        for found in session.run(None, {"x": x}):
+            assert off(found, wanted) < 1e-6
+    plain = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    clipped = [off(found, wanted) > 1e-3 for found in plain.run(None, {"x": x})]
+    assert clipped == [clips_products()] * 2, "the probe says what becomes of them otherwise"
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_weights_become_unsigned_only_where_products_are_clipped(monkeypatch: pytest.MonkeyPatch, clips: bool) -> None:
+    monkeypatch.setattr("lightgpt2.runtime.ort.clips_products", lambda: clips)
+    options = session_options(2)
+    assert options.intra_op_num_threads == 2
+    assert options.has_session_config_entry(SWITCH) == clips
+
+
+def test_the_probe_is_one_product() -> None:
+    info = helper.make_tensor_value_info
+    inputs = [info("a", TensorProto.UINT8, [1, 4]), info("b", TensorProto.INT8, [4, 1])]
+    node, output = helper.make_node("MatMulInteger", ["a", "b"], ["y"]), info("y", TensorProto.INT32, [1, 1])
+    model = helper.make_model(helper.make_graph([node], "probe", inputs, [output]), ir_version=5)
+    model.opset_import[0].version = 10
+    assert onnx.load_from_string(_PROBE) == model
 
 
 def resident(path: Path) -> int:
@@ -43,6 +95,7 @@ def reclaims(folder: Path) -> bool:
         return resident(file) < before
 
 
+@linux
 def test_pages_of_the_file_are_let_go_and_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not reclaims(tmp_path):
         pytest.skip("the system does not take pages back at once")
@@ -64,9 +117,10 @@ def test_pages_of_the_file_are_let_go_and_come_again(tmp_path: Path, monkeypatch
         assert resident(neighbour) > 0.75 * others, "another folder's, whose name begins alike"
     for _ in range(2):
         np.testing.assert_allclose(engine.logits(ids, np.ones_like(ids)), wanted, atol=1e-5)
-    assert off(engine.start(ids, np.ones_like(ids), 1), wanted[:, -1]) < 0.1
+    assert off(engine.prefill(ids, np.ones_like(ids), 1), wanted[:, -1]) < 0.1
 
 
+@pytest.mark.slow
 def test_engines_may_be_made_and_dropped_in_threads(tmp_path: Path) -> None:
     folder = write_onnx(make_restless_model("gpt2", n_layer=2), tmp_path, Forms("int4", "int4", prefill=[]))
     ids = np.arange(20)[None]
@@ -80,6 +134,7 @@ def test_engines_may_be_made_and_dropped_in_threads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(each, found[0])
 
 
+@linux
 def test_an_engine_takes_no_time_of_the_processor_between_steps(tmp_path: Path) -> None:
     model = make_restless_model("gpt2", n_embd=256, n_head=4, vocab_size=1000)
     engine = OnnxEngine(write_onnx(model, tmp_path, Forms()) / "model.onnx", 64, threads=2)

@@ -1,4 +1,4 @@
-"""Pieces of text: whole characters, nothing of a stop text, and together the whole."""
+"""Pieces of text: whole characters, no part of a stop text, and together the whole."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lightgpt2.runtime.text import Writer
 from tests.support.models import write_tokenizer
+
+TEXT = "naïve café — 日本語 🙂👩‍👩‍👧 class x: pass"
 
 
 @pytest.fixture(scope="module")
@@ -16,47 +18,34 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def written(tokenizer: Tokenizer, prompt: str, tokens: list[int], *stop: str) -> tuple[list[str], int]:
     """The pieces of a text, and how many tokens it took until it stopped."""
     pieces: list[str] = []
-    writer = Writer(tokenizer, tokenizer.encode(prompt).ids, stop, pieces.append)
+    writer, silent = (Writer(tokenizer, tokenizer.encode(prompt).ids, stop, on) for on in (pieces.append, None))
     count = 0
-    for count, token in enumerate(tokens, 1):  # noqa: B007 - the last is returned
-        writer.add(token)
-        if writer.stopped:
-            break
-    silent = Writer(tokenizer, tokenizer.encode(prompt).ids, stop)
-    for token in tokens[:count]:
-        silent.add(token)
+    while count < len(tokens) and not writer.stopped:
+        writer.add(tokens[count])
+        silent.add(tokens[count])
+        count += 1
     assert writer.finish() == silent.finish() == "".join(pieces)
     return pieces, count
-
-
-TEXT = "naïve café — 日本語 🙂👩‍👩‍👧 class x: pass"
 
 
 def test_pieces_are_whole_characters(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode(TEXT).ids
     pieces, _ = written(tokenizer, "The ", tokens)
     assert "".join(pieces) == TEXT
-    assert len(tokens) > len(pieces) > 20, "some characters take several tokens, and nothing waits for the end"
+    assert len(tokens) > len(pieces) > 20, "some characters take several tokens, and none waits for the end"
     assert not any("\ufffd" in piece for piece in pieces)
+    assert written(tokenizer, "x", tokenizer.encode("a🙂").ids[:-1])[0] == ["a", "\ufffd"], (
+        "an incomplete one at the end"
+    )
 
 
-def test_bytes_that_are_no_character_are_replaced(tokenizer: Tokenizer) -> None:
+def test_any_tokens_give_what_the_tokenizer_decodes(tokenizer: Tokenizer) -> None:
     random = np.random.default_rng(0)
     for _ in range(50):
         tokens = random.integers(1, tokenizer.get_vocab_size(), 40).tolist()
-        pieces, _ = written(tokenizer, "The ", tokens)
-        assert "".join(pieces) == tokenizer.decode(tokens)
-
-
-def test_an_incomplete_character_at_the_end(tokenizer: Tokenizer) -> None:
-    tokens = tokenizer.encode("a🙂").ids
-    pieces, _ = written(tokenizer, "x", tokens[:-1])
-    assert pieces == ["a", "\ufffd"]
-
-
-def test_special_tokens_make_no_text(tokenizer: Tokenizer) -> None:
+        assert "".join(written(tokenizer, "The ", tokens)[0]) == tokenizer.decode(tokens)
     tokens = [*tokenizer.encode("one").ids, 0, *tokenizer.encode(" two").ids]
-    assert "".join(written(tokenizer, "x", tokens)[0]) == "one two"
+    assert "".join(written(tokenizer, "x", tokens)[0]) == "one two", "special tokens have no text"
 
 
 def test_the_space_that_a_decoder_drops_at_the_start_is_kept() -> None:
@@ -89,15 +78,14 @@ def test_text_ends_before_a_stop_text(tokenizer: Tokenizer, stop: list[str], wan
     assert any(text in whole for text in stop) == (wanted != TEXT)
 
 
-def test_the_first_of_two_stop_texts_in_one_token_counts(tokenizer: Tokenizer) -> None:
+def test_no_part_of_a_stop_text_is_handed_out(tokenizer: Tokenizer) -> None:
     (token,) = tokenizer.encode("ment").ids
-    assert written(tokenizer, "The ", [5, token], "nt", "me")[0] == [tokenizer.decode([5])]
-
-
-def test_nothing_of_a_stop_text_is_told(tokenizer: Tokenizer) -> None:
-    told: list[str] = []
-    writer = Writer(tokenizer, [1], ["END OF"], told.append)
+    assert written(tokenizer, "The ", [5, token], "nt", "me")[0] == [tokenizer.decode([5])], (
+        "the first of two in a token"
+    )
+    shown: list[str] = []
+    writer = Writer(tokenizer, [1], ["END OF"], shown.append)
     for token in tokenizer.encode("the END OF").ids:
         writer.add(token)
-        assert "E" not in "".join(told)
+        assert "E" not in "".join(shown)
     assert writer.stopped

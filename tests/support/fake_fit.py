@@ -33,7 +33,7 @@ def digest(*values: Any) -> str:
 
 def main() -> None:
     """Trains, saves, scores."""
-    if sys.argv[2] == "lightgpt2.cli.rehearsal":
+    if sys.argv[2] != "lightgpt2":
         print("[]")
         return
     options = dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True))

@@ -12,8 +12,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lightgpt2.cli.trainer import main
-from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.cli import verbs
 from lightgpt2.models import loading
 from tests.support.cli import write_config
 from tests.support.models import write_corpus, write_model
@@ -56,19 +55,8 @@ class Bench:
         self._capsys, self._monkeypatch = capsys, monkeypatch
 
     def configure(self, changes: dict[str, Any] | None = None) -> None:
-        """Writes `config.yaml`: the valid one with some dotted keys changed, as a person names them; None removes one."""
-        config = copy.deepcopy(_CONFIG)
-        for key, value in (changes or {}).items():
-            *parents, name = key.split(".")
-            section: dict[str, Any] = config
-            for parent in parents:
-                section = section.setdefault(parent, {})
-                section = section.get("init_args", section)
-            if value is None:
-                section.pop(name, None)
-            else:
-                section[name] = value
-        write_config(Path("config.yaml"), config)
+        """Writes `config.yaml`, changed as `spoilt` does."""
+        write_config(Path("config.yaml"), spoilt(changes or {}))
 
     def run(self, verb: str, *args: str) -> tuple[int, str, str]:
         """Runs `lightgpt2 VERB --config config.yaml --run r ARGS`: exit code, standard output, standard error."""
@@ -77,9 +65,7 @@ class Bench:
         code = 0
         handler = signal.getsignal(signal.SIGINT)
         try:
-            # Half of the time would go into the options of the verbs that are not asked for.
-            self._monkeypatch.setattr("lightgpt2.cli.trainer.TRAINER_VERBS", {verb: TRAINER_VERBS[verb]})
-            main([verb, "--config", "config.yaml", "--run", "r", *args])
+            verbs.run([verb, "--config", "config.yaml", "--run", "r", *args])
         except SystemExit as exit_:
             code = int(str(exit_.code))
         if code == 130:  # Lightning ignores a further Ctrl-C while the process ends
@@ -113,6 +99,22 @@ class Bench:
             assert not changed
         assert not [path for path in Path().rglob("*") if path.suffix in (".tmp", ".old")]
         return messages
+
+
+def spoilt(changes: dict[str, Any]) -> dict[str, Any]:
+    """The valid configuration with some dotted keys changed, as a person names them; None removes one."""
+    config = copy.deepcopy(_CONFIG)
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        section: dict[str, Any] = config
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            section = section.get("init_args", section)
+        if value is None:
+            section.pop(name, None)
+        else:
+            section[name] = value
+    return config
 
 
 class Evil:

@@ -97,3 +97,12 @@ def save_integers(
     """Writes a model folder with integers in the place of weights, as quantization-aware training does."""
     _, write = integer_tensors(model, form, weights)
     save_model(model, tokenizer, folder, weights, write)
+
+
+def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Names and shapes are equal; and values, unless the other has none (on the meta device)."""
+    weights, others = one.state_dict(), other.state_dict()
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in others.items()
+    }
+    assert all(other.device.type == "meta" or torch.equal(weights[name], others[name]) for name in weights)

@@ -26,7 +26,10 @@ class Chain:
         Path("text").mkdir()
         Path("text/one.txt").write_text("some text")
         for name, method in (("first.yaml", "FineTune"), ("student.yaml", "Distill"), ("next.yaml", "FineTune")):
-            model: dict[str, Any] = {"class_path": f"x.{method}", "init_args": {"lr": 1.0}}
+            model: dict[str, Any] = {
+                "class_path": f"x.{method}",
+                "init_args": {"lr": 1.0, **({"teacher": "t"} if method == "Distill" else {})},
+            }
             data = {"class_path": "x.Data", "init_args": {"source": "text"}}
             write_config(Path(name), {"model": model, "data": data, "trainer": {"max_steps": 5}})
         self.stages: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ written in place.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,23 +41,15 @@ Stored = tuple[dict[str, Tensor], stored_weights.Table]  # as `stored_weights.re
 
 @dataclass(frozen=True)
 class Forms:
-    """How the weights of a graph are stored.
+    """How the weights of a graph are stored."""
 
-    Attributes:
-        layers: Those of the blocks.
-        embeddings: The token embedding and the vocabulary head.
-        others: Layers, by name, that are stored in another way.
-        prefill: Layers, by name, that keep their 4 bits where all others' become 8 to read prompts with; None: all do.
-        group: Inputs that share a scale in INT4, where the model does not have its integers yet.
-        powers: Mean square of each input, by the name of the layer, for rounding to INT4.
-    """
-
-    layers: Form = "fp32"
-    embeddings: Form = "fp32"
-    others: Mapping[str, Form] = field(default_factory=dict)
+    layers: Form = "fp32"  # those of the blocks
+    embeddings: Form = "fp32"  # the token embedding and the vocabulary head
+    others: Mapping[str, Form] = field(default_factory=dict)  # layers, by name, that are stored in another way
+    # Layers, by name, that keep their 4 bits where all others' become 8 to read prompts with; None: all do.
     prefill: list[str] | None = None
-    group: int = GROUP
-    powers: Mapping[str, Tensor] = field(default_factory=dict)
+    group: int = GROUP  # inputs that share a scale in INT4, if the model does not have its integers yet
+    powers: Mapping[str, Tensor] = field(default_factory=dict)  # mean squares of layers' inputs, for rounding to INT4
 
     def of(self, names: list[str]) -> Form:
         """How layers of the same inputs are stored."""
@@ -65,7 +57,7 @@ class Forms:
 
 
 class Decoder:
-    """Writes the graph of a decoder; families write their blocks with its public methods (`models.families.GraphWriter`).
+    """Writes the graph of a decoder; families write their blocks with its public methods.
 
     Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out.
     Outputs: `logits`, `present.N.key/value`. Layers without heads have no cache.
@@ -122,17 +114,15 @@ class Decoder:
             graph.metadata[PREFILL] = json.dumps(self._kept)
 
     def _vocabulary(self, module: Any) -> Vocabulary:
-        name, forms = self._names[id(module)], self.forms
-        return Vocabulary(self.graph, name, self._matrix(module), forms.embeddings, forms.group)
+        forms = self.forms
+        return Vocabulary(self.graph, self._names[id(module)], self._matrix(module), forms.embeddings, forms.group)
 
     def _read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """From the mask: each row's last place in use, the length with the cache, and what hides padding on the left."""
         graph = self.graph
-        there = graph.op("Cast", mask, to=_INT32)
-        last = graph.op("ArgMax", there, axis=1, keepdims=0, select_last_index=1)
+        last = graph.op("ArgMax", graph.op("Cast", mask, to=_INT32), axis=1, keepdims=0, select_last_index=1)
         self._lengths = graph.op("Cast", last, to=_INT32)
-        total = graph.op("Shape", mask, start=1, end=2)
-        self._total = graph.op("Cast", total, to=_INT32)
+        self._total = graph.op("Cast", graph.op("Shape", mask, start=1, end=2), to=_INT32)
         hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
         row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
         row = graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
@@ -148,36 +138,15 @@ class Decoder:
 
     def rotary(self, module: Any) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
-        positions = torch.arange(self._family.positions(self.config) or 0)[None]
-        tables = module(torch.zeros(1), positions)
+        tables = module(torch.zeros(1), torch.arange(self._family.positions(self.config) or 0)[None])
         size = tables[0].shape[-1] // 2
         cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
         return self.graph.weight(cosines, "rotary.cosines"), self.graph.weight(sines, "rotary.sines")
 
     def attend(
-        self,
-        layer: int,
-        x: ir.Value,
-        heads: int,
-        shared: int,
-        size: int,
-        scale: float,
-        rotary: tuple[ir.Value, ir.Value] | None = None,
+        self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float, rotary: Sequence[ir.Value] = ()
     ) -> ir.Value:
-        """Attention with queries, keys and values side by side.
-
-        Args:
-            layer: Index of the block, which has the cache.
-            x: `[B, S, (heads + 2 shared) size]`.
-            heads: Heads of queries.
-            shared: Heads of keys and values.
-            size: Channels of a head.
-            scale: Factor of the scores.
-            rotary: Cosines and sines; None for positions that are added elsewhere.
-
-        Returns:
-            `[B, S, heads size]`.
-        """
+        """Attention `[B, S, heads size]` with queries, keys and values side by side, `[B, S, (heads + 2 shared) size]`."""
         graph = self.graph
         shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]

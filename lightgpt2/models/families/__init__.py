@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families.base import ENCODERS, FAMILIES, Family, Head, Shape, check_family, family_of, register
-from lightgpt2.models.families.bert import BERT, DISTILBERT
+from lightgpt2.models.families.base import FAMILIES, Family, Head, Shape, check_family, family_of, register
+from lightgpt2.models.families.bert import ENCODERS
 from lightgpt2.models.families.gpt2 import GPT2
 from lightgpt2.models.families.llama import LLAMA
 from lightgpt2.models.families.substitution import compute_with
 
-register(GPT2, LLAMA, BERT, DISTILBERT)
+register(GPT2, LLAMA)
 
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
 
@@ -68,17 +68,10 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 @contextmanager
 def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect hidden states `[B, T, D]` while the model runs inside the context.
+    """Collect the hidden states `[B, T, D]` of some layers while the model runs inside the context.
 
     Index 0 is the embedding output, index i the output of block i, all before the final norm. (The last element of
     transformers' own `hidden_states` is after it; a pair of layers must compare like with like.)
-
-    Args:
-        model: A decoder of a supported family.
-        layers: Which states to keep, from 0 to the number of blocks.
-
-    Yields:
-        A dictionary that the forward pass fills, keyed by index.
     """
     states: dict[int, Tensor] = {}
 
@@ -104,12 +97,9 @@ def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
-    """Check on one token that the logits are what `head` says.
+    """Raise a `UserError` if one token's logits are not what `head` says.
 
     The chunked loss forms logits itself; a family that caps them, for example, would be trained wrongly.
-
-    Raises:
-        UserError: They differ.
     """
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     training = model.training

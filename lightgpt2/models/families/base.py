@@ -113,32 +113,13 @@ class Family(ABC):
         return config
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """An encoder that can be exported, and not trained. Modules are given by their paths."""
-
-    model_types: tuple[str, ...]
-    blocks: str  # the list of layers in the base model
-    parts: tuple[str, ...]  # of a layer: query, key, value, attended, first norm, up, down, second norm
-    pooler: str  # the layer between the first token and the classifier
-    pooled: str  # its activation
-    activation: str  # the configuration's key for that of the neurons
-
-    def layers(self, model: PreTrainedModel) -> list[list[nn.Module]]:
-        """The parts of each layer."""
-        layers: Any = model.base_model.get_submodule(self.blocks)
-        return [[layer.get_submodule(path) for path in self.parts] for layer in layers]
-
-
 FAMILIES: dict[str, Family] = {}  # by model type
-ENCODERS: dict[str, Encoder] = {}
 
 
-def register(*families: Family | Encoder) -> None:
+def register(*families: Family) -> None:
     """Add families to the supported ones."""
     for family in families:
-        known: dict[str, Any] = FAMILIES if isinstance(family, Family) else ENCODERS
-        known |= dict.fromkeys(family.model_types, family)
+        FAMILIES.update(dict.fromkeys(family.model_types, family))
 
 
 def family_of(source: PretrainedConfig | PreTrainedModel | str) -> Family:

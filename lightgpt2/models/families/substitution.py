@@ -1,22 +1,18 @@
-"""Modules that compute with something else than their own parameters, which stay what is trained and saved."""
+"""Modules that compute with substitutes for their own parameters, which stay what is trained and saved."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-Substitute = Callable[[str, Tensor], Tensor]
+Substitute = Callable[[str, Tensor], Tensor]  # from a parameter's name in its module, and its value
 
 
 def compute_with(module: nn.Module, substitute: Substitute) -> None:
-    """Let a module compute with a substitute for its own parameters, which stay what is trained and saved.
+    """Let a linear layer or an embedding compute with a substitute for its own parameters; it runs at every forward pass.
 
-    Called again, the later substitute gets what the earlier one gives: gates first, rounding after them, for example. The
-    module's own class computes: with equal values the result is equal to the last bit.
-
-    Args:
-        module: A linear layer or an embedding; changed in place.
-        substitute: The value to use for a parameter, given its name in the module and its value; runs at every forward pass.
+    Called again, the later substitute gets what the earlier one gives: gates first and then rounding, for example. The module's
+    own class computes: with equal values the result is equal to the last bit.
     """
     if substitutes := _substitutes(module):
         substitutes.append(substitute)
@@ -47,8 +43,7 @@ class _Substituted:
     """A module's attributes, some of them others."""
 
     def __init__(self, module: nn.Module, own: dict[str, Tensor]) -> None:
-        self._module = module
-        self.__dict__.update(own)
+        self.__dict__ |= {"_module": module, **own}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

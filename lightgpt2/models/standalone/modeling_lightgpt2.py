@@ -49,29 +49,24 @@ class Constant(nn.Module):
 
 
 class NoNeurons(nn.Module):
-    """The feed-forward part of a layer without neurons.
+    """The feed-forward part of a layer without neurons: the bias of its last linear layer stays."""
 
-    Args:
-        projection: Name of its last linear layer, whose bias stays.
-        constant: What that layer gives.
-    """
-
-    def __init__(self, projection: str, constant: Constant) -> None:
+    def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.projection = projection
-        self.add_module(projection, constant)
+        self.last, projection = _linears(part)[-1]
+        self.add_module(self.last, Constant(_sizes(projection)[1], projection.bias is not None))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """What the family's own feed-forward part gives, from no neurons."""
-        return self.get_submodule(self.projection)(hidden_states)
+        """What the family's own part gives, from no neurons."""
+        return self.get_submodule(self.last)(hidden_states)
 
 
 class NoHeads(NoNeurons):
     """The attention of a layer without heads."""
 
-    def __init__(self, projection: str, constant: Constant, layer_idx: int) -> None:
-        super().__init__(projection, constant)
-        self.layer_idx = layer_idx
+    def __init__(self, part: Any) -> None:
+        super().__init__(part)
+        self.layer_idx = part.layer_idx
 
     def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:  # type: ignore[override]
         """What the family's own attention gives, from no heads."""
@@ -87,28 +82,16 @@ class Light:
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         model: Any = self
-        about, width = config.lightgpt2, config.hidden_size
         blocks: Any = next(module for module in model.base_model.children() if isinstance(module, nn.ModuleList))
         for index, block in enumerate(blocks):
-            if "heads" in about:
-                name, attention = _part(block, "Attention")
-                heads, (last, projection) = about["heads"][index], _linears(attention)[-1]
-                if heads:
-                    _resize(attention, heads * attention.head_dim)
-                    attention.num_heads, attention.split_size = (
-                        heads,
-                        heads * attention.head_dim,
-                    )  # as GPT-2's reads them
-                else:
-                    setattr(block, name, NoHeads(last, Constant(width, projection.bias is not None), index))
-            if "ffn" in about:
-                name, mlp = _part(block, "MLP")
-                neurons, (last, projection) = about["ffn"][index], _linears(mlp)[-1]
-                if neurons:
-                    _resize(mlp, neurons)
-                else:
-                    setattr(block, name, NoNeurons(last, Constant(width, projection.bias is not None)))
-        if about.get("activations") == "int8":
+            for key, kind, empty in (("heads", "Attention", NoHeads), ("ffn", "MLP", NoNeurons)):
+                if key in config.lightgpt2:
+                    name, part = _part(block, kind)
+                    if count := config.lightgpt2[key][index]:
+                        _resize(part, count, part.head_dim if key == "heads" else 1)
+                    else:
+                        setattr(block, name, empty(part))
+        if config.lightgpt2.get("activations") == "int8":
             for module in blocks.modules():
                 if isinstance(module, _LINEAR):
                     module.register_forward_pre_hook(round_inputs)
@@ -125,9 +108,7 @@ class Light:
         if not {"stored", "packed"} & {*config.lightgpt2} or source is None:
             return own.from_pretrained(source, *args, config=config, **options)
         config = copy.deepcopy(config)
-        config.lightgpt2 = {
-            key: value for key, value in config.lightgpt2.items() if key != "packed"
-        }  # as it lies there
+        config.lightgpt2 = {key: value for key, value in config.lightgpt2.items() if key != "packed"}
         if not config.lightgpt2:  # unpacked it is one of plain transformers
             own = cls.__bases__[-1]
             for name in ("lightgpt2", "auto_map"):
@@ -151,14 +132,15 @@ def _linears(part: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in part.named_children() if isinstance(module, _LINEAR)]
 
 
-def _resize(part: nn.Module, channels: int) -> None:
-    """Give a part other channels: the inputs of its last linear layer, and in proportion the outputs of the others."""
+def _resize(part: Any, count: int, size: int) -> None:
+    """Give a part other units: inputs of its last linear layer, and in proportion outputs of the others."""
     *others, (last, projection) = _linears(part)
     before, width = _sizes(projection)
-    setattr(part, last, _new(projection, channels, width))
+    part.num_heads, part.split_size = count, count * size  # as GPT-2's attention reads them
     for name, module in others:
         inputs, outputs = _sizes(module)
-        setattr(part, name, _new(module, inputs, outputs * channels // before))
+        setattr(part, name, _new(module, inputs, outputs * count * size // before))
+    setattr(part, last, _new(projection, count * size, width))
 
 
 def _sizes(module: Any) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """How `model.safetensors` holds weights as integers with scales, and packed; `stored` in its header's metadata says which.
 
-(It is all that the metadata has, for the order of several would differ between two files of equal weights.) `integers` lists
-by name the parameters that are stored as integers:
+(It is the only entry: the order of several would differ between two files of equal weights.) `integers` lists by name the
+parameters that are stored as integers:
 
     {"bits": 8, "group": 768, "shape": [768, 2304], "transposed": true}
 
@@ -10,13 +10,13 @@ the first one in the low half. `NAME_scale` is `[outputs, groups, 1]` in FP32. T
 that fill up a row's last group, is the parameter, or its transpose. (None has the parameter's own shape: plain transformers
 refuses the file, and takes no integers for weights.)
 
-`packed` lists by name the tensors, of those that there are without packing, whose bytes are compressed:
+`packed` lists by name the tensors whose bytes are compressed:
 
     {"dtype": "int8", "shape": [2304, 1, 768], "kept": 353894, "parts": [165021, 301455]}
 
-The tensor of that name is the concatenation of `parts`, in bytes, each compressed by zlib. Where `kept` is a number, the first
-part is one bit an element (the first in the lowest bit) that says which ones are there at all and not zero. Then come the first
-bytes of all elements that are there, their second bytes, and so on.
+The tensor of that name is the concatenation of `parts`, in bytes, each compressed by zlib. If `kept` is a number, the first
+part is one bit for each element (the first in the lowest bit) that says which ones are stored, as they are not zero. Then come
+the first bytes of all stored elements, their second bytes, and so on.
 """
 
 import json
@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-Table = dict[str, dict[str, Any]]  # what is said about a tensor, by its name
+Table = dict[str, dict[str, Any]]  # facts about tensors by their names
 
 
 def read(file: str | Path) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def read(file: str | Path) -> dict[str, Tensor]:
 
 
 def read_stored(file: str | Path) -> tuple[dict[str, Tensor], Table]:
-    """A file's tensors, unpacked but not multiplied, and what it says about integers."""
+    """A file's tensors, unpacked but not multiplied, and its table of integers."""
     with safe_open(file, framework="pt") as opened:
         said = json.loads((opened.metadata() or {}).get("stored", "{}"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
@@ -52,24 +52,12 @@ def read_stored(file: str | Path) -> tuple[dict[str, Tensor], Table]:
 
 
 def write(file: str | Path, tensors: dict[str, Tensor], integers: Table, packed: bool = False) -> Table:
-    """Writes what `read_stored` gives back.
-
-    Args:
-        file: The file.
-        tensors: The tensors.
-        integers: What there is to say about integers.
-        packed: Whether to pack the tensors.
-
-    Returns:
-        What there is to say about packed tensors.
-    """
+    """Write what `read_stored` reads, packed if asked; returns the table of packed tensors."""
     table: Table = {}
     if packed:
         pairs = {name: pack(tensor) for name, tensor in tensors.items()}
-        tensors, table = (
-            {name: data for name, (data, _) in pairs.items()},
-            {n: about for n, (_, about) in pairs.items()},
-        )
+        tensors = {name: data for name, (data, _) in pairs.items()}
+        table = {name: about for name, (_, about) in pairs.items()}
     save_file(tensors, file, {"stored": json.dumps({"integers": integers, "packed": table})})
     return table
 
@@ -92,7 +80,7 @@ def dequantized(stored: Tensor, scale: Tensor, bits: int, group: int, shape: lis
 
 
 def whole(stored: Tensor, bits: int, group: int) -> Tensor:
-    """Integers as they are stored, one in a byte: `[outputs, groups, group]` in int8."""
+    """Stored integers, one in each byte: `[outputs, groups, group]` in int8."""
     if bits == 4:
         stored = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :group].to(torch.int8)
         stored = (stored ^ 8) - 8  # the sign
@@ -112,9 +100,9 @@ def round_inputs(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def pack(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """A tensor's bytes, compressed with or without a mask of what is not zero, whichever is less; what to say about them."""
+    """A tensor's bytes, compressed with or without a mask of zeros, whichever is less; and the facts about them."""
     planes = tensor.contiguous().flatten().view(torch.uint8).reshape(tensor.numel(), tensor.element_size())
-    there = (planes != 0).any(dim=1)  # by bytes: a negative zero is one of those that are there
+    there = (planes != 0).any(dim=1)  # by bytes: a negative zero is stored
     dense = [_deflated(plane) for plane in planes.T]
     sparse = [_deflated(_bits(there)), *(_deflated(plane) for plane in planes[there].T)]
     kept, parts = (int(there.sum()), sparse) if sum(map(len, sparse)) < sum(map(len, dense)) else (None, dense)
@@ -125,14 +113,13 @@ def pack(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:
 def unpacked(data: Tensor, dtype: str, shape: list[int], kept: int | None, parts: list[int]) -> Tensor:
     """The tensor that `pack` was given."""
     planes = [_bytes(zlib.decompress(part.numpy())) for part in data.split(parts)]
-    count = math.prod(shape)
-    if kept is not None:
-        mask = (planes.pop(0).unsqueeze(1) >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[:count].bool()
-    elements = torch.stack(planes, dim=1)
-    if kept is not None:
-        whole = torch.zeros(count, elements.shape[1], dtype=torch.uint8)
-        whole[mask] = elements
-        elements = whole
+    if kept is None:
+        elements = torch.stack(planes, dim=1)
+    else:
+        bits, *planes = planes
+        mask = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: math.prod(shape)].bool()
+        elements = torch.zeros(len(mask), len(planes), dtype=torch.uint8)
+        elements[mask] = torch.stack(planes, dim=1)
     return elements.view(getattr(torch, dtype)).reshape(shape)
 
 

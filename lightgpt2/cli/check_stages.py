@@ -1,6 +1,6 @@
-"""Reading configurations before their turn comes, so that a mistake in the last one shows before the first has run.
+"""Checks the configurations of stages before their turn comes: a mistake in the last shows before the first has run.
 
-`python -m lightgpt2.cli.rehearsal` reads them from its standard input, and writes what is wrong with them, in YAML.
+`python -m lightgpt2.cli.check_stages` reads them from standard input by their names, and writes the mistakes, in YAML.
 """
 
 import contextlib
@@ -11,12 +11,13 @@ from pathlib import Path
 import yaml
 from jsonargparse import Namespace
 
-from lightgpt2.cli import trainer as cli
+from lightgpt2.cli.checking import check
+from lightgpt2.cli.trainer import LightGPT2CLI, launch
 from lightgpt2.errors import UserError
 from lightgpt2.runs.settings import Settings
 
 
-class _Rehearsal(cli.LightGPT2CLI):
+class _Checked(LightGPT2CLI):
     """Reads a configuration, builds what needs no model, and ends there; no folder of a run is looked at."""
 
     def _find_start(self, settings: Namespace) -> None:
@@ -26,14 +27,14 @@ class _Rehearsal(cli.LightGPT2CLI):
         raise UserError(problems)
 
 
-def rehearse(configs: dict[str, Settings]) -> list[str]:
-    """What is wrong with configurations of `fit`, as far as shows while their models are not there.
+def check_stages(configs: dict[str, Settings]) -> list[str]:
+    """The mistakes in configurations of `fit`, as far as they show while their models are not there.
 
     Args:
-        configs: The configurations by what they are called.
+        configs: The configurations by name.
 
     Returns:
-        One line for each mistake, beginning with what its configuration is called.
+        One line for each mistake, which begins with the name of its configuration.
     """
     problems = []
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as scratch:
@@ -41,11 +42,11 @@ def rehearse(configs: dict[str, Settings]) -> list[str]:
             path = Path(scratch) / "config.yaml"
             path.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
             try:
-                cli.run(_Rehearsal, ["check", "--config", str(path)])
+                launch(_Checked, check(["check", "--config", str(path)], models=False))
             except UserError as error:
-                problems += [f"{name}.{problem}" for problem in error.problems]
+                problems += [str(problem.under(name)) for problem in error.problems]
     return problems
 
 
 if __name__ == "__main__":
-    print(yaml.safe_dump(rehearse(yaml.safe_load(sys.stdin))))
+    print(yaml.safe_dump(check_stages(yaml.safe_load(sys.stdin))))

@@ -1,0 +1,166 @@
+"""What a person reads while a run goes on: what is trained, how far it is, and what to do next."""
+
+import sys
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+from lightgpt2.methods.method import Method
+from lightgpt2.models.ledger import Ledger
+from lightgpt2.models.quality import metric_names, value_of
+from lightgpt2.runs.run import Run
+
+_SECONDS = 10  # between two lines of progress where there is no terminal
+
+
+class Header(Callback):
+    """Prints what is about to be trained, on what, and where; it comes before all other callbacks.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints once data and model stand."""
+        assert isinstance(pl_module, Method)
+        if not trainer.is_global_zero:
+            return
+        counts = [(p.numel(), p.requires_grad) for p in pl_module.model.parameters()]
+        total, trained = sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
+        about = trainer.datamodule.describe()  # type: ignore[attr-defined]
+        splits = [f"{name} {s['documents']:,} documents, {s['tokens']:,} tokens" for name, s in about["splits"].items()]
+        rows = {
+            "model": f"{pl_module.model.config.model_type}, {total:,} parameters, {trained:,} trained "
+            f"by {type(pl_module).__name__}",
+            "text": f"{about['source']}: {'; '.join(splits)}",
+            "device": f"{trainer.strategy.root_device}, {trainer.world_size} "
+            f"process{'es' if trainer.world_size > 1 else ''}, precision {trainer.precision}",
+            "folder": f"{self.run.folder}   curves: tensorboard --logdir {self.run.logs}",
+        }
+        print("\n".join(f"{name:7} {text}" for name, text in rows.items()), flush=True)
+
+
+class Progress(ProgressBar):
+    """One bar for the steps of the whole run; where standard error is no terminal, a line every ten seconds or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """Shows nothing: on all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows the progress."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints above the bar."""
+        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins at the step that a checkpoint has brought."""
+        assert isinstance(pl_module, Method)
+        self._total, self._first = pl_module.total_steps, trainer.global_step
+        self._step, self._started = self._first, time.monotonic()
+        self._last = (self._started, self._first)  # line
+        if self._enabled and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, initial=self._first, desc="Training", unit="step", dynamic_ncols=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Shows a finished optimizer step."""
+        step = trainer.global_step
+        if not self._enabled or step == self._step:
+            return
+        now, self._step, before = time.monotonic(), step, self._step
+        metrics: dict[str, Any] = {**self.get_metrics(trainer, pl_module)}
+        shown = ", ".join(_metric(name, float(value)) for name, value in metrics.items() if name != "v_num")
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(step - before)
+        # Of a run of hours a line each per cent, at least one a minute, is enough.
+        elif now - self._last[0] >= (_SECONDS if step - self._last[1] >= self._total / 100 else 60):
+            left = tqdm.format_interval((now - self._started) / (step - self._first) * (self._total - step))
+            done = f"step {step:,}/{self._total:,} ({step / self._total:.0%})"
+            print(f"{done}, {left} left, {shown}", file=sys.stderr, flush=True)
+            self._last = (now, step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says why the bar stands still."""
+        if self._bar is not None:
+            self._bar.set_description("Validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on."""
+        if self._bar is not None:
+            self._bar.set_description("Training")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the full bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the bar as it is."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Closing(Callback):
+    """Prints what the run has changed in per cent, and what to do next; it comes after all other callbacks.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reads the ledger, which is complete by now."""
+        if not trainer.is_global_zero:
+            return
+        if changes := changed(Ledger.read(self.run.model)):
+            print(f"\nchanged {changes[0]}", *(f"        {change}" for change in changes[1:]), sep="\n")
+        page = self.run.folder / "report.html"
+        model = self.run.model
+        print(
+            f"report  {page if page.is_file() else f'lightgpt2 report {self.run.folder}'}",
+            f"next    lightgpt2 generate {model} --prompt 'The '",
+            f"        lightgpt2 export {model} --format onnx-int8",
+            sep="\n",
+            flush=True,
+        )
+
+
+def changed(ledger: Ledger) -> list[str]:
+    """What the last stage has changed: its quality against that before it, its sizes against its parent's.
+
+    Args:
+        ledger: The ledger of its model.
+    """
+    quality = ledger.last.get("quality", {})
+    before, after = quality.get("before", {}), quality.get("after", {})
+    pairs = [(name, value_of(before, name), value_of(after, name)) for name in metric_names(after) if name in before]
+    sizes = [entry.get("sizes", {}) for entry in ledger[-2:]]
+    if len(sizes) == 2:
+        names = {"parameters": "parameters", "megabytes": "MB on disk"}
+        pairs += [(text, *(each[key] for each in sizes)) for key, text in names.items() if all(key in s for s in sizes)]
+    return [f"{name} {old:,.6g} -> {new:,.6g} ({new / old - 1:+.1%})" for name, old, new in pairs if old]
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{value:,.0f} {name}" if name.endswith("/s") else f"{name} {value:.4g}"

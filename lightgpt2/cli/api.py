@@ -1,0 +1,54 @@
+"""`lightgpt2.fit`: what the command does, from Python."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a fit has made.
+
+    Attributes:
+        folder: The model's folder, in Hugging Face's format.
+        metrics: The quality of the saved model on the validation split by metric.
+        table: The table that the command prints.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    table: str
+
+
+def fit(config: str | Path, **overrides: Any) -> Result:
+    """Trains as `lightgpt2 fit --config CONFIG --KEY VALUE ...` does, in this process.
+
+    ```python
+    result = lightgpt2.fit("distill.yaml", run="short", trainer__max_steps=50, **{"model.optimizer.lr": 1e-3})
+    ```
+
+    Args:
+        config: Path of a configuration, or the bare name of one that ships with lightgpt2.
+        **overrides: Settings by their dotted keys; a dot may be written as two underscores.
+
+    Raises:
+        UserError: There are mistakes in the settings, or the fit failed.
+        Interrupted: It was interrupted; what was saved is kept.
+    """
+    from lightgpt2.cli.checking import check
+    from lightgpt2.cli.trainer import LightGPT2CLI, launch
+    from lightgpt2.models.ledger import Ledger
+    from lightgpt2.models.quality import metric_names, value_of
+
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in overrides.items()
+    }
+    options = [f"--{key.replace('__', '.')}={text}" for key, text in texts.items()]
+    cli = launch(LightGPT2CLI, check(["fit", "--config", str(config), *options]))
+    quality = Ledger.read(cli.place.model).last["quality"]["after"]
+    return Result(
+        cli.place.model,
+        {name: value_of(quality, name) for name in metric_names(quality)},
+        getattr(cli.artefact, "table", ""),
+    )

@@ -1,0 +1,318 @@
+"""The verbs that train nothing themselves: one function each, whose signature and docstring are its options and help.
+
+They start at once: what takes seconds to import is imported by the function that needs it.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from lightgpt2.errors import Interrupted, Problem, UserError
+
+if TYPE_CHECKING:
+    from lightgpt2.runtime.language_model import LanguageModel
+
+
+def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> None:
+    """Run the stages of a recipe that are not done yet, in order.
+
+    Args:
+        recipe: A recipe: a path, or the bare name of one that ships with lightgpt2.
+        run: Folder of its runs under checkpoints/ (default: the recipe's stem).
+        dry_run: Show what would run and why, and run nothing.
+    """
+    from lightgpt2.runs.pipeline import run_recipe
+
+    run_recipe(recipe, dry_run, run)
+
+
+def report(
+    folders: list[str], *, output: str = ".", budget: NonNegativeFloat = 1.0, gain: NonNegativeFloat = 10.0
+) -> None:
+    """Write what each stage of finished runs bought, as report.md and report.html.
+
+    Args:
+        folders: Folders of runs, or of pipelines.
+        output: Folder for report.md and report.html.
+        budget: How much the perplexity may rise above the source's.
+        gain: Per cent by which a stage must better a figure to have paid.
+    """
+    from lightgpt2.report.pages import write_report
+
+    write_report(folders, output, budget, gain)
+
+
+def benchmark(
+    models: list[str],
+    *,
+    precision: list[Literal["fp32", "bf16", "fp16", "int8", "nf4"]] | None = None,
+    attention: list[Literal["sdpa", "eager", "flash"]] = ["sdpa"],  # noqa: B006 - nobody changes it
+    rounds: PositiveInt = 5,
+    new_tokens: list[PositiveInt] = [128, 256],  # noqa: B006
+    prompt_tokens: PositiveInt = 32,
+    batches: list[PositiveInt] = [1, 16],  # noqa: B006
+    forward_tokens: PositiveInt = 128,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    output: str = "benchmark.json",
+    traces: str = "tb-logs/benchmark",
+    trust_remote_code: bool = False,
+) -> None:
+    """Measure speed and memory of models side by side, each in a fresh process.
+
+    Args:
+        models: Model folders, exported folders, GGUF files or hub models. The first is the baseline.
+        precision: Precisions to measure every model in (default: fp32, or what a folder is quantized to or exported as).
+        attention: Kinds of attention; flash is sdpa held to its flash kernel.
+        rounds: How often every model is measured, in turns.
+        new_tokens: Numbers of new tokens to generate.
+        prompt_tokens: Length of the random prompt.
+        batches: Batch sizes of the forward pass.
+        forward_tokens: Length of the sequences of the forward pass.
+        device: Where to measure.
+        output: File for the figures.
+        traces: Folder for the profiler's traces.
+        trust_remote_code: Let code in the models' folders run.
+    """
+    from lightgpt2.measure.arms import Settings, plan
+    from lightgpt2.measure.benchmark import choose_device, measure
+    from lightgpt2.models.files import write_json
+    from lightgpt2.report.benchmark_table import benchmark_table
+
+    settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
+    _check_writable("--output", Path(output), Path(output).parent)
+    _check_writable("--traces", Path(traces), Path(traces))
+    chosen = choose_device(device)
+    arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
+    try:
+        result = measure(arms, settings, chosen, Path(traces))
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {output} was not written") from None
+    write_json(Path(output), result)
+    if all("error" in arm for arm in result["arms"]):
+        raise UserError([Problem(arm["name"], arm["error"]) for arm in result["arms"]])
+    print(f"{benchmark_table(result)}\n\nfigures: {output}   traces: {traces}", flush=True)
+
+
+def export(
+    model: str,
+    *,
+    format: Literal["onnx", "onnx-int8", "onnx-int4", "gguf"],
+    output: str | None = None,
+    embeddings: Literal["fp32", "int8", "int4"] | None = None,
+    group: PositiveInt | None = None,
+    prefill: Literal["int8"] | None = None,
+    gguf_type: Literal["F32", "F16", "Q8_0", "Q4_0"] | None = None,
+    data: str | None = None,
+    documents: PositiveInt = 200,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write a model as ONNX or GGUF, verified: a folder that stands alone.
+
+    Args:
+        model: Model folder, GGUF file or hub model.
+        format: ONNX in FP32, INT8 or INT4, or GGUF.
+        output: Folder to write (default: MODEL-FORMAT, beside the model's folder).
+        embeddings: Token embedding and head of onnx-int8 and onnx-int4 (default: int8).
+        group: Inputs that share a scale in onnx-int4 (default: 32). With more a token is faster.
+        prefill: Read prompts with onnx-int4's weights as INT8, converted when they are loaded: faster, in more memory.
+        gguf_type: What gguf stores matrices as (default: F16).
+        data: Text to verify it with, as data.source (default: what the model was trained on, else pydoc).
+        documents: Documents of the validation split to score.
+        trust_remote_code: Let code in the model's folder run.
+    """
+    from lightgpt2.conversions.export import check_model
+    from lightgpt2.conversions.export import export as write
+    from lightgpt2.conversions.onnx.encoder_export import export_encoder
+    from lightgpt2.conversions.target import Target, default_output
+    from lightgpt2.data.validation import validation_data, validation_texts
+    from lightgpt2.models.loading import is_encoder
+    from lightgpt2.report.exported import encoder_line, exported_line
+
+    target = Target(format, embeddings, group, gguf_type, prefill)
+    folder = Path(output).expanduser() if output else default_output(model, target)
+    if is_encoder(model, "MODEL"):
+        _check_new_folder("--output", folder)
+        texts, named = validation_texts(data, documents)
+        print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
+        return
+    problems: list[Problem] = []
+    for check, arguments in (
+        (_check_new_folder, ("--output", folder)),
+        (check_model, (model, target, trust_remote_code)),
+    ):
+        try:
+            check(*arguments)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    text = validation_data(model, data, trust_remote_code)
+    try:
+        about = write(model, target, folder, text, documents=documents, trust_remote_code=trust_remote_code)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {folder} was not written") from None
+    print(exported_line(folder, about), flush=True)
+
+
+def sweep(
+    *,
+    config: str,
+    key: str = "sparsity",
+    values: list[float] = [],  # noqa: B006
+    run: str | None = None,
+    targets: str | None = None,
+    budget: NonNegativeFloat = 1.0,
+    set: list[str] = [],  # noqa: B006
+) -> None:
+    """Score a model at many sparsities, or at many values of a setting.
+
+    Args:
+        config: As for fit: a path, or a shipped configuration.
+        key: What is swept: sparsity, or the dotted key of a number of the config.
+        values: Its values (default for sparsity: 0 to 0.9 in steps of 0.1).
+        run: Name of the run (default: the config's stem).
+        targets: What is pruned: lora, linear, or a regular expression (default: lora if there are any).
+        budget: How much the perplexity may rise above that of sparsity 0.
+        set: Further settings, key=value each.
+    """
+    from lightgpt2.runs.sweep import run_sweep
+
+    run_sweep(config, key, values, run, targets, float(budget), set)
+
+
+def generate(
+    model: str,
+    *,
+    prompt: str | None = None,
+    prompts: str | None = None,
+    output: str | None = None,
+    batch: PositiveInt = 8,
+    max_new_tokens: PositiveInt | None = None,
+    temperature: NonNegativeFloat | None = None,
+    top_k: NonNegativeInt | None = None,
+    top_p: PositiveFloat | None = None,
+    repetition_penalty: PositiveFloat | None = None,
+    no_repeat_ngram: NonNegativeInt | None = None,
+    stop: list[str] = [],  # noqa: B006
+    seed: NonNegativeInt = 0,
+    threads: PositiveInt | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Continue a prompt, or each prompt of a file.
+
+    The settings of the sampling default to what the model's folder says, else to the value in brackets.
+
+    Args:
+        model: An exported folder, a model folder, a GGUF file or a hub model.
+        prompt: Text to continue; the new text goes to standard output.
+        prompts: A JSONL file of prompts, one {"prompt": "..."} a line.
+        output: JSONL file for the same lines with the text added (default: standard output).
+        batch: Number of prompts of a file that are continued together.
+        max_new_tokens: The most tokens to add (256).
+        temperature: Softmax temperature; 0 takes the most likely token (0).
+        top_k: Sample from the k most likely tokens (0: no limit) (50).
+        top_p: Sample from the fewest most likely tokens with this share of the probability (1).
+        repetition_penalty: Above 1, tokens that are there already become less likely (1).
+        no_repeat_ngram: Never repeat this many tokens in a row (0: no limit) (0).
+        stop: Texts that end a continuation, and are not printed.
+        seed: Seed of the sampling: the same seed gives the same text.
+        threads: Threads to compute with (default: all cores).
+        trust_remote_code: Let code in the model's folder run.
+    """
+    from lightgpt2.runtime.options import Options, resolve
+    from lightgpt2.runtime.prompts import read_prompts, to_jsonl, write_texts
+
+    options = Options(
+        max_new_tokens, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, stop, seed, batch
+    )  # fmt: skip
+    if output is not None:
+        _check_writable("--output", Path(output), Path(output).parent)
+    with _named_as_options():
+        if (prompt is None) == (prompts is None):
+            raise UserError(Problem("--prompt", "give it or --prompts, one of the two"))
+        if prompt == "":
+            raise UserError(Problem("--prompt", "it is empty", "give some text to continue"))
+        if output is not None and prompts is None:
+            raise UserError(
+                Problem("--output", "it is for --prompts", "a single text goes to standard output, remove it")
+            )
+        # What a folder says can make an option useless, and never wrong.
+        resolve(options, {"do_sample": True})
+        rows = read_prompts(Path(prompts)) if prompts is not None else []
+        loaded = _load(model, threads, trust_remote_code)
+        with contextlib.suppress(AttributeError):  # a terminal that does not know a character shows another one
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if prompt is not None:
+            for _ in loaded.texts([prompt], options, lambda _, piece: print(piece, end="", flush=True)):
+                pass
+            print(flush=True)
+            return
+        from tqdm import tqdm
+
+        texts = [""] * len(rows)
+        done = loaded.texts([row["prompt"] for row in rows], options)
+        for index, text in tqdm(done, desc="Generating", total=len(rows), unit="prompt"):
+            texts[index] = text
+        if output is None:
+            print(to_jsonl(rows, texts), end="", flush=True)
+        else:
+            write_texts(Path(output), to_jsonl(rows, texts))
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    verb.__name__: verb for verb in (pipeline, benchmark, generate, export, sweep, report)
+}
+
+
+def _load(model: str, threads: int | None, trust_remote_code: bool) -> "LanguageModel":
+    """A model to generate with; keeps progress bars and remarks out of the text."""
+    from lightgpt2.runtime.folder import is_exported
+    from lightgpt2.runtime.loading import load
+
+    if not is_exported(model):
+        import logging
+
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every layer of every step
+    return load(model, threads, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Names the settings of a generation, and one of several prompts, as the command line does."""
+    try:
+        yield
+    except UserError as error:
+        names = generate.__annotations__
+
+        def named(problem: Problem) -> Problem:
+            if problem.key.startswith("prompt "):
+                return Problem("--prompts", str(problem))
+            known = problem.key in names
+            return Problem(f"--{problem.key.replace('_', '-')}", problem.what, problem.fix) if known else problem
+
+        raise UserError(map(named, error.problems)) from error
+
+
+def _check_new_folder(option: str, folder: Path) -> None:
+    if folder.exists():
+        raise UserError(Problem(option, f"{folder} exists already", "remove it, or give another folder"))
+    _check_writable(option, folder, folder.parent)
+
+
+def _check_writable(option: str, path: Path, folder: Path) -> None:
+    """Refuses now what would otherwise show when everything has been measured."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if path != folder and path.is_dir():
+        raise UserError(Problem(option, f"{path} is a folder", "give a file"))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = f"{path} cannot be written, {existing} does not allow it"
+        raise UserError(Problem(option, what, "give another place"))

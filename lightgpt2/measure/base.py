@@ -1,0 +1,119 @@
+"""What is measured of an arm, whatever runs its model."""
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightgpt2.measure.arms import Arm, Workload
+from lightgpt2.measure.memory import now_mb, peak_mb, reserved_mb, reset_peak
+from lightgpt2.measure.profiling import Profile
+
+PROFILED_TOKENS = 4
+
+_REPEATS, _SECONDS = 10, 2.0  # a forward pass is repeated this often in a round, or for this time
+_WARM_TOKENS = 8
+
+
+class Worker(ABC):
+    """One arm's model, whatever runs it.
+
+    Args:
+        arm: What to load, and how.
+        prompt: Length of the random prompt that generation starts from.
+        workloads: What to time.
+        device: `cpu` or `cuda:N`.
+    """
+
+    vocabulary: int
+
+    def __init__(self, arm: Arm, prompt: int, workloads: list[Workload], device: str) -> None:
+        self.arm, self.workloads, self.device, self.cuda = arm, workloads, device, device.startswith("cuda")
+        self._prompt_tokens = prompt
+        if self.cuda:
+            torch.cuda.set_device(device)
+            torch.cuda.init()
+
+    def load(self) -> dict[str, float | None]:
+        """Load the model and warm it up; returns megabytes of its weights, of the process, and seconds."""
+        self._prepare()
+        reset_peak()  # forgets the imports'
+        self._start_mb, started = now_mb(self.cuda), time.perf_counter()
+        sizes = self._load()
+        seconds = time.perf_counter() - started
+        grown = now_mb(self.cuda) - self._start_mb
+        self.prompt = self._random(1, self._prompt_tokens)  # all lengths of generation have it in common
+        for kind, _, batch, tokens in self.workloads:
+            if kind == "forward":
+                self._forward(self._random(batch, tokens))
+        if counts := [tokens for kind, _, _, tokens in self.workloads if kind == "generate"]:
+            self._generate(min(_WARM_TOKENS, *counts))
+        return {**sizes, "load_mb": grown, "load_seconds": seconds}
+
+    def round(self) -> dict[str, Any]:
+        """Measure every workload once: milliseconds of passes, of first tokens and between tokens; CPU seconds; peak memory."""
+        found: dict[str, dict[str, Any]] = {"forward": {}, "generate": {}}
+        for kind, name, batch, tokens in self.workloads:
+            found[kind][name] = self._forward_times(batch, tokens) if kind == "forward" else self._token_times(tokens)
+        peak = peak_mb(self.cuda)
+        memory = {"peak_memory_mb": peak, "peak_above_start_mb": peak - self._start_mb}
+        return found | {"peaks": memory | {"peak_reserved_mb": reserved_mb() if self.cuda else None}}
+
+    def profile(self, trace: str) -> dict[str, Any]:
+        """Profile a forward pass at batch 1 and a few decode steps, and write a Chrome trace (it opens in Perfetto)."""
+        length = next(tokens for kind, _, _, tokens in self.workloads if kind == "forward")
+        found = self._profile(self._random(1, length), Path(trace))
+        return {"operators": found.operators, "attention_kernel": found.attention_kernel, "trace": trace}
+
+    def _prepare(self) -> None:  # noqa: B027 - most have imported everything
+        """Import what loading will need, so that it does not count as memory of the model."""
+
+    @abstractmethod
+    def _load(self) -> dict[str, float | None]:
+        """Load the model and set `vocabulary`; returns `weights_mb` and `embedding_mb`."""
+
+    @abstractmethod
+    def _forward(self, ids: Tensor) -> None:
+        """Compute the logits at all positions of `[B, T]`."""
+
+    @abstractmethod
+    def _generate(self, count: int) -> tuple[list[float], float]:
+        """Generate exactly `count` tokens; the times of the start and of each token, and CPU seconds up to the last.
+
+        CPU seconds are those of all threads of the process, in its own code and in the system's.
+        """
+
+    @abstractmethod
+    def _profile(self, ids: Tensor, trace: Path) -> Profile:
+        """See `profile`."""
+
+    def _synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def _random(self, batch: int, length: int) -> Tensor:
+        """The same random tokens in every process."""
+        generator = torch.Generator().manual_seed(length)
+        return torch.randint(self.vocabulary, (batch, length), generator=generator).to(self.device)
+
+    def _forward_times(self, batch: int, length: int) -> list[float]:
+        ids = self._random(batch, length)
+        times: list[float] = []
+        while len(times) <= _REPEATS and sum(times) < _SECONDS * 1e3:
+            self._synchronize()
+            started = time.perf_counter()
+            self._forward(ids)
+            self._synchronize()
+            times.append((time.perf_counter() - started) * 1e3)
+        # The others have used the caches since the last round, which the first pass suffers for.
+        return times[1:] or times
+
+    def _token_times(self, count: int) -> dict[str, Any]:
+        self._generate(2)
+        times, spent = self._generate(count)
+        gaps = [(after - before) * 1e3 for before, after in itertools.pairwise(times)]
+        return {"first": gaps[0], "others": gaps[1:], "cpu_seconds": spent}

@@ -1,0 +1,308 @@
+"""From ledgers and benchmarks to rows: one for each model, each tied to the model that it comes from."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+from lightgpt2.models.operations import Operation, OperationKind, kind_of
+from lightgpt2.models.quality import Metric, read_scores
+from lightgpt2.report.figures import SIZES, dicts, number, numbers, part, primary
+
+Entry = dict[str, Any]
+Benchmark = dict[str, Any]
+Kind = Literal["source", "stage", "half precision", "measured", "quantized", "packed", "exported"]
+
+_FULL = ("fp32", "float32")
+_HALF = {"bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16")}
+_COPIES: tuple[Kind, ...] = ("quantized", "packed", "exported")
+MADE: tuple[Kind, ...] = ("stage", *_COPIES)  # what has an entry of a ledger to itself
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model scored."""
+
+    quality: dict[str, Any] = field(default_factory=dict)  # a ledger's, under one label
+    text: tuple[str, ...] = ()  # what it depends on besides the model: scores on two texts are not compared
+    folder: str = ""  # with the scores example by example
+    label: str = "after"  # of them there
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The primary metric as the ledger has it."""
+        return part(self.quality, primary(self.quality))
+
+    @property
+    def value(self) -> float | None:
+        """The value of the primary metric."""
+        return number(self.about.get("value"))
+
+    def examples(self) -> Metric | None:
+        """The primary metric example by example; None where that was not kept."""
+        try:
+            return read_scores(Path(self.folder), self.label, self.quality).get(primary(self.quality))
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile):
+            return None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a chain, or one of which there is only a benchmark (`measured`)."""
+
+    name: str
+    kind: Kind
+    entry: Entry  # of the stage that wrote it; for the source that of the first stage
+    parent: "Model | None" = None  # that it comes from; None for random weights
+    score: Score = Score()
+    figures: dict[str, float] = field(default_factory=dict)  # sizes, and the first of `speeds`
+    speeds: dict[str, dict[str, float]] = field(default_factory=dict)  # and memory, by machine and settings
+    benchmarks: list[Benchmark] = field(default_factory=list)  # each with the one arm that measured it
+
+    @property
+    def root(self) -> "Model":
+        """The model that its chain began with."""
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def start(self) -> Score:
+        """What the model scored that the stage was given, on the stage's own text."""
+        return _score(self.entry, _start(self.entry), self.score.folder)
+
+
+def _kind(operation: Operation) -> OperationKind:
+    try:
+        return kind_of(operation)
+    except (TypeError, ValueError):  # neither registered nor described: nothing is known of it
+        return OperationKind(str(operation.get("op")), changes_start=True)
+
+
+def clause(operation: Operation) -> str:
+    """What an operation did; its name where its record lacks something."""
+    try:
+        return _kind(operation).describe(operation)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return str(operation.get("op"))
+
+
+def converted(entry: Entry) -> Kind:
+    """What kind of copy an entry tells of; `stage` where it tells of training."""
+    found = [_kind(operation).converted(operation) for operation in dicts(entry.get("operations"))]
+    return next((kind for kind in _COPIES if kind in found), "stage")
+
+
+def _start(entry: Entry) -> str:
+    """The label of the model that a stage was given, where it differs from the one before its first step too."""
+    if not any(_kind(operation).changes_start for operation in dicts(entry.get("operations"))):
+        return "before"
+    teacher = part(entry, "teacher")
+    return "teacher" if teacher and teacher == part(entry, "parent") else "source"
+
+
+def _score(entry: Entry, label: str, folder: str) -> Score:
+    quality, data = part(entry, "quality", label), part(entry, "data")
+    plain = {key: value for key, value in data.items() if key != "source" and not isinstance(value, dict | list)}
+    text = (primary(quality), json.dumps([plain, numbers(quality)], sort_keys=True, default=str))
+    return Score(quality, text, folder, label)
+
+
+def _machine(benchmark: Benchmark) -> str:
+    """Everything that two benchmarks must share for their figures to be compared; empty where that is not noted."""
+    machine = {key: value for key, value in part(benchmark, "machine").items() if key != "versions"}
+    return json.dumps([machine, part(benchmark, "settings")], sort_keys=True) if machine else ""
+
+
+def _speed(arm: dict[str, Any]) -> dict[str, float]:
+    """Memory, and of each setting the median latency and whatever was done a second."""
+    found = numbers({"weights": arm.get("weights_mb"), "peak": arm.get("peak_memory_mb")})
+    for section, setting in [(name, key) for name in arm for key in part(arm, name)]:
+        for name, value in numbers(part(arm, section, setting)).items():
+            key = section if name == "p50_ms" else f"{name[:-6]}/s" if name.endswith("_per_s") else ""
+            found |= {f"{key} {setting}": value} if key else {}
+    return found
+
+
+def _measured(
+    benchmarks: Iterable[Benchmark], folders: Sequence[str], precisions: Sequence[str] = ()
+) -> list[Benchmark]:
+    """The benchmarks that have an arm of a folder, in one of the precisions if there are any, each with that arm alone."""
+    found = []
+    for benchmark in benchmarks:
+        arms = (arm for arm in dicts(benchmark.get("arms")) if "error" not in arm)
+        arms = (arm for arm in arms if not precisions or arm.get("precision") in precisions)
+        arm = next((arm for arm in arms if any(_same(str(arm.get("source")), folder) for folder in folders)), None)
+        found += [{**benchmark, "arms": [arm]}] if arm else []
+    return found
+
+
+def _same(path: str, other: str) -> bool:
+    """True if two paths are equal, or are seen from two working directories: as far as both go, and in two parts at least."""
+    mine, theirs = PurePath(path).parts, PurePath(other).parts
+    shared = min(len(mine), len(theirs))
+    return mine == theirs or (shared > 1 and mine[-shared:] == theirs[-shared:])
+
+
+def _model(name: str, kind: Kind, entry: Entry, parent: Model | None, score: Score, benchmarks: list[Benchmark],
+           sizes: Mapping[str, Any], **figures: Any) -> Model:  # fmt: skip
+    known = {key: sizes.get("megabytes" if key == "disk" else key) for key in SIZES}
+    speeds: dict[str, dict[str, float]] = {}
+    for benchmark in benchmarks:
+        speeds.setdefault(_machine(benchmark), _speed(benchmark["arms"][0]))
+    figures = numbers(known | figures) | next(iter(speeds.values()), {})
+    return Model(name, kind, entry, parent, score, figures, speeds, benchmarks)
+
+
+def _identity(history: Sequence[Entry]) -> str:
+    """The same in a run's ledger and in a descendant's, which may lack a later benchmark, or the merge of adapters."""
+    keys = ("stage", "method", "config_sha256", "parent", "seed", "steps", "seconds")
+    kept = [[o for o in dicts(entry.get("operations")) if _kind(o).zeros != "merge"] for entry in history]
+    parts = [[*(entry.get(key) for key in keys), done] for entry, done in zip(history, kept, strict=True)]
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+@dataclass
+class _Node:
+    """An entry, those before it, and the folder of its model if that was given."""
+
+    entry: Entry
+    ancestors: list[Entry]
+    folder: str = ""
+
+    @property
+    def chain(self) -> str:
+        """The same for all models that began with one: a source, or the first stage where that had random weights."""
+        first = [*self.ancestors, self.entry][:1]
+        parent = part(first[0], "parent")
+        return _identity(first) if parent.get("source") == "config" else json.dumps(parent, sort_keys=True)
+
+    @property
+    def is_copy(self) -> bool:
+        return converted(self.entry) != "stage" and bool(self.ancestors)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of its stage, and of its folder there."""
+        stage = self.ancestors[-1] if self.is_copy else self.entry
+        done = "-".join(str(operation.get("op")) for operation in dicts(self.entry.get("operations")))
+        folder = PurePath(self.folder).name or f"model-{done}"
+        return str(stage.get("stage", "unnamed")), folder if self.is_copy else "model"
+
+    @property
+    def folders(self) -> list[str]:
+        """Where benchmarks may have found its model."""
+        return [str(PurePath(*self.names)), *filter(None, [self.folder])]
+
+    @property
+    def name(self) -> str:
+        stage, folder = self.names
+        return f"{stage} {folder.removeprefix('model-')}" if self.is_copy else stage
+
+
+def _nodes(ledgers: Mapping[str, list[Entry]]) -> dict[str, _Node]:
+    """All entries by identity: first those of the folders' own models, then ancestors that have no folder here."""
+    nodes: dict[str, _Node] = {}
+    for folder, entries in ledgers.items():
+        nodes.setdefault(_identity(entries), _Node(entries[-1], entries[:-1], folder))
+    for entries in ledgers.values():
+        for i, entry in enumerate(entries[:-1]):
+            nodes.setdefault(_identity(entries[: i + 1]), _Node(entry, entries[:i]))
+    return nodes
+
+
+def _ordered(nodes: Mapping[str, _Node]) -> list[str]:
+    """Chains one after the other; in each the stages by depth, then by when they ended, each with its copies."""
+    chains = list(dict.fromkeys(node.chain for node in nodes.values()))
+
+    def place(identity: str) -> tuple[Any, ...]:
+        node = nodes[identity]
+        stage = nodes[_identity(node.ancestors)] if node.is_copy else node
+        finished = str(stage.entry.get("finished") or "")
+        return chains.index(node.chain), len(stage.ancestors), finished, stage.name, id(stage), node.is_copy, node.name
+
+    return sorted(nodes, key=place)
+
+
+def _unique_names(nodes: Mapping[str, _Node]) -> dict[str, str]:
+    """Names without what they all begin with; where two are equal, with what distinguishes them."""
+    groups = {node.name.rpartition("/")[0].partition("/")[0] for node in nodes.values()}
+    prefix = f"{groups.pop()}/" if len(groups) == 1 else ""
+    names: dict[str, str] = {}
+    for identity, node in nodes.items():
+        name = node.name.removeprefix(prefix)
+        if name in names.values():
+            name += f" ({node.folder or 'an earlier fit'})"
+        names[identity] = name + "'" * sum(name == other.rstrip("'") for other in names.values())
+    return names
+
+
+def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] = ()) -> list[Model]:
+    """The rows in order: each source, its stages, and after each its half-precision rows and copies.
+
+    Ancestors that a ledger tells of are rows though their folders were not given; models with only a benchmark come last.
+
+    Args:
+        ledgers: Entries by model folder (`checkpoints/RUN/model`, `checkpoints/RUN/model-nf4`).
+        benchmarks: Those of `lightgpt2 benchmark`, beside the ledgers' own.
+    """
+    nodes = _nodes(ledgers)
+    names = _unique_names(nodes)
+    known = [part(node.entry, "benchmark") for node in nodes.values()]
+    files = [benchmark for benchmark in benchmarks if benchmark not in known]  # a run keeps its own twice
+    rows: list[Model] = []
+    made: dict[str, Model] = {}
+    sources: dict[str, Model | None] = {}
+    for identity in _ordered(nodes):
+        node = nodes[identity]
+        stage = nodes[_identity(node.ancestors)] if node.is_copy else node
+        measured = [*files, part(stage.entry, "benchmark")]
+        if not node.ancestors and node.chain not in sources:
+            sources[node.chain] = _source(node, measured)
+            rows += [source for source in (sources[node.chain],) if source]
+        parent = made[_identity(node.ancestors)] if node.ancestors else sources[node.chain]
+        made[identity] = row = _own(node, names[identity], parent, measured)
+        rows += [row, *(_halves(node, row, measured) if row.kind == "stage" else ())]
+    return [*rows, *_others(rows, files)]
+
+
+def _source(node: _Node, benchmarks: list[Benchmark]) -> Model | None:
+    """The untouched source that a chain's first stage was given; None where it was given random weights."""
+    source, label = str(part(node.entry, "parent").get("source", "")), _start(node.entry)
+    if source in ("", "config"):
+        return None
+    score, sizes = _score(node.entry, label, node.folder), part(node.entry, "reference_sizes", label)
+    name, found = f"{PurePath(source).name} (untouched)", _measured(benchmarks, [source], _FULL)
+    return _model(name, "source", node.entry, None, score, found, sizes)
+
+
+def _own(node: _Node, name: str, parent: Model | None, benchmarks: list[Benchmark]) -> Model:
+    """The row of a stage's model, or of a copy."""
+    kind = converted(node.entry) if parent else "stage"
+    found = _measured(benchmarks, node.folders, _FULL if kind == "stage" else ())
+    score = _score(node.entry, "after", node.folder)
+    if parent and kind != "stage" and score.quality == parent.score.quality:
+        score = parent.score  # of the same weights
+    seconds = node.entry.get("seconds") if kind == "stage" else None
+    return _model(name, kind, node.entry, parent, score, found, part(node.entry, "sizes"), training=seconds)
+
+
+def _halves(node: _Node, stage: Model, benchmarks: list[Benchmark]) -> Iterator[Model]:
+    """A stage's model as it was measured in half precision: the same file, fewer bytes in memory."""
+    for name, precisions in _HALF.items():
+        if found := _measured(benchmarks, node.folders, precisions):
+            score = _score(stage.entry, name, node.folder)
+            sizes = part(stage.entry, "sizes")
+            yield _model(f"{stage.name} {name}", "half precision", stage.entry, stage, score, found, sizes)
+
+
+def _others(rows: Sequence[Model], files: Sequence[Benchmark]) -> Iterator[Model]:
+    """What was measured of models that have no ledger here."""
+    used = [id(benchmark["arms"][0]) for row in rows for benchmark in row.benchmarks]
+    names = {row.name for row in rows}
+    for benchmark in files:
+        for arm in dicts(benchmark.get("arms")):
+            name = str(arm.get("name", arm.get("source")))
+            if id(arm) not in used and "error" not in arm and name not in names:
+                names.add(name)
+                yield _model(name, "measured", {}, None, Score(), [{**benchmark, "arms": [arm]}], {})

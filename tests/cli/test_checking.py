@@ -1,0 +1,245 @@
+"""The form of a configuration: every mistake at once, in half a second, and nothing refused that the parser accepts."""
+
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+import lightgpt2.callbacks
+import lightgpt2.data
+import lightgpt2.methods
+from lightgpt2.cli import pages
+from lightgpt2.cli.checking import CHECKPOINT, TRAINER, check, describe, fits
+from lightgpt2.cli.schema import Section, settings_of, union
+from lightgpt2.errors import UserError
+from lightgpt2.runs.configs import shipped_configs
+from lightgpt2.runs.recipes import read_recipe
+from tests.support.cli import ROOT, write_config
+from tests.support.mistakes import spoilt
+
+# What a person may write, and the one message that it must give.
+MODEL, DATA = "lightgpt2.methods.Distill", "lightgpt2.data.LanguageModelingData"
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown data key": ({"data.sorce": "x"}, f"data.sorce: no such key; did you mean source? See lightgpt2 fit --data.help {DATA}"),
+    "unknown trainer key": ({"trainer.max_step": 5}, "trainer.max_step: no such key; did you mean max_steps? See lightgpt2 fit --trainer.help"),
+    "unknown nested key": ({"model.loss.temprature": 2.0}, f"model.loss.temprature: no such key; did you mean temperature? See lightgpt2 fit --model.help {MODEL}"),
+    "unknown task key": ({"model.task.sample": 2}, f"model.task.sample: no such key; did you mean samples? See lightgpt2 fit --model.help {MODEL}"),
+    "unknown top-level key": ({"modle": 1}, "modle: no such key; did you mean model? See lightgpt2 fit --help"),
+    "a key like no other": ({"zzz": 1}, "zzz: no such key; see lightgpt2 fit --help"),
+    "unknown key of a callback": (
+        {"trainer.callbacks": [{"class_path": "lightgpt2.callbacks.Export", "init_args": {"formats": ["gguf"], "grup": 1}}]},
+        "trainer.callbacks.Export.grup: no such key; did you mean group? See lightgpt2 fit --trainer.callbacks.help "
+        "lightgpt2.callbacks.Export",
+    ),
+    "text for a number": ({"data.stride": "x"}, "data.stride: must be a whole number >0 or null, got 'x'"),
+    "text for a nested number": ({"model.optimizer.lr": "fast"}, "model.optimizer.lr: must be a number >0, got 'fast'"),
+    "negative weight": ({"model.loss.ce": -1.0}, "model.loss.ce: must be a number ≥0, got -1.0"),
+    "a fraction for a number": ({"data.stride": 6.5}, "data.stride: must be a whole number >0 or null, got 6.5"),
+    "text for a group": ({"model.loss": "kd"}, "model.loss: must be a group of settings, got 'kd'; give its settings, or remove it"),
+    "a list for a group": ({"model.loss": [1]}, "model.loss: must be a group of settings, got [1]; give its settings, or remove it"),
+    "a number for a group": ({"model.optimizer": 3}, "model.optimizer: must be a group of settings, got 3; give its settings, or remove it"),
+    "text for steps": ({"trainer.max_steps": "many"}, "trainer.max_steps: must be a whole number, got 'many'"),
+    "zero interval": ({"checkpoint.every_n_steps": 0}, "checkpoint.every_n_steps: must be a whole number >0, got 0"),
+    "unknown choice": ({"data.mode": "pack"}, "data.mode: must be one of packed, padded, got 'pack'"),
+    "missing key": ({"model.teacher": None}, "model.teacher: required, but not given"),
+    "missing section": ({"data": None}, "data: required, but not given"),
+    "unknown class": ({"model": {"class_path": "lightgpt2.methods.Distil"}}, "model: there is no lightgpt2.methods.Distil; did you mean Distill?"),
+    "a class like no other": ({"model": {"class_path": "lightgpt2.methods.X"}}, "model: there is no lightgpt2.methods.X; give the class path of one that there is"),
+    "missing corpus": ({"data.source": "./gone"}, "data.source: ./gone does not exist; give a file, a folder or a hub id"),
+    "missing file": ({"data.source": "gone.txt"}, "data.source: gone.txt does not exist; give a file, a folder or a hub id"),
+    "missing model": ({"model.teacher": "checkpoints/t/model"}, "model.teacher: checkpoints/t/model does not exist; give a hub id, a model folder or a .gguf file"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(changes: dict[str, Any], *args: str) -> list[str]:
+    """The messages with which a configuration is refused."""
+    write_config(Path("config.yaml"), spoilt(changes))
+    with pytest.raises(UserError) as caught:
+        check(["fit", "--config", "config.yaml", *args])
+    return [*map(str, caught.value.problems)]
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_one_mistake_gives_one_message(name: str) -> None:
+    changes, message = MISTAKES[name]
+    assert refused(changes) == [message]
+
+
+def test_all_mistakes_of_files_and_command_line_are_named_at_once_by_their_whole_keys() -> None:
+    write_config(Path("more.yaml"), {"data": {"init_args": {"seeed": 1}}})
+    changes = {
+        "data.stride": "x", "model.optimizer.lr": "abc", "model.nope": 3, "model.loss.ce": -1, "model.loss.tempp": 1,
+        "nokey": 1, "model.teacher": None, "checkpoint.every_n_steps": 0,
+    }  # fmt: skip
+    options = [
+        "--config",
+        "more.yaml",
+        "--trainer.max_steps",
+        "y",
+        "--model.task.smples=2",
+        "--other",
+        "3",
+        "--trainer.bar=1",
+    ]
+    keys = [message.partition(":")[0] for message in refused(changes, *options)]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {*changes, "data.seeed", "trainer.max_steps", "model.task.smples", "other", "trainer.bar"}
+
+
+def test_what_the_command_line_mends_or_a_need_makes_is_no_mistake() -> None:
+    changes = {"model.teacher": "checkpoints/t/model", "data.stride": "x", "needs": {"checkpoints/t/model": "t.yaml"}}
+    write_config(Path("config.yaml"), spoilt(changes))
+    check(["fit", "--config=config.yaml", "--data.stride", "5", "--trainer.callbacks+=x.Y", "--trainer.callbacks.z=3"])
+    check(["fit", "--config=config.yaml", "--data.stride=null", "--model=lightgpt2.methods.QAT", "--model.model=x"])
+    check(["fit", "--config=config.yaml", "--print_config"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [b", "is not valid YAML"), (b"\xff\xfe\x00", "is not valid YAML"),
+        (b"", "holds no settings"), (b"- 1\n", "holds no settings"), (None, "does not exist; give a path"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flag", [["--config", "bad.yaml"], ["--config=bad.yaml"], ["-c=bad.yaml"]])
+def test_unreadable_configuration(content: bytes | None, words: str, flag: list[str]) -> None:
+    if content is not None:
+        Path("bad.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"--config: bad.yaml {words}"):
+        check(["fit", *flag])
+
+
+@pytest.mark.parametrize("path", sorted(shipped_configs().rglob("*.yaml")), ids=lambda path: path.name)
+def test_what_ships_is_accepted(path: Path) -> None:
+    if "recipes" not in path.parts:
+        check(["fit", "--config", path.name])
+        return
+    for stage in read_recipe(path.name).stages:
+        write_config(Path("stage.yaml"), stage.settings)
+        check(["fit", "--config", "stage.yaml"], models=False)
+
+
+SHIPPED = [
+    f"{module.__name__}.{name}"
+    for module in (lightgpt2.methods, lightgpt2.data, lightgpt2.callbacks)
+    for name in module.__all__
+]
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, CHECKPOINT, TRAINER])
+def test_the_source_says_what_the_class_itself_says(path: str) -> None:
+    """So that no configuration is refused here that the parser accepts."""
+    module, _, name = path.rpartition(".")
+    real = getattr(__import__(module, fromlist=[name]), name)
+    parameters = dict(list(inspect.signature(real.__init__).parameters.items())[1:])
+    read = settings_of(path)
+    assert read is not None
+    assert [*read] == [*parameters]
+    hints = get_type_hints(inspect.unwrap(real.__init__))
+    for key, setting in read.items():
+        assert setting.required == (parameters[key].default is inspect.Parameter.empty)
+        if setting.types and not any(isinstance(each, Section) for each in setting.types):
+            assert union(setting.types) == hints[key]
+
+
+def test_a_class_of_the_user_is_read_too_and_what_cannot_be_read_is_left_to_the_parser(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    Path("mine.py").write_text(
+        "from elsewhere import Odd, made\n"
+        "class Other(Odd): ...\n"
+        "class Kept:\n    def __init__(self, **more): self.more = more\n"
+        "class Base:\n    def __init__(self, depth: int): ...\n"
+        "class Mine(Base):\n    def __init__(self, a: made, b: 'int | None' = 3, **more): super().__init__(**more)\n"
+    )
+    assert settings_of("mine.Other") is settings_of("mine.Kept") is settings_of("no_such_module.X") is None
+    found = settings_of("mine.Mine")
+    assert found is not None
+    assert {name: (setting.types, setting.required) for name, setting in found.items()} == {
+        "depth": ((int,), False), "a": ((), True), "b": ((), False),
+    }  # fmt: skip
+
+
+def test_types_in_words() -> None:
+    from typing import Literal
+
+    from jsonargparse.typing import PositiveInt
+
+    kind = PositiveInt | list[int] | None
+    assert describe(kind) == "a whole number >0 or a list of whole numbers or null"
+    assert (describe(Literal["a", "b"]), describe(dict[str, str])) == ("one of a, b", "a mapping")
+    assert [fits(value, kind) for value in (3, "3", [0, 1], "[0, 1]", None, "x", 0, 1.5)] == [True] * 5 + [False] * 3
+
+
+# -- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_of_fit_is_a_page() -> None:
+    page = pages.page("fit", ["--help"])
+    assert page
+    assert len(page.splitlines()) <= 60
+    shipped = [path.name for path in shipped_configs().glob("*.yaml")]
+    for words in (
+        *shipped,
+        "--data.source",
+        "--trainer.max_steps",
+        "--print_config",
+        "--model.help lightgpt2.methods.",
+    ):
+        assert words in page
+    assert len(page.partition("The usual settings")[2].partition("Examples")[0].splitlines()) == 17
+    assert not [line for line in page.splitlines() if len(line) > 120]
+
+
+def test_help_of_a_class_describes_its_settings() -> None:
+    page = pages.page("fit", ["--model.help", "lightgpt2.methods.Distill"]) or ""
+    for words in (
+        "--model.layers (a whole number >0 or a list", "Which of the teacher's layers", "--model.loss.temperature",
+        "Softmax temperature", "--model.teacher (text, required)",
+    ):  # fmt: skip
+        assert words in page
+    assert "--trainer.max_steps (a whole number, default: -1)" in (pages.page("fit", ["--trainer.help"]) or "")
+    assert "lightgpt2.callbacks.Export" in (pages.page("fit", ["--trainer.callbacks.help"]) or "")
+    assert pages.page("fit", ["--model.help=mine.Unknown"]) is None, "left to the parser"
+    assert pages.page("fit", ["--config", "x.yaml"]) is None
+
+
+@pytest.mark.parametrize("args", [["--data"], ["--data", "--run", "x"], ["--data="]])
+def test_data_without_a_value_lists_what_there_is(args: list[str]) -> None:
+    page = pages.page("fit", args) or ""
+    assert len(page.splitlines()) < 14
+    for words in ("pydoc", "requirements", "wikitext", ".jsonl", "name:config"):
+        assert words in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "code", "seconds"),
+    [
+        (["--help"], 0, 1), (["generate", "--help"], 0, 1), (["fit", "--help"], 0, 3),
+        (["fit", "--config", "distill.yaml", "--data.sorce=x"], 2, 2), (["fit", "--config", "gone.yaml"], 2, 2),
+        (["fit", "--config", "distill.yaml", "--data.source=./gone"], 2, 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_answers_come_at_once(args: list[str], code: int, seconds: float) -> None:
+    def once() -> float:
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "lightgpt2", *args], env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        return time.monotonic() - started
+
+    assert min(once() for _ in range(3)) < seconds

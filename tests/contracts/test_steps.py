@@ -1,0 +1,187 @@
+"""Every objective with every adaptation, on two tasks: one exact step against plain autograd in double precision."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+from lightgpt2.adaptations import Adaptation, FakeQuantize, Lora, LoraAdapters, MovementGates
+from lightgpt2.adaptations.pruning_settings import Pruning
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.functional.quantization import fake_quantize
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.methods import Method
+from lightgpt2.models.families import LINEAR, block_linears, family_of
+from lightgpt2.models.integers import Integers
+from lightgpt2.objectives import CrossEntropy, Distillation, DistillLoss, Objective
+from lightgpt2.starts import Pretrained
+from lightgpt2.tasks import LanguageModeling, Task
+from lightgpt2.teachers import ModelTeacher
+from tests.support.models import make_model
+from tests.support.parity import Parity
+
+_LOSS = DistillLoss(ce=0.2, hidden=0.5, kd=0.7, temperature=2.0)
+_QUIET = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def small(family: str, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = make_model(family, **(_QUIET if family == "gpt2" else {})).double()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def batch_of(task: Task, vocabulary: int) -> dict[str, Any]:
+    torch.manual_seed(3)
+    ids = torch.randint(vocabulary, (3, 9))
+    if isinstance(task, Parity):
+        return {"input_ids": ids, "labels": torch.tensor([3, 4, 3])}
+    labels = torch.randint(vocabulary, (3, 9))
+    labels[0, :4] = IGNORE
+    return {"input_ids": ids, "labels": labels}
+
+
+ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
+    "full": list,
+    "lora": lambda: [Lora(LoraAdapters(r=2, dropout=0.0))],
+    "int8": lambda: [FakeQuantize(Integers(embeddings=True))],
+    "int4": lambda: [FakeQuantize(Integers(bits=4, group=16))],
+    "heads and neurons": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4))],
+    "weights": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4, granularity="weight"))],
+    "gates and int8": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4)), FakeQuantize()],
+    "lora and int8": lambda: [Lora(LoraAdapters(r=2, dropout=0.0)), FakeQuantize()],
+}
+OBJECTIVES = ("cross-entropy", "distillation")
+
+
+def prepared(family: str, task: Task, objective: str, name: str) -> tuple[Method, PreTrainedModel, PreTrainedModel]:
+    """A method ready for its first step, the plain model that it was made of, and a teacher."""
+    plain, teacher = small(family, 1), small(family, 2)
+    chosen: Objective = (
+        CrossEntropy() if objective == "cross-entropy" else Distillation(ModelTeacher(teacher, "t"), _LOSS)
+    )
+    method = Method(Pretrained("unused"), chosen, ADAPTATIONS[name](), task)
+    method.model = small(family, 1)
+    method.assemble(total_steps=10)
+    for part in method.adaptations:  # gates half closed, adapters off zero
+        if isinstance(part, MovementGates):
+            for scores in part.units.parameters():
+                scores.data = torch.linspace(-1, 1, scores.numel(), dtype=scores.dtype).view_as(scores)
+            part.after_step(method.model, Progress(9, 10))
+    for parameter_name, parameter in method.model.named_parameters():
+        if ".lora_B." in parameter_name:
+            torch.manual_seed(9)
+            parameter.data = 0.1 * torch.randn_like(parameter)
+    return method.double(), plain, teacher
+
+
+def reference_loss(
+    task: Task, model: PreTrainedModel, weights: dict[str, Tensor], teacher: PreTrainedModel, batch: Any, objective: str
+) -> Tensor:
+    """The loss from its definition, through transformers' own logits and hidden states."""
+
+    def outputs(net: PreTrainedModel, values: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        out = functional_call(net, values, kwargs={"input_ids": batch["input_ids"], "output_hidden_states": True})
+        if isinstance(task, Parity):
+            return out.logits[:, -1], []
+        return out.logits.flatten(0, 1), [state.flatten(0, 1) for state in out.hidden_states[:-1]]
+
+    labels = batch["labels"].flatten()
+    logits, states = outputs(model, weights)
+    ce = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+    if objective == "cross-entropy":
+        return ce
+    targets, theirs = (value for value in outputs(teacher, dict(teacher.named_parameters())))
+    log_p, log_q = (F.log_softmax(x / 2.0, -1) for x in (targets, logits))
+    supervised = labels != IGNORE
+    kd = 4.0 * ((log_p.exp() * (log_p - log_q)).sum(-1) * supervised).sum()
+    if not states:  # the parity task calls the final hidden state by all names
+        return 0.2 * ce + 0.7 * kd
+    # transformers' last state is after the final norm, and left out on both sides here
+    errors = [((a - b).square().mean(-1) * supervised).sum() for a, b in zip(states, theirs, strict=True)]
+    return 0.2 * ce + 0.7 * kd + 0.5 * torch.stack(errors).sum() / (len(errors) + 1)
+
+
+def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the model computes with, from its definition; gradients pass rounding and gates by."""
+    weights = dict(leaves)
+    linears = block_linears(plain)
+    if "lora" in name:
+        adapters = dict(method.model.named_parameters())
+        for path in linears:
+            if f"{path}.lora_A.default.weight" in adapters:
+                delta = 16.0 * leaves[f"{path}.lora_B"] @ leaves[f"{path}.lora_A"]  # alpha / r = 32 / 2
+                weights[f"{path}.weight"] = weights[f"{path}.weight"] + (delta.T if family_of(plain).conv1d else delta)
+    gates = next((part for part in method.adaptations if isinstance(part, MovementGates)), None)
+    for parameter, entry in gates._map.items() if gates else ():
+        gate = leaves.setdefault(f"{entry.kind}/{entry.name}", gates.units[entry.kind].gate(entry.name).detach())
+        weights[parameter] = entry.gated(weights[parameter], gate.requires_grad_())
+    if "int" in name:
+        bits, group = (4, 16) if "int4" in name else (8, None)
+        for path, module in linears.items() if name != "int8" else plain.named_modules():
+            head = module is plain.get_output_embeddings()
+            if isinstance(module, (*LINEAR, torch.nn.Embedding)):
+                key = f"{path}.weight"
+                if head and key not in weights:
+                    continue
+                columns = family_of(plain).conv1d and path in linears
+                rows = weights[key].float().T if columns else weights[key].float()
+                rounded = fake_quantize(rows.contiguous(), bits, group)
+                weights[key] = (rounded.T if columns else rounded).double()
+    return weights
+
+
+@pytest.mark.parametrize("task", [LanguageModeling(), Parity()], ids=["language modeling", "parity"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ADAPTATIONS)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -> None:
+    method, plain, teacher = prepared(family, task, objective, name)
+    if isinstance(task, Parity) and objective == "distillation":
+        method.objective.pairs = []
+    batch = batch_of(task, plain.config.vocab_size)
+    loss, terms = method.objective(method.model, batch, Progress(9, 10))
+    if objective == "distillation" and method.objective.pairs:
+        # The state after the last block is before the final norm, transformers' own is after it: out of both sides.
+        ours, theirs = method.objective.pairs[-1]
+        a = task.predictions(method.model, batch, [ours]).states[ours]
+        b = task.predictions(teacher, batch, [theirs]).states[theirs]
+        error = (((a[0] - b[0].detach()).square().mean(-1)) * a[1]).sum()
+        loss = loss - 0.5 * error / len(method.objective.pairs)
+    loss.backward()
+
+    leaves = {key: value.detach().clone().requires_grad_() for key, value in plain.named_parameters()}
+    for path, module in method.model.named_modules():
+        if path.endswith(".lora_A.default") or path.endswith(".lora_B.default"):
+            short = path.removesuffix(".default")
+            leaves[short] = module.weight.detach().clone().double().requires_grad_()
+    weights = effective(method, plain, name, leaves)
+    used = {key: weights[key] for key, _ in plain.named_parameters()}
+    expected = reference_loss(task, plain, used, teacher, batch, objective)
+    expected.backward()
+
+    single = "int" in name or family == "llama"  # rounding, and transformers' RMS norm, compute in single precision
+    tolerance = {"rtol": 2e-4, "atol": 1e-5} if single else {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(loss, expected, rtol=1e-5 if single else 1e-9, atol=1e-9)
+    assert all(torch.isfinite(value) for value in terms.values())
+    compared = 0
+    for key, parameter in method.model.named_parameters():
+        short = key.replace(".base_layer", "").replace(".lora_A.default.weight", ".lora_A")
+        short = short.replace(".lora_B.default.weight", ".lora_B")
+        if parameter.requires_grad:
+            wanted = leaves[short].grad
+            found = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            torch.testing.assert_close(found, torch.zeros_like(found) if wanted is None else wanted, **tolerance)
+            compared += 1
+    assert compared > 4
+    for gates in (part for part in method.adaptations if isinstance(part, MovementGates)):
+        for kind, units in gates.units.items():
+            for layer in units.names:  # eq. 6 of the paper: the gradient of the mask is that of the score
+                found = units.scores[layer.replace(".", "/")].grad
+                torch.testing.assert_close(found, leaves[f"{kind}/{layer}"].grad, **tolerance)
