@@ -13,12 +13,10 @@ from lightgpt2.models.loading import load_model
 from lightgpt2.models.quality import value_of
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks.exported import BOUNDS
-from tests.conversions import bridge
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 from tests.support.onnx_client import Client
 
-bridge.install()
 INIT: dict[str, Any] = {"model": "teacher", "optimizer": {"lr": 1e-3}}
 RUN = Path("checkpoints/r")
 

@@ -22,7 +22,6 @@ from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from tests.conversions import bridge
 from tests.support.cli import _environment, succeed
 from tests.support.models import (
     make_restless_model,
@@ -34,7 +33,6 @@ from tests.support.models import (
 )
 from tests.support.onnx_client import Client, torch_logits
 
-bridge.install()
 PROMPT = "The assert statement"
 ARTEFACTS = ["gpt2", "llama", "uneven gpt2", "packed", "int8", "int4", "int8 of all"]
 FORMATS = ["onnx", "onnx-int8", "onnx-int4", "gguf"]

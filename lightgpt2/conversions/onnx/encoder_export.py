@@ -69,7 +69,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         made, scored = KINDS["export"].record(**about), {"after": quality(scores, "cosine", {"texts": len(cosines)})}
         sizes = {"parameters": model.num_parameters(), "megabytes": sum(files.values()) / 1e6}
         entry = Entry("export", "Export", {}, Parent.of(source), [made], {"source": named}, 0, 0, 0.0, scored, sizes)
-        Ledger.read(source).extended(entry).amended(conversion=target.form).write(folder)
+        Ledger.read(source).extended(entry).write(folder)
         about |= {"bytes": files, "cosine": found, "validation": named}
         seal(folder, about)
     return about
