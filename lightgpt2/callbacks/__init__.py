@@ -1,5 +1,6 @@
 """One job a file. A configuration names these under `trainer.callbacks`; the others belong to every run."""
 
+from lightgpt2.callbacks.base import RunCallback
 from lightgpt2.callbacks.benchmark import InferenceBenchmark
 from lightgpt2.callbacks.convert import Convert
 from lightgpt2.callbacks.export import Export
@@ -17,5 +18,6 @@ __all__ = [
     "InferenceBenchmark",
     "PackedArtefact",
     "PostTrainingQuantization",
+    "RunCallback",
     "SparsitySweep",
 ]

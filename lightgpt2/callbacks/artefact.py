@@ -42,6 +42,7 @@ class Artefact(Callback):
     Attributes:
         quality: What a ledger says about each model that was scored, by label.
         sizes: Their sizes.
+        table: The table that was printed.
     """
 
     def __init__(self, run: Run, config: dict[str, Any], resuming: bool) -> None:
@@ -50,6 +51,7 @@ class Artefact(Callback):
         self._held: int | None = None
         self.quality: dict[str, dict[str, Any]] = {}
         self.sizes: dict[str, dict[str, Any]] = {}
+        self.table = ""
         self._metrics: dict[str, dict[str, Metric]] = {}
         self._samples: list[tuple[str, str]] = []
         self.curve: list[list[float]] = []
@@ -181,7 +183,8 @@ class Artefact(Callback):
         student = "student " if pl_module.teacher_source else ""
         names = {"before": f"{student}before", "after": f"{student}after"}
         rows = {names.get(label, label): {**scored, **self.sizes[label]} for label, scored in self.quality.items()}
-        print(comparison(rows), flush=True)
+        self.table = comparison(rows)
+        print(self.table, flush=True)
         code = any(self.run.model.glob("modeling_*.py"))
         how = " (in plain transformers with trust_remote_code=True)" if code else ""
         print(f"\nmodel: {self.run.model}{how}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
@@ -255,6 +258,7 @@ class Artefact(Callback):
             training={"peak_memory_mb": round(self.peak_memory, 1)} if self.peak_memory else {},
             teacher=Parent.of(method.teacher_source) if method.teacher_source else None,
             samples=_paired(self._samples, after or []),
+            reference_sizes={label: sizes for label, sizes in self.sizes.items() if label != "after"},
         )
         source = Ledger.read(method.start.source)
         for folder, operations in self._operations.items():

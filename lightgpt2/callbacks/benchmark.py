@@ -75,13 +75,9 @@ class InferenceBenchmark(RunCallback):
             return
         torch.cuda.empty_cache()  # does nothing without CUDA
         device = str(trainer.strategy.root_device)
-        result = measure(
-            self._arms(pl_module.trust_remote_code),
-            self.settings,
-            device if device.startswith("cuda") else "cpu",
-            self.run.logs / "profile",
-            bar=trainer.progress_bar_callback is not None,
-        )
+        device = device if device.startswith("cuda") else "cpu"
+        arms, bar = self._arms(pl_module.trust_remote_code), trainer.progress_bar_callback is not None
+        result = measure(arms, self.settings, device, self.run.logs / "profile", bar)
         self._write_ledger(result)
         print(benchmark_table(result), flush=True)
         write_json(self.run.folder / "benchmark.json", result)
@@ -101,16 +97,8 @@ class InferenceBenchmark(RunCallback):
                 precision = own_precision(str(copy), copy.name, trusted)
                 if precision not in (None, own):
                     chosen.append((copy, str(precision), GRAPH if graph else first))
-        return [
-            Arm(
-                " ".join([folder.name, precision, *({attention} & {*others})]),
-                str(folder),
-                precision,
-                attention,
-                trusted,
-            )
-            for folder, precision, attention in chosen
-        ]
+        names = [" ".join([folder.name, precision, *({kind} & {*others})]) for folder, precision, kind in chosen]
+        return [Arm(name, str(arm[0]), *arm[1:], trusted) for name, arm in zip(names, chosen, strict=True)]
 
     def _write_ledger(self, result: dict[str, Any]) -> None:
         ledger = Ledger.read(self.run.model)

@@ -112,6 +112,8 @@ class GenerationCheck(RunCallback):
             "distinct_2": distinct(mine, 2),
             "distinct_2_text": distinct(own, 2),
         }
+        worse = found["repeated"] > max(2 * found["repeated_text"], found["repeated_text"] + 0.2)
+        found["collapsed"] = worse or found["distinct_2"] < found["distinct_2_text"] / 2
         if data.describe()["source"].partition(":")[0] == "requirements":
             texts = data.tokenizer.batch_decode(
                 [p + w for p, w in zip(prompts, written, strict=True)], skip_special_tokens=True

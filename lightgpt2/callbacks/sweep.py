@@ -1,6 +1,7 @@
 """Quality against sparsity: the trained weights pruned to many levels, with random pruning as the control."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from lightgpt2.models.quality import Metric, value_of
 from lightgpt2.models.saving import whole_weights
 
 _KEY = "trainer.callbacks.SparsitySweep"
-LEVELS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 class SparsitySweep(RunCallback):
@@ -32,13 +32,12 @@ class SparsitySweep(RunCallback):
 
     Args:
         targets: As for `GlobalL1Pruning`; by default the adapters if there are any, else `linear`.
-        levels: Shares of the chosen weights to prune, each in [0, 1); 0 is always among them.
+        levels: Shares of the chosen weights to prune, each in [0, 1), by default 0 to 0.9; 0 is always among them.
         budget: How many per cent worse than at level 0 the primary metric may be.
         seed: Seed of the random control.
     """
 
     phase = 3
-    order = 3  # until the command line reads `phase`
 
     def __init__(
         self,
@@ -48,7 +47,7 @@ class SparsitySweep(RunCallback):
         seed: NonNegativeInt = 0,
     ) -> None:
         self.targets, self.budget, self.seed = targets, float(budget), int(seed)
-        self.levels = sorted({0.0, *map(float, LEVELS if levels is None else levels)})
+        self.levels = sorted({0.0, *map(float, (n / 10 for n in range(10)) if levels is None else levels)})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for what cannot be pruned, before anything is trained."""
@@ -60,10 +59,8 @@ class SparsitySweep(RunCallback):
     def _chosen(self, method: Method) -> tuple[str, dict[str, nn.Parameter]]:
         """What is pruned, by name too."""
         if self.targets is None:
-            try:
+            with suppress(UserError):  # there are no adapters
                 return "lora", prunable(method.model, "lora", _KEY)
-            except UserError:  # there are no adapters
-                pass
         targets = self.targets or "linear"
         return targets, prunable(method.model, targets, f"{_KEY}.targets")
 
@@ -74,17 +71,17 @@ class SparsitySweep(RunCallback):
             return
         from lightgpt2.runs.sweep import write_sweep  # slow to import, and needed here only
 
-        task, (targets, chosen) = pl_module.task, self._chosen(pl_module)
+        task = pl_module.task
+        targets, chosen = self._chosen(pl_module)
         gone = pl_module.held.masks.counts(chosen)[1] / sum(p.numel() for p in chosen.values())
         # A model that is pruned already comes first, and no level has less.
         levels = [gone, *(level for level in self.levels if level > gone)] if gone else self.levels
         arms: dict[str, list[dict[str, Any]]] = {}
         for arm, metrics in self._score_levels(trainer, pl_module, chosen, levels).items():
-            changes = [scored[task.primary].against(metrics[0][task.primary]) for scored in metrics]
-            arms[arm] = [
-                {**task.quality(scored), "ratio": change.ratio, "ratio_95": change.interval_95}
-                for scored, change in zip(metrics, changes, strict=True)
-            ]
+            for scored in metrics:
+                change = scored[task.primary].against(metrics[0][task.primary])
+                row = {**task.quality(scored), "ratio": change.ratio, "ratio_95": change.interval_95}
+                arms.setdefault(arm, []).append(row)
         about = {"key": "sparsity", "targets": targets, "values": levels}
         write_sweep(self.run.folder, self.run.model, self.run.name, about, arms, self.budget)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -116,9 +113,7 @@ class SparsitySweep(RunCallback):
             method.save(folder, data.tokenizer, whole_weights(method.model))
             model = load_model(str(folder), "model", method.trust_remote_code)
         model.to(device=trainer.strategy.root_device)
-        task: Any = method.task
-        metrics: dict[str, Metric] = task.evaluate(model, data, "valid", "Scoring")
-        return metrics
+        return method.task.evaluate(model, data, "valid", "Scoring")
 
 
 @torch.no_grad()

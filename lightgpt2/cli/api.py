@@ -50,5 +50,5 @@ def fit(config: str | Path, **overrides: Any) -> Result:
     return Result(
         cli.place.model,
         {name: value_of(quality, name) for name in metric_names(quality)},
-        getattr(cli.artefact, "table", ""),
+        cli.artefact.table,
     )

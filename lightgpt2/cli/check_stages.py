@@ -23,7 +23,7 @@ class _Checked(LightGPT2CLI):
     def _find_start(self, settings: Namespace) -> None:
         pass
 
-    def _provide_and_check(self, problems: list[str]) -> None:
+    def _check_models(self, problems: list[str]) -> None:
         raise UserError(problems)
 
 

@@ -36,7 +36,7 @@ _SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer")  # settin
 
 
 def resolve_configs(args: list[str]) -> list[str]:
-    """Command-line arguments with every configuration given by its path, as an argument of its own."""
+    """Command-line arguments with every configuration given by its path, as a separate argument."""
     resolved: list[str] = []
     for i, arg in enumerate(args):
         flag, equals, value = arg.partition("=")

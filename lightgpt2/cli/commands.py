@@ -8,14 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lightgpt2.errors import Interrupted, Problem, UserError
-
-if TYPE_CHECKING:
-    from lightgpt2.runtime.language_model import LanguageModel
 
 
 def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> None:
@@ -140,15 +137,10 @@ def export(
         texts, named = validation_texts(data, documents)
         print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
         return
-    problems: list[Problem] = []
-    for check, arguments in (
-        (_check_new_folder, ("--output", folder)),
-        (check_model, (model, target, trust_remote_code)),
-    ):
-        try:
-            check(*arguments)
-        except UserError as error:
-            problems += error.problems
+    problems = [
+        *_problems(_check_new_folder, "--output", folder),
+        *_problems(check_model, model, target, trust_remote_code),
+    ]
     if problems:
         raise UserError(problems)
     text = validation_data(model, data, trust_remote_code)
@@ -224,6 +216,8 @@ def generate(
         threads: Threads to compute with (default: all cores).
         trust_remote_code: Let code in the model's folder run.
     """
+    from lightgpt2.runtime.folder import is_exported
+    from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import Options, resolve
     from lightgpt2.runtime.prompts import read_prompts, to_jsonl, write_texts
 
@@ -244,7 +238,9 @@ def generate(
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
         rows = read_prompts(Path(prompts)) if prompts is not None else []
-        loaded = _load(model, threads, trust_remote_code)
+        if not is_exported(model):
+            _quiet_transformers()
+        loaded = load(model, threads, trust_remote_code=trust_remote_code)
         with contextlib.suppress(AttributeError):  # a terminal that does not know a character shows another one
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         if prompt is not None:
@@ -269,37 +265,34 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 
-def _load(model: str, threads: int | None, trust_remote_code: bool) -> "LanguageModel":
-    """A model to generate with; keeps progress bars and remarks out of the text."""
-    from lightgpt2.runtime.folder import is_exported
-    from lightgpt2.runtime.loading import load
+def _quiet_transformers() -> None:
+    """Keeps progress bars and remarks out of the text."""
+    import logging
 
-    if not is_exported(model):
-        import logging
+    import transformers
 
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every layer of every step
-    return load(model, threads, trust_remote_code=trust_remote_code)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which remarks on every layer of every step
 
 
 @contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
     """Names the settings of a generation, and one of several prompts, as the command line does."""
+    names = {name: f"--{name.replace('_', '-')}" for name in generate.__annotations__}
     try:
         yield
     except UserError as error:
-        names = generate.__annotations__
+        problems = [f"--prompts: {p}" if p.key.startswith("prompt ") else p.renamed(names) for p in error.problems]
+        raise UserError(problems) from error
 
-        def named(problem: Problem) -> Problem:
-            if problem.key.startswith("prompt "):
-                return Problem("--prompts", str(problem))
-            known = problem.key in names
-            return Problem(f"--{problem.key.replace('_', '-')}", problem.what, problem.fix) if known else problem
 
-        raise UserError(map(named, error.problems)) from error
+def _problems(check: Callable[..., None], *arguments: Any) -> list[Problem]:
+    try:
+        check(*arguments)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def _check_new_folder(option: str, folder: Path) -> None:

@@ -39,7 +39,11 @@ def parse(function: Callable[..., None], args: list[str]) -> Namespace:
             values = given[parameter.name]
             for value in values if isinstance(values, list) else [values]:
                 if value is not parameter.default and not fits(value, kind):
-                    problems.append(Problem(_name(parameter), f"must be {describe(kind)}, got {value!r}", page))
+                    problems.append(
+                        Problem(
+                            _name(parameter), f"must be {describe(kind).removesuffix(' or null')}, got {value!r}", page
+                        )
+                    )
         raise UserError(problems or f"{error.message}; {page}") from error
 
 

@@ -27,8 +27,8 @@ from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.methods.method import Method
-from lightgpt2.runs.fits import missing, provide
-from lightgpt2.runs.run import Run, check_owner, claim, find_checkpoint, identity, unfinished
+from lightgpt2.runs.fits import make_missing, missing
+from lightgpt2.runs.run import Run, check_folder, check_owner, find_checkpoint, identity, unfinished
 
 _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module deals out windows itself
@@ -103,7 +103,7 @@ class LightGPT2CLI(LightningCLI):
         """Makes sure of the run's folder, and finds what it starts from."""
         if self.subcommand in ("fit", "check"):
             ckpt_path = settings.get("ckpt_path")
-            claim(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
+            check_folder(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
             if ckpt_path is not None:
                 settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
         else:
@@ -127,7 +127,7 @@ class LightGPT2CLI(LightningCLI):
             else:
                 processes = made.num_devices * made.num_nodes
                 problems += trainer_settings.size_problems(self._settings.trainer.strategy, processes)
-        self._provide_and_check(problems)
+        self._check_models(problems)
         return made
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -161,11 +161,9 @@ class LightGPT2CLI(LightningCLI):
         for each in extra:
             if isinstance(each, RunCallback):
                 problems += [p.under(f"trainer.callbacks.{type(each).__name__}") for p in each.attach(self.place)]
-            elif hasattr(each, "attach"):  # until all that ship are RunCallbacks
-                each.attach(self.place)
         if problems:
             raise UserError(problems)
-        phases = [(getattr(each, "phase", 0) or getattr(each, "order", 0), each) for each in extra]
+        phases = [(each.phase if isinstance(each, RunCallback) else 0, each) for each in extra]
         early = [each for phase, each in phases if not phase]
         late = [each for phase, each in sorted(phases, key=lambda pair: pair[0]) if phase]
         if self.subcommand == "check":  # which ends the fit when all others have looked
@@ -180,7 +178,7 @@ class LightGPT2CLI(LightningCLI):
         standard = [Header(self.place), *early, Monitor(), self.artefact, checkpointing, *late]
         return [*standard, *([Progress()] if bar else []), Closing(self.place)]
 
-    def _provide_and_check(self, problems: list[str]) -> None:
+    def _check_models(self, problems: list[str]) -> None:
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
@@ -189,7 +187,7 @@ class LightGPT2CLI(LightningCLI):
                 problems.append(f"needs: not there yet: {makers}")
             if problems:
                 raise UserError(problems)
-            provide(absent)
+            make_missing(absent)
         if problems := [*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))]:
             raise UserError(problems)
 
@@ -273,7 +271,7 @@ def _problem(message: str) -> Problem:
     Its message is an indented tree: keys, then under each union of types why none fits. The first reason is that of the
     type which comes first.
     """
-    unknown = re.search(r"(?:option '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
+    unknown = re.search(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
     keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]
     keys = [key for i, key in enumerate(keys) if key not in keys[:i]]
     key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(keys))

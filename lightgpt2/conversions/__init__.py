@@ -1,1 +1,5 @@
-"""Conversions after training, verified before they exist."""
+"""Conversions after training, verified before they exist; one a file."""
+
+from lightgpt2.conversions.base import Conversion
+
+__all__ = ["Conversion"]

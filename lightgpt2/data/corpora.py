@@ -1,6 +1,7 @@
 """Where text comes from: built-in corpora, local files and folders, and hub datasets, as streams of documents."""
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -33,8 +34,8 @@ class Corpus:
     """A named source of documents.
 
     Attributes:
-        source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, or a hub id
-            (`name` or `name:config`).
+        source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
+            (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
         text_field: The column or field that holds the text, in JSONL, CSV, Parquet and hub datasets.
         separator: Regular expression at which a text file is cut into documents.
     """
@@ -75,7 +76,7 @@ class Corpus:
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none where it is one pool of documents."""
         if self._made() is not None:
-            return set() if self.source == "pydoc" else set(SPLITS)
+            return set(SPLITS) if self.source.startswith("requirements") else {s for s, _ in self._made() or () if s}
         if self._is_local():
             names = {_SPLIT_NAMES[f.stem.lower()] for f in self._files() if f.stem.lower() in _SPLIT_NAMES}
         else:
@@ -103,6 +104,8 @@ class Corpus:
         if self.source == "pydoc":
             return ((None, document) for document in _pydoc())
         name, colon, size = self.source.partition(":")
+        if name == "python":
+            return _called(size)
         if name != "requirements":
             return None
         if colon and not (size.isdecimal() and 1 <= int(size) <= LARGEST_SIZE):
@@ -182,6 +185,17 @@ class Corpus:
                 f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({reason}); check "
                 "the name and the network, or give local files: --data.source path/to/file.txt"
             ) from error
+
+
+def _called(path: str) -> Iterator[tuple[Split | None, str]]:
+    """Documents of a function: texts, or pairs of a split and a text."""
+    module, _, name = path.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        for found in function():
+            yield (None, found) if isinstance(found, str) else found
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"data.source: python:{path} cannot be read ({error}); give python:MODULE.FUNCTION") from error
 
 
 def _pydoc() -> list[str]:

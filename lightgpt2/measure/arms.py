@@ -12,36 +12,22 @@ from lightgpt2.models.quantization import Format, stored_precision
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
+_APART = "the first token is timed apart from the others"
 GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
 
 
 class Workload(NamedTuple):
-    """One thing that is timed.
+    """One thing that is timed."""
 
-    Attributes:
-        kind: `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt.
-        name: Its name among those of its kind: `16x128`, `256`.
-        batch: B.
-        tokens: T of a forward pass, or the number of new tokens.
-    """
-
-    kind: str
-    name: str
+    kind: str  # `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt
+    name: str  # among those of its kind: `16x128`, `256`
     batch: int
-    tokens: int
+    tokens: int  # the length of a forward pass, or the number of new tokens
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured.
-
-    Attributes:
-        prompt_tokens: Length of the random prompt that generation starts from.
-        new_tokens: Numbers of new tokens to generate.
-        forward_tokens: Length of the sequences of a forward pass.
-        batches: Batch sizes of the forward pass.
-        rounds: How often every arm is measured, in turn with the others.
-    """
+    """How much is measured; the fields are explained at `InferenceBenchmark`."""
 
     prompt_tokens: int
     new_tokens: list[int]
@@ -59,7 +45,7 @@ class Settings:
         """What does not fit a model with this number of positions; `owner` is a genitive: `the model's`."""
         found = [Problem(n, "must have at least one value") for n in ("new_tokens", "batches") if not getattr(self, n)]
         if self.new_tokens and min(self.new_tokens) < 2:
-            found.append(Problem("new_tokens", "must be at least 2", "the first token is timed apart from the others"))
+            found.append(Problem("new_tokens", f"must be at least 2, got {min(self.new_tokens)}", _APART))
         has, length = f"{owner} {positions} positions", self.forward_tokens
         if length > positions:
             found.append(Problem("forward_tokens", f"must be within {has}, got {length}", f"give at most {positions}"))
@@ -76,20 +62,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to run one model.
+    """One way to run one model."""
 
-    Attributes:
-        name: Its unique name in tables.
-        source: Hub id, folder or GGUF file.
-        precision: `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to or exported as already.
-        attention: `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `graph` for an exported ONNX folder.
-        trust_remote_code: True if code in the model's folder may run.
-    """
-
-    name: str
-    source: str
-    precision: str
-    attention: str
+    name: str  # unique, as in tables
+    source: str  # hub id, folder or GGUF file
+    precision: str  # `fp32`, `bf16`, `fp16`, `int8`, `nf4`, or what the folder is quantized to or exported as already
+    attention: str  # `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `GRAPH` for exported ONNX
     trust_remote_code: bool = False
 
     @property
@@ -147,11 +125,7 @@ def is_graph(source: str) -> bool:
 
 
 def own_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
-    """The precision that a model says it is quantized to, or the format that it was exported in; None for plain weights.
-
-    Raises:
-        UserError: Its configuration cannot be loaded, or an exported folder is damaged. `key` names the model.
-    """
+    """The precision or format that a model says its file is in; None for plain weights, a `UserError` if it is damaged."""
     if is_exported(source):
         return str(open_export(Path(source).expanduser(), key).get("format"))
     return stored_precision(source, key, trust_remote_code)

@@ -3,6 +3,7 @@
 import itertools
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,24 @@ from torch import Tensor
 
 from lightgpt2.measure.arms import Arm, Workload
 from lightgpt2.measure.memory import now_mb, peak_mb, reserved_mb, reset_peak
-from lightgpt2.measure.profiling import Profile
 
-PROFILED_TOKENS = 4
+PROFILED_STEPS, PROFILED_TOKENS = 3, 4
 
 _REPEATS, _SECONDS = 10, 2.0  # a forward pass is repeated this often in a round, or for this time
 _WARM_TOKENS = 8
+_TOP = 10  # operators in the table
+
+Operator = tuple[str, int, float]  # name, calls, own milliseconds
 
 
 class Worker(ABC):
-    """One arm's model, whatever runs it.
-
-    Args:
-        arm: What to load, and how.
-        prompt: Length of the random prompt that generation starts from.
-        workloads: What to time.
-        device: `cpu` or `cuda:N`.
-    """
+    """One arm's model, whatever runs it; `prompt` is the length of the random prompt that generation starts from."""
 
     vocabulary: int
 
     def __init__(self, arm: Arm, prompt: int, workloads: list[Workload], device: str) -> None:
         self.arm, self.workloads, self.device, self.cuda = arm, workloads, device, device.startswith("cuda")
         self._prompt_tokens = prompt
-        if self.cuda:
-            torch.cuda.set_device(device)
-            torch.cuda.init()
 
     def load(self) -> dict[str, float | None]:
         """Load the model and warm it up; returns megabytes of its weights, of the process, and seconds."""
@@ -66,8 +59,8 @@ class Worker(ABC):
     def profile(self, trace: str) -> dict[str, Any]:
         """Profile a forward pass at batch 1 and a few decode steps, and write a Chrome trace (it opens in Perfetto)."""
         length = next(tokens for kind, _, _, tokens in self.workloads if kind == "forward")
-        found = self._profile(self._random(1, length), Path(trace))
-        return {"operators": found.operators, "attention_kernel": found.attention_kernel, "trace": trace}
+        own, attention = self._profile(self._random(1, length), Path(trace))
+        return {"operators": top(own, self.device.partition(":")[0]), "attention_kernel": attention, "trace": trace}
 
     def _prepare(self) -> None:  # noqa: B027 - most have imported everything
         """Import what loading will need, so that it does not count as memory of the model."""
@@ -88,8 +81,8 @@ class Worker(ABC):
         """
 
     @abstractmethod
-    def _profile(self, ids: Tensor, trace: Path) -> Profile:
-        """See `profile`."""
+    def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
+        """See `profile`; the operators, and the kind of attention that ran."""
 
     def _synchronize(self) -> None:
         if self.cuda:
@@ -117,3 +110,13 @@ class Worker(ABC):
         times, spent = self._generate(count)
         gaps = [(after - before) * 1e3 for before, after in itertools.pairwise(times)]
         return {"first": gaps[0], "others": gaps[1:], "cpu_seconds": spent}
+
+
+def top(own: Iterable[Operator], device: str) -> list[dict[str, Any]]:
+    """The operators with the most own time, and their share of all operators' time."""
+    longest = sorted(own, key=lambda operator: -operator[2])
+    total = sum(spent for _, _, spent in longest) or 1.0
+    return [
+        {"name": name, "calls": calls, "self_ms": spent, "share": spent / total, "device": device}
+        for name, calls, spent in longest[:_TOP]
+    ]

@@ -90,12 +90,9 @@ def machine(device: str) -> dict[str, Any]:
     for package in ("bitsandbytes", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-    return {
-        "name": f"{torch.cuda.get_device_name()}, {name}" if cuda else name,
-        "device": "cuda" if cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": found,
-    }
+    name = f"{torch.cuda.get_device_name()}, {name}" if cuda else name
+    kind = "cuda" if cuda else "cpu"
+    return {"name": name, "device": kind, "threads": torch.get_num_threads(), "versions": found}
 
 
 def speeds_of(rounds: Sequence[Round]) -> dict[str, list[float]]:

@@ -23,38 +23,22 @@ class ArmFailed(Exception):  # noqa: N818 - it says what became of an arm
 
 
 class Child:
-    """A fresh Python process that measures one arm.
+    """A fresh Python process that measures one arm; it runs a module whose `main` calls `serve`.
 
     It is in its own session: a Ctrl-C at the terminal reaches the parent alone, which then ends its children. A child
     whose parent was killed ends by itself when it finds the pipe closed.
-
-    Args:
-        module: The module that it runs, whose `main` calls `serve`.
     """
 
     def __init__(self, module: str) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see close
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            encoding="utf-8",
-            start_new_session=True,
-        )
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, encoding="utf-8", start_new_session=True,
+        )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for the answer.
-
-        Args:
-            do: A key of what the child serves.
-            request: The arguments of that.
-
-        Raises:
-            ArmFailed: The child reports an error, or has died.
-        """
+        """The answer to one of the requests that the child serves; `ArmFailed` if it reports an error, or has died."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has died, which shows in what it does not answer
@@ -90,19 +74,12 @@ class Child:
 
 
 class Children(contextlib.AbstractContextManager["Children"]):
-    """A child for each arm, started with its first request; one that fails is ended, and the others go on.
-
-    Args:
-        module: See `Child`.
-
-    Attributes:
-        errors: Why arms failed, by their names.
-    """
+    """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on."""
 
     def __init__(self, module: str) -> None:
         self._module = module
         self._children: dict[str, Child] = {}
-        self.errors: dict[str, str] = {}
+        self.errors: dict[str, str] = {}  # why arms failed, by their names
 
     def ask(self, name: str, do: str, **request: Any) -> dict[str, Any]:
         """The answer of an arm's child; empty once it has failed."""
@@ -152,7 +129,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UserError):
         return "; ".join(error.problems)
     kind, text = type(error).__name__, " ".join(str(error).split())
-    # torch has no class of its own for a CPU that is out of memory.
+    # torch has no class for a CPU that is out of memory.
     if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in text:
         return "ran out of memory"
     return f"{kind}: {text[:300]}"

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import cuda_problem
-from lightgpt2.measure.base import PROFILED_TOKENS, Worker
-from lightgpt2.measure.profiling import ACTIVE, Profile, top
+from lightgpt2.measure.base import PROFILED_STEPS, PROFILED_TOKENS, Operator, Worker
 from lightgpt2.models.files import atomic_file
 from lightgpt2.runtime.engines import Ints
 from lightgpt2.runtime.folder import ONNX, open_export
@@ -38,7 +37,7 @@ class OnnxWorker(Worker):
         self.vocabulary = self.engine.vocabulary
         return {"weights_mb": self._bytes / 1e6, "embedding_mb": None}  # which is a matter of how the graph holds it
 
-    def _profile(self, ids: Tensor, trace: Path) -> Profile:
+    def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
         forward, prompt = ids.numpy(), self.prompt.numpy()
         return profiled(self._graph, self._context, forward, prompt, PROFILED_TOKENS, self._threads, trace)
 
@@ -59,14 +58,16 @@ class OnnxWorker(Worker):
             logits = self.engine.decode(tokens)
 
 
-def profiled(graph: Path, context: int, forward: Ints, prompt: Ints, tokens: int, threads: int, trace: Path) -> Profile:
+def profiled(
+    graph: Path, context: int, forward: Ints, prompt: Ints, tokens: int, threads: int, trace: Path
+) -> tuple[list[Operator], str]:
     """Profile a few steps, after one that is thrown away: a forward pass of `[1, T]`, and `tokens` new ones after a prompt.
 
     ONNX Runtime profiles whole sessions only, so an engine is made for it.
     """
     with tempfile.TemporaryDirectory() as scratch:
         engine = OnnxEngine(graph, context, threads, profile=str(Path(scratch) / "profile"))
-        for _ in range(1 + ACTIVE):
+        for _ in range(1 + PROFILED_STEPS):
             engine.logits(forward, np.ones_like(forward))
             logits = engine.prefill(prompt, np.ones_like(prompt), tokens)
             for _ in range(tokens - 1):
@@ -79,9 +80,8 @@ def profiled(graph: Path, context: int, forward: Ints, prompt: Ints, tokens: int
     for event in kept:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["args"]["op_name"]].append(event["dur"] / 1e3)
-    operators = top([(name, len(times), sum(times)) for name, times in spent.items()], "cpu")
-    attention = sorted(name for name in spent if "Attention" in name)
-    return Profile(operators, ", ".join(attention) or "plain matrix products", {})
+    attention = ", ".join(sorted(name for name in spent if "Attention" in name))
+    return [(name, len(times), sum(times)) for name, times in spent.items()], attention or "plain matrix products"
 
 
 def _events(session: runtime.InferenceSession, first: int) -> list[dict[str, Any]]:
@@ -89,5 +89,5 @@ def _events(session: runtime.InferenceSession, first: int) -> list[dict[str, Any
     late = (session.get_profiling_start_time_ns() - first) / 1e3
     events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    warm = starts[len(starts) // (1 + ACTIVE)]  # every step runs it as often
+    warm = starts[len(starts) // (1 + PROFILED_STEPS)]  # every step runs it as often
     return [event | {"ts": event["ts"] + late} for event in events if event["ts"] >= warm]

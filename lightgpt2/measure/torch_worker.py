@@ -3,41 +3,40 @@
 import contextlib
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from lightgpt2.errors import UserError
-from lightgpt2.measure.base import PROFILED_TOKENS, Worker
+from lightgpt2.measure.base import PROFILED_STEPS, PROFILED_TOKENS, Operator, Worker
 from lightgpt2.measure.memory import embedding_mb, stored_tensors, weights_mb
-from lightgpt2.measure.profiling import Profile, profiled, residency_problem
+from lightgpt2.models.files import atomic_file
 from lightgpt2.models.loading import load_config
 from lightgpt2.models.quantization import Format, load_for_inference
 
+_ATTENTION = "aten::_scaled_dot_product_"
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_mm")
+
 
 class Clock(BaseStreamer):  # type: ignore[misc]
-    """Notes when each new token is there (after `synchronize`), and the CPU time up to then."""
+    """Notes wall and CPU time, after `synchronize`, when the prompt and then each new token is there."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self._synchronize = synchronize
-        self._prompt = True
-        self.times: list[float] = []
-        self.spent = 0.0
+        self.marks: list[tuple[float, float]] = []
 
     def put(self, value: Tensor) -> None:
         """Called by `generate`: first with the prompt, then with every new token."""
-        if self._prompt:
-            self._prompt = False
-            return
         self._synchronize()
-        self.times.append(time.perf_counter())
-        self.spent = time.process_time()
+        self.marks.append((time.perf_counter(), time.process_time()))
 
     def end(self) -> None:
         """Called by `generate` after the last token."""
@@ -48,6 +47,9 @@ class TorchWorker(Worker):
 
     def _prepare(self) -> None:
         arm = self.arm
+        if self.cuda:
+            torch.cuda.set_device(self.device)
+            torch.cuda.init()
         config = load_config(arm.source, "MODEL", arm.trust_remote_code)
         with torch.device("meta"), contextlib.suppress(Exception):  # what is wrong shows when it is loaded
             AutoModelForCausalLM.from_config(config, trust_remote_code=arm.trust_remote_code)
@@ -72,17 +74,34 @@ class TorchWorker(Worker):
         self.vocabulary = self.model.config.vocab_size
         return {"weights_mb": weights_mb(self.model), "embedding_mb": embedding_mb(self.model)}
 
-    def _profile(self, ids: Tensor, trace: Path) -> Profile:
-        def step() -> None:
-            with torch.profiler.record_function("forward"):
-                self._forward(ids)
-            with torch.profiler.record_function("generate"):
-                self._generate(PROFILED_TOKENS)
+    def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
+        """Profiles a few steps, after one that is thrown away and one that warms the profiler up."""
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
+        averages: list[Any] = []
 
-        found = profiled(step, self.cuda, trace)
-        if problem := residency_problem(self.device, self.tensors, found.products):
+        def finish(profiler: profile) -> None:
+            with atomic_file(trace) as temporary:
+                profiler.export_chrome_trace(str(temporary))
+            averages.extend(profiler.key_averages())
+
+        steps = schedule(wait=1, warmup=1, active=PROFILED_STEPS, repeat=1)
+        with profile(activities=activities, schedule=steps, on_trace_ready=finish) as profiler:
+            for _ in range(2 + PROFILED_STEPS):
+                with torch.profiler.record_function("forward"):
+                    self._forward(ids)
+                with torch.profiler.record_function("generate"):
+                    self._generate(PROFILED_TOKENS)
+                self._synchronize()
+                profiler.step()
+        # Operators have a namespace; the rest are marks, and CUDA's own functions and kernels.
+        rows = [row for row in averages if "::" in row.key and row.device_type == DeviceType.CPU]
+        products = [row for row in rows if row.key in _PRODUCTS or row.key.startswith("bitsandbytes::")]
+        launched = {row.key: float(row.device_time_total) for row in products}
+        if problem := residency_problem(self.device, self.tensors, launched):
             raise UserError(problem)
-        return found
+        # On CUDA an operator's own time is that of the kernels it launched.
+        own = [(r.key, r.count, (r.self_device_time_total if self.cuda else r.self_cpu_time_total) / 1e3) for r in rows]
+        return own, attention_kernel(row.key for row in rows)
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         flash = self.arm.attention == "flash"
@@ -104,6 +123,22 @@ class TorchWorker(Worker):
                 self.prompt, attention_mask=torch.ones_like(self.prompt), generation_config=forced, streamer=clock
             )
         new = whole.shape[1] - self.prompt.shape[1]
-        if new != count or len(clock.times) != count:
+        if new != count or len(clock.marks) != 1 + count:
             raise RuntimeError(f"generated {new} tokens in place of {count}")
-        return [started, *clock.times], clock.spent - spent
+        return [started, *(wall for wall, _ in clock.marks[1:])], clock.marks[-1][1] - spent
+
+
+def attention_kernel(names: Iterable[str]) -> str:
+    """The attention that ran, from the names of the operators that did; `eager` where it was plain matrix products."""
+    return ", ".join(sorted({name for name in names if name.startswith(_ATTENTION)})) or "eager"
+
+
+def residency_problem(device: str, tensors: Mapping[str, str], products: Mapping[str, float]) -> str | None:
+    """Why figures for CUDA would not be CUDA's: a tensor lay, or a product ran, elsewhere; None if they are."""
+    if not device.startswith("cuda"):
+        return None
+    if elsewhere := [f"{name} on {where}" for name, where in tensors.items() if where != "cuda"]:
+        return f"{len(elsewhere)} of {len(tensors)} tensors are not on CUDA, first {elsewhere[0]}"
+    if idle := [name for name, microseconds in products.items() if microseconds <= 0]:
+        return f"no CUDA kernels were seen for {', '.join(sorted(idle))}"
+    return None

@@ -25,11 +25,14 @@ class Named:
 
 def named_axes(model: PreTrainedModel) -> Iterator[Named]:
     """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one of them."""
-    table = family_of(model).axes
+    family = family_of(model)
     for name, value in model.named_parameters():
-        axes = next((axes for pattern, axes in table.items() if re.fullmatch(pattern, name)), None)
+        path, _, kind = name.rpartition(".")
+        axes = next((axes for pattern, axes in family.axes.items() if re.fullmatch(pattern, path)), None)
         if axes is None:
             raise ValueError(f"unknown parameter {name} of a {model.config.model_type} model")
+        if kind == "bias" and len(axes) == 2:
+            axes = axes[1:] if family.conv1d and axes[0] != "vocabulary" else axes[:1]  # the head is no Conv1D
         layer = re.search(r"\.(\d+)\.", name)
         yield Named(name, value, int(layer[1]) if layer else None, tuple(tuple(axis.split("+")) for axis in axes))
 

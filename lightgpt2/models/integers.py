@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -68,17 +69,14 @@ def round_weights(model: PreTrainedModel, form: Integers, active: Callable[[], b
     `active` is asked at every forward pass whether to round.
     """
 
-    def rounding(module: nn.Module) -> Callable[[str, Tensor], Tensor]:
-        def rounded(name: str, value: Tensor) -> Tensor:
-            if name != "weight" or not active():
-                return value
-            rows = fake_quantize(_as_rows(module, value.float()), form.bits, form.size)
-            return _as_rows(module, rows).to(value.dtype)
-
-        return rounded
+    def rounded(module: nn.Module, name: str, value: Tensor) -> Tensor:
+        if name != "weight" or not active():
+            return value
+        rows = fake_quantize(_as_rows(module, value.float()), form.bits, form.size)
+        return _as_rows(module, rows).to(value.dtype)
 
     for module in _rounded(model, form).values():
-        compute_with(module, rounding(module))
+        compute_with(module, partial(rounded, module))
     for module in block_linears(model).values() if form.activations else ():
         module.register_forward_pre_hook(
             lambda module, args: stored_weights.round_inputs(module, args) if active() else None
@@ -128,11 +126,6 @@ def integer_tensors(
 def operation(model: PreTrainedModel, form: Integers) -> Operation:
     """The ledger's record: the format, how many of the linear layers it matched, and which were left and why."""
     count = len(block_linears(model))
-    settings: dict[str, Any] = {"bits": form.bits, "group": form.size, "activations": form.activations}
-    return KINDS["integers"].record(
-        **settings,
-        embeddings=form.embeddings,
-        matched=count + form.embeddings,
-        linears=count + 1,
-        kept={} if form.embeddings else unquantized_head(model),
-    )
+    settings = {"bits": form.bits, "group": form.size, "activations": form.activations, "embeddings": form.embeddings}
+    kept = {} if form.embeddings else unquantized_head(model)
+    return KINDS["integers"].record(**settings, matched=count + form.embeddings, linears=count + 1, kept=kept)

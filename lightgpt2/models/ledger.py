@@ -78,6 +78,7 @@ class Entry:
         training: What the training took: `peak_memory_mb`, in units of 10^6 bytes.
         teacher: The model it was distilled from, if any.
         samples: Outputs side by side: `prompt`, `before` and `after`.
+        reference_sizes: Sizes of the other models that were scored, by label.
         versions: Versions of the libraries.
         finished: When the entry was written, ISO 8601.
         config_sha256: Digest of `config`.
@@ -98,6 +99,7 @@ class Entry:
     training: dict[str, Any] = field(default_factory=dict)
     teacher: Parent | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
+    reference_sizes: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     finished: str = field(default_factory=_now)
     config_sha256: str = ""
@@ -127,6 +129,11 @@ class Ledger(list[dict[str, Any]]):
             raise UserError(
                 f"{path}: damaged ({error}); restore it, or remove it and lose the model's history"
             ) from error
+        if any("primary" not in scored for entry in entries for scored in entry.get("quality", {}).values()):
+            raise UserError(
+                f"{path}: written by lightgpt2 0.1, whose figures this version does not read; fit the model again, or remove "
+                "the file and lose the model's history"
+            )
         return cls(entries)
 
     @property

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -33,9 +32,6 @@ from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 Result = TypeVar("Result")
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-_MISTAKES = (  # that transformers raises for a folder or a configuration that is wrong
-    OSError, ValueError, ImportError, RuntimeError, LookupError, AttributeError, TypeError, StrictDataclassError
-)  # fmt: skip
 
 
 def _is_path(source: str) -> bool:
@@ -86,7 +82,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
             f"{key}: {source} has its weights in a pickle that is damaged or would run code; give a folder with "
             "*.safetensors"
         ) from error
-    except _MISTAKES as error:
+    except Exception as error:  # of any kind, for a folder or a configuration that is wrong
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "

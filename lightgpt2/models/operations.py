@@ -66,7 +66,7 @@ def _describe_export(operation: Operation) -> str:
     if operation.get("scales") == "trained":
         text += ", with the trained scales"
     if "source" in operation.get("agreement", {}):
-        text += f", {operation['agreement']['source']:.1%} of outputs as in PyTorch"
+        text += f", {100 * operation['agreement']['source']:.1f} % of outputs as in PyTorch"
     return text
 
 
@@ -78,7 +78,7 @@ def _describe_integers(operation: Operation) -> str:
 
 
 def _describe_pruning(operation: Operation) -> str:
-    share = f"{operation['achieved']:.1%} of the {operation['targets']} weights"
+    share = f"{100 * operation['achieved']:.1f} % of the {operation['targets']} weights"
     return f"{share} held at zero" if operation.get("held") else f"{share} pruned ({operation['criterion']})"
 
 

@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes, with_block_sizes
-from lightgpt2.models.families import blocks, recorded_states
+from lightgpt2.models.families import blocks, family_of, recorded_states
 from lightgpt2.models.loading import new_model
 
 Importance = Literal["norm", "activation", "first"]
@@ -87,13 +88,10 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
     sums: Scores = defaultdict(lambda: torch.zeros(()))
     readers = _readers(model)
 
-    def add_inputs(key: tuple[int | None, str]) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            sums[key] = sums[key] + args[0].detach().flatten(0, -2).float().abs().sum(dim=0)
+    def add_inputs(key: tuple[int | None, str], _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sums[key] = sums[key] + args[0].detach().flatten(0, -2).float().abs().sum(dim=0)
 
-        return hook
-
-    handles = [module.register_forward_pre_hook(add_inputs(key)) for key, (module, _) in readers.items()]
+    handles = [module.register_forward_pre_hook(partial(add_inputs, key)) for key, (module, _) in readers.items()]
     layers = list(range(len(blocks(model)) + 1))
     try:
         for ids in batches:
@@ -113,14 +111,11 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
 def _readers(model: PreTrainedModel) -> dict[tuple[int | None, str], tuple[nn.Module, Tensor]]:
     """The modules that read a block's context and its neurons, with the norm of the weights that read each channel."""
     found: dict[tuple[int | None, str], tuple[nn.Module, Tensor]] = {}
+    inputs = 0 if family_of(model).conv1d else 1  # the axis of a weight
     for named in named_axes(model):
-        roles = [axis[0] for axis in named.axes]
-        for role in ("context", "ffn"):
-            if len(roles) == 2 and role in roles and roles[1 - roles.index(role)] == "width":
-                module = model.get_submodule(named.name.rpartition(".")[0])
-                # The input axis: the first of a Conv1D's weight, the second of a Linear's.
-                if roles.index(role) == (1 if isinstance(module, nn.Linear) else 0):
-                    found[named.layer, role] = (module, named.value.float().norm(dim=1 - roles.index(role)))
+        if len(named.axes) == 2 and (role := named.axes[inputs][0]) in ("context", "ffn"):
+            module = model.get_submodule(named.name.rpartition(".")[0])
+            found[named.layer, role] = (module, named.value.float().norm(dim=1 - inputs))
     return found
 
 

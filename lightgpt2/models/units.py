@@ -1,8 +1,9 @@
 """Which weights belong to which unit: heads and neurons by the roles of axes, blocks by their place in a matrix."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lightgpt2.functional.movement import Units, opened, spread_blocks, spread_channels, total_blocks, total_channels
 from lightgpt2.models.axes import Named, Shape, named_axes
-from lightgpt2.models.families import block_linears, compute_with
+from lightgpt2.models.families import block_linears, compute_with, family_of
 
 Granularity = Literal["structured", "block", "weight"]
 Kind = Literal["attention", "ffn"]
@@ -76,14 +77,13 @@ def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> Un
 
     A head of keys and values goes with all the queries that read it. `block` is the rows and columns of a block.
     """
-    shape, linears = Shape.of(model.config), block_linears(model)
+    shape, linears, inputs = Shape.of(model.config), block_linears(model), 0 if family_of(model).conv1d else 1
     found: dict[str, ChannelMap | BlockMap] = {}
     for named in named_axes(model):
-        module = linears.get(named.name.rpartition(".")[0])
-        if module is None:
+        if named.name.rpartition(".")[0] not in linears:
             continue
         if granularity == "structured":
-            if channels := _channel_map(named, shape, isinstance(module, nn.Linear)):
+            if channels := _channel_map(named, shape, inputs):
                 found[named.name] = channels
         elif named.value.ndim == 2:
             kind: Kind = "ffn" if ("ffn",) in named.axes else "attention"
@@ -91,13 +91,12 @@ def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> Un
     return found
 
 
-def _channel_map(named: Named, shape: Shape, is_linear: bool) -> ChannelMap | None:
-    """None for the bias behind a layer's heads or neurons, which stays."""
+def _channel_map(named: Named, shape: Shape, inputs: int) -> ChannelMap | None:
+    """None for the bias behind a layer's heads or neurons, which stays; `inputs` is the axis of a weight's inputs."""
     channels = {"query": shape.groups * shape.head, "key": shape.head, "value": shape.head, "ffn": 1}
     channels["context"] = channels["query"]
     for axis, roles in enumerate(named.axes):
         if roles != ("width",):
-            inputs = 1 if is_linear else 0  # a Conv1D's weight is [inputs, outputs], a Linear's the other way round
             kind: Kind = "ffn" if roles == ("ffn",) else "attention"
             reads = named.value.ndim == 2 and axis == inputs
             return ChannelMap(kind, str(named.layer), axis, tuple(channels[role] for role in roles), reads)
@@ -116,18 +115,15 @@ def make_units(model: PreTrainedModel, mapped: UnitMap, trained: bool) -> nn.Mod
 def gate_weights(model: PreTrainedModel, mapped: UnitMap, units: nn.ModuleDict) -> None:
     """Let a model compute with its weights times the gates of their units, in training and evaluation alike."""
 
-    def gating(path: str) -> Callable[[str, Tensor], Tensor]:
-        def gated(name: str, value: Tensor) -> Tensor:
-            if (part := mapped.get(f"{path}.{name}")) is None:
-                return value
-            of_kind = units[part.kind]
-            assert isinstance(of_kind, Units)
-            return part.gated(value, of_kind.gate(part.name))
-
-        return gated
+    def gated(path: str, name: str, value: Tensor) -> Tensor:
+        if (part := mapped.get(f"{path}.{name}")) is None:
+            return value
+        of_kind = units[part.kind]
+        assert isinstance(of_kind, Units)
+        return part.gated(value, of_kind.gate(part.name))
 
     for path in {name.rpartition(".")[0]: None for name in mapped}:
-        compute_with(model.get_submodule(path), gating(path))
+        compute_with(model.get_submodule(path), partial(gated, path))
 
 
 @torch.no_grad()

@@ -3,21 +3,9 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lightgpt2.report import figures
-from lightgpt2.report.figures import (
-    better,
-    change,
-    dicts,
-    label,
-    part,
-    primary,
-    title,
-    write,
-    write_change,
-    write_metric,
-)
+from lightgpt2.report.figures import MISSING, better, change, dicts, label, part, write, write_change, write_metric
 from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
 from lightgpt2.report.plots import Plot, curves, scatters
 from lightgpt2.report.rows import MADE, Entry, Model, clause, converted
@@ -34,6 +22,8 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, lis
     for each in compared:
         chains.setdefault(id(each.model.root), []).append(each)
     rule = Path(__file__).with_name("rule.md").read_text(encoding="utf-8").format(budget=budget, gain=gain)
+    measured = [part(benchmark, "machine") for row in rows for benchmark in row.benchmarks]
+    machines = {", ".join(f"{key} {value}" for key, value in each.items() if key != "versions") for each in measured}
     scattered, trained = scatters(rows, budget), curves(rows)
     blocks = [
         "# What each stage bought",
@@ -43,7 +33,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, lis
         f"## Models\n\n{_models(rows)}",
         f"## Verdicts\n\n{_verdicts(compared)}" if compared else "",
         folded("Training curves and sweeps", pictures(trained)),
-        folded("The rule and the definitions", rule, items(_machines(rows))),
+        folded("The rule and the definitions", rule, items(f"Measured on: {text}." for text in sorted(machines))),
         folded("Details of each model", *(block for row in rows for block in _details(row))),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n", [*scattered, *trained]
@@ -61,11 +51,17 @@ def _headline(chain: Sequence[Comparison]) -> str:
     cards = []
     if model.score.value is not None:
         note = f"{_rise(reached.source)} against {reached.source_name}" if reached.source else ""
-        cards.append((title(primary(model.score.quality)), write_metric(model.score.about, False), note))
+        cards.append(
+            (figures.title(figures.primary(model.score.quality)), write_metric(model.score.about, False), note)
+        )
     inside = [each.model for each in chain if each.verdict not in ("outside the budget", "not measured")]
     for key in (key for key in resources(model, root) if key in model.figures and key != "weights"):
         old, new = pair(key, model, root)
-        notes = [f"{write_change(change(old, new))} against {write(key, old)}"] if model is not root else []
+        notes = (
+            [f"{write_change(change(old, new))} against {write(key, old)}"]
+            if old is not None and model is not root
+            else []
+        )
         gains = {each.name: better(key, *pair(key, each, model)) or 0.0 for each in inside}
         best = max(gains, key=lambda name: gains[name], default="")
         notes += [f"best inside the budget: {best} ({write_change(gains[best])})"] if gains.get(best) else []
@@ -77,16 +73,14 @@ def _headline(chain: Sequence[Comparison]) -> str:
 
 def _samples(model: Model) -> str:
     """What the chain's first model and its last one answer to the same prompts."""
-    answers: dict[str, Any] = {}
-    each: Model | None = model
-    while each is not None:
-        for sample in dicts(each.entry.get("samples")):
-            earlier = sample.get("before") or (sample.get("after") if each is not model else None)
-            prompt = str(sample.get("prompt"))
-            answers[prompt] = earlier or answers.get(prompt)
-        each = each.parent
-    last = {str(sample.get("prompt")): str(sample.get("after")) for sample in dicts(model.entry.get("samples"))}
-    rows = [(prompt, str(answers[prompt] or figures.MISSING), after) for prompt, after in last.items()]
+    root = model.root
+    key = "after" if root.kind == "stage" and root is not model else "before"
+    first = {str(sample.get("prompt")): sample.get(key) for sample in dicts(root.entry.get("samples"))}
+    rows = [
+        [prompt, str(first.get(prompt) or sample.get("before") or MISSING), str(sample.get("after"))]
+        for sample in dicts(model.entry.get("samples"))
+        for prompt in [str(sample.get("prompt"))]
+    ]
     return f"## Samples\n\n{table(['prompt', 'before ', 'after '], rows)}" if rows else ""
 
 
@@ -99,9 +93,9 @@ def _models(rows: Sequence[Model]) -> str:
     cells = []
     for row in rows:
         quality = row.score.quality
-        scored = [write_metric(part(quality, name), name == primary(quality)) for name in names]
+        scored = [write_metric(part(quality, name), name == figures.primary(quality)) for name in names]
         cells.append([row.name, *scored, *(write(key, row.figures.get(key)) for key in keys)])
-    return table(["model", *map(title, names), *map(label, keys)], cells)
+    return table(["model", *map(figures.title, names), *map(label, keys)], cells)
 
 
 def _verdicts(compared: Sequence[Comparison]) -> str:
@@ -133,21 +127,10 @@ def did(entry: Entry) -> str:
     return ", ".join([*([method] if converted(entry) == "stage" else []), *map(clause, dicts(entry.get("operations")))])
 
 
-def _machines(rows: Sequence[Model]) -> list[str]:
-    """The machines that measured speed and memory, with settings and versions."""
-    named: dict[str, list[str]] = {}
-    for row in rows:
-        for benchmark in row.benchmarks[:1]:
-            parts = (part(benchmark, "machine"), part(benchmark, "settings"), part(benchmark, "machine", "versions"))
-            shown = (f"{key} {value}" for each in parts for key, value in each.items() if not isinstance(value, dict))
-            named.setdefault(", ".join(shown), []).append(row.name)
-    return [f"Measured with {text}: {', '.join(names)}." for text, names in named.items()]
-
-
 def _details(row: Model) -> Iterator[str]:
     """All that a ledger says of a stage or copy, and all that was measured of a model; masks are cut off."""
     known = {key: value for key, value in row.entry.items() if key not in _LONG and row.kind in MADE}
-    known |= {f"benchmark {i}": benchmark["arms"][0] for i, benchmark in enumerate(row.benchmarks, start=1)}
+    known |= {f"benchmark {i}": benchmark for i, benchmark in enumerate(row.benchmarks, start=1)}
     if known:
         yield f"### {escape(row.name)}"
         yield items(f"{key}: {json.dumps(value)[:3000]}" for key, value in known.items())

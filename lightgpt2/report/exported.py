@@ -17,15 +17,15 @@ def exported_line(folder: Path, about: Mapping[str, Any]) -> str:
     counts = "".join(f" ({count:g} {what} of {about['validation']})" for what, count in [*numbers(after).items()][:1])
     shares = [f"{said} {about['agreement'][key]:.1%}" for key, said in _SHARES.items() if key in about["agreement"]]
     quality = f"{title(after['primary'])} {mine}, the source's {source}{counts}"
-    return "; ".join(filter(None, [_size(folder, about), quality, ", ".join(shares)]))
+    return "; ".join(filter(None, [f"{folder}: {_megabytes(about)}", quality, ", ".join(shares)]))
 
 
 def encoder_line(folder: Path, about: Mapping[str, Any]) -> str:
     """The same of an encoder."""
-    cosine = about["cosine"]
-    said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least"
-    return f"{_size(folder, about)}; {said} ({cosine['texts']} texts of {about['validation']})"
+    cosine, texts = about["cosine"], f"({about['cosine']['texts']} texts of {about['validation']})"
+    said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least {texts}"
+    return f"{folder}: {_megabytes(about)}; {said}"
 
 
-def _size(folder: Path, about: Mapping[str, Any]) -> str:
-    return f"{folder}: {sum(about['bytes'].values()) / 1e6:.2f} MB"
+def _megabytes(about: Mapping[str, Any]) -> str:
+    return f"{sum(about['bytes'].values()) / 1e6:.2f} MB"

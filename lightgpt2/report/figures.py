@@ -106,7 +106,7 @@ def _write(value: float | None, places: int) -> str:
 def write(key: str, value: float | None) -> str:
     """A resource as a person reads it."""
     if value is not None and key in ("parameters", "nonzero"):
-        return f"{_write(value / 1e6, 2)} M" if abs(value) >= 1e6 else _write(value, 0)
+        return f"{_write(value / 1e6, 2)} M" if abs(value) >= 1e5 else _write(value, 0)
     return _write(value, 1 if value is None or abs(value) >= 100 else 2 if abs(value) >= 1 else 3)
 
 

@@ -57,23 +57,18 @@ def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark
     for name in found.values():
         try:
             if name.endswith(_BENCHMARK):
-                benchmarks.append(_benchmark(Path(name)))
+                benchmarks.append(dict(json.loads(Path(name).read_text(encoding="utf-8"))))
             elif entries := Ledger.read(name):
                 ledgers[name] = entries
             else:
                 problems.append(f"{name}/{FILE}: has no entries; finish the run, or leave it out")
         except UserError as error:
             problems += error.problems
+        except (TypeError, ValueError) as error:
+            problems.append(f"{name}: damaged ({error}); measure again, or remove it")
     if problems:
         raise UserError(problems)
     return ledgers, benchmarks
-
-
-def _benchmark(path: Path) -> Benchmark:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); measure again, or remove it") from error
 
 
 def _files(folder: Path) -> Iterator[Path]:

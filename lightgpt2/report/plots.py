@@ -71,9 +71,8 @@ def _dot(x: float, y: float, colour: str) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the picture; the tables have it whole."""
     name = plain(name)
-    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"  # the tables have it whole
 
 
 def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | None = None) -> Plot | None:

@@ -108,12 +108,6 @@ def _score(entry: Entry, label: str, folder: str) -> Score:
     return Score(quality, text, folder, label)
 
 
-def _machine(benchmark: Benchmark) -> str:
-    """Everything that two benchmarks must share for their figures to be compared; empty where that is not noted."""
-    machine = {key: value for key, value in part(benchmark, "machine").items() if key != "versions"}
-    return json.dumps([machine, part(benchmark, "settings")], sort_keys=True) if machine else ""
-
-
 def _speed(arm: dict[str, Any]) -> dict[str, float]:
     """Memory, and of each setting the median latency and whatever was done a second."""
     found = numbers({"weights": arm.get("weights_mb"), "peak": arm.get("peak_memory_mb")})
@@ -124,32 +118,32 @@ def _speed(arm: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _measured(
-    benchmarks: Iterable[Benchmark], folders: Sequence[str], precisions: Sequence[str] = ()
-) -> list[Benchmark]:
-    """The benchmarks that have an arm of a folder, in one of the precisions if there are any, each with that arm alone."""
-    found = []
-    for benchmark in benchmarks:
-        arms = (arm for arm in dicts(benchmark.get("arms")) if "error" not in arm)
-        arms = (arm for arm in arms if not precisions or arm.get("precision") in precisions)
-        arm = next((arm for arm in arms if any(_same(str(arm.get("source")), folder) for folder in folders)), None)
-        found += [{**benchmark, "arms": [arm]}] if arm else []
-    return found
+def _measured(benchmarks: Iterable[Benchmark], folders: Sequence[str], precisions: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks that have an arm of a folder, in one of the precisions if there are any, each with that arm alone.
 
+    A path may be seen from another working directory: it is compared as far as both go, and in two parts at least.
+    """
 
-def _same(path: str, other: str) -> bool:
-    """True if two paths are equal, or are seen from two working directories: as far as both go, and in two parts at least."""
-    mine, theirs = PurePath(path).parts, PurePath(other).parts
-    shared = min(len(mine), len(theirs))
-    return mine == theirs or (shared > 1 and mine[-shared:] == theirs[-shared:])
+    def fits(arm: dict[str, Any]) -> bool:
+        path = PurePath(str(arm.get("source"))).parts
+        for other in (PurePath(folder).parts for folder in folders):
+            shared = min(len(path), len(other))
+            if path == other or (shared > 1 and path[-shared:] == other[-shared:]):
+                return "error" not in arm and (not precisions or arm.get("precision") in precisions)
+        return False
+
+    found = ((benchmark, next(filter(fits, dicts(benchmark.get("arms"))), None)) for benchmark in benchmarks)
+    return [{**benchmark, "arms": [arm]} for benchmark, arm in found if arm]
 
 
 def _model(name: str, kind: Kind, entry: Entry, parent: Model | None, score: Score, benchmarks: list[Benchmark],
            sizes: Mapping[str, Any], **figures: Any) -> Model:  # fmt: skip
     known = {key: sizes.get("megabytes" if key == "disk" else key) for key in SIZES}
     speeds: dict[str, dict[str, float]] = {}
-    for benchmark in benchmarks:
-        speeds.setdefault(_machine(benchmark), _speed(benchmark["arms"][0]))
+    for benchmark in benchmarks:  # two are compared if they share the machine and the settings
+        machine = {key: value for key, value in part(benchmark, "machine").items() if key != "versions"}
+        where = json.dumps([machine, part(benchmark, "settings")], sort_keys=True) if machine else ""
+        speeds.setdefault(where, _speed(benchmark["arms"][0]))
     figures = numbers(known | figures) | next(iter(speeds.values()), {})
     return Model(name, kind, entry, parent, score, figures, speeds, benchmarks)
 
@@ -162,78 +156,83 @@ def _identity(history: Sequence[Entry]) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Node:
-    """An entry, those before it, and the folder of its model if that was given."""
+    """An entry, the one before it, the folder of its model if that was given, and its row."""
 
     entry: Entry
-    ancestors: list[Entry]
-    folder: str = ""
+    folder: str
+    before: "_Node | None"
+    row: Model | None = None
+
+    @property
+    def history(self) -> "list[_Node]":
+        """From the first stage on."""
+        return [*(self.before.history if self.before else []), self]
 
     @property
     def chain(self) -> str:
         """The same for all models that began with one: a source, or the first stage where that had random weights."""
-        first = [*self.ancestors, self.entry][:1]
-        parent = part(first[0], "parent")
-        return _identity(first) if parent.get("source") == "config" else json.dumps(parent, sort_keys=True)
+        first = self.history[0].entry
+        parent = part(first, "parent")
+        return _identity([first]) if parent.get("source") == "config" else json.dumps(parent, sort_keys=True)
 
     @property
-    def is_copy(self) -> bool:
-        return converted(self.entry) != "stage" and bool(self.ancestors)
+    def stage(self) -> "_Node":
+        """The stage that trained the weights."""
+        return self.before if self.before and converted(self.entry) != "stage" else self
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Of its stage, and of its folder there."""
-        stage = self.ancestors[-1] if self.is_copy else self.entry
+    def model(self) -> str:
+        """The name of its folder in the run."""
         done = "-".join(str(operation.get("op")) for operation in dicts(self.entry.get("operations")))
-        folder = PurePath(self.folder).name or f"model-{done}"
-        return str(stage.get("stage", "unnamed")), folder if self.is_copy else "model"
-
-    @property
-    def folders(self) -> list[str]:
-        """Where benchmarks may have found its model."""
-        return [str(PurePath(*self.names)), *filter(None, [self.folder])]
+        return "model" if self.stage is self else PurePath(self.folder).name or f"model-{done}"
 
     @property
     def name(self) -> str:
-        stage, folder = self.names
-        return f"{stage} {folder.removeprefix('model-')}" if self.is_copy else stage
+        stage = str(self.stage.entry.get("stage", "unnamed"))
+        return stage if self.stage is self else f"{stage} {self.model.removeprefix('model-')}"
+
+    def measured(self, benchmarks: Iterable[Benchmark], precisions: Sequence[str]) -> list[Benchmark]:
+        """What was measured of its model."""
+        own = str(PurePath(str(self.stage.entry.get("stage", "")), self.model))
+        return _measured(benchmarks, [own, *filter(None, [self.folder])], precisions)
 
 
-def _nodes(ledgers: Mapping[str, list[Entry]]) -> dict[str, _Node]:
-    """All entries by identity: first those of the folders' own models, then ancestors that have no folder here."""
-    nodes: dict[str, _Node] = {}
+def _nodes(ledgers: Mapping[str, list[Entry]]) -> list[_Node]:
+    """All entries, ancestors that have no folder here too: chains one after the other, in each the stages by depth.
+
+    Those of one depth stand in the order in which they ended, each with its copies.
+    """
+    own: dict[str, tuple[Entry, str]] = {}
     for folder, entries in ledgers.items():
-        nodes.setdefault(_identity(entries), _Node(entries[-1], entries[:-1], folder))
+        own.setdefault(_identity(entries), (entries[-1], folder))
+    nodes: dict[str, _Node] = {}
     for entries in ledgers.values():
-        for i, entry in enumerate(entries[:-1]):
-            nodes.setdefault(_identity(entries[: i + 1]), _Node(entry, entries[:i]))
-    return nodes
-
-
-def _ordered(nodes: Mapping[str, _Node]) -> list[str]:
-    """Chains one after the other; in each the stages by depth, then by when they ended, each with its copies."""
+        node = None
+        for i, entry in enumerate(entries, start=1):
+            identity = _identity(entries[:i])
+            node = nodes.setdefault(identity, _Node(*own.get(identity, (entry, "")), node))
     chains = list(dict.fromkeys(node.chain for node in nodes.values()))
 
-    def place(identity: str) -> tuple[Any, ...]:
-        node = nodes[identity]
-        stage = nodes[_identity(node.ancestors)] if node.is_copy else node
-        finished = str(stage.entry.get("finished") or "")
-        return chains.index(node.chain), len(stage.ancestors), finished, stage.name, id(stage), node.is_copy, node.name
+    def place(node: _Node) -> tuple[Any, ...]:
+        stage = node.stage
+        ended = str(stage.entry.get("finished") or "")
+        return chains.index(node.chain), len(stage.history), ended, stage.name, id(stage), node is not stage, node.name
 
-    return sorted(nodes, key=place)
+    return sorted(nodes.values(), key=place)
 
 
-def _unique_names(nodes: Mapping[str, _Node]) -> dict[str, str]:
+def _unique_names(nodes: Iterable[_Node]) -> dict[_Node, str]:
     """Names without what they all begin with; where two are equal, with what distinguishes them."""
-    groups = {node.name.rpartition("/")[0].partition("/")[0] for node in nodes.values()}
+    groups = {node.name.rpartition("/")[0].partition("/")[0] for node in nodes}
     prefix = f"{groups.pop()}/" if len(groups) == 1 else ""
-    names: dict[str, str] = {}
-    for identity, node in nodes.items():
+    names: dict[_Node, str] = {}
+    for node in sorted(nodes, key=lambda node: not node.folder):
         name = node.name.removeprefix(prefix)
         if name in names.values():
             name += f" ({node.folder or 'an earlier fit'})"
-        names[identity] = name + "'" * sum(name == other.rstrip("'") for other in names.values())
+        names[node] = name + "'" * sum(name == other.rstrip("'") for other in names.values())
     return names
 
 
@@ -247,22 +246,16 @@ def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] =
         benchmarks: Those of `lightgpt2 benchmark`, beside the ledgers' own.
     """
     nodes = _nodes(ledgers)
-    names = _unique_names(nodes)
-    known = [part(node.entry, "benchmark") for node in nodes.values()]
+    known = [part(node.entry, "benchmark") for node in nodes]
     files = [benchmark for benchmark in benchmarks if benchmark not in known]  # a run keeps its own twice
-    rows: list[Model] = []
-    made: dict[str, Model] = {}
-    sources: dict[str, Model | None] = {}
-    for identity in _ordered(nodes):
-        node = nodes[identity]
-        stage = nodes[_identity(node.ancestors)] if node.is_copy else node
-        measured = [*files, part(stage.entry, "benchmark")]
-        if not node.ancestors and node.chain not in sources:
+    names, rows, sources = _unique_names(nodes), list[Model](), dict[str, Model | None]()
+    for node in nodes:
+        measured = [*files, part(node.stage.entry, "benchmark")]
+        if node.chain not in sources:
             sources[node.chain] = _source(node, measured)
-            rows += [source for source in (sources[node.chain],) if source]
-        parent = made[_identity(node.ancestors)] if node.ancestors else sources[node.chain]
-        made[identity] = row = _own(node, names[identity], parent, measured)
-        rows += [row, *(_halves(node, row, measured) if row.kind == "stage" else ())]
+            rows += filter(None, [sources[node.chain]])
+        node.row = _own(node, names[node], node.before.row if node.before else sources[node.chain], measured)
+        rows += [node.row, *(_halves(node, node.row, measured) if node.row.kind == "stage" else ())]
     return [*rows, *_others(rows, files)]
 
 
@@ -279,8 +272,7 @@ def _source(node: _Node, benchmarks: list[Benchmark]) -> Model | None:
 def _own(node: _Node, name: str, parent: Model | None, benchmarks: list[Benchmark]) -> Model:
     """The row of a stage's model, or of a copy."""
     kind = converted(node.entry) if parent else "stage"
-    found = _measured(benchmarks, node.folders, _FULL if kind == "stage" else ())
-    score = _score(node.entry, "after", node.folder)
+    found, score = node.measured(benchmarks, _FULL if kind == "stage" else ()), _score(node.entry, "after", node.folder)
     if parent and kind != "stage" and score.quality == parent.score.quality:
         score = parent.score  # of the same weights
     seconds = node.entry.get("seconds") if kind == "stage" else None
@@ -290,19 +282,16 @@ def _own(node: _Node, name: str, parent: Model | None, benchmarks: list[Benchmar
 def _halves(node: _Node, stage: Model, benchmarks: list[Benchmark]) -> Iterator[Model]:
     """A stage's model as it was measured in half precision: the same file, fewer bytes in memory."""
     for name, precisions in _HALF.items():
-        if found := _measured(benchmarks, node.folders, precisions):
-            score = _score(stage.entry, name, node.folder)
-            sizes = part(stage.entry, "sizes")
-            yield _model(f"{stage.name} {name}", "half precision", stage.entry, stage, score, found, sizes)
+        if found := node.measured(benchmarks, precisions):
+            score, sizes = _score(node.entry, name, node.folder), part(node.entry, "sizes")
+            yield _model(f"{stage.name} {name}", "half precision", node.entry, stage, score, found, sizes)
 
 
 def _others(rows: Sequence[Model], files: Sequence[Benchmark]) -> Iterator[Model]:
     """What was measured of models that have no ledger here."""
     used = [id(benchmark["arms"][0]) for row in rows for benchmark in row.benchmarks]
-    names = {row.name for row in rows}
     for benchmark in files:
         for arm in dicts(benchmark.get("arms")):
-            name = str(arm.get("name", arm.get("source")))
-            if id(arm) not in used and "error" not in arm and name not in names:
-                names.add(name)
+            if id(arm) not in used and "error" not in arm:
+                name = str(arm.get("name", arm.get("source")))
                 yield _model(name, "measured", {}, None, Score(), [{**benchmark, "arms": [arm]}], {})

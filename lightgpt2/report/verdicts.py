@@ -1,6 +1,5 @@
 """What each stage bought: its model against the one before it and against the source, and whether that paid."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,21 +12,15 @@ Verdict = Literal["the start", "pays", "quality only", "does not pay", "outside 
 
 @dataclass(frozen=True)
 class Rise:
-    """How a primary metric differs from another model's on the same text."""
+    """How a primary metric differs from another model's on the same text, in per cent."""
 
-    change: float  # per cent by which the value is more
-    sign: int = 1  # -1 where higher values are better
+    change: float  # of the value
+    worse: float  # the same, negative where it is better
     interval: tuple[float, float] | None = None  # of `change`, paired, 95 %; None where single scores were not at hand
 
-    @property
-    def worse(self) -> float:
-        """By how many per cent it is worse; negative where it is better."""
-        return self.sign * self.change
-
     def within(self, budget: float) -> bool:
-        """True if it is at most `budget` per cent worse, or if its paired interval reaches no change at all."""
-        noise = self.interval is not None and min(self.sign * bound for bound in self.interval) <= 0
-        return self.worse <= budget or (noise and not math.isnan(self.change))
+        """True if it is at most `budget` worse, or if its interval holds no change at all."""
+        return self.worse <= budget or (self.interval is not None and self.interval[0] <= 0 <= self.interval[1])
 
 
 @dataclass(frozen=True)
@@ -47,12 +40,11 @@ def rise(score: Score, other: Score, paired: bool = False) -> Rise | None:
     difference = change(other.value, score.value) if score.text == other.text else None
     if difference is None:
         return None
+    worse, bounds = -difference if score.about.get("better") == "higher" else difference, None
     mine, theirs = (score.examples(), other.examples()) if paired else (None, None)
-    bounds = None
     if mine and theirs and len(mine.numerators) == len(theirs.numerators):
         bounds = mine.against(theirs).interval_95
-    sign = -1 if score.about.get("better") == "higher" else 1
-    return Rise(difference, sign, (100 * (bounds[0] - 1), 100 * (bounds[1] - 1)) if bounds else None)
+    return Rise(difference, worse, (100 * (bounds[0] - 1), 100 * (bounds[1] - 1)) if bounds else None)
 
 
 def judge(
@@ -64,20 +56,19 @@ def judge(
     gain: float,
 ) -> Verdict:
     """Whether a stage paid; quality alone is worth something only if it trained."""
+
+    def enough(per_cent: float | None) -> bool:
+        return per_cent is not None and per_cent >= gain and per_cent > 0
+
     if source is None:
         return "not measured"
     if not source.within(budget):
         return "outside the budget"
-    if any(enough(per_cent, gain) for per_cent in gains.values()):
+    if any(map(enough, gains.values())):
         return "pays"
-    if trained and before and enough(-before.worse, gain):
+    if trained and before and enough(-before.worse):
         return "quality only"
     return "not measured" if None in gains.values() or (trained and before is None) else "does not pay"
-
-
-def enough(per_cent: float | None, gain: float) -> bool:
-    """True if a figure is better by at least `gain`, and better at all."""
-    return per_cent is not None and per_cent >= gain and per_cent > 0
 
 
 def resources(*models: Model) -> list[str]:

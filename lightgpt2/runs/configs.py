@@ -16,13 +16,7 @@ def shipped_configs() -> Path:
 
 
 def find_config(name: str, key: str = "--config", beside: Path | None = None) -> Path:
-    """Find a configuration by its path, or by the bare name of a shipped one.
-
-    Args:
-        name: The path or name.
-        key: What to call it in errors.
-        beside: A folder to look in for a relative path that the working folder does not have.
-    """
+    """Find a configuration by its path, from the working folder or else `beside` it, or by the name of a shipped one."""
     return _find(name, key, [beside / name] if beside else [], Path(), shipped_configs())
 
 

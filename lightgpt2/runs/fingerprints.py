@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,6 @@ from lightgpt2.runs.settings import Settings, flat, section
 
 Parts = dict[str, Any]
 Record = dict[str, Any]
-_Stamp = tuple[str, int, int, int]
 
 _ELSEWHERE = ("needs", "run")  # say where things lie; what lies there is compared by its content
 _TEXT = {"data.source", "data.text_field", "data.separator"}
@@ -26,10 +26,8 @@ _TEXT = {"data.source", "data.text_field", "data.separator"}
 def parts(recipe: Recipe, stage: Stage) -> Parts:
     """Everything that a stage is made from.
 
-    Returns:
-        `settings`: the configuration by dotted keys, without paths of inputs. `inputs`: what it takes from other stages, and
-        `sources`: from other folders and files, by key, with the digest of what lies there. `text`: the fingerprint of the
-        corpus. `lightgpt2`: the version.
+    The settings by dotted keys, without paths of inputs. By key what it takes from other stages (`inputs`) and from other files
+    and folders (`sources`), with the digest of what lies there. The fingerprint of the corpus; the version.
     """
     settings = flat({key: value for key, value in stage.settings.items() if key not in _ELSEWHERE}, lists=True)
     text = corpus(stage.settings)
@@ -49,50 +47,47 @@ def _input(recipe: Recipe, stage: Stage, folder: str) -> dict[str, str]:
         return {"folder": folder, "sha256": digest}
     parent = folder.partition("/")[0]
     made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(recipe.run(parent).folder))) or "nothing"
-    raise UserError(
-        f"stages.{stage.name}.from: must be a folder with weights, got {recipe.folder / folder}; {parent} wrote {made}"
-    )
+    what = f"must be a folder with weights, got {recipe.folder / folder}"
+    raise UserError(f"stages.{stage.name}.from: {what}; {parent} wrote {made}")
 
 
 def sources(stage: Stage) -> dict[str, str | None]:
     """Digests of the local models and tokenizers that no stage writes; None for one that `needs` is yet to make."""
     tokenizer = section(stage.settings, "data", "init_args").get("tokenizer")
     named = flat({"model": section(stage.settings, "model"), "data.tokenizer": tokenizer}, lists=True)
-    needs = section(stage.settings, "needs")
-    return {
-        key: _source(Path(name).expanduser(), key)
-        for key, name in named.items()
-        if isinstance(name, str) and key not in stage.inputs and (name in needs or Path(name).expanduser().exists())
-    }
+    needs, found = section(stage.settings, "needs"), dict[str, str | None]()
+    for key, name in named.items():
+        with suppress(OSError, RuntimeError):  # a text that cannot be a path
+            path = Path(name or "?").expanduser() if isinstance(name, str) and key not in stage.inputs else None
+            if path and (name in needs or path.exists()):
+                found[key] = _source(path, key)
+    return found
 
 
 def _source(path: Path, key: str) -> str | None:
-    if path.is_file():
-        return _digest((_stamp(path),))
     folders = [path, *([Path(base_of(str(path), key))] if is_adapter(str(path)) else [])]
     files = [file for folder in folders for file in sorted(folder.glob("[!.]*")) if file.is_file()]
-    stamps = [_stamp(file) for file in files if file.name != LEDGER]  # to which a later benchmark adds
-    return _digest(tuple(stamps)) if stamps else None
+    # The ledger is left out: a later benchmark adds to it.
+    return _digest([path] if path.is_file() else [file for file in files if file.name != LEDGER])
 
 
 def weights(folder: Path) -> str | None:
-    """Digest of a folder's weight files (of the file itself if there is one); None if it has none."""
-    files = sorted(folder.glob("*.safetensors"))
-    return _digest(tuple(map(_stamp, files))) if files else None
+    """Digest of a folder's weight files; None if it has none."""
+    return _digest(sorted(folder.glob("*.safetensors")))
 
 
-def _stamp(path: Path) -> _Stamp:
-    stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino
+def _digest(files: list[Path]) -> str | None:
+    """Digest of files with their names; that of the file itself if there is one."""
+    digests = [_digest_of(file, (stat := file.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for file in files]
+    if len(files) < 2:
+        return digests[0] if files else None
+    named = "\n".join(f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 @cache  # a stage's output is the next one's input: it is read once as long as it stays what it is
-def _digest(stamps: tuple[_Stamp, ...]) -> str:
-    digests = {path: sha256_file(Path(path)) for path, *_ in stamps}
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    named = "\n".join(f"{Path(path).name} {digest}" for path, digest in digests.items())
-    return hashlib.sha256(named.encode()).hexdigest()
+def _digest_of(file: Path, *stamp: int) -> str:
+    return sha256_file(file)
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -126,8 +121,7 @@ def changes(old: Parts, new: Parts) -> list[str]:
 def _shown(settings: Settings, key: str) -> str:
     if key not in settings:
         return "not set"
-    value = settings[key]
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = settings[key] if isinstance(settings[key], str) else json.dumps(settings[key], ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

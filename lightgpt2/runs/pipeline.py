@@ -29,14 +29,8 @@ _STATE = "pipeline.json"
 def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None:
     """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed.
 
-    Args:
-        name: The recipe: its path, or the name of a shipped one.
-        dry_run: Only say what would run, and why.
-        run: The folder of its stages under `checkpoints/`; by default its stem.
-
-    Raises:
-        UserError: There are mistakes in the recipe, its folder is another's, or a stage failed.
-        Interrupted: A stage was interrupted.
+    `name` is its path or that of a shipped one; `run` the folder of its stages under `checkpoints/`, by default its stem. With
+    `dry_run` only say what would run, and why.
     """
     recipe = read_recipe(name, run)
     if dry_run:
@@ -163,10 +157,8 @@ def _run_stage(recipe: Recipe, number: int, held: int) -> float | None:
         raise Interrupted(f"{where}; the same command goes on from there")
     if code:
         how = f"was killed by signal {-code}" if code < 0 else "failed; see its message above"
-        raise UserError(
-            f"stages.{stage.name}: lightgpt2 fit {' '.join(options)} {how}. The stages before it stay as they are, and the "
-            "same command goes on with this one"
-        )
+        rest = "The stages before it stay as they are, and the same command goes on with this one"
+        raise UserError(f"stages.{stage.name}: lightgpt2 fit {' '.join(options)} {how}. {rest}")
     return seconds
 
 
@@ -184,9 +176,8 @@ def _finish(recipe: Recipe, stage: Stage, made_from: Parts, seconds: float) -> N
     run = recipe.run(stage.name)
     made = fingerprints.outputs(run.folder)
     if "model" not in made or "after" not in Ledger.read(run.model).last.get("quality", {}):
-        raise UserError(
-            f"stages.{stage.name}: it ended without an artefact that was scored ({run.model}); see what it printed above"
-        )
+        what = f"it ended without an artefact that was scored ({run.model})"
+        raise UserError(f"stages.{stage.name}: {what}; see what it printed above")
     # What the stage's `needs` made on its way is known now.
     known = {key: digest for key, digest in made_from["sources"].items() if digest}
     made_from = {**made_from, "sources": fingerprints.sources(stage) | known}

@@ -50,15 +50,7 @@ class Recipe:
 
 
 def read_recipe(name: str, run: str | None = None) -> Recipe:
-    """Read a recipe and the configurations of its stages.
-
-    Args:
-        name: Its path, or the name of a shipped one.
-        run: The folder of its stages under `checkpoints/`; by default its stem.
-
-    Raises:
-        UserError: One line for each mistake that shows without importing anything heavy.
-    """
+    """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import."""
     path = find_recipe(name)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     reader = _Reader(path, run or path.stem, values.pop("stages", None))
@@ -66,7 +58,9 @@ def read_recipe(name: str, run: str | None = None) -> Recipe:
         reader.wrong("recipe", f"{reader.run} names no folder for its stages", "give --run NAME, without leading dots")
     for key in values:
         reader.wrong(str(key), "no such key", "a recipe holds stages and nothing else")
-    stages = reader.read()
+    stages = [reader.stage(number, entry) for number, entry in enumerate(reader.entries)]
+    if not stages:
+        reader.wrong("stages", "there are none", "give a list of them, each with a name and a config")
     if reader.problems:
         raise UserError(reader.problems)
     return Recipe(reader.run, in_order(stages))
@@ -85,20 +79,17 @@ class _Reader:
         """Collect a mistake."""
         self.problems.append(Problem(key, what, fix))
 
-    def read(self) -> list[Stage]:
-        """The stages as they are written."""
-        if not self.entries:
-            self.wrong("stages", "there are none", "give a list of them, each with a name and a config")
-        return [self._stage(number, entry) for number, entry in enumerate(self.entries)]
-
-    def _stage(self, number: int, entry: Any) -> Stage:
+    def stage(self, number: int, entry: Any) -> Stage:
+        """A stage as it is written."""
         stage = Stage(self.names[number])
         where = f"stages.{stage.name or number + 1}"
         if not isinstance(entry, dict):
             self.wrong(where, f"must be a mapping with a name and a config, got {entry!r}")
             return stage
-        for key in (key for key in entry if key not in _KEYS):
-            self.wrong(f"{where}.{key}", "no such key", f"a stage has {', '.join(_KEYS)}")
+        unknown = [key for key in entry if key not in _KEYS]
+        self.problems += [
+            Problem(f"{where}.{key}", "no such key", f"a stage has {', '.join(_KEYS)}") for key in unknown
+        ]
         self._check_name(f"{where}.name", number, entry.get("name"))
         overrides = entry.get("overrides") or {}
         if not isinstance(overrides, dict):
@@ -125,29 +116,25 @@ class _Reader:
 
     def _config(self, key: str, config: Any) -> Settings:
         """A stage's configuration."""
+        if config is None:
+            raise UserError(f"{key}: required, but not given")
         if not isinstance(config, str):
-            wrong = (
-                "required, but not given" if config is None else f"must be the name of a configuration, got {config!r}"
-            )
-            raise UserError([Problem(key, wrong)])
-        own = (
-            self.path.parent / config
-        ).resolve() == self.path.resolve()  # a recipe may be called like a configuration
-        path = find_config(config, key, None if own else self.path.parent)
+            raise UserError(f"{key}: must be the name of a configuration, got {config!r}")
+        beside = self.path.parent  # where the recipe itself may be called like a shipped configuration
+        path = find_config(config, key, None if (beside / config).resolve() == self.path.resolve() else beside)
         settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not section(settings, "model").get("class_path"):
-            raise UserError([Problem(key, f"{config} has no model.class_path", "give a configuration of fit")])
+            raise UserError(f"{key}: {config} has no model.class_path; give a configuration of fit")
         return settings
 
     def _connect(self, where: str, stage: Stage, number: int, entry: Settings, overrides: Settings) -> None:
         """Put the folders of other stages, and the name of the run, into a stage's configuration."""
         given = entry.get("from", self.names[number - 1] or None if number else None)
         model = section(stage.settings, "model", "init_args")
-        starts_at_teacher = model.get("teacher") is not None and model.get("model") is None
-        default = "model.teacher" if starts_at_teacher else "model.model"
-        for key, source in (
-            given if isinstance(given, dict) else {default: given} if given is not None else {}
-        ).items():
+        default = "teacher" if model.get("teacher") is not None and model.get("model") is None else "model"
+        if not isinstance(given, dict):
+            given = {} if given is None else {f"model.{default}": given}
+        for key, source in given.items():
             folder = self._folder(f"{where}.from", source)
             if clash := next((k for k in flat(overrides) if f"{k}.".startswith(f"{key}.")), None):
                 what = f"the stage's input is put there (from: {source})"
@@ -165,9 +152,7 @@ class _Reader:
             known = ", ".join(filter(None, self.names))
             self.wrong(key, f"there is no stage {source}", f"give STAGE or STAGE/FOLDER, of {known}")
         elif slash and not is_folder_name(folder):
-            self.wrong(
-                key, f"{source} names no folder of the stage {name}", f"give {name}, or for example {name}/adapter"
-            )
+            self.wrong(key, f"{source} names no folder of that stage", f"give {name}, or for example {name}/adapter")
         else:
             return f"{name}/{folder or 'model'}"
         return None
@@ -181,11 +166,7 @@ def corpus(settings: Settings) -> Corpus | None:
 
 
 def in_order(stages: list[Stage]) -> list[Stage]:
-    """Order stages so that each comes after those that it takes something from, and otherwise as they are written.
-
-    Raises:
-        UserError: Some wait for each other.
-    """
+    """Order stages so that each comes after those that it takes something from, and otherwise as they are written."""
     ordered, waiting = dict[str, Stage](), list(stages)
     while waiting:
         following = next((stage for stage in waiting if stage.parents <= {*ordered}), None)

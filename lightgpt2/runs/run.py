@@ -66,9 +66,6 @@ def identity(config: dict[str, Any]) -> Identity:
 
     Left out is what may change between a run and its resumption: `optimizer`, `task` and `loss`, how to compute (`compile`,
     `activation_checkpointing`, `trust_remote_code`), and floats: learning rates, loss weights, shares. Class paths count.
-
-    Args:
-        config: A resolved configuration, as in `config.yaml`.
     """
     model = {"class_path": config["model"]["class_path"], **config["model"]}
     found = flat({"model": model, "data": {"source": section(config, "data", "init_args").get("source")}}, lists=True)
@@ -89,21 +86,15 @@ def _differences(ours: Identity, theirs: Identity) -> str:
 
 
 def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
-    """Check that a run may write to its folder.
-
-    Raises:
-        UserError: The name is not that of a folder; the folder is another run's; or it holds an unfinished one.
-    """
+    """Check that a run may write to its folder: its name is that of one, and no other or unfinished run would be lost."""
     key, parts = f"--run {run.name}", run.name.split("/")
     if len(parts) > 2 or not all(map(is_folder_name, parts)):
-        raise UserError(
-            f"{key}: not the name of a folder, nor of one inside another; give NAME or GROUP/NAME without leading dots"
-        )
+        what = "not the name of a folder, nor of one inside another"
+        raise UserError(f"{key}: {what}; give NAME or GROUP/NAME without leading dots")
     # A run inside another's folder could not be removed without the other.
     if inside := sorted(path.parent.name for path in run.folder.glob("*/config.yaml")):
-        raise UserError(
-            f"{key}: {run.folder} holds other runs ({', '.join(inside)}); give this run another name with --run NAME"
-        )
+        what = f"{run.folder} holds other runs ({', '.join(inside)})"
+        raise UserError(f"{key}: {what}; give this run another name with --run NAME")
     if "/" in run.name and (run.folder.parent / "config.yaml").exists():
         raise UserError(f"{key}: {run.folder.parent} is the folder of a run itself; give this run another GROUP")
     if not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
@@ -119,14 +110,12 @@ def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
 
 def check_owner(run: Run, ours: Identity) -> None:
     """Check that the model in a run's folder is the one that the configuration describes."""
-    key, theirs = f"--run {run.name}", run.owner()
+    key, theirs, other = f"--run {run.name}", run.owner(), f"--ckpt_path {run.model} to score it"
     if theirs is None:
-        raise UserError(f"{key}: {run.folder} was not made by lightgpt2; give --ckpt_path {run.model} to score it")
+        raise UserError(f"{key}: {run.folder} was not made by lightgpt2; give {other}")
     if differences := _differences(ours, theirs):
-        raise UserError(
-            f"{key}: the model in {run.folder} was made with other settings ({differences}); give those, or --ckpt_path "
-            f"{run.model} to score it with these"
-        )
+        what = f"the model in {run.folder} was made with other settings ({differences})"
+        raise UserError(f"{key}: {what}; give those, or {other} with these")
 
 
 def is_folder_name(name: str) -> bool:
@@ -166,18 +155,10 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
 
 
 def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None, int, list[str]]:
-    """Find the checkpoint that `--ckpt_path` means.
-
-    Args:
-        run: The run.
-        wanted: `last`, `best`, or the path of a checkpoint.
-        ours: Identity of the run that wants to load it.
+    """Find the checkpoint that `--ckpt_path` means: `last`, `best`, or a path.
 
     Returns:
         Its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.
-
-    Raises:
-        UserError: There is no usable checkpoint.
     """
     named = wanted in ("last", "best")
     candidates = {"last": [run.last, run.best], "best": [run.best]}.get(wanted, [Path(wanted)])
@@ -197,6 +178,3 @@ def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None,
     if not named:
         raise UserError(f"--ckpt_path: {notes[0]}; give last, best, or the checkpoint of this run")
     raise UserError(f"--ckpt_path: no usable checkpoint: {'; '.join(notes)}. Start anew with another --run")
-
-
-claim = check_folder  # until the command line uses the new name

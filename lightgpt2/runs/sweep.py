@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,9 @@ def run_sweep(
     """Sweep one setting of a configuration.
 
     `sparsity` is of the trained weights: the configuration is fitted once (or resumed), and copies of its result are pruned.
-    For any other key each value is a fit, all of them stages of a pipeline: finished ones are kept.
-
-    Args:
-        config: The configuration: its path, or the name of a shipped one.
-        key: `sparsity`, or the dotted key of a number in the configuration.
-        values: Its values.
-        run: Name of the run, or of the group of runs; by default the configuration's stem, and the key.
-        targets: What is pruned, as for `SparsitySweep`.
-        budget: How many per cent worse than in the first row the primary metric may be.
-        changes: Further settings for all fits, `key=value` each.
-
-    Raises:
-        UserError: A value cannot be, or a fit failed.
-        Interrupted: It was interrupted; what is done is kept.
+    For any other key, the dotted key of a number in the configuration, each value is a fit, all of them stages of a pipeline:
+    finished ones are kept. `run` names the run, or the group of runs; by default the configuration's stem does, with the key.
+    The `budget` is how many per cent worse than in the first row the primary metric may be; `changes` are `key=value` each.
     """
     path = find_config(config)
     settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -51,14 +41,13 @@ def run_sweep(
         raise UserError(f"--set: must be key=value, got {broken[0]}; for example trainer.max_steps=50")
     pairs = (change.split("=", maxsplit=1) for change in changes)
     problems = override(settings, {name: yaml.safe_load(value) for name, value in pairs})
-    values = sorted(set(values))
+    values, stem = sorted(set(values)), str(settings.get("run") or path.stem)
     if key == SPARSITY:
-        problems += [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
+        wrong = [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
     else:
-        problems += _key_problems(flat(settings), key, values)
-    if problems:
+        wrong = _key_problems(flat(settings), key, values)
+    if problems := [*problems, *wrong]:
         raise UserError(problems)
-    stem = str(settings.get("run") or path.stem)
     if key == SPARSITY:
         _sweep_sparsity(settings, Run(run or stem), values, targets, budget)
     else:
@@ -66,20 +55,17 @@ def run_sweep(
 
 
 def _key_problems(found: Settings, key: str, values: list[float]) -> list[str]:
-    numbers = ", ".join([name for name, value in found.items() if _is_number(value)][:8])
+    numbers = []
+    for name, value in found.items():
+        with suppress(TypeError, ValueError):
+            float(value)  # YAML takes 1e-2 for text, which jsonargparse does not
+            numbers += [] if isinstance(value, bool) else [name]
+    such = f"such as {', '.join(numbers[:8])}"
     if key not in found:
-        return [f"--key: the configuration has no {key}; give one that it sets, such as {numbers}"]
-    if not _is_number(found[key]):
-        return [f"--key: must be that of a number, got {key}: {found[key]!r}; give one such as {numbers}"]
+        return [f"--key: the configuration has no {key}; give one that it sets, {such}"]
+    if key not in numbers:
+        return [f"--key: must be that of a number, got {key}: {found[key]!r}; give one {such}"]
     return [] if values else [f"--values: give the values of {key}"]
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)  # YAML takes 1e-2 for text, which jsonargparse does not
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, bool)
 
 
 def _sweep_sparsity(settings: Settings, run: Run, levels: list[float], targets: str | None, budget: float) -> None:
@@ -113,15 +99,10 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
 
 
 def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arms: Arms, budget: float) -> None:
-    """Write a sweep as `sweep.json`, as a picture and into a model's ledger, where a report finds it; print it.
+    """Write a sweep to `sweep.json`, a picture and the ledger of a model, where a report finds it; print its table.
 
-    Args:
-        folder: Where the files go.
-        model: The model folder.
-        name: What the picture calls the model.
-        about: `key`, what was swept, and its `values`.
-        arms: The quality at each value, by arm; the first arm decides.
-        budget: How many per cent worse than in the first row the primary metric may be.
+    `about` has what was swept, `key` and `values`; `arms` the quality at each value, of which the first arm's decides what is
+    inside the budget.
     """
     inside = largest_inside(about["values"], next(iter(arms.values())), budget)
     found = {**about, "arms": arms, "budget_percent": budget, "largest_inside_budget": inside}
@@ -134,13 +115,7 @@ def write_sweep(folder: Path, model: Path, name: str, about: dict[str, Any], arm
 
 
 def largest_inside(values: list[float], rows: list[dict[str, Any]], budget: float) -> float | None:
-    """The largest value up to which every row is inside the budget; None if the first row's metric is not a number.
-
-    Args:
-        values: What was swept, ascending.
-        rows: The quality at each.
-        budget: How many per cent worse than in the first row the primary metric may be.
-    """
+    """The largest value up to which the quality stays inside a budget; None if the first row's metric is not a number."""
     first, inside = value_of(rows[0]), None
     worse = 1 if rows[0][rows[0]["primary"]]["better"] == "lower" else -1
     slack = abs(first) * budget / 100 if math.isfinite(first) else 0.0

@@ -30,15 +30,9 @@ class Engine(Protocol):
     context: int
 
     def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
-        """Read the prompts of a new batch.
+        """Read the prompts `[B, T]` of a new batch, padded on the left, with 0 at pads in `mask`.
 
-        Args:
-            ids: `[B, T]`, padded on the left.
-            mask: `[B, T]`, 0 at pads.
-            new_tokens: How many tokens `decode` may add.
-
-        Returns:
-            Logits of the next token `[B, V]`: the caller may change them, until the next call.
+        `decode` may add `new_tokens` tokens. Returns logits of the next token `[B, V]`: the caller's until the next call.
         """
 
     def decode(self, tokens: Ints) -> Floats:

@@ -25,12 +25,8 @@ def seal(folder: Path, about: dict[str, Any]) -> None:
 def open_export(folder: Path, key: str = "MODEL") -> dict[str, Any]:
     """Read `export.json`, and check that every file is as it was written.
 
-    Args:
-        folder: The folder.
-        key: The model's name in errors.
-
     Raises:
-        UserError: A file is missing, cut short or changed.
+        UserError: A file is missing, cut short or changed; `key` names the model.
     """
     try:
         about: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -94,12 +95,7 @@ class LanguageModel:
         return (done for batch in batches for done in self._continue(batch, settings, on_text))
 
     def logits(self, ids: Ints, mask: Ints | None = None) -> Floats:
-        """The logits `[B, T, V]` at all positions.
-
-        Args:
-            ids: Tokens `[B, T]`.
-            mask: `[B, T]`, 0 at pads, which are on the left; default: there are none.
-        """
+        """The logits `[B, T, V]` at all positions of `[B, T]`; `mask` is 0 at pads, which are on the left (default: none)."""
         ids = np.asarray(ids, np.int64)
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
         return self.engine.logits(ids, mask).copy()
@@ -126,7 +122,9 @@ class LanguageModel:
         new_tokens = batch[0].new_tokens  # the same for all
         prompts = [prompt.tokens for prompt in batch]
         sampler = Sampler(settings.sampling, prompts, [prompt.index for prompt in batch], new_tokens)
-        writers = [Writer(self.tokenizer, p.tokens, settings.stop, _of_one(on_text, p.index)) for p in batch]
+        writers = [
+            Writer(self.tokenizer, p.tokens, settings.stop, on_text and partial(on_text, p.index)) for p in batch
+        ]
         active = set(range(len(batch)))
         logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
         for count in range(1, new_tokens + 1):
@@ -141,10 +139,6 @@ class LanguageModel:
             if not active:
                 return
             logits = self.engine.decode(tokens)
-
-
-def _of_one(on_text: OnText | None, index: int) -> Callable[[str], None] | None:
-    return None if on_text is None else lambda piece: on_text(index, piece)
 
 
 def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:

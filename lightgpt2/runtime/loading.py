@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.language_model import LanguageModel
 
@@ -32,12 +32,10 @@ def load(
     if folder.suffix == ".gguf" and is_exported(str(folder.parent)):
         folder = folder.parent  # which has what transformers does not find in the file
     if not is_exported(str(folder)):
-        return _load_transformers(source, threads, trust_remote_code, key)
+        return _load_torch(source, None, threads, trust_remote_code, key)
     open_export(folder, key)
-    return _load_gguf(folder, threads, key) if (folder / GGUF).exists() else _load_onnx(folder, threads, key)
-
-
-def _load_onnx(folder: Path, threads: int | None, key: str) -> LanguageModel:
+    if (folder / GGUF).exists():
+        return _load_torch(source, folder, threads, trust_remote_code, key)
     from lightgpt2.runtime.onnx_engine import OnnxEngine
 
     engine = OnnxEngine(folder / ONNX, context_of(folder, key), threads, key)
@@ -53,36 +51,27 @@ def context_of(folder: Path, key: str) -> int:
     config = _json(folder / "config.json", key)
     context = config.get("max_position_embeddings") or config.get("n_positions")
     if not context:
-        raise UserError(
-            f"{key}: {folder / 'config.json'} has no max_position_embeddings or n_positions; export it again"
-        )
+        what = f"{folder / 'config.json'} has no max_position_embeddings or n_positions"
+        raise UserError([Problem(key, what, "export it again")])
     return int(context)
 
 
-def _load_gguf(folder: Path, threads: int | None, key: str) -> LanguageModel:
-    """With the folder's configuration and tokenizer: transformers does not find all of them in the file."""
+def _load_torch(source: str, gguf: Path | None, threads: int | None, trusted: bool, key: str) -> LanguageModel:
+    """A model that transformers runs; of an exported GGUF it does not find configuration and tokenizer in the file."""
     import torch
 
-    from lightgpt2.models.loading import load_exported_gguf
-    from lightgpt2.runtime.transformers_engine import TransformersEngine
-
-    torch.set_num_threads(threads or torch.get_num_threads())
-    model = load_exported_gguf(folder, key)
-    generation = _generation(folder, model.config.to_dict(), key)
-    return LanguageModel(TransformersEngine(model), _tokenizer(folder, key), generation)
-
-
-def _load_transformers(source: str, threads: int | None, trust_remote_code: bool, key: str) -> LanguageModel:
-    import torch
-
-    from lightgpt2.models.loading import load_tokenizer
+    from lightgpt2.models.loading import load_exported_gguf, load_tokenizer
     from lightgpt2.models.quantization import load_for_inference
     from lightgpt2.runtime.transformers_engine import TransformersEngine
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
-    tokenizer = load_tokenizer(source, key, trust_remote_code).backend_tokenizer
-    generation = _with_ends(model.generation_config.to_dict(), model.config.to_dict())
+    if gguf:
+        model = load_exported_gguf(gguf, key)
+        tokenizer, generation = _tokenizer(gguf, key), _generation(gguf, model.config.to_dict(), key)
+    else:
+        model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trusted)
+        tokenizer = load_tokenizer(source, key, trusted).backend_tokenizer
+        generation = _with_ends(model.generation_config.to_dict(), model.config.to_dict())
     return LanguageModel(TransformersEngine(model), tokenizer, generation)
 
 
@@ -101,7 +90,7 @@ def _json(path: Path, key: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} cannot be read ({' '.join(str(error).split())}); export it again") from error
+        raise UserError([_unreadable(key, path, error)]) from error
     if not isinstance(values, dict):
         raise UserError(f"{key}: {path} holds no settings; export it again")
     return values
@@ -111,5 +100,9 @@ def _tokenizer(folder: Path, key: str) -> Tokenizer:
     path = folder / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # it has no classes of its own for what is wrong
-        raise UserError(f"{key}: {path} cannot be read ({' '.join(str(error).split())}); export it again") from error
+    except Exception as error:  # it has no class for what is wrong
+        raise UserError([_unreadable(key, path, error)]) from error
+
+
+def _unreadable(key: str, path: Path, error: Exception) -> Problem:
+    return Problem(key, f"{path} cannot be read ({' '.join(str(error).split())})", "export it again")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.engines import PREFILL, Floats, Ints, physical_cores, positions
 from lightgpt2.runtime.ort import open_session, runtime
 
@@ -27,11 +27,8 @@ class OnnxEngine:
         model: The `.onnx` file.
         context: How many positions the model has.
         threads: Threads that compute; default: the physical cores that this process may use.
-        name: The model's name in errors.
+        name: The model's name in errors, which are `UserError`s.
         profile: Prefix of the files of its profiles; None: no profile.
-
-    Raises:
-        UserError: The file cannot be loaded, or is no decoder with a cache; or there is no room for what loading writes.
     """
 
     def __init__(
@@ -46,14 +43,21 @@ class OnnxEngine:
         outputs = {each.name: each for each in self._session.get_outputs()}
         pasts = {key: key.replace(_PAST, "present.") for key in self._inputs if key.startswith(_PAST)}
         if not pasts or not {"logits", *pasts.values()} <= outputs.keys():
-            raise UserError(
-                f"{name}: {model} is no decoder with a cache (past_key_values.N, logits); it writes no text"
-            )
+            raise UserError(f"{name}: {model} must be a decoder with a cache (past_key_values.N, logits)")
         kept = self._session.get_modelmeta().custom_metadata_map.get(PREFILL)
         # What reads many tokens at once.
         self._reader = self._session
         if kept is not None:
-            self._reader = _prefill_session(model, json.loads(kept), threads, name, profile and f"{profile}-prefill")
+            from lightgpt2.runtime.prefill import prefill_session  # and onnx: only what was exported so pays for it
+
+            try:
+                self._reader = prefill_session(model, json.loads(kept), threads, profile and f"{profile}-prefill")
+            except OSError as error:
+                what = (
+                    f"the weights that it reads prompts with could not be written to a temporary file ({_line(error)})"
+                )
+                fix = "make room, or set TMPDIR to a folder that has some"
+                raise UserError([Problem(name, what, fix)]) from error
         # name of the past, name of the present, heads, width of a head
         self._layers = [(past, now, *self._inputs[past].shape[1::2]) for past, now in pasts.items()]
         self._keeps = _KEEP in {each.name for each in self._session.get_overridable_initializers()}
@@ -108,9 +112,7 @@ class OnnxEngine:
         bound.run()
         return self._wide
 
-    def _bound(
-        self, session: runtime.InferenceSession, ids: Ints, places: Ints, logits: NDArray[np.float32]
-    ) -> "_Bound":
+    def _bound(self, session: runtime.InferenceSession, ids: Ints, places: Ints, logits: Floats) -> "_Bound":
         """A session with the cache, tokens to read and room for their logits; with everything but the mask."""
         bound = _Bound(session)
         for past, now, *_ in self._layers:
@@ -149,20 +151,6 @@ class _Bound:
     def run(self) -> None:
         """Read the inputs, write the outputs."""
         self._session.run_with_iobinding(self._binding)
-
-
-def _prefill_session(
-    model: Path, kept: list[str], threads: int, name: str, profile: str | None
-) -> runtime.InferenceSession:
-    from lightgpt2.runtime.prefill import prefill_session  # and onnx: only what was exported so pays for it
-
-    try:
-        return prefill_session(model, kept, threads, profile)
-    except OSError as error:
-        raise UserError(
-            f"{name}: the weights that it reads prompts with could not be written to a temporary file ({_line(error)}); make "
-            "room, or set TMPDIR to a folder that has some"
-        ) from error
 
 
 def _line(error: Exception) -> str:

@@ -50,11 +50,7 @@ class Resolved:
 
 
 def resolve(options: Options, folder: dict[str, Any]) -> Resolved:
-    """Fill in what is open.
-
-    Args:
-        options: What is asked.
-        folder: The values of the folder's generation configuration; None is as good as missing.
+    """Fill in what is open from the folder's generation configuration, where None is as good as missing.
 
     Raises:
         UserError: One line for each value that is out of range.

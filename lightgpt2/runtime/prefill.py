@@ -102,9 +102,7 @@ def _read(stored: ir.ExternalTensor, folder: Path) -> ir.TensorProtocol:
 
 
 def _array(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
+    return cast(ir.TensorProtocol, cast(ir.Value, value).const_value).numpy()
 
 
 def _halves(data: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,12 +15,8 @@ _FORM = '{"prompt": "some text"}'
 def read_prompts(path: Path, option: str = "--prompts") -> list[dict[str, Any]]:
     """Read the lines of a file, each with `prompt` and whatever else belongs to it; blank lines are left out.
 
-    Args:
-        path: The file.
-        option: Its name in errors.
-
     Raises:
-        UserError: It cannot be read, or a line has no text under `prompt`.
+        UserError: It cannot be read, or a line has no text under `prompt`; `option` names the file.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

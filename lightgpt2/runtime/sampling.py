@@ -46,12 +46,10 @@ class Sampling:
             "no_repeat_ngram": ("at least 0 (0: no limit)", self.no_repeat_ngram >= 0),
             "seed": ("at least 0", self.seed >= 0),
         }
-        if problems := [
-            Problem(name, f"must be {words}, got {getattr(self, name)}")
-            for name, (words, fits) in allowed.items()
-            if not fits
-        ]:
-            raise UserError(problems)
+        if wrong := {name: words for name, (words, fits) in allowed.items() if not fits}:
+            raise UserError(
+                Problem(name, f"must be {words}, got {getattr(self, name)}") for name, words in wrong.items()
+            )
 
 
 def penalize(logits: Floats, history: Ints, penalty: float) -> None:
@@ -70,16 +68,9 @@ def forbid_ngrams(logits: Floats, history: Ints, length: int) -> None:
 
 
 def distribution(logits: Floats, temperature: float, top_k: int = 0, top_p: float = 1.0) -> tuple[Ints, Floats]:
-    """The tokens that may be sampled and their probabilities.
+    """The tokens that may be sampled, of logits `[V]`: their ids `[K]`, and probabilities `[K]` that sum to 1.
 
-    Args:
-        logits: `[V]`.
-        temperature: Above 0.
-        top_k: As in `Sampling`; tokens as likely as the last of them are kept too.
-        top_p: As in `Sampling`.
-
-    Returns:
-        Ids `[K]`, and probabilities `[K]` that sum to 1.
+    Of `top_k`, tokens as likely as the last of them are kept too. `temperature` is above 0.
     """
     ids = np.arange(len(logits))
     if 0 < top_k < len(logits):
@@ -110,12 +101,6 @@ class Sampler:
     """Chooses the next token of each sequence of a batch, each with its own random generator.
 
     So what is sampled depends on the seed and the sequence's index, and not on what else is in the batch.
-
-    Args:
-        settings: How.
-        prompts: The sequences' tokens up to now.
-        indices: A number for each sequence.
-        new_tokens: How many tokens may be added.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "malicious" else pytest.mark.slow) for n in SPOILT])
 def test_bad_checkpoint(finished: Bench, name: str) -> None:
     spoil, problem = SPOILT[name]
     spoil(LAST)
@@ -76,6 +76,7 @@ def test_the_malicious_checkpoint_is_malicious(tmp_path: Path, monkeypatch: pyte
     assert Path("executed").exists()
 
 
+@pytest.mark.slow
 def test_fit_goes_on_from_best_where_last_is_bad(finished: Bench) -> None:
     os.truncate(LAST, 1000)
     out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
@@ -114,6 +115,7 @@ def test_resuming_with_nothing_left_to_train_says_so_and_keeps_the_ledger(finish
     assert json.loads(ledger.read_text()) == before
 
 
+@pytest.mark.slow
 def test_repetition_replaces_the_curves(finished: Bench) -> None:
     before = set(Path("tb-logs/r").glob("events*"))
     finished.succeed("fit", "--trainer.max_steps=2")
@@ -138,6 +140,7 @@ def test_exploding_weights_stop_the_run(bench: Bench) -> None:
     assert not Path("checkpoints/r/model").exists()
 
 
+@pytest.mark.slow
 def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
     bench.configure({"trainer.accumulate_grad_batches": 2, "checkpoint.every_n_steps": 100})
     poison = ["--trainer.callbacks=tests.support.mistakes.Poison", "--trainer.callbacks.batch=5"]
@@ -150,7 +153,7 @@ def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes."""
+    """No file can grow beyond `room` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
@@ -159,6 +162,7 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
     before = files()
     with full_disk(300_000):  # room for the logs and the teacher, not for a checkpoint
@@ -172,6 +176,7 @@ def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
     assert torch.load(LAST, weights_only=True)["global_step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [4_000, 100_000])  # the tokenized corpus does not fit; the model does not
 def test_full_disk_before_training(bench: Bench, room: int) -> None:
     with full_disk(room):
@@ -191,47 +196,35 @@ FULL = [
 
 
 def write_half(target: Path, error: BaseException) -> None:
+    """Writes half of a file, or of a folder, and fails."""
+    if target.is_dir():
+        with atomic_folder(target) as temporary:
+            (temporary / "weights").write_text("half of the n")
+            raise error
     with atomic_file(target) as temporary:
         temporary.write_text("half of the n")
         raise error
 
 
-def write_half_a_folder(target: Path, error: BaseException) -> None:
-    with atomic_folder(target) as temporary:
-        (temporary / "weights").write_text("half of the n")
-        raise error
-
-
-@pytest.mark.parametrize("error", FULL, ids=str)
-def test_full_disk_keeps_the_old_file(tmp_path: Path, error: Exception) -> None:
-    target = tmp_path / "last.ckpt"
-    target.write_text("old")
-    with pytest.raises(UserError, match=r"last\.ckpt: the disk is full"):
+@pytest.mark.parametrize("name", ["last.ckpt", "model/weights"])
+@pytest.mark.parametrize(
+    "error", [*FULL, ValueError("x"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()], ids=repr
+)
+def test_what_was_there_is_kept_and_only_a_full_disk_is_said_to_be_one(
+    tmp_path: Path, name: str, error: BaseException
+) -> None:
+    file = tmp_path / name
+    target = tmp_path / file.relative_to(tmp_path).parts[0]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("old")
+    with pytest.raises(UserError if error in FULL else type(error)) as caught:
         write_half(target, error)
-    assert target.read_text() == "old"
+    if error in FULL:
+        assert f"{target.name}: the disk is full" in str(caught.value)
+    else:
+        assert caught.value is error
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", FULL, ids=str)
-def test_full_disk_keeps_the_old_folder(tmp_path: Path, error: Exception) -> None:
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "weights").write_text("old")
-    with pytest.raises(UserError, match="model: the disk is full"):
-        write_half_a_folder(target, error)
-    assert (target / "weights").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: BaseException) -> None:
-    target = tmp_path / "last.ckpt"
-    target.write_text("old")
-    with pytest.raises(type(error)) as caught:
-        write_half(target, error)
-    assert caught.value is error
-    assert list(tmp_path.iterdir()) == [target]
-    assert target.read_text() == "old"
 
 
 def test_a_message_about_another_full_disk_stays(tmp_path: Path) -> None:

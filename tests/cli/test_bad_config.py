@@ -9,37 +9,24 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.cli import run_cli
-from tests.support.mistakes import Bench, errors, files
+from tests.support.mistakes import Bench, files
 
 # What a person may write, and words of the one message that it must give. The first begins the message.
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "unknown data key": ({"data.sorce": "x"}, ["data.sorce: no such key", "--help"]),
-    "unknown trainer key": ({"trainer.max_step": 5}, ["trainer.max_step: no such key", "--help"]),
-    "unknown nested key": ({"model.loss.temprature": 2.0}, ["model.loss.temprature: no such key", "--help"]),
-    "unknown task key": ({"model.task.sample": 2}, ["model.task.sample: no such key", "--help"]),
-    "unknown top-level key": ({"modle": 1}, ["modle: no such key", "--help"]),
-    "text for a number": ({"data.stride": "x"}, ["data.stride: 'x' is no whole number"]),
-    "text for a nested number": ({"model.optimizer.lr": "fast"}, ["model.optimizer.lr: 'fast' is no number"]),
-    "negative weight": ({"model.loss.ce": -1.0}, ["model.loss.ce: -1.0 is not allowed; give a value of at least 0"]),
-    "a fraction for a number": ({"data.stride": 6.5}, ["data.stride: no whole number (given: 6.5)"]),
-    "text for a group": ({"model.loss": "kd"}, ["model.loss: 'kd' is no group of settings"]),
-    "a list for a group": ({"model.loss": [1]}, ["model.loss: [1] is no group of settings; give its settings, or remove it"]),
-    "a number for a group": ({"model.optimizer": 3}, ["model.optimizer: 3 is no group of settings"]),
     "no loss": ({"model.loss": {"ce": 0, "kd": 0, "hidden": 0}}, ["model.loss: every weight is 0", "above 0"]),
-    "text for steps": ({"trainer.max_steps": "many"}, ["trainer.max_steps: many is no whole number"]),
-    "zero interval": ({"checkpoint.every_n_steps": 0}, ["checkpoint.every_n_steps: 0 is not allowed; give a value above 0"]),
-    "unknown choice": ({"data.mode": "pack"}, ["data.mode: pack is not one of 'packed', 'padded'"]),
-    "missing key": ({"model.teacher": None}, ["model.teacher: required, but not given"]),
-    "missing section": ({"data": None}, ["data: required, but not given"]),
-    "unknown class": (
-        {"model": {"class_path": "lightgpt2.methods.Distil"}},
-        ["model: there is no lightgpt2.methods.Distil"],
-    ),
     "a class of another kind": (
         {"model": {"class_path": "lightgpt2.data.LanguageModelingData"}},
         ["model: ", "lightgpt2.data.LanguageModelingData does not correspond to a subclass of Method"],
     ),
+    "no class of a callback": (
+        {"trainer.callbacks": [{"class_path": "lightgpt2.callbacks.artefact.Nothing"}]},
+        ["trainer.callbacks.Nothing: there is no lightgpt2.callbacks.artefact.Nothing"],
+    ),
+    "no such option of a callback of others": (
+        {"trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"durations": 1}}]},
+        ["trainer.callbacks.Timer.durations: no such key; did you mean duration?"],
+    ),
+    "a model folder's config for a strategy": ({"trainer.strategy": {"a": 1}}, ["trainer.strategy: "]),
     "bad separator": ({"data.separator": "("}, ["data.separator: '(' is not a regular expression", "correct it"]),
     "windows of one token": ({"data.sequence_length": 1}, ["data.sequence_length: 1 leaves nothing", "at least 2"]),
     "stride too long": ({"data.stride": 32}, ["data.stride: 32 skips tokens", "windows of 32", "at most 31"]),
@@ -139,96 +126,23 @@ def test_valid_configuration_is_not_refused(bench: Bench, changes: dict[str, Any
     assert files() == {}, "check writes nothing"
 
 
-def test_check_reports_all_mistakes_of_form_at_once(bench: Bench) -> None:
-    bench.configure({
-        "data.stride": "x", "model.optimizer.lr": "abc", "trainer.max_steps": "many", "model.nope": 3, "trainer.bar": 1,
-        "model.loss.ce": -1, "model.loss.tempp": 1, "nokey": 1, "model.teacher": None, "checkpoint.every_n_steps": 0,
-    })  # fmt: skip
-    expected = {
-        "data.stride", "model.optimizer.lr", "trainer.max_steps", "model.nope", "trainer.bar", "model.loss.ce",
-        "model.loss.tempp", "nokey", "model.teacher", "checkpoint.every_n_steps",
-    }  # fmt: skip
-    messages = bench.refuse("check")
-    assert {message.partition(":")[0] for message in messages} == expected
-    assert len(messages) == len(expected)
-
-
-def test_mistakes_of_file_and_command_line_are_reported_at_once(bench: Bench) -> None:
-    bench.configure({"data.nope": 1})
-    messages = bench.refuse("check", "--model.optimizer.lr=x", "--trainer.max_steps", "y", "--other", "3")
-    keys = {message.partition(":")[0] for message in messages}
-    assert keys == {"data.nope", "model.optimizer.lr", "trainer.max_steps", "other"}
-
-
 def test_check_reports_all_mistakes_of_sense_at_once(bench: Bench) -> None:
     bench.configure({
-        "data.separator": "(", "data.source": "./nowhere.txt", "data.stride": 99, "trainer.max_steps": 0,
+        "data.separator": "(", "data.stride": 99, "trainer.max_steps": 0,
         "trainer.limit_train_batches": 0, "model.student": {"n_layer": 2, "vocab_size": 400}, "model.layer_map": [0, 9],
     })  # fmt: skip
     messages = bench.refuse("check")
     assert sorted(message.partition(":")[0] for message in messages) == [
-        "data.separator", "data.source", "data.stride", "model.layer_map", "model.layers", "model.student",
+        "data.separator", "data.stride", "model.layer_map", "model.layers", "model.student",
         "trainer.limit_train_batches", "trainer.max_steps",
     ]  # fmt: skip
 
 
-def test_check_looks_at_every_model_though_one_is_missing(bench: Bench) -> None:
-    bench.configure(
-        {"model.teacher": "checkpoints/none", "model.student": "./nowhere"}
-    )  # and layers, which cannot be then
-    messages = bench.refuse("check")
-    assert sorted(message.partition(":")[0] for message in messages) == [
-        "model.layers",
-        "model.student",
-        "model.teacher",
-    ]
-
-
 def test_zero_steps_are_refused_before_another_stage_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightgpt2.cli.trainer.provide", lambda *_: pytest.fail("trained the teacher first"))
+    monkeypatch.setattr("lightgpt2.cli.trainer.make_missing", lambda *_: pytest.fail("trained the teacher first"))
     bench.configure({"trainer.max_steps": 0, "needs": {"teacher": "teacher.yaml"}})
     (message,) = bench.refuse("fit")
     assert message.startswith("trainer.max_steps: 0 trains nothing")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"a: [b", ["is not valid YAML"]),
-        (b"\xff\xfe\x00", ["is not valid YAML"]),
-        (b"", ["holds no settings", "for examples"]),
-        (b"- 1\n", ["holds no settings", "for examples"]),
-    ],
-)
-def test_unreadable_configuration(bench: Bench, content: bytes, words: list[str]) -> None:
-    Path("config.yaml").write_bytes(content)
-    (message,) = bench.refuse("fit")
-    assert message.startswith("--config: config.yaml")
-    assert all(word in message for word in words)
-
-
-@pytest.mark.parametrize("flag", ["--config=gone.yaml", "-c=gone.yaml"])
-def test_missing_configuration(bench: Bench, flag: str) -> None:
-    (message,) = bench.refuse("fit", flag)
-    assert message.startswith("--config: gone.yaml does not exist; give a path")
-    assert "distill.yaml" in message
-
-
-@pytest.mark.slow
-def test_command_itself_reports_all_mistakes(bench: Bench, tmp_path: Path) -> None:
-    bench.configure({"data.nope": 1, "model.optimizer.lr": "x", "trainer.max_steps": -2.5})
-    done = run_cli(tmp_path, "check", "--config=config.yaml")
-    assert done.returncode == 2
-    keys = {message.partition(":")[0] for message in errors(done.stderr)}
-    assert keys == {"data.nope", "model.optimizer.lr", "trainer.max_steps"}
-    assert done.stdout == ""
-    assert not Path("checkpoints").exists()
-
-
-def test_typos_on_the_command_line_are_all_named_by_their_whole_keys(bench: Bench) -> None:
-    typos = ("model.loss.temprature", "model.optimizer.lrr", "data.batchsize", "trainer.max_stepz")
-    messages = bench.refuse("check", *(f"--{key}=2" for key in typos))
-    assert {message.partition(": no such key")[0] for message in messages} == set(typos)
 
 
 # -- the run's folder ------------------------------------------------------------------------------------------------------

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lightgpt2.data.store import TokenSplit
-from lightgpt2.data.windows import Windows, document_windows, packed_windows
-from tests.support.cli import logged, run_cli
-from tests.support.mistakes import Bench, Evil, errors, files
+from tests.support.cli import logged
+from tests.support.mistakes import Bench, Evil
 from tests.support.models import write_model
 
 TEXT = "\n\n".join(f"document {i} says that the function f{i} returns {i * 7}." for i in range(60))
@@ -83,26 +80,7 @@ def test_corpus_smaller_than_a_step(bench: Bench, mode: str) -> None:
     assert "give more text, shorter windows or a smaller data.batch_size" in message
 
 
-def predicted(windows: Windows) -> list[int]:
-    """The places in the stream that the windows predict."""
-    rows = zip(windows.starts, windows.lengths, windows.scored, strict=True)
-    return [place for start, length, first in rows for place in range(start + first + 1, start + length + 1)]
-
-
-@pytest.mark.parametrize("lengths", [[3, 2, 200, 5, 33, 34, 32], [2] * 50, [31], [32], [33], [65]])
-def test_windows_use_documents_shorter_than_a_window(lengths: list[int]) -> None:
-    offsets = np.cumsum([0, *lengths])
-    split = TokenSplit(np.arange(offsets[-1], dtype=np.uint16), offsets, np.array(lengths))
-    inside = sorted(set(range(offsets[-1])) - set(offsets[:-1].tolist()))  # all but the separators, which are given
-    padded = document_windows(split, 33, 32)
-    assert predicted(padded) == inside
-    assert padded.lengths.max() <= 32
-    packed = packed_windows(split, 32)
-    seen = {place + shift for place in predicted(packed) for shift in range(packed.slack + 1)}
-    everything = set(range(1, int(offsets[-1])))
-    assert seen == (everything if len(everything) >= 32 else set()), "over the epochs every token is predicted"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["packed", "padded"])
 def test_documents_shorter_than_a_window_train(bench: Bench, mode: str) -> None:
     Path("a.txt").write_text("\n\n".join(f"f{i}" for i in range(400)))  # shorter than the prompts of the samples, too
@@ -255,13 +233,3 @@ def test_unreachable_hub(bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str
     bench.configure({key: "nobody/nothing"})
     (message,) = bench.refuse("fit")
     assert_unreachable(message, key, f"--{key} {fix}")
-
-
-@pytest.mark.slow
-def test_unreachable_hub_in_a_process_of_its_own(bench: Bench, tmp_path: Path) -> None:
-    bench.configure({"data.source": "nobody/nothing"})
-    done = run_cli(tmp_path, "fit", "--config", "config.yaml", HF_HOME=str(tmp_path / "hub"))
-    assert done.returncode == 2
-    (message,) = errors(done.stderr)
-    assert_unreachable(message, "data.source", "--data.source path/to/file.txt")
-    assert files() == {}

@@ -21,37 +21,35 @@ from lightgpt2.runs.recipes import read_recipe
 from tests.support.cli import ROOT, write_config
 from tests.support.mistakes import spoilt
 
-# What a person may write, and the one message that it must give.
-MODEL, DATA = "lightgpt2.methods.Distill", "lightgpt2.data.LanguageModelingData"
-MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown data key": ({"data.sorce": "x"}, f"data.sorce: no such key; did you mean source? See lightgpt2 fit --data.help {DATA}"),
-    "unknown trainer key": ({"trainer.max_step": 5}, "trainer.max_step: no such key; did you mean max_steps? See lightgpt2 fit --trainer.help"),
-    "unknown nested key": ({"model.loss.temprature": 2.0}, f"model.loss.temprature: no such key; did you mean temperature? See lightgpt2 fit --model.help {MODEL}"),
-    "unknown task key": ({"model.task.sample": 2}, f"model.task.sample: no such key; did you mean samples? See lightgpt2 fit --model.help {MODEL}"),
-    "unknown top-level key": ({"modle": 1}, "modle: no such key; did you mean model? See lightgpt2 fit --help"),
-    "a key like no other": ({"zzz": 1}, "zzz: no such key; see lightgpt2 fit --help"),
-    "unknown key of a callback": (
-        {"trainer.callbacks": [{"class_path": "lightgpt2.callbacks.Export", "init_args": {"formats": ["gguf"], "grup": 1}}]},
-        "trainer.callbacks.Export.grup: no such key; did you mean group? See lightgpt2 fit --trainer.callbacks.help "
-        "lightgpt2.callbacks.Export",
-    ),
-    "text for a number": ({"data.stride": "x"}, "data.stride: must be a whole number >0 or null, got 'x'"),
-    "text for a nested number": ({"model.optimizer.lr": "fast"}, "model.optimizer.lr: must be a number >0, got 'fast'"),
-    "negative weight": ({"model.loss.ce": -1.0}, "model.loss.ce: must be a number ≥0, got -1.0"),
-    "a fraction for a number": ({"data.stride": 6.5}, "data.stride: must be a whole number >0 or null, got 6.5"),
-    "text for a group": ({"model.loss": "kd"}, "model.loss: must be a group of settings, got 'kd'; give its settings, or remove it"),
-    "a list for a group": ({"model.loss": [1]}, "model.loss: must be a group of settings, got [1]; give its settings, or remove it"),
-    "a number for a group": ({"model.optimizer": 3}, "model.optimizer: must be a group of settings, got 3; give its settings, or remove it"),
-    "text for steps": ({"trainer.max_steps": "many"}, "trainer.max_steps: must be a whole number, got 'many'"),
-    "zero interval": ({"checkpoint.every_n_steps": 0}, "checkpoint.every_n_steps: must be a whole number >0, got 0"),
-    "unknown choice": ({"data.mode": "pack"}, "data.mode: must be one of packed, padded, got 'pack'"),
-    "missing key": ({"model.teacher": None}, "model.teacher: required, but not given"),
-    "missing section": ({"data": None}, "data: required, but not given"),
-    "unknown class": ({"model": {"class_path": "lightgpt2.methods.Distil"}}, "model: there is no lightgpt2.methods.Distil; did you mean Distill?"),
-    "a class like no other": ({"model": {"class_path": "lightgpt2.methods.X"}}, "model: there is no lightgpt2.methods.X; give the class path of one that there is"),
-    "missing corpus": ({"data.source": "./gone"}, "data.source: ./gone does not exist; give a file, a folder or a hub id"),
-    "missing file": ({"data.source": "gone.txt"}, "data.source: gone.txt does not exist; give a file, a folder or a hub id"),
-    "missing model": ({"model.teacher": "checkpoints/t/model"}, "model.teacher: checkpoints/t/model does not exist; give a hub id, a model folder or a .gguf file"),
+MODEL = "lightgpt2.methods.Distill"
+DATA_HELP, MODEL_HELP = "--data.help lightgpt2.data.LanguageModelingData", f"--model.help {MODEL}"
+GROUP = "give its settings, or remove it"
+EXPORT = {"class_path": "lightgpt2.callbacks.Export", "init_args": {"formats": ["gguf"], "grup": 1}}
+
+# What a person may write: the key, the value, and what the one message says of the key.
+MISTAKES: dict[str, tuple[str, Any, str]] = {
+    "data key": ("data.sorce", "x", f"no such key; did you mean source? See lightgpt2 fit {DATA_HELP}"),
+    "trainer key": ("trainer.max_step", 5, "no such key; did you mean max_steps? See lightgpt2 fit --trainer.help"),
+    "nested key": ("model.loss.temprature", 2.0, f"no such key; did you mean temperature? See lightgpt2 fit {MODEL_HELP}"),
+    "task key": ("model.task.sample", 2, f"no such key; did you mean samples? See lightgpt2 fit {MODEL_HELP}"),
+    "top-level key": ("modle", 1, "no such key; did you mean model? See lightgpt2 fit --help"),
+    "a key like no other": ("zzz", 1, "no such key; see lightgpt2 fit --help"),
+    "text for a number": ("data.stride", "x", "must be a whole number >0 or null, got 'x'"),
+    "text for a nested number": ("model.optimizer.lr", "fast", "must be a number >0, got 'fast'"),
+    "negative weight": ("model.loss.ce", -1.0, "must be a number ≥0, got -1.0"),
+    "a fraction for a number": ("data.stride", 6.5, "must be a whole number >0 or null, got 6.5"),
+    "text for a group": ("model.loss", "kd", f"must be a group of settings, got 'kd'; {GROUP}"),
+    "a list for a group": ("model.loss", [1], f"must be a group of settings, got [1]; {GROUP}"),
+    "a number for a group": ("model.optimizer", 3, f"must be a group of settings, got 3; {GROUP}"),
+    "text for steps": ("trainer.max_steps", "many", "must be a whole number, got 'many'"),
+    "zero interval": ("checkpoint.every_n_steps", 0, "must be a whole number >0, got 0"),
+    "unknown choice": ("data.mode", "pack", "must be one of packed, padded, got 'pack'"),
+    "missing key": ("model.teacher", None, "required, but not given"),
+    "missing section": ("data", None, "required, but not given"),
+    "no class": ("model", {"class_path": f"{MODEL}l"}, f"there is no {MODEL}l; did you mean Distill?"),
+    "no folder": ("data.source", "./gone", "./gone does not exist; give a file, a folder or a hub id"),
+    "no file": ("data.source", "gone.txt", "gone.txt does not exist; give a file, a folder or a hub id"),
+    "no model": ("model.teacher", "./gone", "./gone does not exist; give a hub id, a model folder or a .gguf file"),
 }  # fmt: skip
 
 
@@ -71,8 +69,14 @@ def refused(changes: dict[str, Any], *args: str) -> list[str]:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_one_mistake_gives_one_message(name: str) -> None:
-    changes, message = MISTAKES[name]
-    assert refused(changes) == [message]
+    key, value, message = MISTAKES[name]
+    assert refused({key: value}) == [f"{key}: {message}"]
+
+
+def test_a_mistake_in_a_callback_is_named_by_its_class() -> None:
+    (message,) = refused({"trainer.callbacks": [EXPORT]})
+    assert message.startswith("trainer.callbacks.Export.grup: no such key; did you mean group? See lightgpt2 fit ")
+    assert message.endswith("--trainer.callbacks.help lightgpt2.callbacks.Export")
 
 
 def test_all_mistakes_of_files_and_command_line_are_named_at_once_by_their_whole_keys() -> None:

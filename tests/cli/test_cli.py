@@ -1,5 +1,6 @@
 """The real command, end to end, on tiny models of both families."""
 
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightgpt2.cli import verbs
+from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.cli.verbs import VERBS
 from lightgpt2.models.ledger import config_hash
 from lightgpt2.runs.configs import shipped_configs
-from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.cli import ROOT, logged, succeed, write_config
 from tests.support.environment import link_environment, run_isolated
 from tests.support.models import SHAPES, write_corpus, write_model
 
 SHIPPED = sorted(shipped_configs().glob("*.yaml"))
+KNOWN = ", ".join([*TRAINER_VERBS, *VERBS])
 
 
 def config(method: str, **init: Any) -> dict[str, Any]:
@@ -58,6 +62,11 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+def one(test: Callable[..., None]) -> Callable[..., None]:
+    """A test on one of the families, whose fixture is slow."""
+    return pytest.mark.slow(pytest.mark.parametrize("chain", ["gpt2"], indirect=True)(test))
+
+
 @pytest.mark.slow
 def test_fit_makes_what_it_needs_and_prints_the_table(chain: Path) -> None:
     lines = (chain / "output.txt").read_text().splitlines()
@@ -73,7 +82,7 @@ def test_fit_makes_what_it_needs_and_prints_the_table(chain: Path) -> None:
     assert ledger[-1]["quality"]["after"]["perplexity"] < ledger[-1]["quality"]["before"]["perplexity"]
 
 
-@pytest.mark.slow
+@one
 def test_run_folder_holds_the_promised_files_and_ledger(chain: Path) -> None:
     run = chain / "checkpoints/distil"
     assert {"best.ckpt", "config.yaml", "last.ckpt", "model"} == {p.name for p in run.iterdir()}
@@ -92,7 +101,7 @@ def test_run_folder_holds_the_promised_files_and_ledger(chain: Path) -> None:
     assert not any("teacher" in key for key in state["state_dict"])
 
 
-@pytest.mark.slow
+@one
 def test_tensorboard_has_curves_config_samples_and_final_metrics(chain: Path) -> None:
     curves = logged(chain, "distil")
     train = {"loss", "ce", "kd", "hidden", "grad_norm", "lr", "tokens_per_s", "memory_mb"}
@@ -111,7 +120,7 @@ def test_tensorboard_has_curves_config_samples_and_final_metrics(chain: Path) ->
     assert "final/perplexity" in curves
 
 
-@pytest.mark.slow
+@one
 def test_artefact_generates_where_there_is_only_torch_transformers_and_safetensors(chain: Path) -> None:
     script = """
 import importlib.util
@@ -135,7 +144,7 @@ def perplexity(output: str) -> float:
     return float(output.split("perplexity ")[1].split()[0])
 
 
-@pytest.mark.slow
+@one
 def test_scoring_verbs_agree_with_the_table_on_artefact_and_checkpoint(chain: Path) -> None:
     quality = json.loads((chain / "checkpoints/distil/model/ledger.json").read_text())[-1]["quality"]
     shown = succeed(chain, "validate", "--config", "distil.yaml")
@@ -146,7 +155,7 @@ def test_scoring_verbs_agree_with_the_table_on_artefact_and_checkpoint(chain: Pa
     assert perplexity(shown) == pytest.approx(quality["teacher"]["perplexity"], rel=1e-6)
 
 
-@pytest.mark.slow
+@one
 def test_predict_writes_scores_and_continuations(chain: Path) -> None:
     predictions = chain / "checkpoints/distil/predictions.jsonl"
     shown = succeed(chain, "test", "--config", "distil.yaml")
@@ -210,34 +219,7 @@ def test_hub_names_load_from_the_local_cache(tmp_path: Path) -> None:
     assert "student after" in output
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_config_fits_the_real_signatures(path: Path, tmp_path: Path) -> None:
-    output = succeed(tmp_path, "fit", "--config", path.name, "--print_config")
-    resolved = yaml.safe_load(output)
-    written = yaml.safe_load(path.read_text())
-    assert resolved["model"]["class_path"] == written["model"]["class_path"]
-    assert resolved["trainer"]["max_steps"] == written["trainer"].get("max_steps", -1)
-
-
-def test_help_describes_every_setting_and_completion_is_offered(tmp_path: Path) -> None:
-    output = succeed(tmp_path, "fit", "--model.help", "lightgpt2.methods.Distill")
-    for words in ("--model.layers", "Which of the teacher's layers", "--model.loss.temperature", "Softmax temperature"):
-        assert words in output
-    overview = succeed(tmp_path, "--help")
-    for verb in (*TRAINER_VERBS, *VERBS):
-        assert re.search(rf"^  {verb} +[A-Z].*\.$", overview, flags=re.MULTILINE)
-    assert "Write each document's score" in succeed(tmp_path, "predict", "--help")
-    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash")
-
-
-@pytest.mark.parametrize(("args", "words"), [([], "no verb; "), (["fti"], "fti: no such verb; ")])
-def test_what_is_no_verb_is_answered_with_all_of_them(tmp_path: Path, args: list[str], words: str) -> None:
-    done = run_cli(tmp_path, *args)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"lightgpt2: error: {words}give one of {', '.join([*TRAINER_VERBS, *VERBS])}")
-
-
-@pytest.mark.slow
+@one
 def test_check_counts_and_trains_nothing(chain: Path) -> None:
     before = sorted(p for p in chain.rglob("*") if p.is_file())
     output = succeed(chain, "check", "--config", "distil.yaml", "--run", "new")
@@ -248,8 +230,92 @@ def test_check_counts_and_trains_nothing(chain: Path) -> None:
     assert sorted(p for p in chain.rglob("*") if p.is_file()) == before
 
 
-def test_check_does_not_make_what_is_missing(tmp_path: Path) -> None:
-    done = run_cli(tmp_path, "check", "--config", "distill.yaml")
-    assert done.returncode == 2
-    assert "checkpoints/teacher/model (fit makes it with teacher.yaml)" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+# -- in this process -------------------------------------------------------------------------------------------------
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line."""
+    code = 0
+    try:
+        verbs.run([*args])
+    except SystemExit as stop:
+        code = int(str(stop.code or 0))
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which the command line changes
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_config_fits_the_real_signatures(
+    path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output, errors = call(capsys, "fit", "--config", path.name, "--print_config")
+    assert code == 0, errors
+    resolved, written = yaml.safe_load(output), yaml.safe_load(path.read_text())
+    assert resolved["model"]["class_path"] == written["model"]["class_path"]
+    assert resolved["trainer"]["max_steps"] == written["trainer"].get("max_steps", -1)
+
+
+def test_check_does_not_make_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = call(capsys, "check", "--config", "distill.yaml")
+    assert code == 2
+    assert "checkpoints/teacher/model (fit makes it with teacher.yaml)" in errors
+    assert list(here.iterdir()) == []
+
+
+def test_each_verb_is_in_the_overview_and_has_a_page_with_all_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code, overview, _ = call(capsys, "--help")
+    assert code == 0
+    for verb in (*TRAINER_VERBS, *VERBS):
+        assert re.search(rf"^  {verb} +[A-Z].*\.$", overview, flags=re.MULTILINE)
+        code, page, _ = call(capsys, verb, "--help")
+        assert code == 0
+        assert page.startswith(f"usage: lightgpt2 {verb} ")
+    for verb, function in VERBS.items():
+        _, page, _ = call(capsys, verb, "-h")
+        for parameter in inspect.signature(function).parameters.values():
+            positional = parameter.kind is not parameter.KEYWORD_ONLY
+            name = parameter.name.upper() if positional else f"--{parameter.name.replace('_', '-')}"
+            assert re.search(rf"^  {name}( .*)?$", page, flags=re.MULTILINE), name
+
+
+OPTIONS = {
+    "a choice and a number": (
+        ["benchmark", "m", "--precision", "fp32", "int3", "--rounds", "x", "--new-tokens", "3", "0"],
+        [
+            "--precision: must be one of fp32, bf16, fp16, int8, nf4, got 'int3'; see lightgpt2 benchmark --help",
+            "--rounds: must be a whole number >0, got 'x'; see lightgpt2 benchmark --help",
+            "--new-tokens: must be a whole number >0, got '0'; see lightgpt2 benchmark --help",
+        ],
+    ),
+    "one that may be missing": (
+        ["export", "m", "--format", "gguf", "--group", "x"],
+        ["--group: must be a whole number >0, got 'x'; see lightgpt2 export --help"],
+    ),
+    "no positional": (
+        ["benchmark"], ["the following arguments are required: models; see lightgpt2 benchmark --help"],
+    ),
+    "no value": (["report", "x", "--output"], ["--output: expected one argument; see lightgpt2 report --help"]),
+    "unknown": (["sweep", "--config", "x", "--beams", "4"], ["unrecognized arguments: --beams 4; see lightgpt2 sweep --help"]),
+    "no verb": ([], [f"no verb; give one of {KNOWN} (lightgpt2 --help)"]),
+    "unknown verb": (["zzz"], [f"zzz: no such verb; give one of {KNOWN} (lightgpt2 --help)"]),
+    "nearly a verb": (["fti"], [f"fti: no such verb; did you mean fit? Else give one of {KNOWN} (lightgpt2 --help)"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_mistakes_in_options_are_all_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args, messages = OPTIONS[name]
+    code, output, errors = call(capsys, *args)
+    assert (code, output) == (2, "")
+    assert errors.splitlines() == [f"lightgpt2: error: {message}" for message in messages]
+
+
+@pytest.mark.slow
+def test_completion_is_offered(tmp_path: Path) -> None:
+    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lightgpt2.models.families import is_tied
+from lightgpt2.models.axes import block_units
+from lightgpt2.models.families import FAMILIES, is_tied
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.trimming import remove
 from tests.support.models import make_model, make_restless_model, shake
@@ -61,18 +62,17 @@ def uneven(family: str) -> PreTrainedModel:
     return model
 
 
-def draw(model: PreTrainedModel, *shape: int) -> Array:
+def tokens(model: PreTrainedModel, *shape: int) -> Array:
     return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
 
 
 def largest_error(model: PreTrainedModel, folder: Path) -> float:
     """Of a batch's logits, padded on the left, read at once and then a token at a time, by a client with growing caches."""
     client = Client(write_onnx(model, folder))
-    ids, mask = draw(model, 3, 20), np.ones((3, 20), np.int64)
+    ids, mask = tokens(model, 3, 20), np.ones((3, 20), np.int64)
     mask[1, :7] = mask[2, :1] = 0
     wanted, there = torch_logits(model, ids, mask), mask[..., None].astype(bool)
     found, past = client.run(ids[:, :12], mask[:, :12])
-    assert found.shape == wanted[:, :12].shape
     errors = [off(found * there[:, :12], wanted[:, :12] * there[:, :12])]
     for place in range(12, 20):
         found, past = client.run(ids[:, place : place + 1], mask[:, : place + 1], past)
@@ -87,7 +87,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert largest_error(make_restless_model(family, **changes), tmp_path) < BOUND
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_layers_without_heads_or_neurons(tmp_path: Path, family: str) -> None:
     model = uneven(family)
     assert largest_error(model, tmp_path) < BOUND
@@ -95,33 +95,18 @@ def test_layers_without_heads_or_neurons(tmp_path: Path, family: str) -> None:
     assert layers == {0, 2}, "a layer without heads has no cache"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_pruning_removed(tmp_path: Path, family: str) -> None:
     model = make_restless_model(family)
     random = torch.Generator().manual_seed(1)
-    masks = [torch.rand(4, 2, generator=random) < 0.7, torch.rand(4, _neurons(model), generator=random) < 0.5]
-    smaller = remove(model, *(list(mask) for mask in masks)).eval()
-    assert largest_error(smaller, tmp_path) < BOUND
+    masks = [[torch.rand(count, generator=random) < 0.6 for count in counts] for counts in block_units(model.config)]
+    assert largest_error(remove(model, *masks).eval(), tmp_path) < BOUND
 
 
-def _neurons(model: PreTrainedModel) -> int:
-    return model.config.intermediate_size if model.config.model_type == "llama" else 4 * model.config.n_embd
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_prompt_in_two_pieces(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_the_last_positions_only_and_of_a_prompt_in_pieces(tmp_path: Path, family: str) -> None:
     model = make_restless_model(family)
-    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 1, 21)
-    wanted, mask = torch_logits(model, ids), np.ones_like(ids)
-    first, past = client.run(ids[:, :9], mask[:, :9])
-    second, _ = client.run(ids[:, 9:], mask, past)
-    assert off(np.concatenate([first, second], axis=1), wanted) < BOUND
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_logits_of_the_last_positions_only(tmp_path: Path, family: str) -> None:
-    model = make_restless_model(family)
-    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 2, 10)
+    client, ids = Client(write_onnx(model, tmp_path)), tokens(model, 2, 10)
     (option,) = client.session.get_overridable_initializers()
     assert (option.name, option.type, option.shape) == ("num_logits_to_keep", "tensor(int64)", [])
     whole, past = client.run(ids, np.ones_like(ids))
@@ -129,12 +114,15 @@ def test_logits_of_the_last_positions_only(tmp_path: Path, family: str) -> None:
         found, same = client.run(ids, np.ones_like(ids), keep=keep)
         np.testing.assert_allclose(found, whole[:, start:], rtol=1e-5, atol=1e-5)
         assert all(np.array_equal(same[name], past[name]) for name in past), "the cache is of all positions"
+    _, past = client.run(ids[:1, :4], np.ones((1, 4), np.int64))  # a prompt in two pieces
+    second, _ = client.run(ids[:1, 4:], np.ones((1, 10), np.int64), past)
+    assert off(second, torch_logits(model, ids[:1])[:, 4:]) < BOUND
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "uneven gpt2", "uneven llama"])
 def test_a_longer_cache_is_written_in_place(tmp_path: Path, family: str) -> None:
     model = uneven(family.split()[1]) if " " in family else make_restless_model(family)
-    ids, mask = draw(model, 3, 18), np.ones((3, 18), np.int64)
+    ids, mask = tokens(model, 3, 18), np.ones((3, 18), np.int64)
     mask[0, :5] = 0
     wanted, there = torch_logits(model, ids, mask), mask[..., None].astype(bool)  # pads say nothing
     client = SharedClient(write_onnx(model, tmp_path), batch=3, capacity=30)
@@ -150,15 +138,7 @@ def test_a_longer_cache_is_written_in_place(tmp_path: Path, family: str) -> None
         assert off(written[1:, :, :18], plain[name][1:]) < BOUND
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_last_position_of_the_context(tmp_path: Path, family: str) -> None:
-    model = make_restless_model(family, **{"n_positions" if family == "gpt2" else "max_position_embeddings": 32})
-    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 1, 32)
-    found, _ = client.run(ids, np.ones_like(ids))
-    assert off(found, torch_logits(model, ids)) < BOUND
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_is_stored_once(tmp_path: Path, family: str, tied: bool) -> None:
     model = make_restless_model(family, vocab_size=3000, tie_word_embeddings=tied)
@@ -170,23 +150,18 @@ def test_a_tied_head_is_stored_once(tmp_path: Path, family: str, tied: bool) -> 
     assert pages < 4 * 3000 * 32, "twice would show"
 
 
-def test_the_graph_is_valid_and_small(tmp_path: Path) -> None:
-    folder = write_onnx(make_model("gpt2", n_embd=128, n_head=2), tmp_path)
+def test_the_graph_is_valid_and_small_and_its_folder_may_be_moved(tmp_path: Path) -> None:
+    model = make_model("gpt2", n_embd=128, n_head=2)
+    folder, ids = write_onnx(model, tmp_path / "a"), tokens(model, 1, 5)
     graph = onnx.load(folder / "model.onnx", load_external_data=False)
     assert {(each.domain, each.version) for each in graph.opset_import} == {("", 18), ("com.microsoft", 1)}
     names = [tensor.name for tensor in graph.graph.initializer]
     assert len(names) == len({*names})
     assert (folder / "model.onnx").stat().st_size < 50_000
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.onnx_data"}
-
-
-def test_a_folder_may_be_moved(tmp_path: Path) -> None:
-    model = make_restless_model("gpt2")
-    ids = draw(model, 1, 5)
-    wanted, _ = Client(write_onnx(model, tmp_path / "a")).run(ids, np.ones_like(ids))
-    (tmp_path / "a").rename(tmp_path / "b")
-    found, _ = Client(tmp_path / "b").run(ids, np.ones_like(ids))
-    np.testing.assert_array_equal(found, wanted)
+    wanted, _ = Client(folder).run(ids, np.ones_like(ids))
+    folder.rename(tmp_path / "b")
+    np.testing.assert_array_equal(Client(tmp_path / "b").run(ids, np.ones_like(ids))[0], wanted)
 
 
 def test_nothing_is_written_of_a_graph_that_fails(tmp_path: Path) -> None:
@@ -195,15 +170,6 @@ def test_nothing_is_written_of_a_graph_that_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         write_onnx(model, tmp_path)
     assert not (tmp_path / "model.onnx").exists()
-
-
-def test_a_batch_gives_each_row_what_it_gets_alone(tmp_path: Path) -> None:
-    model = make_restless_model("llama")
-    client, ids = Client(write_onnx(model, tmp_path)), draw(model, 4, 12)
-    together, _ = client.run(ids, np.ones_like(ids))
-    for row, found in zip(ids, together, strict=True):
-        alone, _ = client.run(row[None], np.ones((1, 12), np.int64))
-        np.testing.assert_allclose(found, alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_inputs_and_outputs_are_typed_as_documented(tmp_path: Path) -> None:
@@ -222,11 +188,14 @@ def test_inputs_and_outputs_are_typed_as_documented(tmp_path: Path) -> None:
     assert said == wanted
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_padding_on_the_right_changes_nothing_before_it(tmp_path: Path, family: str) -> None:
-    model = make_restless_model(family)
-    client, ids, mask = Client(write_onnx(model, tmp_path)), draw(model, 2, 12), np.ones((2, 12), np.int64)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neither_padding_nor_other_rows_change_a_text(tmp_path: Path, family: str) -> None:
+    """A full context included: its last position is computed as well."""
+    model = make_restless_model(family, max_position_embeddings=32)
+    client, ids, mask = Client(write_onnx(model, tmp_path)), tokens(model, 3, 32), np.ones((3, 32), np.int64)
     mask[1, 7:] = 0
     found, _ = client.run(ids, mask)
-    assert off(found[1, :7], torch_logits(model, ids[1:, :7])[0]) < BOUND
-    assert off(found[0], torch_logits(model, ids[:1])[0]) < BOUND
+    for row, length in enumerate((32, 7, 32)):
+        alone, _ = client.run(ids[row : row + 1, :length], mask[row : row + 1, :length])
+        np.testing.assert_allclose(found[row, :length], alone[0], rtol=1e-4, atol=1e-4)
+        assert off(found[row, :length], torch_logits(model, ids[row : row + 1, :length])[0]) < BOUND

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import Arm, Settings, plan
 from lightgpt2.measure.benchmark import measure, ratios, speeds_of, summary
-from lightgpt2.measure.child import ArmFailed, Child
-from lightgpt2.measure.profiling import attention_kernel, residency_problem
-from lightgpt2.measure.worker import Worker
+from lightgpt2.measure.child import ArmFailed, Child, turns
+from lightgpt2.measure.torch_worker import TorchWorker, attention_kernel, residency_problem
+from lightgpt2.models.quantization import load_for_inference
 from lightgpt2.report.benchmark_table import benchmark_table
 from tests.support.models import write_model
 
+WORKER = "lightgpt2.measure.worker"
 SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
@@ -32,12 +35,12 @@ FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 that can be quantized, a Llama, and a damaged model."""
-    made = tmp_path_factory.mktemp("models")
-    write_model(made / "gpt2", n_embd=128)
-    write_model(made / "llama", "llama")
-    damaged = write_model(made / "damaged") / "model.safetensors"
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "gpt2", n_embd=128)
+    write_model(folder / "llama", "llama")
+    damaged = write_model(folder / "damaged") / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:5000])
-    return made
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,20 @@ def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
     return next(arm for arm in result["arms"] if arm["name"] == name)
 
 
+def request(folder: Path, settings: Settings = SETTINGS) -> dict[str, Any]:
+    """What a child loads a Llama with."""
+    spec = asdict(Arm("a", str(folder / "llama"), "fp32", "sdpa"))
+    return {"spec": spec, "prompt": settings.prompt_tokens, "workloads": settings.workloads(), "device": "cpu"}
+
+
+def worker(folder: Path) -> TorchWorker:
+    arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
+    return TorchWorker(arm, SETTINGS.prompt_tokens, SETTINGS.workloads(), "cpu")
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------------
+
+
 def test_ratios_are_taken_inside_the_rounds() -> None:
     """The second round's machine is ten times slower for both: ratios of medians over rounds would not be 2 and 3."""
     speeds = {"base": {"x": [100.0, 10.0]}, "other": {"x": [200.0, 30.0]}}
@@ -63,6 +80,7 @@ def test_ratios_are_taken_inside_the_rounds() -> None:
         "base": {"x": {"median": 1.0, "low": 1.0, "high": 1.0}},
         "other": {"x": {"median": 2.5, "low": 2.0, "high": 3.0}},
     }
+    assert [*turns("abc", 3)] == [*"abccbaabc"]
 
 
 def a_round(forward: list[float], first: float, others: list[float], peak: float) -> dict[str, Any]:
@@ -90,8 +108,27 @@ def test_speed_leaves_the_first_token_out_and_percentiles_are_over_all_samples()
     assert figures["peak_memory_mb"] == 7.0
 
 
+def test_residency_and_attention_are_read_from_what_ran() -> None:
+    there, ran = {"a": "cuda", "b": "cuda"}, {"aten::mm": 12.5}
+    assert residency_problem("cpu", {"a": "cpu"}, {"aten::mm": 0.0}) is None
+    assert residency_problem("cuda:0", there, ran) is None
+    elsewhere = "2 of 4 tensors are not on CUDA, first c on cpu"
+    assert residency_problem("cuda:0", {**there, "c": "cpu", "d": "meta"}, ran) == elsewhere
+    idle = "no CUDA kernels were seen for bitsandbytes::gemv_4bit"
+    assert residency_problem("cuda:0", there, {**ran, "bitsandbytes::gemv_4bit": 0.0}) == idle
+    assert attention_kernel(["aten::mm", "aten::scaled_dot_product_attention", FLASH, FLASH]) == FLASH
+    both = [FLASH, "aten::_scaled_dot_product_efficient_attention"]
+    assert attention_kernel(both) == "aten::_scaled_dot_product_efficient_attention, " + FLASH
+    assert attention_kernel(["aten::softmax", "aten::bmm"]) == "eager"
+
+
+# -- a whole run -------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.slow
-def test_weights_are_counted_as_they_are_stored(result: dict[str, Any], folder: Path) -> None:
+def test_weights_are_counted_as_they_are_stored_and_what_ran_is_what_was_asked_for(
+    result: dict[str, Any], folder: Path
+) -> None:
     stored = load_file(folder / "gpt2" / "model.safetensors")  # tied weights are in it once
     plain, half, small = arm(result, "plain"), arm(result, "slow"), arm(result, "small")
     assert plain["weights_mb"] == pytest.approx(sum(t.numel() * 4 for t in stored.values()) / 1e6, abs=1e-4)
@@ -104,14 +141,8 @@ def test_weights_are_counted_as_they_are_stored(result: dict[str, Any], folder: 
     assert expected < small["weights_mb"] < expected + 16 * 1400 / 1e6, "and code tables of 16 layers"
     for each in (plain, half, small):
         assert 0 < each["load_mb"] <= each["peak_above_start_mb"] < each["peak_memory_mb"]
-
-
-@pytest.mark.slow
-def test_what_ran_is_what_was_asked_for(result: dict[str, Any]) -> None:
-    assert arm(result, "plain")["attention_kernel"] == FLASH
-    assert arm(result, "small")["attention_kernel"] == FLASH
-    assert arm(result, "slow")["attention_kernel"] == "eager"
-    assert any(op["name"].startswith("bitsandbytes::") for op in arm(result, "small")["operators"])
+    assert [each["attention_kernel"] for each in (plain, small, half)] == [FLASH, FLASH, "eager"]
+    assert any(op["name"].startswith("bitsandbytes::") for op in small["operators"])
 
 
 @pytest.mark.slow
@@ -123,65 +154,47 @@ def test_a_damaged_model_is_reported_and_the_others_go_on(result: dict[str, Any]
     table = benchmark_table(result)
     assert f"broken: not measured: {broken['error']}" in table
     assert "Times as fast as plain" in table
-    for each in result["arms"]:
-        if each is not broken:
-            assert set(each["forward"]) == {"1x16", "2x16"}
-            assert set(each["generate"]) == {"4", "8"}
-            for ratio in each["ratio"].values():
-                assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-            for spent in each["generate"].values():
-                threads = result["machine"]["threads"]
-                assert 0 < spent["cpu_seconds"] <= threads * spent["seconds"] * 1.1 + 0.02
-                assert spent["seconds"] > spent["first_token_ms"] / 1e3
+    for each in (each for each in result["arms"] if each is not broken):
+        assert (set(each["forward"]), set(each["generate"])) == ({"1x16", "2x16"}, {"4", "8"})
+        for ratio in each["ratio"].values():
+            assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+        for spent in each["generate"].values():
+            threads = result["machine"]["threads"]
+            assert 0 < spent["cpu_seconds"] <= threads * spent["seconds"] * 1.1 + 0.02
+            assert spent["seconds"] > spent["first_token_ms"] / 1e3
     assert set(arm(result, "small")["ratio"]) == {"forward 1x16", "forward 2x16", "generate 4", "generate 8"}
     assert all(ratio["median"] == 1.0 for ratio in arm(result, "plain")["ratio"].values())
 
 
-def own_times(events: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
-    """Calls and own milliseconds of each operator, from the nesting of a trace's events."""
-    found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-    by_thread = defaultdict(list)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "small"])
+def test_the_table_of_operators_agrees_with_the_trace(result: dict[str, Any], name: str) -> None:
+    measured = arm(result, name)
+    events = json.loads(Path(measured["trace"]).read_text())["traceEvents"]
+    times = defaultdict(list)
     for event in events:
-        if event.get("cat") in ("cpu_op", "user_annotation") and event["ph"] == "X":
-            by_thread[event["tid"]].append(event)
-    for timeline in by_thread.values():
-        open_: list[dict[str, Any]] = []
-        for event in sorted(timeline, key=lambda e: (e["ts"], -e["dur"])):
-            while open_ and open_[-1]["ts"] + open_[-1]["dur"] <= event["ts"]:
-                open_.pop()
-            calls, own = found[event["name"]]
-            found[event["name"]] = (calls + 1, own + event["dur"])
-            if open_:
-                calls, own = found[open_[-1]["name"]]
-                found[open_[-1]["name"]] = (calls, own - event["dur"])
-            open_.append(event)
-    return {name: (calls, own / 1e3) for name, (calls, own) in found.items() if "::" in name}
+        if event.get("cat") == "cpu_op":
+            times[event["name"]].append(event["dur"] / 1e3)
+    spent = [op["self_ms"] for op in measured["operators"]]
+    assert len(spent) == 10
+    assert spent == sorted(spent, reverse=True)
+    assert 0.5 < sum(op["share"] for op in measured["operators"]) <= 1
+    for op in measured["operators"]:
+        assert (op["calls"], op["device"]) == (len(times[op["name"]]), "cpu")
+        assert 0 < op["self_ms"] <= sum(times[op["name"]]) + 0.01
+        assert op["share"] == pytest.approx(op["self_ms"] / spent[0] * measured["operators"][0]["share"], abs=1e-3)
+    assert len(times[FLASH]) == 3 * (1 + 4) * 4, "3 steps of a forward pass and 4 tokens through 4 layers"
+
+
+# -- one worker --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_table_of_operators_agrees_with_the_trace(result: dict[str, Any]) -> None:
-    for name in ("plain", "small"):
-        measured = arm(result, name)
-        own = own_times(json.loads(Path(measured["trace"]).read_text())["traceEvents"])
-        total = sum(milliseconds for _, milliseconds in own.values())
-        assert len(measured["operators"]) == 10
-        for op in measured["operators"]:
-            calls, milliseconds = own[op["name"]]
-            assert (op["calls"], op["device"]) == (calls, "cpu")
-            assert op["self_ms"] == pytest.approx(milliseconds, rel=0.01, abs=0.01)
-            assert op["share"] == pytest.approx(milliseconds / total, abs=0.005)
-        listed = {op["name"] for op in measured["operators"]}
-        rest = max(milliseconds for op, (_, milliseconds) in own.items() if op not in listed)
-        assert rest <= min(op["self_ms"] for op in measured["operators"]) + 0.01
-        # 3 steps of a forward pass and 4 tokens through 4 layers
-        assert own[FLASH][0] == 3 * (1 + 4) * 4
-
-
 @pytest.mark.parametrize("busy", [False, True])
 def test_cpu_time_is_what_all_threads_spend_up_to_the_last_token(folder: Path, busy: bool) -> None:
     """One that waits for its tokens spends next to none; what it does after the last token is not the generation's."""
-    worker = Worker(Arm("a", str(folder / "llama"), "fp32", "sdpa"), SETTINGS, "cpu")
-    worker.load()
+    measured = worker(folder)
+    measured.load()
 
     def burn(seconds: float = 0.02) -> None:
         end = time.thread_time() + seconds
@@ -198,41 +211,40 @@ def test_cpu_time_is_what_all_threads_spend_up_to_the_last_token(folder: Path, b
         burn(0.3)
         return torch.cat([prompt, prompt.new_zeros(1, generation_config.max_new_tokens)], dim=1)
 
-    worker.model.generate = generate
-    measured = worker.round()["generate"]["8"]
-    seconds = (measured["first"] + sum(measured["others"])) / 1e3
-    assert measured["cpu_seconds"] >= 8 * 0.02 if busy else measured["cpu_seconds"] < seconds / 4
-    assert measured["cpu_seconds"] < 0.3
+    measured.model.generate = generate
+    found = measured.round()["generate"]["8"]
+    seconds = (found["first"] + sum(found["others"])) / 1e3
+    assert found["cpu_seconds"] >= 8 * 0.02 if busy else found["cpu_seconds"] < seconds / 4
+    assert found["cpu_seconds"] < 0.3
 
 
 def test_end_of_text_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token ends the text, and the folder's own settings slow and shorten what is generated."""
-    worker = Worker(Arm("a", str(folder / "llama"), "fp32", "sdpa"), SETTINGS, "cpu")
-    from transformers import GenerationConfig, LlamaForCausalLM
-
+    measured = worker(folder)
     stubborn = GenerationConfig(eos_token_id=list(range(300)), max_length=5, num_beams=2, do_sample=True)
-    load = LlamaForCausalLM.from_pretrained
+    load, counts = LlamaForCausalLM.from_pretrained, []
 
     def spoiled(*args: Any, **kwargs: Any) -> Any:
         loaded = load(*args, **kwargs)
-        model = loaded[0]
-        model.generation_config = stubborn
+        loaded[0].generation_config = stubborn
         return loaded
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", spoiled)
-    worker.load()
-    made: list[int] = []
-    generate = worker.model.generate
+    measured.load()
+    generate = measured.model.generate
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         whole = generate(*args, **kwargs)
-        made.append(whole.shape[1] - SETTINGS.prompt_tokens)
+        counts.append(whole.shape[1] - SETTINGS.prompt_tokens)
         return whole
 
-    monkeypatch.setattr(worker.model, "generate", counting)
-    measured = worker.round()
-    assert [count for count in made if count > 2] == [4, 8]
-    assert {count: len(times["others"]) for count, times in measured["generate"].items()} == {"4": 3, "8": 7}
+    monkeypatch.setattr(measured.model, "generate", counting)
+    found = measured.round()
+    assert [count for count in counts if count > 2] == [4, 8]
+    assert {count: len(times["others"]) for count, times in found["generate"].items()} == {"4": 3, "8": 7}
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -262,52 +274,29 @@ def test_a_child_that_ends_by_itself_says_its_last_words(monkeypatch: pytest.Mon
     stub.write_text("#!/bin/sh\necho nothing >&2\necho 'no such module' >&2\nexit 3\n")
     stub.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stub))
-    child = Child()
+    child = Child(WORKER)
     with pytest.raises(ArmFailed, match="ended with exit code 3: no such module"):
         child.ask("load", padding="x" * 100_000)
     child.close()
 
 
 @pytest.mark.slow
-def test_a_child_does_not_inherit_its_parents_peak(folder: Path) -> None:
+def test_a_child_does_not_inherit_its_parents_peak_and_says_that_memory_ran_out(folder: Path) -> None:
     ballast = torch.ones(250_000_000)  # 1 GB
-    child = Child()
-    plain = Arm("a", str(folder / "llama"), "fp32", "sdpa")
-    child.ask("load", spec=vars(plain), settings=SETTINGS.as_dict(), device="cpu")
+    child = Child(WORKER)
+    child.ask("load", **request(folder))
     peaks = child.ask("round")["peaks"]
-    child.close()
     assert peaks["peak_memory_mb"] < ballast.numel() * 4 / 1e6
     assert peaks["peak_reserved_mb"] is None
-
-
-@pytest.mark.slow
-def test_a_model_that_runs_out_of_memory_says_so(folder: Path) -> None:
-    """A batch that no machine has room for."""
+    child.close()
+    child = Child(WORKER)
     huge = Settings(prompt_tokens=4, new_tokens=[4], forward_tokens=64, batches=[10**10], rounds=1)
-    child = Child()
-    plain = Arm("a", str(folder / "llama"), "fp32", "sdpa")
     with pytest.raises(ArmFailed, match=r"^ran out of memory$"):
-        child.ask("load", spec=vars(plain), settings=huge.as_dict(), device="cpu")
+        child.ask("load", **request(folder, huge))
     child.close()
 
 
-def test_residency_names_what_is_elsewhere() -> None:
-    there, ran = {"a": "cuda", "b": "cuda"}, {"aten::mm": 12.5}
-    assert residency_problem("cpu", {"a": "cpu"}, {"aten::mm": 0.0}) is None
-    assert residency_problem("cuda:0", there, ran) is None
-    assert residency_problem("cuda:0", {**there, "c": "cpu", "d": "meta"}, ran) == (
-        "2 of 4 tensors are not on CUDA, first c on cpu"
-    )
-    assert residency_problem("cuda:0", there, {**ran, "bitsandbytes::gemv_4bit": 0.0}) == (
-        "no CUDA kernels were seen for bitsandbytes::gemv_4bit"
-    )
-
-
-def test_attention_is_read_from_the_operators_that_ran() -> None:
-    assert attention_kernel(["aten::mm", "aten::scaled_dot_product_attention", FLASH, FLASH]) == FLASH
-    both = [FLASH, "aten::_scaled_dot_product_efficient_attention"]
-    assert attention_kernel(both) == "aten::_scaled_dot_product_efficient_attention, " + FLASH
-    assert attention_kernel(["aten::softmax", "aten::bmm"]) == "eager"
+# -- the plan ----------------------------------------------------------------------------------------------------------------
 
 
 def test_names_tell_all_arms_apart(folder: Path) -> None:
@@ -328,30 +317,29 @@ def test_all_mistakes_are_named_at_once(folder: Path) -> None:
         plan(["nowhere/at/all", gpt2], ["fp32"], ["sdpa"], settings)
     assert caught.value.problems == [
         "MODEL: nowhere/at/all does not exist; give a hub id, a model folder or a .gguf file",
-        "--new-tokens: the first token is timed apart from the others; give at least 2",
-        f"--forward-tokens: 65 is more than {gpt2}'s 64 positions; give at most 64",
-        f"--new-tokens: 40 after a prompt of 32 is more than {gpt2}'s 64 positions; give at most 32",
+        "--new-tokens: must be at least 2, got 1; the first token is timed apart from the others",
+        f"--forward-tokens: must be within {gpt2}'s 64 positions, got 65; give at most 64",
+        f"--new-tokens: must be within {gpt2}'s 64 positions after a prompt of 32, got 40; give at most 32",
     ]
     settings = Settings(prompt_tokens=63, new_tokens=[2], forward_tokens=1, batches=[1], rounds=1)
-    with pytest.raises(UserError, match=r"--prompt-tokens: 63 leaves no room for new tokens in .*; give at most 62"):
+    with pytest.raises(UserError, match=r"--prompt-tokens: must leave room for new tokens in .*; give at most 62"):
         plan([llama], None, ["sdpa"], settings)
 
 
+@pytest.mark.slow
 def test_what_is_quantized_is_measured_as_it_is_and_not_quantized_again(folder: Path, tmp_path: Path) -> None:
-    from lightgpt2.models.quantization import load_for_inference
-
     stored = tmp_path / "model-nf4"
     load_for_inference(str(folder / "gpt2"), "MODEL", "nf4", "sdpa", "cpu").save_pretrained(stored)
     arms = plan([str(folder / "gpt2"), str(stored)], None, ["sdpa"], SETTINGS)
     assert [each.name for each in arms] == ["gpt2 fp32", "model-nf4 nf4"]
     assert [each.precision for each in plan([str(stored)], ["nf4"], ["sdpa"], SETTINGS)] == ["nf4"]
-    with pytest.raises(
-        UserError, match=r"^--precision: int8 of .*model-nf4 would be quantizing what is already quantized"
+    for wanted, words in (
+        (["nf4", "int8"], r"int8 of .*model-nf4 would be quantizing what is already quantized: it is nf4; leave"),
+        (["fp32"], r"fp32 of .*model-nf4 is not there: it is nf4; leave --precision out"),
     ):
-        plan([str(stored)], ["nf4", "int8"], ["sdpa"], SETTINGS)
-    with pytest.raises(UserError, match=r"^--precision: fp32 of .*model-nf4 is not there: the folder is nf4; leave"):
-        plan([str(stored)], ["fp32"], ["sdpa"], SETTINGS)
-    # The stored quantization is the one that quantizing on load makes.
+        with pytest.raises(UserError, match=f"^--precision: {words}"):
+            plan([str(stored)], wanted, ["sdpa"], SETTINGS)
+    # The stored quantization is the one that quantizing on load gives.
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         logits = [

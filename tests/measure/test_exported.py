@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightgpt2.callbacks import InferenceBenchmark
 from lightgpt2.conversions.export import export
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.target import Target
@@ -18,8 +19,11 @@ from lightgpt2.measure.arms import Arm, Settings, plan
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
 from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
+from lightgpt2.runs.run import Run
+from lightgpt2.runtime.folder import seal
 from tests.support.models import make_restless_model, write_corpus, write_model
 from tests.support.onnx_client import write_onnx
+from tests.support.onnx_decoder import write_decoder
 
 SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
 
@@ -36,6 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def worker_of(folder: Path, device: str) -> OnnxWorker:
+    arm = Arm("a", str(folder / "gpt2-onnx-int8"), "onnx-int8", "graph")
+    return OnnxWorker(arm, SETTINGS.prompt_tokens, SETTINGS.workloads(), device)
+
+
 def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     exported = str(folder / "gpt2-onnx-int8")
     arms = plan([str(folder / "gpt2"), exported, str(folder / "gpt2-gguf")], None, ["sdpa", "eager"], SETTINGS)
@@ -44,9 +53,7 @@ def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     ]  # fmt: skip
     assert arms[2] == Arm("gpt2-onnx-int8 onnx-int8", exported, "onnx-int8", "graph")
     for wanted in ("fp32", "int8"):
-        message = (
-            rf"^--precision: {wanted} of .*gpt2-onnx-int8 is not there: the folder is onnx-int8; leave --precision out"
-        )
+        message = rf"^--precision: {wanted} of .*gpt2-onnx-int8 is not there: it is onnx-int8; leave --precision out"
         with pytest.raises(UserError, match=message):
             plan([exported], [wanted], ["sdpa"], SETTINGS)
     with pytest.raises(UserError) as caught:
@@ -54,9 +61,28 @@ def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     assert caught.value.problems == [
         f"--device: {exported} is exported for processors, and its figures would not be CUDA's; give --device cpu"
     ]
+    with pytest.raises(UserError, match=r"is exported for processors"):
+        worker_of(folder, "cuda:0").load()
     long = Settings(prompt_tokens=4, new_tokens=[61], forward_tokens=16, batches=[1], rounds=1)
-    with pytest.raises(UserError, match=r"^--new-tokens: 61 after a prompt of 4 is more than .* 64 positions"):
+    with pytest.raises(UserError, match=r"^--new-tokens: must be within .* 64 positions after a prompt of 4, got 61"):
         plan([exported], None, ["sdpa"], long)
+
+
+def test_the_callback_measures_each_copy_that_computes_in_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = InferenceBenchmark(attention=["sdpa", "eager"])
+    assert callback.attach(Run("r")) == []
+    write_model(Run("r").model)
+    write_model(Run("r").sibling("packed"))  # it computes as the artefact does
+    write_decoder(Run("r").sibling("onnx"))
+    seal(write_model(Run("r").sibling("gguf")), {"format": "gguf"})
+    Run("r").sibling("empty").mkdir()
+    arms = {arm.name: arm.attention for arm in callback._arms(False)}
+    names = {"model fp32": "sdpa", "model fp32 eager": "eager", "model bf16": "sdpa"}
+    assert arms == {**names, "model-onnx onnx": "graph"}
+    assert [problem.key for problem in InferenceBenchmark(attention=[]).attach(Run("r"))] == ["attention"]
 
 
 def test_a_damaged_export_is_refused_before_anything_is_measured(folder: Path, tmp_path: Path) -> None:
@@ -65,11 +91,6 @@ def test_a_damaged_export_is_refused_before_anything_is_measured(folder: Path, t
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"^MODEL: model.onnx_data in .*cut is not what was written"):
         plan([str(cut)], None, ["sdpa"], SETTINGS)
-    about = json.loads((folder / "gpt2-onnx-int8/export.json").read_text())
-    other = shutil.copytree(folder / "gpt2-onnx-int8", tmp_path / "other")
-    (other / "export.json").write_text(json.dumps(about | {"format": "onnx-int3"}))
-    with pytest.raises(UserError, match=r"^MODEL: .*other says that it holds 'onnx-int3'; export the model again"):
-        plan([str(other)], None, ["sdpa"], SETTINGS)
 
 
 @pytest.mark.slow
@@ -103,12 +124,12 @@ def test_it_is_measured_beside_the_others(folder: Path) -> None:
 def test_a_profile_is_of_the_graph_that_reads_and_of_the_one_that_steps(tmp_path: Path) -> None:
     graph = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[])) / "model.onnx"
     ids = np.ones((1, 8), np.int64)
-    found = profiled(graph, 64, ids, ids[:, :4], 5, 1, tmp_path / "trace.json")
-    calls = {each["name"]: each["calls"] for each in found.operators}
+    operators, attention = profiled(graph, 64, ids, ids[:, :4], 5, 1, tmp_path / "trace.json")
+    calls = {name: count for name, count, _ in operators}
     reads, steps, products = 3 * 2, 3 * 4, 4 * 4 + 16  # of each pass: four in each of 4 layers, and the head's 16 parts
     assert calls["DynamicQuantizeMatMul"] == reads * products
     assert calls["MatMulNBits"] == steps * products
-    assert found.attention_kernel == "GroupQueryAttention"
+    assert attention == "GroupQueryAttention"
     runs = sorted(
         (event["ts"], event["dur"])
         for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -120,31 +141,25 @@ def test_a_profile_is_of_the_graph_that_reads_and_of_the_one_that_steps(tmp_path
 
 
 def test_its_tokens_are_the_likeliest_ones_and_as_many_as_asked(folder: Path) -> None:
-    worker = OnnxWorker(Arm("a", str(folder / "gpt2-onnx-int8"), "onnx-int8", "graph"), SETTINGS, "cpu")
+    worker = worker_of(folder, "cpu")
     worker.load()
     steps: list[Any] = []
-    start, step = worker.engine.start, worker.engine.step
+    prefill, decode = worker.engine.prefill, worker.engine.decode
     rooms = []
 
     def starting(ids: Any, mask: Any, room: int) -> Any:
         rooms.append((ids.shape, room))
         steps.clear()
-        return start(ids, mask, room)
+        return prefill(ids, mask, room)
 
     def stepping(tokens: Any) -> Any:
         steps.append(tokens.copy())
-        return step(tokens)
+        return decode(tokens)
 
-    worker.engine.start, worker.engine.step = starting, stepping  # type: ignore[method-assign]
+    worker.engine.prefill, worker.engine.decode = starting, stepping  # type: ignore[method-assign]
     measured = worker.round()["generate"]
     assert {count: len(times["others"]) for count, times in measured.items()} == {"4": 3, "8": 7}
     assert all(shape == (1, 4) and room in (2, 4, 8) for shape, room in rooms)
     ids = np.concatenate([worker.prompt.numpy(), np.array(steps).T], axis=1)
     again = worker.engine.logits(ids, np.ones_like(ids))[0].argmax(axis=1)
     assert (again[3:-1] == ids[0, 4:]).mean() >= 5 / 7, "greedy, but for rounding"
-
-
-def test_on_cuda_it_says_that_it_cannot(folder: Path) -> None:
-    worker = OnnxWorker(Arm("a", str(folder / "gpt2-onnx-int8"), "onnx-int8", "graph"), SETTINGS, "cuda:0")
-    with pytest.raises(UserError, match=r"is exported for processors"):
-        worker.load()

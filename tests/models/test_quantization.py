@@ -42,7 +42,8 @@ def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Pa
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "q").eval()
     allow_packing(loaded, False)
-    assert quantization_of(loaded.config) == form
+    configs = [load_config(str(folder), "model.model") for folder in (source, tmp_path / "q")]
+    assert [quantization_of(config) for config in configs] == [None, form]
     with torch.no_grad():
         error = (loaded(IDS).logits.float() - plain(IDS).logits).norm() / plain(IDS).logits.norm()
     assert 0 < error < 0.3
@@ -97,13 +98,6 @@ def test_nf4_that_some_processors_compute_wrongly_is_refused(tmp_path: Path, fam
     with pytest.raises(UserError, match=rf"^nf4: layers with {rows} inputs .*; choose int8, or .* multiples of 64$"):
         load_quantized(str(source), "model.model", "nf4")
     load_quantized(str(source), "model.model", "int8")
-
-
-def test_what_is_quantized_already_says_so(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m", n_embd=64)
-    assert quantization_of(load_config(str(source), "model.model")) is None
-    quantize_folder(source, tmp_path / "q", "nf4", write_tokenizer(tmp_path / "t"))
-    assert quantization_of(load_config(str(tmp_path / "q"), "model.model")) == "nf4"
 
 
 def test_nothing_is_trained_or_scored_with_a_kernel_that_lets_no_gradient_through(

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
-from lightgpt2.models.families import FAMILIES, head_weight, is_tied
+from lightgpt2.models.families import FAMILIES, head_weight, is_tied, recorded_states
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
@@ -62,11 +62,15 @@ def silence(model: PreTrainedModel, old: Shape, kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
+def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats_it(family: str) -> None:
     model = make_model(family)
     target = TARGETS[family]
     kept = choose(model, target, random_scores(model, 3))
-    small = dict(cut(model, target.applied(model.config), kept).named_parameters())
+    trimmed, operation = cut(model, target.applied(model.config), kept), trim_operation(target, kept, "norm")
+    assert_same_weights(trimmed, apply(model, [operation]))
+    assert_same_weights(trimmed, replay(model.config, [operation]))
+    assert len(str(operation)) < 2000
+    small = dict(trimmed.named_parameters())
     wide, block = dict(model.named_parameters()), 2
     w, f, qk, vo = (mask.nonzero().flatten() for mask in (kept.width, kept.ffn[block], kept.qk[block], kept.vo[block]))
     if family == "gpt2":
@@ -95,18 +99,6 @@ def test_every_tensor_is_cut_along_the_channels_that_stay(family: str) -> None:
         }
     for name, value in expected.items():
         assert torch.equal(small[name], value), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_record_of_the_ledger_repeats_the_cut_and_its_shape(family: str) -> None:
-    model = make_model(family)
-    target = TARGETS[family]
-    kept = choose(model, target, random_scores(model, 4))
-    operation = trim_operation(target, kept, "norm")
-    small, again = cut(model, target.applied(model.config), kept), apply(model, [operation])
-    assert_same_weights(small, again)
-    assert_same_weights(small, replay(model.config, [operation]))
-    assert len(str(operation)) < 2000
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -153,19 +145,16 @@ def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
 def test_width_by_activation_is_the_mean_hidden_state() -> None:
     model = make_model("gpt2")
     scores = activation_scores(model, [IDS[:1], IDS[1:]])[None, "width"]
-    with torch.no_grad():
-        states = model(IDS, output_hidden_states=True).hidden_states[:-1]  # the last one is behind the norm
-        blocks_out = torch.stack([state.abs().mean(dim=(0, 1)) for state in states]).sum(dim=0)
-    last = scores / 2 - blocks_out
-    assert (last > 0).all(), "and the output of the last block beside them"
+    with torch.no_grad(), recorded_states(model, list(range(5))) as states:
+        model(IDS)
+    expected = torch.stack([state.abs().mean(dim=(0, 1)) for state in states.values()]).sum(dim=0)
+    torch.testing.assert_close(scores / 2, expected)
 
 
 def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_and_outputs() -> None:
-    model = make_model("gpt2")
-    target = Shape(16, 2, 1, 8, 64)
+    model, target = make_model("gpt2"), Shape(16, 2, 1, 8, 64)
     kept = choose(model, target, norm_scores(model))
-    for mask in (*kept.qk, *kept.vo):
-        assert mask.view(2, 16).sum(dim=1).tolist() == [8, 8]
+    assert all(mask.view(2, 16).sum(dim=1).tolist() == [8, 8] for mask in (*kept.qk, *kept.vo))
     assert cut(model, target.applied(model.config), kept)(IDS).logits.shape == (2, 30, 300)
 
 
@@ -189,15 +178,10 @@ def test_a_smaller_vocabulary_is_the_same_model_that_chooses_among_fewer_tokens(
         small_logits, logits = small(new).logits, model(torch.tensor(STAY)[new]).logits[..., STAY]
     torch.testing.assert_close(small_logits, logits)
     assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in model.parameters()}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_record_of_a_smaller_vocabulary_gives_its_shape_with_other_cuts_after_it(family: str) -> None:
-    model = make_model(family)
     operations = [vocabulary_operation(STAY, 300), {"op": "extract_layers", "layers": [1, 3]}]
     assert (operations[0]["before"], operations[0]["after"]) == (300, len(STAY))
     assert len(str(operations[0])) < 160
-    small = apply(model, operations)
-    assert_same_weights(small, replay(model.config, operations))
+    both = apply(model, operations)
+    assert_same_weights(both, replay(model.config, operations))
     with pytest.raises(ValueError, match="300 tokens does not fit a model of 7"):
-        apply(small, operations)
+        apply(both, operations)

@@ -11,8 +11,6 @@ from lightgpt2.models.operations import KINDS, Operation, OperationKind
 from lightgpt2.models.quality import Metric, quality, write_scores
 
 Entry = dict[str, Any]
-MACHINE = {"name": "AMD EPYC", "device": "cpu", "threads": 1, "versions": {"torch": "2.13.0+cpu"}}
-SETTINGS = {"prompt_tokens": 32, "new_tokens": [128, 256], "forward_tokens": 128, "batches": [1, 16], "rounds": 5}
 
 
 def score(value: float, metric: str = "perplexity") -> dict[str, Any]:
@@ -26,66 +24,38 @@ def score(value: float, metric: str = "perplexity") -> dict[str, Any]:
 
 def arm(stage: str, folder: str, precision: str, weights: float, forward: float, tokens: float, **more: Any) -> Entry:
     """What a benchmark measured of one model."""
-    generate = {
-        "first_token_ms": forward / 2, "tokens_per_s": tokens, "seconds": 128 / tokens,
-        "cpu_seconds": 115 / tokens, "cpu_percent": 90.0,
-    }  # fmt: skip
-    return {
-        "name": f"{folder} {precision}",
-        "source": f"checkpoints/{stage}/{folder}",
-        "precision": precision,
+    spent = {"first_token_ms": forward / 2, "seconds": 128 / tokens, "cpu_seconds": 115 / tokens, "cpu_percent": 90.0}
+    made: Entry = {"name": f"{folder} {precision}", "source": f"checkpoints/{stage}/{folder}", "precision": precision}
+    made |= {"weights_mb": weights, "peak_memory_mb": weights + 340, "peak_reserved_mb": None, "trace": "trace.json"}
+    return made | {
         "attention_kernel": "aten::_scaled_dot_product_flash",
-        "weights_mb": weights,
-        "peak_memory_mb": weights + 340,
-        "peak_reserved_mb": None,
         "forward": {"1x128": {"p50_ms": forward, "p95_ms": forward * 1.1}, "16x128": {"p50_ms": 14 * forward}},
-        "generate": {"128": generate, "256": generate | {"tokens_per_s": tokens * 0.95}},
+        "generate": {"128": spent | {"tokens_per_s": tokens}, "256": spent | {"tokens_per_s": tokens * 0.95}},
         "ratio": {"forward 1x128": {"median": 1.02, "low": 0.97, "high": 1.08}},
         "operators": [{"name": "aten::addmm", "calls": 24, "self_ms": forward / 2, "share": 0.5, "device": "cpu"}],
-        "trace": "tb-logs/x/trace.json",
-    } | more
+        **more,
+    }
 
 
 def benchmark(*arms: Entry) -> Entry:
     """A benchmark of some arms on the one machine."""
-    return copy.deepcopy({"machine": MACHINE, "settings": SETTINGS, "arms": [*arms]})
+    machine = {"name": "AMD EPYC", "device": "cpu", "threads": 1, "versions": {"torch": "2.13.0+cpu"}}
+    return {"machine": machine, "settings": {"prompt_tokens": 32, "rounds": 5}, "arms": [*copy.deepcopy(arms)]}
 
 
-def entry(
-    stage: str,
-    value: float,
-    parameters: int = 100,
-    before: Entry | None = None,
-    metric: str = "perplexity",
-    **more: Any,
-) -> Entry:
+def entry(stage: str, value: float, parameters: int = 100, before: Entry | None = None, **more: Any) -> Entry:
     """A stage's entry; its parent is the model of the entry before it, or random weights."""
-    parent = {"source": "config", "sha256": ""}
-    scores = {"after": score(value, metric)}
+    parent, scores = {"source": "config", "sha256": ""}, {"after": score(value, more.pop("metric", "perplexity"))}
     if before:
         parent = {"source": f"checkpoints/{before['stage']}/model", "sha256": f"{before['stage']}-hash"}
         scores["before"] = copy.deepcopy(before["quality"]["after"])
-    return {
-        "stage": stage,
-        "method": "FineTune",
-        "config": {"model": {"class_path": "FineTune"}},
-        "parent": parent,
-        "operations": [],
-        "data": {
-            "source": "news",
-            "sha256": "6710af74acb2",
-            "splits": {"valid": {"documents": 200}},
-            "sequence_length": 128,
-        },
-        "seed": 7,
-        "steps": 600,
-        "seconds": 412.5,
-        "quality": scores,
+    data = {"source": "news", "sha256": "6710af74acb2", "splits": {"valid": {"documents": 200}}, "sequence_length": 128}
+    made: Entry = {"stage": stage, "method": "FineTune", "parent": parent, "operations": [], "data": data, "seed": 7}
+    made |= {"steps": 600, "seconds": 412.5, "quality": scores, "config_sha256": f"{stage}-config"}
+    return made | {
         "sizes": {"parameters": parameters, "nonzero": parameters, "megabytes": parameters * 4 / 1e6},
-        "teacher": None,
-        "versions": {"lightgpt2": "0.1.0"},
-        "config_sha256": f"{stage}-config",
-    } | more
+        **more,
+    }
 
 
 def copied(before: Entry, operation: Operation, value: float, megabytes: float, **more: Any) -> Entry:
@@ -96,39 +66,40 @@ def copied(before: Entry, operation: Operation, value: float, megabytes: float, 
 
 def chain() -> dict[str, list[Entry]]:
     """A pipeline: a model from scratch, distilled, adapted, pruned and tuned, then quantized in two ways."""
-    baseline = entry("quick/baseline", 44.22, 124439808, finished="2025-11-03T10:00:00+00:00")
-    baseline["benchmark"] = benchmark(arm("quick/baseline", "model", "fp32", 497.8, 41.0, 24.5))
-    baseline |= {"curve": [[100, 310.4], [600, 44.22]], "samples": [{"prompt": "A", "before": None, "after": "one"}]}
-    teacher = {"source": "checkpoints/quick/baseline/model", "sha256": "quick/baseline-hash"}
-    layers = KINDS["extract_layers"].record(layers=[0, 2, 4, 7, 9, 11])
-    distilled = entry("quick/distilled", 44.9, 81912576, baseline, operations=[layers], teacher=teacher)
-    distilled["quality"] |= {"before": score(float("inf")), "teacher": score(44.22)}
-    distilled["benchmark"] = benchmark(
-        arm("quick/distilled", "model", "fp32", 327.7, 21.3, 47.0),
-        arm("quick/distilled", "model", "bf16", 163.9, 30.1, 41.2),
-    )
+
+    def add(name: str, value: float, before: Entry | None, *arms: Entry, **more: Any) -> Entry:
+        full = arm(f"q/{name}", "model", "fp32", 327.7 if before else 497.8, *speeds[name])
+        made = entry(f"q/{name}", value, 81912576 if before else 124439808, before, **more)
+        return made | {"benchmark": benchmark(full, *arms)}
+
+    speeds = {"baseline": (41.0, 24.5), "distilled": (21.3, 47.0), "adapted": (21.6, 46.6), "pruned": (21.2, 46.9)}
+    speeds["tuned"] = (21.4, 47.2)
     lora, merge = KINDS["lora"].record(r=8), KINDS["merge"].record(dense=True)
-    adapted = entry("quick/adapted", 39.1, 81912576, distilled, operations=[lora, merge], method="LoRA")
-    adapted["benchmark"] = benchmark(arm("quick/adapted", "model", "fp32", 327.7, 21.6, 46.6))
     l1 = KINDS["global_l1"].record(criterion="l1", targets="lora", adapters=True, achieved=0.80000135)
-    pruned = entry("quick/pruned", 39.6, 81912576, adapted, operations=[lora, l1, merge])
-    pruned["benchmark"] = benchmark(arm("quick/pruned", "model", "fp32", 327.7, 21.2, 46.9))
+    layers = KINDS["extract_layers"].record(layers=[0, 2, 4, 7, 9, 11])
+    baseline = add("baseline", 44.22, None, curve=[[100, 310.4], [600, 44.22]])
+    baseline["samples"] = [{"prompt": "A", "before": None, "after": "one"}]
+    teacher = {"source": "checkpoints/q/baseline/model", "sha256": "q/baseline-hash"}
+    half = arm("q/distilled", "model", "bf16", 163.9, 30.1, 41.2)
+    distilled = add("distilled", 44.9, baseline, half, operations=[layers], teacher=teacher)
+    distilled["quality"] |= {"before": score(float("inf")), "teacher": score(44.22)}
+    adapted = add("adapted", 39.1, distilled, operations=[lora, merge])
+    pruned = add("pruned", 39.6, adapted, operations=[lora, l1, merge])
     arms = {"l1": [score(39.1), score(40.2)], "random": [score(39.1), score(52.5)]}
     pruned["sweeps"] = {"sparsity": {"key": "sparsity", "values": [0, 0.8], "arms": arms}}
-    tuned = entry("quick/tuned", 38.2, 81912576, pruned, finished="2025-11-03T14:00:00+00:00")
-    tuned["benchmark"] = benchmark(
-        arm("quick/tuned", "model", "fp32", 327.7, 21.4, 47.2),
-        arm("quick/tuned", "model", "bf16", 204.8, 30.2, 41.4),
-        arm("quick/tuned", "model-nf4", "fp32", 180.2, 52.0, 22.1),
-        arm("quick/tuned", "model-int8", "fp32", 190.9, 18.2, 61.0),
-        {"name": "fp16", "source": "checkpoints/quick/tuned/model", "precision": "fp16", "error": "ran out of memory"},
-    )
-    tuned |= {"curve": [[100, 39.0], [600, 38.2]], "samples": [{"prompt": "A", "before": "x", "after": "two"}]}
+    tuned = add(
+        "tuned", 38.2, pruned,
+        arm("q/tuned", "model", "bf16", 204.8, 30.2, 41.4),
+        arm("q/tuned", "model-nf4", "fp32", 180.2, 52.0, 22.1),
+        arm("q/tuned", "model-int8", "fp32", 190.9, 18.2, 61.0),
+        {"name": "fp16", "source": "checkpoints/q/tuned/model", "precision": "fp16", "error": "ran out of memory"},
+        curve=[[100, 39.0], [600, 38.2]], samples=[{"prompt": "A", "before": "x", "after": "two"}],
+    )  # fmt: skip
     history = [baseline, distilled, adapted, pruned, tuned]
     ledgers = {f"checkpoints/{e['stage']}/model": history[: i + 1] for i, e in enumerate(history)}
     for form, value, megabytes in (("nf4", 38.9, 141.3), ("int8", 38.3, 154.0)):
         rounded = copied(tuned, KINDS[form].record(matched=24, linears=25), value, megabytes)
-        ledgers[f"checkpoints/quick/tuned/model-{form}"] = [*history, rounded]
+        ledgers[f"checkpoints/q/tuned/model-{form}"] = [*history, rounded]
     return {name: copy.deepcopy(entries) for name, entries in ledgers.items()}  # each a file
 
 

@@ -22,7 +22,7 @@ from tests.support.cli import ROOT
 
 VOID = {"meta", "br", "hr", "img", "link"}
 HOSTILE = "a|b<script>alert(1)</script>`x`*y*_z_ [k](http://e.x) & &amp; $q$ \\| ~~s~~ \"' \x02"
-TUNED, PRUNED = "checkpoints/quick/tuned/model", "checkpoints/quick/pruned/model"
+TUNED, PRUNED = "checkpoints/q/tuned/model", "checkpoints/q/pruned/model"
 
 
 class Page(HTMLParser):
@@ -53,11 +53,6 @@ class Page(HTMLParser):
         assert [tag] == self.open[-1:], f"</{tag}> closes nothing"
         self.open.pop()
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text.append(data)
@@ -68,11 +63,6 @@ class Page(HTMLParser):
 def page_of(ledgers: dict[str, list[Entry]], budget: float = 2.0, gain: float = 10.0, **files: Any) -> tuple[str, Page]:
     text, plots = compose(models(ledgers, **files), budget, gain)
     return text, Page(as_html(text, plots))
-
-
-def columns(table: list[list[str]]) -> dict[str, dict[str, str]]:
-    """A table's cells by the name of the row and the title of the column."""
-    return {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
 
 
 def test_the_headline_says_what_the_last_model_is_against_the_source() -> None:
@@ -92,33 +82,31 @@ def test_the_headline_says_what_the_last_model_is_against_the_source() -> None:
     ]
     assert order == sorted(order)
     assert "<details" not in text[: text.index("## Verdicts")]
-    assert "38.20" not in page_of(chain(), gain=60)[0][text.index("## Verdicts") :].replace(str(score(38.2)), "")[:2000]
 
 
 def test_one_table_of_models_and_one_of_verdicts_hold_what_the_rows_hold() -> None:
     _, page = page_of(chain())
     assert len(page.tables) == 4
-    shown, bought = map(columns, page.tables[2:])
-    assert shown["tuned nf4"] == {
-        "model": "tuned nf4", "perplexity": "38.90 (35.01 to 42.79)", "bits/byte": "0.9725", "parameters": "81.91 M",
-        "non-zero": "81.91 M", "MB on disk": "141.3", "weights in memory, MB": "180.2", "peak memory, MB": "520.2",
-        "forward 1x128, ms": "52.00", "tokens/s at 128": "22.10", "training, s": "–",
-    }  # fmt: skip
-    assert (shown["tuned bf16"]["perplexity"], shown["tuned bf16"]["MB on disk"]) == ("–", "327.7")
-    assert bought["tuned nf4"] == {
-        "model": "tuned nf4", "what was done": "NF4 in 24 of 25 linear layers", "verdict": "pays",
-        "quality against the source": "-12.0 %", "quality against before": "+1.8 %", "MB on disk": "-56.9 %",
-        "weights in memory": "-45.0 %", "forward 1x128": "+143.0 %", "tokens/s at 128": "-53.2 %",
-    }  # fmt: skip
-    assert bought["pruned"]["what was done"] == (
-        "FineTune, 600 steps, adapters of rank 8, 80.0% of the lora weights pruned (l1), adapters merged into dense weights"
-    )
-    assert [row["verdict"] for row in bought.values()][:3] == ["the start", "pays", "quality only"]
-    assert columns(page_of(chain(), gain=60)[1].tables[3])["tuned nf4"]["verdict"] == "does not pay"
+    assert page.tables[2][0] == [
+        "model", "perplexity", "bits/byte", "parameters", "non-zero", "MB on disk", "weights in memory, MB",
+        "peak memory, MB", "forward 1x128, ms", "tokens/s at 128", "training, s",
+    ]  # fmt: skip
+    assert page.tables[2][-1] == [
+        "tuned nf4", "38.90 (35.01 to 42.79)", "0.9725", "81.91 M", "81.91 M", "141.3", "180.2", "520.2", "52.00", "22.10", "–",
+    ]  # fmt: skip
+    assert page.tables[3][0] == [
+        "model", "what was done", "verdict", "quality against the source", "quality against before", "MB on disk",
+        "weights in memory", "forward 1x128", "tokens/s at 128",
+    ]  # fmt: skip
+    assert page.tables[3][-1] == [
+        "tuned nf4", "NF4 in 24 of 25 linear layers", "pays", "-12.0 %", "+1.8 %", "-56.9 %", "-45.0 %", "+143.0 %", "-53.2 %",
+    ]  # fmt: skip
+    assert [row[2] for row in page.tables[3][1:4]] == ["the start", "pays", "quality only"]
+    assert page_of(chain(), gain=60)[1].tables[3][-1][2] == "does not pay"
 
 
-def test_what_was_not_measured_has_no_column() -> None:
-    text, page = page_of({"checkpoints/first/model": [entry("first", 40)]})
+def test_what_was_not_measured_has_no_column_and_a_collapse_is_said() -> None:
+    text, page = page_of({"checkpoints/first/model": [entry("first", 40, generation={"collapsed": True})]})
     assert page.tables[1][0] == [
         "model",
         "perplexity",
@@ -130,21 +118,15 @@ def test_what_was_not_measured_has_no_column() -> None:
     ]
     assert page.tables[2] == [
         ["model", "what was done", "verdict", "quality against the source", "quality against before"],
-        ["first", "FineTune, 600 steps", "the start", "–", "–"],
+        ["first", "FineTune, 600 steps", "the start, collapsed", "–", "–"],
     ]
     assert "against" not in text[: text.index("## Models")]
-
-
-def test_a_collapse_is_said_beside_the_verdict() -> None:
-    collapsed = entry("first", 40, generation={"collapsed": True})
-    assert page_of({"first": [collapsed]})[1].tables[2][1][2] == "the start, collapsed"
 
 
 def test_a_report_of_another_task_has_its_metric() -> None:
     text, page = page_of(foreign())
     assert page.tables[0][:2] == [["accuracy", "MB on disk"], ["0.900", "0.004"]]
-    assert columns(page.tables[2])["small shrunk"]["quality against the source"] == "-6.6 %"
-    assert columns(page.tables[2])["small shrunk"]["verdict"] == "outside the budget"
+    assert page.tables[2][-1][:4] == ["small shrunk", "shrunk to 3 bits", "outside the budget", "-6.6 %"]
     assert "accuracy against MB on disk" in text
     assert "perplexity" not in text
 
@@ -164,7 +146,7 @@ def test_the_tables_fit_1280_pixels(ledgers: dict[str, list[Entry]]) -> None:
 def test_text_of_ledgers_is_shown_and_does_nothing() -> None:
     ledgers = chain()
     tuned = ledgers[TUNED][-1]
-    tuned["stage"] = f"quick/{HOSTILE}"
+    tuned["stage"] = f"q/{HOSTILE}"
     tuned["data"]["source"] = tuned["config_sha256"] = tuned["finished"] = HOSTILE
     tuned["operations"] = [{"op": HOSTILE, HOSTILE: HOSTILE, "kept": {HOSTILE: HOSTILE}}]
     tuned["benchmark"]["machine"]["name"] = HOSTILE
@@ -179,44 +161,36 @@ def test_text_of_ledgers_is_shown_and_does_nothing() -> None:
     assert "".join(page.text).count(shown) > 8
     assert not {"script", "code", "a", "del"} & {*page.seen}
     for cell in (cell for table in page.tables for row in table for cell in row if "alert" in cell):
-        assert shown.replace("_", " ") in cell.replace("_", " "), "no cell was split"
+        assert re.sub("[_ ]", "", shown) in re.sub("[_ ]", "", cell), "no cell was split"
     for row in (line for line in text.splitlines() if line.startswith("|") and "alert" in line):
         assert row.replace("&#124;", "").count("alert") == row.count("a&#124;b"), "nor would another reader split it"
     for plot in compose(models(ledgers), 2, 10)[1]:
         ElementTree.fromstring(plot.file())
 
 
-# -- plots -----------------------------------------------------------------------------------------------------------------
-
-
 def test_plots_show_the_figures_that_there_are() -> None:
     ledgers = chain()
-    found = {plot.name: plot for plot in (*scatters(models(ledgers), 2), *curves(models(ledgers)))}
+    found = {plot.name: plot.svg for plot in (*scatters(models(ledgers), 2), *curves(models(ledgers)))}
     assert set(found) == {"size-1", "speed-1", "curves-1", "sweep-2"}
-    texts = {name: [*ElementTree.fromstring(plot.file()).itertext()] for name, plot in found.items()}
-    assert {"tuned nf4", "baseline", "budget", "MB on disk", "perplexity (lower is better)"} <= {*texts["size-1"]}
-    assert {"tuned nf4", "tokens/s at 128"} <= {*texts["speed-1"]}
-    assert {"baseline", "tuned", "optimizer steps"} <= {*texts["curves-1"]}
-    assert {"l1", "random", "sparsity"} <= {*texts["sweep-2"]}
-    for entries in ledgers.values():
-        for each in entries:
-            each.pop("curve", None)
-            each["quality"]["after"]["perplexity"]["value"] = float("inf")
-    assert not scatters(models(ledgers), 2)
-    assert [plot.name for plot in curves(models(ledgers))] == ["sweep-2"]
+    for name, texts in {
+        "size-1": ("tuned nf4", "baseline", "budget", "MB on disk", "perplexity (lower is better)"),
+        "speed-1": ("tuned nf4", "tokens/s at 128"),
+        "curves-1": ("baseline", "tuned", "optimizer steps"),
+        "sweep-2": ("l1", "random", "sparsity"),
+    }.items():
+        assert {*texts} <= {*ElementTree.fromstring(found[name]).itertext()}
+    for each in (each for entries in ledgers.values() for each in entries):
+        each["curve"] = []
+        each["quality"]["after"]["perplexity"]["value"] = float("inf")
+    assert [plot.name for plot in (*scatters(models(ledgers), 2), *curves(models(ledgers)))] == ["sweep-2"]
 
 
 @pytest.mark.parametrize("values", [[1, 1], [1, 1e6], [-3, 0], [0, 0], [1e-9, 2e-9]])
 def test_plots_stay_inside_their_frame(values: list[float]) -> None:
-    sweep = {"values": values, "arms": {"fit": [score(abs(value) + 1e-12) for value in values]}}
-    plot = sweep_plot(sweep, "key", "run")
+    plot = sweep_plot({"values": values, "arms": {"fit": [score(abs(each) + 1e-12) for each in values]}}, "key", "run")
     assert plot
-    for place in re.findall(r'c[xy]="([^"]+)"', plot.svg):
-        assert 0 <= float(place) <= 560
+    assert all(0 <= float(place) <= 560 for place in re.findall(r'c[xy]="([^"]+)"', plot.svg))
     assert sweep_plot({"values": [1], "arms": {"fit": [score(1)]}}, "key", "run") is None
-
-
-# -- files -----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_files_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
@@ -240,14 +214,14 @@ def test_the_files_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
 def test_runs_pipelines_model_folders_and_benchmarks_are_found(tmp_path: Path) -> None:
     write(tmp_path, chain())
     for name in (".old/model", "tuned/trial/model"):
-        (tmp_path / "checkpoints/quick" / name).mkdir(parents=True)
-        (tmp_path / "checkpoints/quick" / name / "ledger.json").write_text("damaged")
-    quick = tmp_path / "checkpoints/quick"
+        (tmp_path / "checkpoints/q" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints/q" / name / "ledger.json").write_text("damaged")
+    quick = tmp_path / "checkpoints/q"
     (quick / "tuned/benchmark.json").write_text("{}")
     assert [len(found) for found in find([str(quick)])] == [7, 1]
     assert [len(found) for found in find([str(quick / "tuned")])] == [3, 1]
     assert list(find([str(quick / "tuned/model-nf4")])[0]) == [str(quick / "tuned/model-nf4")]
-    assert [len(found) for found in find([str(quick), str(quick / "tuned"), f"{quick}/../quick"])] == [7, 1]
+    assert [len(found) for found in find([str(quick), str(quick / "tuned"), f"{quick}/../q"])] == [7, 1]
     (tmp_path / "b").mkdir()
     (tmp_path / "b/benchmark.json").write_text(json.dumps(benchmark(arm("x", "y", "fp32", 1, 2, 3, name="gpt2 fp32"))))
     write_report([str(tmp_path / "b")], str(tmp_path / "out"), 2, 10)

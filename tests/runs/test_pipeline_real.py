@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.kill import kill_with_children
 from tests.support.models import SHAPES, write_corpus
 from tests.support.pipelines import artefacts, state, wait_for
 
+pytestmark = pytest.mark.slow
 
-def real_recipe(folder: Path) -> None:
+
+def real_recipe(folder: Path, *overrides: dict[str, Any]) -> None:
     """Two stages on a small corpus: a model from scratch, and half of its layers distilled."""
     task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
-    rates = {"lr": 3.0e-3, "warmup_steps": 3}
     data = {"source": "corpus", "sequence_length": 32, "batch_size": 4}
     config: dict[str, Any] = {
         "seed_everything": 5,
@@ -37,12 +37,13 @@ def real_recipe(folder: Path) -> None:
         ("maker.yaml", "FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
         ("student.yaml", "Distill", {"teacher": "nowhere", "layers": 2}),
     ):
-        arguments = {"optimizer": rates, "task": task, **init}
+        arguments = {"optimizer": {"lr": 3.0e-3, "warmup_steps": 3}, "task": task, **init}
         model = {"class_path": f"lightgpt2.methods.{method}", "init_args": arguments}
         write_config(folder / name, {**config, "model": model})
+    first, second = overrides or ({}, {})
     stages = [
-        {"name": "baseline", "config": "maker.yaml", "overrides": {"data.vocab_size": 300}},
-        {"name": "distilled", "config": "student.yaml", "overrides": {"trainer.max_steps": 40}},
+        {"name": "baseline", "config": "maker.yaml", "overrides": {"data.vocab_size": 300, **first}},
+        {"name": "distilled", "config": "student.yaml", "overrides": {"trainer.max_steps": 40, **second}},
     ]
     write_config(folder / "chain.yaml", {"stages": stages})
     write_corpus(folder / "corpus", documents=24)
@@ -73,7 +74,6 @@ def unlocked(folder: Path) -> bool:
     return True
 
 
-@pytest.mark.slow
 def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
     ledger = json.loads((real / "checkpoints/chain/distilled/model/ledger.json").read_text())
     assert [(e["stage"], e["method"], e["steps"]) for e in ledger] == [
@@ -85,77 +85,36 @@ def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
     assert {path.name for path in (real / "tb-logs").iterdir()} == {"chain"}
     assert list(logged(real, "chain/distilled")["train/loss"]) == list(range(1, 41))
     before = times(real)
-    began = time.monotonic()
     output = succeed(real, "pipeline", "chain.yaml")
-    assert time.monotonic() - began < 15
     assert output.count("skipped") == 2
     assert times(real) == before, "nothing was started, nothing was written"
 
 
-@pytest.mark.slow
-def test_a_real_stage_is_made_anew_and_the_next_only_if_the_weights_changed(real: Path) -> None:
-    recipe = yaml.safe_load((real / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["trainer.enable_model_summary"] = True
-    write_config(real / "chain.yaml", recipe)
-    before, weights_before = times(real), artefacts(real)
-    output = succeed(real, "pipeline", "chain.yaml")
-    assert "[1/2] baseline: run (trainer.enable_model_summary: not set -> true)" in output
-    assert "[2/2] distilled: skip" in output
-    after = times(real)
-    model = real / "checkpoints/chain/baseline/model/model.safetensors"
-    assert after[model] != before[model]
-    assert artefacts(real) == weights_before
-    assert list(logged(real, "chain/baseline")["train/loss"]) == list(range(1, 61)), "the old curves went with the run"
-
-
-@pytest.mark.slow
 def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp_path: Path) -> None:
     real_recipe(tmp_path)
-    draw = random.SystemRandom()
+    chance = random.SystemRandom()
     for stage in ("baseline", "distilled"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "lightgpt2", "pipeline", "chain.yaml"], cwd=tmp_path, start_new_session=True,
+            [sys.executable, "-m", "lightgpt2", "pipeline", "chain.yaml"], cwd=tmp_path, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         begun = tmp_path / "checkpoints/chain" / stage / "config.yaml"
         wait_for(lambda begun=begun, process=process: begun.exists() or process.poll() is not None, 120)
-        time.sleep(draw.uniform(0, 0.5))  # a stage may take less than two seconds
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        time.sleep(chance.uniform(0, 0.5))  # a stage may take less than two seconds
+        kill_with_children(process)
         wait_for(lambda: unlocked(tmp_path / "checkpoints/chain"), 60)  # the stage, a child of it, dies in its own time
         assert state(tmp_path)[stage]["state"] == "running"
     succeed(tmp_path, "pipeline", "chain.yaml")
     assert artefacts(tmp_path) == artefacts(real)
 
 
-@pytest.mark.slow
-def test_a_real_failure_names_its_stage(tmp_path: Path) -> None:
-    real_recipe(tmp_path)
-    recipe = yaml.safe_load((tmp_path / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["data.sequence_length"] = 65
-    write_config(tmp_path / "chain.yaml", recipe)
-    done = run_cli(tmp_path, "pipeline", "chain.yaml")
-    assert done.returncode == 2
-    errors = done.stderr.splitlines()
-    assert errors[0].startswith("lightgpt2: error: data.sequence_length: 65 is longer than the 64 positions")
-    assert errors[1].startswith("lightgpt2: error: stages.baseline: lightgpt2 fit")
-    assert "failed; see its message above" in errors[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_mistakes_in_all_stages_are_named_before_the_first_runs(tmp_path: Path, options: tuple[str, ...]) -> None:
-    real_recipe(tmp_path)
-    recipe = yaml.safe_load((tmp_path / "chain.yaml").read_text())
-    recipe["stages"][0]["overrides"]["model.layer"] = 3
-    recipe["stages"][1]["overrides"] |= {"trainer.max_steps": 0, "data.stride": 32}
-    write_config(tmp_path / "chain.yaml", recipe)
-    done = run_cli(tmp_path, "pipeline", "chain.yaml", *options)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "lightgpt2: error: stages.baseline.model.layer: no such key; see --help",
-        "lightgpt2: error: stages.distilled.trainer.max_steps: 0 trains nothing; give at least 1",
-        "lightgpt2: error: stages.distilled.data.stride: 32 skips tokens with windows of 32; give at most 31",
-    ]
-    assert not list((tmp_path / "checkpoints/chain").glob("*/"))
+def test_mistakes_in_all_stages_are_named_before_the_first_runs(tmp_path: Path) -> None:
+    real_recipe(tmp_path, {"model.layer": 3}, {"trainer.max_steps": 0, "data.stride": 32})
+    for options in ((), ("--dry-run",)):
+        done = run_cli(tmp_path, "pipeline", "chain.yaml", *options)
+        assert done.returncode == 2
+        assert [line.split(": ")[2] for line in done.stderr.splitlines()] == [
+            "stages.baseline.model.layer", "stages.distilled.trainer.max_steps", "stages.distilled.data.stride",
+        ]  # fmt: skip
+        assert not list((tmp_path / "checkpoints/chain").glob("*/"))

@@ -1,6 +1,5 @@
 """A pipeline that was killed, stopped or interrupted is the one that was not; `fit` has the stand-in of test_pipeline.py."""
 
-import contextlib
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.kill import children, kill_with_children
 from tests.support.pipelines import Chain, artefacts, starts, state, wait_for
 
 
@@ -73,20 +73,17 @@ def test_killed_at_any_moment_and_run_again_equals_uninterrupted(pipe: Chain) ->
     pipe.started()
     whole = artefacts()
     seconds = time.monotonic() - began
-    draw, kills = random.SystemRandom(), list[float]()
+    chance, kills = random.SystemRandom(), list[float]()
     for _ in range(4):
         shutil.rmtree("checkpoints")
         for _ in range(3):
-            kills.append(draw.uniform(0.2, seconds))
+            kills.append(chance.uniform(0.2, seconds))
             process = pipe.process()
             time.sleep(kills[-1])
-            with contextlib.suppress(ProcessLookupError):  # it had ended
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            kill_with_children(process)
         pipe.started()
         assert artefacts() == whole, kills
-        leftovers = [path.name for path in Path("checkpoints/chain").iterdir() if path.name.startswith(".")]
-        assert leftovers == []
+        assert not list(Path("checkpoints/chain").glob(".*"))
 
 
 def test_killed_before_a_stale_run_was_removed(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,28 +113,34 @@ def test_killed_while_a_stale_run_was_removed(done: Chain) -> None:
 @pytest.fixture
 def busy(pipe: Chain) -> Iterator[subprocess.Popen[str]]:
     """A pipeline that is at work on its second stage, and would be for a while."""
-    pipe.change("b", trainer__max_steps=400, trainer__seconds=0.05)
+    pipe.change("b", trainer__max_steps=400, trainer__seconds=0.02)
     process = pipe.process()
     wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
     yield process
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_with_children(process)
 
 
-def test_sigterm_lets_the_stage_save_and_stops_the_pipeline(pipe: Chain, busy: subprocess.Popen[str]) -> None:
-    busy.terminate()
+@pytest.mark.parametrize("whole_group", [False, True], ids=["a supervisor's", "the terminal's"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_stage_once_and_lets_it_save(
+    pipe: Chain, busy: subprocess.Popen[str], signum: signal.Signals, whole_group: bool
+) -> None:
+    os.killpg(busy.pid, signum) if whole_group else os.kill(busy.pid, signum)
     _, err = busy.communicate(timeout=30)
     assert busy.returncode == 130
     assert err.strip() == "lightgpt2: b was interrupted; the same command goes on from there"
+    assert starts("signals") == [signum.name], "a second one would stop it without saving"
     assert pipe.plans()["b"] == ("resume", "it was interrupted")
 
 
-def test_sigterm_at_the_end_of_a_stage_stops_before_the_next(pipe: Chain) -> None:
+def test_a_second_signal_is_passed_on_too(pipe: Chain) -> None:
+    """And where the stage ends well all the same, the pipeline stops before the next."""
     pipe.change("b", trainer__max_steps=30, trainer__seconds=0.02, trainer__deaf=True)
     process = pipe.process()
     wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
-    process.terminate()
+    for count in (1, 2):
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda count=count: len(starts("signals")) == count)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.strip() == "lightgpt2: interrupted between two stages; the same command goes on from there"
@@ -146,12 +149,18 @@ def test_sigterm_at_the_end_of_a_stage_stops_before_the_next(pipe: Chain) -> Non
     assert pipe.started() == ["chain/c new"]
 
 
-def test_ctrl_c_reaches_the_stage_and_stops_the_pipeline(pipe: Chain, busy: subprocess.Popen[str]) -> None:
-    os.killpg(busy.pid, signal.SIGINT)  # as a terminal does; the stand-in does not handle it
-    _, err = busy.communicate(timeout=30)
-    assert busy.returncode == 130
-    assert err.strip().endswith("lightgpt2: b was interrupted; the same command goes on from there")
-    assert pipe.plans()["c"][0] == "run"
+def test_ctrl_z_pauses_the_stage_too(busy: subprocess.Popen[str]) -> None:
+    def written() -> int:
+        return Path("checkpoints/chain/b/last.ckpt").stat().st_mtime_ns
+
+    busy.send_signal(signal.SIGTSTP)
+    os.waitid(os.P_PID, busy.pid, os.WSTOPPED)
+    time.sleep(0.1)
+    paused = written()
+    time.sleep(0.3)
+    assert written() == paused
+    busy.send_signal(signal.SIGCONT)
+    wait_for(lambda: written() > paused)
 
 
 def test_two_pipelines_do_not_share_a_folder(pipe: Chain, busy: subprocess.Popen[str]) -> None:
@@ -160,6 +169,8 @@ def test_two_pipelines_do_not_share_a_folder(pipe: Chain, busy: subprocess.Popen
     assert (code, out) == (2, "")
     assert "checkpoints/chain: another pipeline, or a stage of one, is at work there" in err
     assert state() == before
-    os.kill(busy.pid, signal.SIGKILL)  # the pipeline alone: its stage goes on
-    busy.wait()
+    (stage,) = children(busy.pid)
+    os.kill(busy.pid, signal.SIGKILL)  # the pipeline alone: its stage goes on, and keeps the lock to its end
+    os.waitid(os.P_PID, busy.pid, os.WEXITED | os.WNOWAIT)
     assert pipe.run()[0] == 2
+    os.kill(stage, signal.SIGKILL)

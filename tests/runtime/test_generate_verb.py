@@ -1,4 +1,4 @@
-"""`lightgpt2 generate`, through the real command."""
+"""`lightgpt2 generate`: its files, its messages, and text while it is written."""
 
 import io
 import json
@@ -10,8 +10,10 @@ import pytest
 
 import lightgpt2
 from lightgpt2.cli.verbs import run
+from lightgpt2.errors import UserError
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from tests.support.cli import _environment, run_cli, succeed
+from lightgpt2.runtime.prompts import read_prompts
+from tests.support.cli import _environment, run_cli
 from tests.support.models import write_model
 from tests.support.onnx_decoder import write_decoder
 
@@ -34,12 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["plain", "exported"])
 def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
     model = lightgpt2.load(folder / name, threads=1)
-    options = {"max_new_tokens": 12, "temperature": 1.1, "top_k": 20, "top_p": 0.9, "seed": 5, "stop": ["qq", "zz"]}
+    texts = model.generate(PROMPTS, max_new_tokens=12, temperature=1.1, top_k=20, top_p=0.9, seed=5, stop=["qq", "zz"])
     sampled = [
         "--max-new-tokens", "12", "--temperature", "1.1", "--top-k", "20", "--top-p", "0.9", "--seed", "5",
         "--stop", "qq", "zz", "--threads", "1",
     ]  # fmt: skip
-    texts = model.generate(PROMPTS, **options)
     done = run_cli(folder, "generate", name, "--prompt", PROMPTS[0], *sampled)
     assert (done.returncode, done.stdout, done.stderr) == (0, texts[0] + "\n", "")
     output = f"out/{name}.jsonl"
@@ -47,18 +48,14 @@ def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "Generating: 100%" in done.stderr
     rows = [json.loads(line) for line in (folder / output).read_text(encoding="utf-8").splitlines()]
-    assert rows == [
-        {"id": index, "prompt": prompt, "text": text}
-        for index, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True))
-    ]
-    printed = succeed(folder, "generate", name, "--prompts", "prompts.jsonl", *sampled)
-    assert printed == (folder / output).read_text(encoding="utf-8")
+    pairs = enumerate(zip(PROMPTS, texts, strict=True))
+    assert rows == [{"id": index, "prompt": prompt, "text": text} for index, (prompt, text) in pairs]
 
 
 def test_text_is_shown_while_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown, seen = io.BytesIO(), []
-    step = OnnxEngine.decode
-    monkeypatch.setattr(OnnxEngine, "decode", lambda *args: seen.append(shown.getvalue()) or step(*args))
+    decode = OnnxEngine.decode
+    monkeypatch.setattr(OnnxEngine, "decode", lambda *args: seen.append(shown.getvalue()) or decode(*args))
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="utf-8"))
     monkeypatch.chdir(folder)
     run(["generate", "exported", "--prompt", "A", "--temperature", "1", "--threads", "1"])
@@ -83,18 +80,22 @@ def test_a_reader_may_leave(folder: Path) -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("text", ["null", "12", "[1, 2]", "a: b", "  two\nlines", "-"])
-def test_a_prompt_is_text_whatever_it_looks_like(folder: Path, text: str) -> None:
-    wanted = lightgpt2.load(folder / "exported", threads=1).generate(text, max_new_tokens=4)
-    assert succeed(folder, "generate", "exported", f"--prompt={text}", "--max-new-tokens", "4") == wanted + "\n"
+def test_a_prompt_is_text_whatever_it_looks_like(
+    folder: Path, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    wanted = lightgpt2.load("exported", threads=1).generate(text, max_new_tokens=4)
+    run(["generate", "exported", f"--prompt={text}", "--max-new-tokens", "4", "--threads", "1"])
+    assert capsys.readouterr().out == wanted + "\n"
 
 
+LONG = "x = y\n" * 60
 BAD = {
     "nothing to continue": ([], "--prompt: give it or --prompts, one of the two"),
     "both": (["--prompt", "A", "--prompts", "prompts.jsonl"], "--prompt: give it or --prompts, one of the two"),
     "empty": (["--prompt", ""], "--prompt: it is empty; give some text"),
-    "too long": (["--prompt", "x = y\n" * 60], "--prompt: must leave room in the model's 64 positions, got 360 tokens; "),
+    "too long": (["--prompt", LONG], "--prompt: must leave room in the model's 64 positions, got 360 tokens; "),
     "too long, of many": (["--prompts", "long.jsonl"], "--prompts: prompt 2: must leave room in the model's 64 "),
     "output of one": (["--prompt", "A", "--output", "x"], "--output: it is for --prompts"),
     "folder for output": (["--prompts", "prompts.jsonl", "--output", "plain"], "--output: plain is a folder"),
@@ -102,14 +103,14 @@ BAD = {
     "no JSON": (["--prompts", "bad.jsonl"], "--prompts: line 2 of bad.jsonl must be of the form {\"prompt\": \"some text\"}"),
     "no prompts": (["--prompts", "empty.jsonl"], "--prompts: empty.jsonl has no lines"),
     "not UTF-8": (["--prompts", "latin.jsonl"], "--prompts: latin.jsonl cannot be read (not UTF-8)"),
-    "max_new_tokens": (["--prompt", "A", "--max-new-tokens", "0"], "--max-new-tokens: "),
-    "temperature": (["--prompt", "A", "--temperature", "-1"], "--temperature: "),
     "temperature, no number": (["--prompt", "A", "--temperature", "hot"], "--temperature: "),
     "top_p": (["--prompt", "A", "--temperature", "1", "--top-p", "1.5"], "--top-p: must be above 0 and at most 1, got 1.5"),
     "top_k without sampling": (["--prompt", "A", "--top-k", "5"], "--top-k: must be left out at temperature 0"),
     "stop": (["--prompt", "A", "--stop", ""], "--stop: must not be empty"),
     "threads": (["--prompt", "A", "--threads", "0"], "--threads: "),
     "option": (["--prompt", "A", "--beams", "4"], "unrecognized arguments: --beams"),
+    "no folder": (["--prompt", "A"], "MODEL: ./gone does not exist; give"),
+    "family": (["--prompt", "A"], "MODEL: models of type 'bert' are not supported; use a decoder"),
 }  # fmt: skip
 
 
@@ -119,14 +120,14 @@ def test_bad_input(
 ) -> None:
     args, words = BAD[name]
     monkeypatch.chdir(folder)
-    long = [json.dumps({"prompt": text}) for text in ("A", "x = y\n" * 60)]
+    long = [json.dumps({"prompt": text}) for text in ("A", LONG)]
     Path("long.jsonl").write_text("\n".join(long))
     Path("bad.jsonl").write_text('{"prompt": "A"}\n{"text": "B"}\n')
     Path("empty.jsonl").write_text("\n")
     Path("latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     before = sorted(folder.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
-        run(["generate", "exported", *args])
+        run(["generate", {"no folder": "./gone", "family": "bert"}.get(name, "exported"), *args])
     assert stopped.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -135,28 +136,10 @@ def test_bad_input(
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ("./gone", "MODEL: ./gone does not exist; give"),
-        ("bert", "MODEL: models of type 'bert' are not supported; use a decoder"),
-    ],
-)
-def test_bad_models(folder: Path, model: str, words: str) -> None:
-    done = run_cli(folder, "generate", model, "--prompt", "A")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"lightgpt2: error: {words}"), done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_many_bad_lines_are_few_messages(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("bad.jsonl").write_text('{"prompt": ""}\n' * 40)
-    with pytest.raises(SystemExit):
-        run(["generate", "none", "--prompts", "bad.jsonl"])
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
-    assert lines[-1] == "lightgpt2: error: --prompts: 35 more lines of bad.jsonl are like this"
+def test_many_bad_lines_are_few_messages(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": ""}\n' * 40)
+    with pytest.raises(UserError) as refused:
+        read_prompts(path)
+    assert len(refused.value.problems) == 6
+    assert refused.value.problems[-1] == f"--prompts: 35 more lines of {path} are like this"

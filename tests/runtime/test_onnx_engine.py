@@ -31,10 +31,13 @@ def padded(prompts: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int6
 def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, prompts: list[list[int]]) -> None:
     engine = OnnxEngine(write_decoder(tmp_path, keeps=keeps) / "model.onnx", POSITIONS, threads=1)
     assert (engine.vocabulary, engine.context) == (VOCABULARY, POSITIONS)
+    ids, mask = padded(prompts)
+    for row, prompt in zip(engine.logits(ids, mask), prompts, strict=True):
+        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=1e-5)
     random = np.random.default_rng(0)
     for room in (6, 9, 9):  # a second and a third batch begin anew, in a new cache and in an old one
         sequences = [list(prompt) for prompt in prompts]
-        logits = engine.prefill(*padded(prompts), room)
+        logits = engine.prefill(ids, mask, room)
         for step in range(room):
             wanted = np.stack([naive_logits(np.array(sequence))[-1] for sequence in sequences])
             np.testing.assert_allclose(logits, wanted, atol=1e-5)
@@ -58,21 +61,12 @@ def test_the_cache_is_allocated_once_for_a_batch(tmp_path: Path) -> None:
     assert engine._caches["past_key_values.0.key"] is cache
 
 
-def test_logits_at_all_positions(tmp_path: Path) -> None:
-    engine = OnnxEngine(write_decoder(tmp_path) / "model.onnx", POSITIONS, threads=1)
-    ids, mask = padded(PROMPTS)
-    found = engine.logits(ids, mask)
-    assert found.shape == (*ids.shape, VOCABULARY)
-    for row, prompt in zip(found, PROMPTS, strict=True):
-        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=1e-5)
-
-
 def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path)
     model = onnx.load(folder / "model.onnx")
     model.graph.output.remove(model.graph.output[0])
     onnx.save(model, folder / "other.onnx")
-    with pytest.raises(UserError, match=r"MODEL: .*other\.onnx is no decoder with a cache"):
+    with pytest.raises(UserError, match=r"MODEL: .*other\.onnx must be a decoder with a cache"):
         OnnxEngine(folder / "other.onnx", POSITIONS)
     whole = (folder / "model.onnx").read_bytes()
     (folder / "cut.onnx").write_bytes(whole[: len(whole) // 2])

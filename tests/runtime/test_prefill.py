@@ -1,5 +1,6 @@
 """The second graph, in 8 bits, that reads the prompts of a model in 4."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,38 +116,28 @@ def test_uneven_layers_keep_their_4_bits(tmp_path: Path, family: str) -> None:
         assert same == (family == "llama" and number == 1)
 
 
-def test_both_sessions_have_the_threads_that_are_asked_for(tmp_path: Path) -> None:
+def test_what_loading_writes_is_temporary_and_both_sessions_have_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
+    scratch = tmp_path / "scratch"
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with pytest.raises(UserError, match=r"^MODEL: the weights that .* set TMPDIR to a folder that has some$"):
+        OnnxEngine(folder / "model.onnx", 64)
+    scratch.mkdir()
     for threads in (1, 2):
         sessions = OnnxEngine(folder / "model.onnx", 64, threads).sessions
         assert [session.get_session_options().intra_op_num_threads for session in sessions] == [threads] * 2
+        assert not [*scratch.iterdir()]
 
 
-def test_no_room_for_what_is_made_at_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    with pytest.raises(UserError, match=r"^MODEL: the weights that .* set TMPDIR to a folder that has some$"):
-        OnnxEngine(folder / "model.onnx", 64)
-
-
-@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_files_may_be_links(tmp_path: Path, link: str) -> None:
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_files_may_be_links(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
     """As in a hub cache, and as backups keep what is there twice."""
-    model = make_restless_model("gpt2")
+    model, linked = make_restless_model("gpt2"), tmp_path / "linked"
     whole = write_onnx(model, tmp_path / "whole", Forms("int4", "int8", prefill=[]))
-    (tmp_path / "linked").mkdir()
+    linked.mkdir()
     for file in whole.iterdir():
-        getattr(tmp_path / "linked" / file.name, link)(file)
-    ids = random_ids(model, 1, 20)
-    wanted = whole_logits(OnnxEngine(whole / "model.onnx", 64, threads=1), ids)
-    np.testing.assert_array_equal(
-        whole_logits(OnnxEngine(tmp_path / "linked" / "model.onnx", 64, threads=1), ids), wanted
-    )
-
-
-def test_what_is_made_at_loading_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[]))
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-    OnnxEngine(folder / "model.onnx", 64, threads=1)
-    assert not [*(tmp_path / "scratch").iterdir()]
+        link(linked / file.name, file)
+    engines = [OnnxEngine(folder / "model.onnx", 64, threads=1) for folder in (whole, linked)]
+    np.testing.assert_array_equal(*(whole_logits(engine, random_ids(model, 1, 20)) for engine in engines))

@@ -2,8 +2,8 @@
 
 What it "trains" depends on its configuration, the weights of its input and the number of steps, and on nothing else. A
 chain of hashes stands for the weights, so one step too many, too few, or from other weights shows in every later byte.
-Called as `fake_fit.py -m lightgpt2 fit OPTIONS`, like the interpreter that it stands in for; as `-m lightgpt2.cli.rehearsal` it
-finds nothing wrong.
+Called as `fake_fit.py -m lightgpt2 fit OPTIONS`, like the interpreter that it stands in for; as another module, that which
+checks configurations, it finds nothing wrong.
 """
 
 import hashlib
@@ -31,6 +31,12 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def note(file: str, text: str) -> None:
+    """Adds a line for the test to read."""
+    with Path(file).open("a") as stream:
+        stream.write(f"{text}\n")
+
+
 def main() -> None:
     """Trains, saves, scores."""
     if sys.argv[2] != "lightgpt2":
@@ -40,10 +46,16 @@ def main() -> None:
     config = yaml.safe_load(Path(options["--config"]).read_text())
     model, trainer = config["model"]["init_args"], config["trainer"]
     folder = Path("checkpoints") / options["--run"]
-    with Path("started").open("a") as file:
-        file.write(f"{options['--run']} {options.get('--ckpt_path', 'new')}\n")
     stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda signum, _: None if trainer.get("deaf") else stopped.append(signum))
+
+    def stop(signum: int, _: Any) -> None:
+        note("signals", signal.Signals(signum).name)
+        if not trainer.get("deaf"):
+            stopped.append(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    note("started", f"{options['--run']} {options.get('--ckpt_path', 'new')}")
 
     for needed in config.get("needs", {}):
         if not Path(needed).exists():
@@ -73,7 +85,8 @@ def main() -> None:
         replace(last, json.dumps([step, weights]))
     time.sleep(0.01)
     if trainer.get("saves", True) and trainer.get("scores", True):
-        replace(folder / "model/ledger.json", json.dumps([{"quality": {"after": 1}}]))
+        quality = {"error": {"value": 100 / (1 + step), "better": "lower"}, "primary": "error"}
+        replace(folder / "model/ledger.json", json.dumps([{"quality": {"after": quality}}]))
     if trainer.get("dies"):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,7 +1,10 @@
-"""A callback that kills its own process, as a power cut would."""
+"""Kills as a power cut would: of a process in the middle of a micro-batch, or of a process with its children."""
 
+import contextlib
 import os
 import signal
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -26,3 +29,17 @@ class KillAt(Callback):
         """Kills."""
         if self.seen > self.batch:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    """Kills a process and the stage that it is running, which has another session."""
+    with contextlib.suppress(ProcessLookupError):  # it had ended
+        os.kill(process.pid, signal.SIGSTOP)  # it starts no other one meanwhile
+        for pid in (*children(process.pid), process.pid):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()

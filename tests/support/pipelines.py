@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lightgpt2.cli import verbs
+from lightgpt2.errors import exit_with_message
+from lightgpt2.runs.pipeline import run_recipe
 from tests.support.cli import ROOT, write_config
 
 FAKE = ROOT / "tests/support/fake_fit.py"
@@ -19,80 +20,85 @@ NAMES = ("a", "b", "c")
 
 
 class Chain:
-    """A working folder with a recipe of three stages, and the command in this process with a stand-in for `fit`."""
+    """A working folder with a recipe of three stages, and the pipeline in this process with a stand-in for `fit`."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
         Path("text").mkdir()
         Path("text/one.txt").write_text("some text")
-        for name, method in (("first.yaml", "FineTune"), ("student.yaml", "Distill"), ("next.yaml", "FineTune")):
-            model: dict[str, Any] = {
-                "class_path": f"x.{method}",
-                "init_args": {"lr": 1.0, **({"teacher": "t"} if method == "Distill" else {})},
-            }
+        for name, start in (("first", {}), ("student", {"teacher": "hub/teacher"}), ("next", {})):
+            model = {"class_path": f"x.{name.title()}", "init_args": {"lr": 1.0, **start}}
             data = {"class_path": "x.Data", "init_args": {"source": "text"}}
-            write_config(Path(name), {"model": model, "data": data, "trainer": {"max_steps": 5}})
-        self.stages: dict[str, dict[str, Any]] = {
-            "a": {"config": "first.yaml", "overrides": {}},
-            "b": {"config": "student.yaml", "overrides": {}},
-            "c": {"config": "next.yaml", "overrides": {}},
-        }
+            write_config(Path(f"{name}.yaml"), {"model": model, "data": data, "trainer": {"max_steps": 5}})
+        configs = dict(zip(NAMES, ("first.yaml", "student.yaml", "next.yaml"), strict=True))
+        self.stages: dict[str, dict[str, Any]] = {k: {"config": v, "overrides": {}} for k, v in configs.items()}
         self.write()
         fake = folder / "python"
         fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
         fake.chmod(0o755)
         self.python = str(fake)
 
-    def write(self, name: str = "chain.yaml") -> None:
+    def write(self) -> None:
         """Writes the recipe."""
-        write_config(Path(name), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
+        write_config(Path("chain.yaml"), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
 
     def change(self, stage: str, **overrides: Any) -> None:
         """Changes overrides of a stage, written with two underscores for a dot."""
         self.stages[stage]["overrides"] |= {key.replace("__", "."): value for key, value in overrides.items()}
         self.write()
 
-    def run(self, *options: str) -> tuple[int, str, str]:
-        """Runs the command: exit code, standard output, standard error."""
+    def call(self, function: Callable[..., None], *args: Any) -> tuple[int, str, str]:
+        """Calls a function as the command line does: exit code, standard output, standard error."""
         Path("started").unlink(missing_ok=True)
         self._capsys.readouterr()
         code = 0
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "executable", self.python)
             try:
-                verbs.run(["pipeline", "chain.yaml", *options])
+                with exit_with_message():
+                    function(*args)
             except SystemExit as stop:
                 code = int(str(stop.code))
         return code, *self._capsys.readouterr()
 
-    def started(self, *options: str) -> list[str]:
-        """Runs the command, which must succeed; the stages that it has started, and from where."""
-        code, _, err = self.run(*options)
+    def run(self, dry_run: bool = False, run: str | None = None) -> tuple[int, str, str]:
+        """Runs the recipe: exit code, standard output, standard error."""
+        return self.call(run_recipe, "chain.yaml", dry_run, run)
+
+    def started(self) -> list[str]:
+        """Runs the recipe, which must succeed; the stages that it has started, and from where."""
+        code, _, err = self.run()
         assert (code, err) == (0, "")
         return starts()
 
     def plans(self) -> dict[str, tuple[str, str]]:
-        """What `--dry-run` says of each stage; it must touch nothing."""
+        """What a dry run says of each stage; it must touch nothing."""
         before = everything()
-        code, out, err = self.run("--dry-run")
+        code, out, err = self.run(dry_run=True)
         assert (code, err) == (0, "")
         assert everything() == before
         split = [line.split(maxsplit=2) for line in out.splitlines()]
         return {name: (action, reason) for name, action, reason in split}
 
     def process(self) -> subprocess.Popen[str]:
-        """The command in a process and a process group of its own."""
-        script = f"import sys; from lightgpt2.cli.verbs import main; sys.executable = {self.python!r}; main()"
+        """The pipeline in another process and process group."""
+        script = f"""if True:
+            import sys
+            from lightgpt2.errors import exit_with_message
+            from lightgpt2.runs.pipeline import run_recipe
+            sys.executable = {self.python!r}
+            with exit_with_message():
+                run_recipe("chain.yaml")"""
         return subprocess.Popen(
-            [sys.executable, "-c", script, "pipeline", "chain.yaml"],
+            [sys.executable, "-c", script],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
 
-def starts() -> list[str]:
-    """The stages that the last command has started, and from where."""
-    return Path("started").read_text().splitlines() if Path("started").exists() else []
+def starts(file: str = "started") -> list[str]:
+    """The stages that the last command has started, and from where; or other lines of the stand-in."""
+    return Path(file).read_text().splitlines() if Path(file).exists() else []
 
 
 def everything() -> dict[Path, tuple[int, bytes]]:

@@ -4,6 +4,7 @@ llama.cpp knows how text is cut into words by a name (`tokenizer.ggml.pre`) that
 converter finds the name by a hash of one long text's tokens. Here the pre-tokenizer itself gives it.
 """
 
+import itertools
 import json
 from typing import Any
 
@@ -14,6 +15,7 @@ _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SPLIT = {"type": "Split", "pattern": {"Regex": _LLAMA_3}, "behavior": "Isolated", "invert": False}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 
@@ -21,24 +23,12 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _KINDS: list[tuple[str, list[dict[str, Any]], bool]] = [
     ("gpt-2", [{**_BYTES, "use_regex": True}], False),
     ("smollm", [_DIGITS, {**_BYTES, "use_regex": True}], False),
-    (
-        "llama-bpe",
-        [
-            {"type": "Split", "pattern": {"Regex": _LLAMA_3}, "behavior": "Isolated", "invert": False},
-            {**_BYTES, "use_regex": False},
-        ],
-        True,
-    ),
+    ("llama-bpe", [_SPLIT, {**_BYTES, "use_regex": False}], True),
 ]
 
 
 def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:
-    """What llama.cpp would do differently from a tokenizer, one line each, with the fix.
-
-    Args:
-        tokenizer: The tokenizer.
-        config: The configuration of its model.
-    """
+    """What llama.cpp would do differently from a model's tokenizer, one line each, with the fix."""
     parts = _parts(tokenizer)
     model = parts["model"]
     if model.get("type") != "BPE" or _pre_tokenizer(parts) is None:
@@ -73,9 +63,8 @@ def _parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
     """llama.cpp's name for the way a tokenizer cuts text; None if it has none."""
     model, whole = parts["model"], parts.get("pre_tokenizer") or {}
-    if parts.get("normalizer") or any(
-        model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
-    ):
+    others = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
+    if parts.get("normalizer") or any(model.get(key) for key in others):
         return None
     cuts = whole.get("pretokenizers", [whole])
     # trim_offsets says where tokens are, not what they are.
@@ -87,20 +76,16 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
 def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool] | None:
     """Whether a tokenizer puts its bos before a text and its eos behind; None if it puts something else."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    for bos in (False, True):
-        for eos in (False, True):
-            if [tokenizer.bos_token_id] * bos + bare + [tokenizer.eos_token_id] * eos == whole:
-                return bos, eos
+    for bos, eos in itertools.product((False, True), repeat=2):
+        if [tokenizer.bos_token_id] * bos + bare + [tokenizer.eos_token_id] * eos == whole:
+            return bos, eos
     return None
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
-    """Add a tokenizer's metadata to a GGUF file.
+    """Add the metadata of a tokenizer without problems to a GGUF file, of which no header is written yet.
 
-    Args:
-        writer: The file, of which no header is written yet.
-        tokenizer: One without `tokenizer_problems`.
-        config: The configuration of its model; ids without a token get a name that no text gives.
+    Ids of the model without a token get a name that no text gives.
     """
     parts = _parts(tokenizer)
     tokens = [f"[PAD{id_}]" for id_ in range(config.vocab_size)]
@@ -113,17 +98,11 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config
     writer.add_tokenizer_pre(_pre_tokenizer(parts) or "")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
-    )
-    for name, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("unk", writer.add_unk_token_id),
-        ("pad", writer.add_pad_token_id),
-    ):
-        if (id_ := getattr(tokenizer, f"{name}_token_id")) is not None:
-            add(id_)
+    merges = parts["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        if (id_ := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(id_)
     bos, eos = _ends(tokenizer) or (False, False)
     writer.add_add_bos_token(bos)
     writer.add_add_eos_token(eos)

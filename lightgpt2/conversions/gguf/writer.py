@@ -28,23 +28,11 @@ from lightgpt2.models.quantization import quantization_of
 
 Kind = Literal["F32", "F16", "Q8_0", "Q4_0"]
 
-_FILE_TYPES = {
-    "F32": LlamaFileType.ALL_F32,
-    "F16": LlamaFileType.MOSTLY_F16,
-    "Q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "Q4_0": LlamaFileType.MOSTLY_Q4_0,
-}
 _BLOCK = 32  # weights of a row that share one scale, in Q8_0 and Q4_0
 
 
 def gguf_problems(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, kind: Kind) -> list[str]:
-    """Why a model cannot be a GGUF file that llama.cpp runs with the same result, one line each, with the fix.
-
-    Args:
-        config: The model's configuration.
-        tokenizer: Its tokenizer.
-        kind: What the weights are stored as.
-    """
+    """Why a model cannot be a GGUF file that llama.cpp runs with the same result, one line each, with the fix."""
     if config.model_type not in FAMILIES:
         return [f"--format gguf: models of type {config.model_type!r} are not written; export to onnx"]
     problems = [*_weight_problems(config, kind)]
@@ -117,7 +105,7 @@ def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: Kind) -> Non
     config, shape, family = model.config, Shape.of(model.config), family_of(model)
     writer.add_type("model")
     writer.add_name(Path(config.name_or_path).name.removesuffix(".gguf"))
-    writer.add_file_type(_FILE_TYPES[kind])
+    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     values = {
         "block_count": config.num_hidden_layers,

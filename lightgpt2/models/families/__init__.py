@@ -3,8 +3,9 @@
 A new one is a file with a `Family` and its entry in `register`; everything else asks `family_of`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -78,14 +79,11 @@ def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[
     def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states[0] = args[0] if args else kwargs["hidden_states"]
 
-    def keep_output(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            states[index] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+    def keep_output(index: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states[index] = output[0] if isinstance(output, tuple) else output
 
     modules = blocks(model)
-    handles = [modules[i - 1].register_forward_hook(keep_output(i)) for i in layers if i > 0]
+    handles = [modules[i - 1].register_forward_hook(partial(keep_output, i)) for i in layers if i > 0]
     if 0 in layers:
         handles.append(modules[0].register_forward_pre_hook(keep_input, with_kwargs=True))
     try:
@@ -107,9 +105,8 @@ def check_head(model: PreTrainedModel, key: str) -> None:
     try:
         logits = model(input_ids=ids, use_cache=False).logits
     except RuntimeError as error:  # a shape that transformers builds but cannot run
-        raise UserError(
-            f"{key}: this model cannot run ({str(error).splitlines()[0]}); check its configuration"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{key}: this model cannot run ({reason}); check its configuration") from error
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     model.train(training)
     weight, bias, scale = head(model)

@@ -65,9 +65,10 @@ class Gguf:
 class Family(ABC):
     """A decoder that can be trained, trimmed and exported.
 
-    `axes` says what each axis of each parameter stands for, by a regular expression on names: `width`, `vocabulary`,
-    `position`; `query`, `key` and `value`, the channels of the heads as the attention's projections give them, and `context`,
-    those that its output projection takes; `ffn`, the neurons. Sections that lie behind one another are joined by `+`.
+    `axes` says what each axis of a module's weight stands for, by a regular expression on names of modules; a bias has the axis
+    of the outputs. Roles are `width`, `vocabulary`, `position`; `query`, `key` and `value`, the channels of the heads as the
+    attention's projections give them, and `context`, those that its output projection takes; `ffn`, the neurons. Sections that
+    lie behind one another are joined by `+`.
     """
 
     model_types: ClassVar[tuple[str, ...]]

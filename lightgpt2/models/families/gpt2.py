@@ -18,17 +18,13 @@ def _gguf_problems(config: PretrainedConfig) -> Iterator[str]:
 
 
 _AXES = {
-    r"transformer\.wte\.weight": ("vocabulary", "width"),
-    r"transformer\.wpe\.weight": ("position", "width"),
-    r"transformer\.(h\.\d+\.ln_1|h\.\d+\.ln_2|ln_f)\.(weight|bias)": ("width",),
-    r"transformer\.h\.\d+\.attn\.c_attn\.weight": ("width", "query+key+value"),
-    r"transformer\.h\.\d+\.attn\.c_attn\.bias": ("query+key+value",),
-    r"transformer\.h\.\d+\.attn\.c_proj\.weight": ("context", "width"),
-    r"transformer\.h\.\d+\.mlp\.c_fc\.weight": ("width", "ffn"),
-    r"transformer\.h\.\d+\.mlp\.c_fc\.bias": ("ffn",),
-    r"transformer\.h\.\d+\.mlp\.c_proj\.weight": ("ffn", "width"),
-    r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.bias": ("width",),
-    r"lm_head\.weight": ("vocabulary", "width"),
+    r"transformer\.wte|lm_head": ("vocabulary", "width"),
+    r"transformer\.wpe": ("position", "width"),
+    r"transformer\.(h\.\d+\.ln_[12]|ln_f)": ("width",),
+    r"transformer\.h\.\d+\.attn\.c_attn": ("width", "query+key+value"),
+    r"transformer\.h\.\d+\.attn\.c_proj": ("context", "width"),
+    r"transformer\.h\.\d+\.mlp\.c_fc": ("width", "ffn"),
+    r"transformer\.h\.\d+\.mlp\.c_proj": ("ffn", "width"),
 }
 
 

@@ -46,20 +46,14 @@ def _gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 _AXES = {
-    r"model\.embed_tokens\.weight": ("vocabulary", "width"),
-    r"model\.(layers\.\d+\.\w+layernorm|norm)\.weight": ("width",),
-    r"model\.layers\.\d+\.self_attn\.q_proj\.weight": ("query", "width"),
-    r"model\.layers\.\d+\.self_attn\.k_proj\.weight": ("key", "width"),
-    r"model\.layers\.\d+\.self_attn\.v_proj\.weight": ("value", "width"),
-    r"model\.layers\.\d+\.self_attn\.o_proj\.weight": ("width", "context"),
-    r"model\.layers\.\d+\.self_attn\.q_proj\.bias": ("query",),
-    r"model\.layers\.\d+\.self_attn\.k_proj\.bias": ("key",),
-    r"model\.layers\.\d+\.self_attn\.v_proj\.bias": ("value",),
-    r"model\.layers\.\d+\.mlp\.(gate|up)_proj\.weight": ("ffn", "width"),
-    r"model\.layers\.\d+\.mlp\.(gate|up)_proj\.bias": ("ffn",),
-    r"model\.layers\.\d+\.mlp\.down_proj\.weight": ("width", "ffn"),
-    r"model\.layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.bias": ("width",),
-    r"lm_head\.weight": ("vocabulary", "width"),
+    r"model\.embed_tokens|lm_head": ("vocabulary", "width"),
+    r"model\.(layers\.\d+\.\w+layernorm|norm)": ("width",),
+    r"model\.layers\.\d+\.self_attn\.q_proj": ("query", "width"),
+    r"model\.layers\.\d+\.self_attn\.k_proj": ("key", "width"),
+    r"model\.layers\.\d+\.self_attn\.v_proj": ("value", "width"),
+    r"model\.layers\.\d+\.self_attn\.o_proj": ("width", "context"),
+    r"model\.layers\.\d+\.mlp\.(gate|up)_proj": ("ffn", "width"),
+    r"model\.layers\.\d+\.mlp\.down_proj": ("width", "ffn"),
 }
 
 

@@ -1,0 +1,127 @@
+"""A run's identity, and which checkpoint it goes on from; the messages of the command are in tests/cli."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightgpt2.errors import UserError
+from lightgpt2.runs.fits import missing
+from lightgpt2.runs.run import FORMAT, Run, find_checkpoint, identity
+
+# A method, an adaptation, an objective and a task that this package has never heard of.
+CONFIG: dict[str, Any] = {
+    "seed_everything": 1,
+    "model": {
+        "class_path": "mine.Method",
+        "init_args": {
+            "start": "gpt2",
+            "blocks": [0, 2],
+            "mixture": [0.5, 0.5],
+            "objective": {"class_path": "mine.Objective", "init_args": {"weight": 0.5, "kind": "js"}},
+            "adaptations": [
+                {"class_path": "mine.Gates", "init_args": {"share": 0.5, "unit": "head", "compile": False}},
+                {"class_path": "mine.Rounding", "init_args": {"bits": 8, "group": None}},
+            ],
+            "loss": {"kd": 1, "divergence": "kl"},
+            "optimizer": {"lr": 1e-3, "warmup_steps": 3},
+            "task": {"class_path": "mine.Parity", "init_args": {"samples": 3}},
+            "compile": False,
+        },
+    },
+    "data": {"class_path": "mine.Data", "init_args": {"source": "corpus", "batch_size": 4}},
+}
+INIT, ADAPTATIONS = ("model", "init_args"), ("model", "init_args", "adaptations")
+
+
+def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    config: Any = copy.deepcopy(CONFIG)
+    inside = config
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    return config
+
+
+def test_identity_of_a_method_of_somebody_else() -> None:
+    assert identity(CONFIG) == {
+        "model.class_path": "mine.Method",
+        "model.start": "gpt2",
+        "model.blocks": [0, 2],
+        "model.objective.class_path": "mine.Objective",
+        "model.objective.kind": "js",
+        "model.adaptations.1.class_path": "mine.Gates",
+        "model.adaptations.1.unit": "head",
+        "model.adaptations.2.class_path": "mine.Rounding",
+        "model.adaptations.2.bits": 8,
+        "model.task.class_path": "mine.Parity",
+        "data.source": "corpus",
+    }
+    assert identity({"model": {"class_path": "mine.Method"}}) == {"model.class_path": "mine.Method"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key"),
+    [
+        ((*INIT, "start"), "gpt2-medium", "model.start"),
+        ((*INIT, "task", "class_path"), "mine.Other", "model.task.class_path"),
+        ((*ADAPTATIONS, 1, "init_args", "bits"), 4, "model.adaptations.2.bits"),
+        ((*ADAPTATIONS, 1, "init_args", "group"), 32, "model.adaptations.2.group"),
+        ((*INIT, "optimizer"), {"class_path": "mine.Optimizer"}, "model.optimizer.class_path"),
+        (("data", "init_args", "source"), "other", "data.source"),
+        ((*INIT, "objective", "init_args", "weight"), 0.9, None),
+        ((*INIT, "mixture"), [0.1, 0.9], None),
+        ((*INIT, "loss"), None, None),
+        ((*INIT, "optimizer", "warmup_steps"), 9, None),
+        ((*INIT, "task", "init_args", "samples"), 0, None),
+        ((*ADAPTATIONS, 0, "init_args", "compile"), True, None),
+        (("data", "init_args", "batch_size"), 8, None),
+        (("seed_everything",), 2, None),
+    ],
+)
+def test_what_may_change_between_a_run_and_its_resumption(path: tuple[Any, ...], value: Any, key: str | None) -> None:
+    ours, theirs = identity(changed(path, value)), identity(CONFIG)
+    assert [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)] == ([key] if key else [])
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    made = Run("r")
+    made.folder.mkdir(parents=True)
+    return made
+
+
+def save(path: Path, **values: Any) -> None:
+    torch.save({"run": {"a": 1, "old": None}, "global_step": 7, **values}, path)
+
+
+def test_a_setting_that_one_side_lacks_counts_as_null(run: Run) -> None:
+    save(run.last, format=FORMAT)
+    assert find_checkpoint(run, "last", {"a": 1}) == (run.last, 7, [])
+    with pytest.raises(
+        UserError, match=r"last.ckpt is of another run \(b: null there, 2 here, a: 1 there, null here\);"
+    ):
+        find_checkpoint(run, str(run.last), {"b": 2})
+
+
+@pytest.mark.parametrize("values", [{"format": 1}, {"format": 3}, {}])
+@pytest.mark.parametrize("wanted", ["last", "checkpoints/r/last.ckpt"])
+def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(
+    run: Run, wanted: str, values: dict[str, int]
+) -> None:
+    save(run.last, **values)
+    with pytest.raises(UserError) as error:
+        find_checkpoint(run, wanted, {"a": 1})
+    assert str(error.value) == (
+        "--ckpt_path: checkpoints/r/last.ckpt was written by lightgpt2 0.1; start again with another --run (its model folder "
+        "can be used as it is)"
+    )
+
+
+def test_only_missing_models_that_the_settings_mention_are_needed(run: Run) -> None:
+    needs = {str(run.folder): "there.yaml", "deep": "deep.yaml", "listed": "listed.yaml", "unused": "unused.yaml"}
+    model = {"model": str(run.folder), "teachers": ["x", "listed"], "parts": [{"init_args": {"source": "deep"}}]}
+    assert missing(needs, model) == {"deep": "deep.yaml", "listed": "listed.yaml"}
