@@ -1,6 +1,7 @@
 """The one LightningModule: a task, a start, an objective and adaptations make a training run."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved
 from lightgpt2.adaptations.masks import HeldMasks
@@ -25,6 +26,7 @@ from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Ledger, Parent
+from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.saving import save_model, whole_weights
@@ -238,7 +240,7 @@ class Method(LightningModule):
 
     def configure_model(self) -> None:
         """Builds the model once, before optimizers exist and before a checkpoint is loaded."""
-        if hasattr(self, "model"):
+        if hasattr(self, "model") or self._trainer is None:  # `load_from_checkpoint` builds it with what that brings
             return
         training = self.trainer.state.fn == "fit"
         problems: list[str] = []
@@ -277,6 +279,22 @@ class Method(LightningModule):
             self.model.activation_checkpointing_enable()
         for model in (self.model, *self.objective.frozen_models) if self.compile_model else ():
             model.base_model.compile()
+
+    def _rebuild(self, checkpoint: dict[str, Any]) -> None:
+        """Builds the model of a checkpoint without a trainer: what is frozen is loaded anew, all else has its shape there."""
+        if any(part.freezes for part in self._parts):
+            self.model, _ = self.start.build(None, self.trust_remote_code)  # type: ignore[arg-type]
+        else:
+            values = json.loads(checkpoint["model_config"])
+            kind = CONFIG_MAPPING[values["model_type"]]
+            self.model = new_model(kind.from_dict(values))
+        self.objective, self.operations = CrossEntropy(), []  # a teacher is not needed to use the model
+        for name in [name for name in checkpoint["state_dict"] if name.startswith("objective.")]:
+            del checkpoint["state_dict"][name]
+        self.assemble(total_steps=0, training=False)
+        prefix = next(name for name, inner in self.named_modules() if inner is self.held.masks)
+        self.held.masks.allocate(checkpoint["state_dict"], f"{prefix}.")
+        self.model.eval()
 
     def assemble(self, total_steps: int, training: bool = True) -> None:
         """Binds the objective to `self.model` and applies the adaptations.
@@ -429,6 +447,17 @@ class Method(LightningModule):
         for part in reversed(self._parts):
             self.step_metrics |= part.after_step(self.model, after)
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs a finished optimizer step, against the number of steps taken: curves of runs with any accumulation line up."""
+        metrics, self.step_metrics = self.step_metrics, {}
+        if metrics:
+            self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
+            self._write_logs(metrics)
+
+    def _write_logs(self, metrics: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=self.global_step)
+
     # -- scoring -------------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -453,10 +482,9 @@ class Method(LightningModule):
         values = {"loss": loss, **{name: metric.value() for name, metric in self.task.metrics(rows).items()}}
         for name, value in values.items():
             shown = name in ("loss", self.task.primary)
-            # The Monitor callback writes them to the loggers, against the number of steps.
-            self.log(
-                f"{split}/{name}", value, prog_bar=shown, logger=False, sync_dist=True
-            )  # the same on all processes
+            self.log(f"{split}/{name}", value, prog_bar=shown, logger=False, sync_dist=True)  # alike on all processes
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._write_logs({f"{split}/{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """What the predictions file is made of."""
@@ -524,6 +552,7 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen, and adds what Lightning leaves out."""
+        checkpoint["model_config"] = self.model.config.to_json_string()
         resume.pack(self, self.held, self.start, self.frozen_sources, checkpoint, self._rng_before_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -532,6 +561,9 @@ class Method(LightningModule):
         Raises:
             UserError: The weights that the checkpoint left out have changed, or the text that decided the vocabulary.
         """
+        if self._trainer is None:
+            self._rebuild(checkpoint)
+            return
         self._restored_rng = resume.unpack(self, self.held, self.start, self.frozen_sources, checkpoint)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
