@@ -151,7 +151,8 @@ class Method(LightningModule):
         if self.start.original is not None and self.start.original is not teacher:
             found["source"] = self.start.original
         if any(part.changes_start for part in self._adapted) and self.teacher_source != self.start.source:
-            found["source"] = self.model
+            adapters = any(part.freezes for part in self._adapted)  # which give the model's own weights other names
+            found["source"] = self.start.plain(self.trust_remote_code) if adapters else self.model
         return found
 
     def parent_record(self) -> Parent:
