@@ -55,11 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = make_restless_model("gpt2")
         save_integers(model, form, tokenizer, folder / name, whole_weights(model))
     write_model(folder / "short heads", "llama")
-    bare(
-        folder,
-        "nf4",
-        quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    )
+    nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    bare(folder, "nf4", quantization_config=nf4)
     bare(folder, "dynamic", "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     bare(folder, "mish", activation_function="mish")
     bare(folder, "few tokens", vocab_size=200)
@@ -82,20 +79,15 @@ def bare(folder: Path, name: str, family: str = "gpt2", **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("int4", "packed") else pytest.param(name, marks=pytest.mark.slow) for name in ARTEFACTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARTEFACTS)
 def test_each_format_of_each_artefact(
     folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     wanted = lightgpt2.load(name, threads=1).generate(PROMPT, max_new_tokens=8)
-    trained = {
-        "int8": ["onnx-int8", "gguf"],
-        "int8 of all": ["onnx-int8"],
-        "int4": ["onnx-int4"],
-        "uneven gpt2": FORMATS[:3],
-    }
+    trained = {"int8": ["onnx-int8", "gguf"], "int8 of all": ["onnx-int8"], "int4": ["onnx-int4"]}
+    trained["uneven gpt2"] = FORMATS[:3]
     for form in trained.get(name, FORMATS):
         output = tmp_path / form
         capsys.readouterr()
@@ -163,12 +155,6 @@ def test_little_text_is_enough(folder: Path, tmp_path: Path, monkeypatch: pytest
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "there already": (["gpt2", "--output", "there"], ["--output: there exists already; remove it, or give another folder"]),
     "a file in the way": (["gpt2", "--output", "corpus/000.txt/x"], ["--output: corpus/000.txt/x cannot be written"]),
-    "embeddings of onnx": (["gpt2", "--embeddings", "int8"], ["--embeddings: only onnx-int8 and onnx-int4 can have it, got"]),
-    "type of onnx": (["gpt2", "--gguf-type", "F16"], ["--gguf-type: only gguf can have it, got onnx; remove it"]),
-    "groups of int8": (["gpt2", "--format", "onnx-int8", "--group", "32"], ["--group: only onnx-int4 can have it, got"]),
-    "groups of 24": (["gpt2", "--format", "onnx-int4", "--group", "24"], ["--group: must be 16, 32, 64, 128 or 256, got 24"]),
-    "trained groups": (["int4", "--format", "onnx-int4", "--group", "64"], ["--group: the weights have groups already, with"]),
-    "prefill of int8": (["gpt2", "--format", "onnx-int8", "--prefill", "int8"], ["--prefill: only onnx-int4 can have it, got"]),
     "prefill": (["gpt2", "--format", "onnx-int4", "--prefill", "int4"], ["--prefill: must be int8 or null, got 'int4'"]),
     "format": (["gpt2", "--format", "onnx-int2"], ["--format: "]),
     "embeddings": (["gpt2", "--embeddings", "int2"], ["--embeddings: must be one of fp32, int8, int4 or"]),
@@ -180,9 +166,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "family": (["opt"], ["MODEL: models of type 'opt' are not supported; use a decoder"]),
     "nf4": (["nf4"], ["--format onnx: the model is nf4 by another library, whose scales onnx does not have; export the model"]),
     "nf4 to gguf": (["nf4", "--format", "gguf"], ["--format gguf: "]),
-    "int8 to int4": (["int8", "--format", "onnx-int4"], ["--format onnx-int4: the weights are int8 with scales that were"]),
     "int8 to fp32": (["int8"], ["--format onnx: the weights are int8 with scales that were trained; give onnx-int8"]),
-    "int4 to int8": (["int4", "--format", "onnx-int8"], ["--format onnx-int8: the weights are int4 with scales that were"]),
     "trained embeddings": (["int8 embeddings", "--format", "onnx-int8", "--embeddings", "int4"],
                            ["--embeddings: the model's are int8 with scales that were trained; remove it"]),
     "groups": (["int4 in fives", "--format", "onnx-int4"], ["--format onnx-int4: groups of 5 inputs share a scale"]),
@@ -193,8 +177,6 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "text of the training": (["gone text"], ["--data: the text that gone text was trained on is of no use here (./gone does"]),
     "text": (["gpt2", "--data", "./gone"], ["--data: ./gone does not exist"]),
     "too little text": (["gpt2", "--data", "three/000.txt"], ["--data: the 1 documents of three/000.txt leave none"]),
-    "several": (["short heads", "--output", "there", "--embeddings", "int4", "--gguf-type", "F16"],
-                ["--output: ", "--embeddings: ", "--gguf-type: ", "--format onnx: heads"]),
     "and no model": (["./gone", "--output", "there", "--embeddings", "int4"], ["--output: ", "--embeddings: ", "MODEL"]),
 }  # fmt: skip
 
