@@ -21,7 +21,6 @@ from lightgpt2.conversions.target import Target, default_output
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
-from lightgpt2.runtime.onnx_engine import OnnxEngine
 from tests.support.cli import _environment, succeed
 from tests.support.models import (
     make_restless_model,
@@ -115,24 +114,18 @@ def test_each_format_of_each_artefact(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [*FORMATS, "onnx-int4 --prefill int8"])
-def test_the_command(folder: Path, tmp_path: Path, form: str) -> None:
-    output = str(tmp_path / "out")
-    said = succeed(folder, "export", "gpt2", "--format", *form.split(), "--output", output, "--data", "corpus")
-    prefill = json.loads((tmp_path / "out/export.json").read_text()).get("prefill")
-    assert prefill == ({"layers": "int8", "other_layers": []} if "prefill" in form else None)
-    assert said.startswith(f"{output}: ")
-    text = succeed(folder, "generate", output, "--prompt", PROMPT, "--max-new-tokens", "8", "--threads", "1")
-    assert text == lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8) + "\n"
-
-
-@pytest.mark.slow
-def test_without_an_output_it_lies_beside_the_model(folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_beside_the_model(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "gpt2", tmp_path / "runs/model")
-    succeed(tmp_path, "export", "runs/model", "--format", "onnx-int4", "--embeddings", "int4")
+    options = ["--format", "onnx-int4", "--embeddings", "int4", "--prefill", "int8"]
+    said = succeed(tmp_path, "export", "runs/model", *options)
+    assert said.startswith("runs/model-onnx-int4: ")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["model", "model-onnx-int4"]
-    about = json.loads((tmp_path / "runs/model-onnx-int4/export.json").read_text())
+    output = tmp_path / "runs/model-onnx-int4"
+    about = json.loads((output / "export.json").read_text())
     assert (about["embeddings"], about["validation"]) == ("int4", "pydoc")
+    assert about["prefill"] == {"layers": "int8", "other_layers": []}
+    text = succeed(tmp_path, "generate", str(output), "--prompt", PROMPT, "--max-new-tokens", "8", "--threads", "1")
+    assert text == lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8) + "\n"
 
 
 def test_where_an_export_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,14 +241,3 @@ def test_a_full_disk_leaves_nothing(
     assert f"lightgpt2: error: {tmp_path / 'out'}" in said
     assert "the disk is full" in said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_python_may_load_what_was_exported(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    output = tmp_path / "o"
-    run(["export", "llama", "--format", "onnx", "--output", str(output), "--data", "corpus", "--documents", "1"])
-    exported, source = lightgpt2.load(output, threads=1), lightgpt2.load("llama", threads=1)
-    assert isinstance(exported.engine, OnnxEngine)
-    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3, "top_k": 20}
-    assert exported.generate([PROMPT, "A"], **options) == source.generate([PROMPT, "A"], **options)
-    assert json.loads((output / "export.json").read_text())["quality"]["after"]["documents"] == 1

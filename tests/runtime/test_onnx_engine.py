@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -89,6 +90,7 @@ def test_threads_are_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPa
     assert physical_cores() == 2
 
 
+@pytest.mark.slow
 def test_an_exported_folder_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
     write_decoder(tmp_path / "exported")
     script = (
@@ -96,8 +98,6 @@ def test_an_exported_folder_needs_neither_torch_nor_transformers(tmp_path: Path)
         "lightgpt2.cli.verbs.run(['generate', 'exported', '--prompt', 'The', '--max-new-tokens', '3'])\n"
         "print({name for name in sys.modules if name in ('torch', 'transformers', 'lightning', 'onnx')})\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+    how: Any = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script], check=False, **how)
     assert done.stdout.endswith("\nset()\n"), done.stdout + done.stderr
