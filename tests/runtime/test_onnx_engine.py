@@ -34,14 +34,14 @@ def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, p
     assert (engine.vocabulary, engine.context) == (VOCABULARY, POSITIONS)
     ids, mask = padded(prompts)
     for row, prompt in zip(engine.logits(ids, mask), prompts, strict=True):
-        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=1e-5)
+        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=2e-4)
     random = np.random.default_rng(0)
     for room in (6, 9, 9):  # a second and a third batch begin anew, in a new cache and in an old one
         sequences = [list(prompt) for prompt in prompts]
         logits = engine.prefill(ids, mask, room)
         for step in range(room):
             wanted = np.stack([naive_logits(np.array(sequence))[-1] for sequence in sequences])
-            np.testing.assert_allclose(logits, wanted, atol=1e-5)
+            np.testing.assert_allclose(logits, wanted, atol=2e-4)
             logits[:] = np.nan  # they are the caller's
             if step < room - 1:
                 tokens = random.integers(0, VOCABULARY, len(prompts))
