@@ -75,6 +75,15 @@ class ModelWriter:
         kind, domain, settings = ACTIVATIONS[name]
         return self.graph.op(kind, x, domain=domain, **settings)
 
+    def _joined(self, modules: Sequence[Any]) -> tuple[list[str], Matrix, Tensor | None]:
+        """Names of linear layers of the same inputs, and their weights and biases below each other."""
+        biases = [module.bias.detach() for module in modules if module.bias is not None]
+        matrix = Matrix.joined([self._matrix(module) for module in modules])
+        return [self._names[id(module)] for module in modules], matrix, torch.cat(biases) if biases else None
+
+    def _matrix(self, module: Any) -> Matrix:
+        return Matrix.of(module.weight.detach())
+
     def _hidden(self, mask: ir.Value) -> ir.Value:
         """What is added to the scores of keys, `[B, 1, 1, S]`."""
         graph = self.graph
@@ -214,10 +223,7 @@ class Decoder(ModelWriter):
 
     def project(self, x: ir.Value, *modules: Any) -> ir.Value:
         """`x` through linear layers of the same inputs, results side by side."""
-        matrix = Matrix.joined([self._matrix(module) for module in modules])
-        biases = [module.bias.detach() for module in modules if module.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        names = [self._names[id(module)] for module in modules]
+        names, matrix, bias = self._joined(modules)
         self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
 

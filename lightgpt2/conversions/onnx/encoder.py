@@ -11,15 +11,16 @@ DistilBERT's shape.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Forms, ModelWriter
 from lightgpt2.conversions.onnx.graph import Graph
-from lightgpt2.conversions.onnx.weights import Matrix, Vocabulary, linear
+from lightgpt2.conversions.onnx.weights import Vocabulary, linear
 from lightgpt2.errors import Problem
 from lightgpt2.models.families import ENCODERS
 
@@ -85,8 +86,8 @@ class _Encoder(ModelWriter):
 
     def _embed(self, ids: ir.Value, length: ir.Value) -> ir.Value:
         graph, parts = self.graph, self.model.base_model.embeddings
-        matrix = Matrix.of(parts.word_embeddings.weight.detach())
-        words = Vocabulary(graph, self._names[id(parts.word_embeddings)], matrix, self.forms.embeddings)
+        table = parts.word_embeddings
+        words = Vocabulary(graph, self._names[id(table)], self._matrix(table), self.forms.embeddings)
         zero = graph.constant([0], "zero")
         places = graph.op("Slice", self._parameter(parts.position_embeddings, "weight"), zero, length, zero)
         total = graph.op("Add", words.rows(ids), places)
@@ -121,19 +122,17 @@ class _Encoder(ModelWriter):
 
     def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
         """`x` through linear layers of the same inputs, results side by side."""
-        graph, names = self.graph, [self._names[id(module)] for module in modules]
-        matrix = Matrix.joined([Matrix.of(module.weight.detach()) for module in modules])
-        bias = torch.cat([module.bias.detach() for module in modules])
+        graph, (names, matrix, bias) = self.graph, self._joined(modules)
         if (form := self.forms.of(names)) != "fp32" or not self._pixels:
             return linear(graph, names[0], x, matrix, form, bias)
         # ONNX Runtime makes the turns to channels first and back part of its own order, or cancels them; queries, keys and
         # values share one that it keeps.
         weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
-        added = graph.weight(bias.numpy(), f"{names[0]}.bias")
+        added = graph.weight(cast(Tensor, bias).numpy(), f"{names[0]}.bias")
         found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)
         return graph.op("Transpose", found, perm=[0, 2, 3, 1])
 
     def _whole(self, x: ir.Value, module: Any) -> ir.Value:
         """`x` through a linear layer in FP32."""
-        matrix, bias = Matrix.of(module.weight.detach()), module.bias.detach()
-        return linear(self.graph, self._names[id(module)], x, matrix, "fp32", bias)
+        names, matrix, bias = self._joined([module])
+        return linear(self.graph, names[0], x, matrix, "fp32", bias)
