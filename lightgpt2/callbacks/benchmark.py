@@ -74,11 +74,15 @@ class InferenceBenchmark(RunCallback):
         if not trainer.is_global_zero:
             return
         torch.cuda.empty_cache()  # does nothing without CUDA
-        device = str(trainer.strategy.root_device)
-        device = device if device.startswith("cuda") else "cpu"
+        root = trainer.strategy.root_device
+        device = str(root) if root.type == "cuda" else "cpu"
         arms, bar = self._arms(pl_module.trust_remote_code), trainer.progress_bar_callback is not None
         result = measure(arms, self.settings, device, self.run.logs / "profile", bar)
-        self._write_ledger(result)
+        ledger = Ledger.read(self.run.model)
+        for arm in result["arms"]:  # quantization scores half precision too, for comparison
+            if arm["precision"] == self.half and self.half in ledger.last["quality"]:
+                arm["quality"] = ledger.last["quality"][self.half]
+        ledger.amended(benchmark=result).write(self.run.model)
         print(benchmark_table(result), flush=True)
         write_json(self.run.folder / "benchmark.json", result)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -100,13 +104,6 @@ class InferenceBenchmark(RunCallback):
         names = [" ".join([folder.name, precision, *({kind} & {*others})]) for folder, precision, kind in chosen]
         return [Arm(name, str(arm[0]), *arm[1:], trusted) for name, arm in zip(names, chosen, strict=True)]
 
-    def _write_ledger(self, result: dict[str, Any]) -> None:
-        ledger = Ledger.read(self.run.model)
-        for arm in result["arms"]:  # quantization scores half precision too, for comparison
-            if arm["precision"] == self.half and self.half in ledger.last["quality"]:
-                arm["quality"] = ledger.last["quality"][self.half]
-        ledger.amended(benchmark=result).write(self.run.model)
-
     def _write_logs(self, logger: TensorBoardLogger, step: int, result: dict[str, Any]) -> None:
         board = logger.experiment
         board.add_text("inference", benchmark_markdown(result), step)
@@ -122,9 +119,7 @@ class InferenceBenchmark(RunCallback):
 
 def _scalars(arm: dict[str, Any]) -> dict[str, float]:
     """An arm's figures under flat names that TensorBoard leaves as they are."""
-    plain = {
-        key: arm[key] for key in ("weights_mb", "load_mb", "peak_memory_mb", "peak_above_start_mb", "load_seconds")
-    }
+    keys = ("weights_mb", "load_mb", "peak_memory_mb", "peak_above_start_mb", "load_seconds")
     timed = {
         f"{kind}_{key}_{name}": value
         for kind in ("forward", "generate")
@@ -132,4 +127,4 @@ def _scalars(arm: dict[str, Any]) -> dict[str, float]:
         for name, value in figures.items()
     }
     faster = {f"{name.replace(' ', '_')}_ratio": ratio["median"] for name, ratio in arm["ratio"].items()}
-    return plain | timed | faster
+    return {key: arm[key] for key in keys} | timed | faster

@@ -51,8 +51,8 @@ class Convert(RunCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to write a folder that another callback writes too."""
         for conversion in self.conversions:
-            conversion.trust_remote_code = _method(pl_module).trust_remote_code
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            conversion.trust_remote_code = cast(Method, pl_module).trust_remote_code
+        for other in cast(Any, trainer).callbacks:
             both = {*self.names} & {*other.names} if isinstance(other, Convert) and other is not self else None
             if both:
                 what = f"{min(both)} is among those of {type(other).__name__} too"
@@ -60,7 +60,7 @@ class Convert(RunCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be converted, before anything is trained."""
-        config, data = _artefact_config(_method(pl_module)), trainer.datamodule  # type: ignore[attr-defined]
+        config, data = _artefact_config(cast(Method, pl_module)), cast(Any, trainer).datamodule
         found = [(each, problem) for each in self.conversions for problem in each.problems(config, data)]
         if found:
             raise UserError(dict.fromkeys(self._located(problem, each) for each, problem in found))
@@ -69,10 +69,9 @@ class Convert(RunCallback):
         """Convert, score, show."""
         if not trainer.is_global_zero:
             return
-        data, task = cast(Any, trainer).datamodule, _method(pl_module).task
-        device = trainer.strategy.root_device
+        data, task, device = cast(Any, trainer).datamodule, cast(Method, pl_module).task, trainer.strategy.root_device
         converter = Converter(data, task, type(self).__name__, scored=True, device=device, memory=weights_mb)
-        self.rows = self.references(converter, _method(pl_module).trust_remote_code)
+        self.rows = self.references(converter, cast(Method, pl_module).trust_remote_code)
         problems = []
         for conversion in self.conversions:
             try:
@@ -103,19 +102,8 @@ class Convert(RunCallback):
             return problem.under(key)
         if problem.key and not (conversion and problem.key in vars(conversion)):
             return problem
-        name = f"{conversion.name}: " if conversion else ""
         place = ".".join(filter(None, [key, self.setting, problem.key]))
-        return Problem(place, f"{name}{problem.what}", problem.fix)
-
-
-def _method(pl_module: LightningModule) -> Method:
-    assert isinstance(pl_module, Method)
-    return pl_module
-
-
-def precision(pl_module: LightningModule) -> str | None:
-    """What the weights of the artefact are quantized to."""
-    return _method(pl_module).precision
+        return Problem(place, f"{conversion.name}: {problem.what}" if conversion else problem.what, problem.fix)
 
 
 def _artefact_config(method: Method) -> PretrainedConfig:
@@ -123,8 +111,8 @@ def _artefact_config(method: Method) -> PretrainedConfig:
     config = cast(PretrainedConfig, copy.deepcopy(method.model.config))
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    if stored := precision(method):
+    if method.precision:
         rounds = any(operation.get("activations") for operation in method.operations)
-        about = {"stored": stored, **({"activations": "int8"} if rounds else {})}
+        about = {"stored": method.precision, **({"activations": "int8"} if rounds else {})}
         config.update({"lightgpt2": {**getattr(config, "lightgpt2", {}), **about}})
     return config

@@ -13,9 +13,7 @@ class PackedArtefact(Convert):
     `trust_remote_code=True` in plain transformers) it is the artefact, to the last bit, which is checked.
 
     ```yaml
-    trainer:
-      callbacks:
-        - class_path: lightgpt2.callbacks.PackedArtefact
+    trainer: {callbacks: [{class_path: lightgpt2.callbacks.PackedArtefact}]}
     ```
     """
 

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem
+from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.runtime.engines import Engine
 
@@ -25,9 +26,6 @@ class Conversion(ABC):
         def write(self, source, target, data):
             load_model(str(source), "model").half().save_pretrained(target)
             return OperationKind("halved", conversion="quantized").record(matched=1)
-
-        def runner(self, folder):
-            return load_model(str(folder), "model")
     ```
 
     Attributes:
@@ -57,9 +55,9 @@ class Conversion(ABC):
             UserError: The model does not fit, or the copy is larger than it should be.
         """
 
-    @abstractmethod
     def runner(self, folder: Path) -> PreTrainedModel | Engine:
-        """The copy, loaded from disk, as it is scored."""
+        """The copy, loaded from disk, as it is scored; by default as transformers loads it."""
+        return load_model(str(folder), "model", self.trust_remote_code)
 
     def finish(self, folder: Path, about: dict[str, Any]) -> None:  # noqa: B027 - most need nothing
         """Complete the folder when all else is in it; `about` has the record's values, `quality` and `agreement`."""

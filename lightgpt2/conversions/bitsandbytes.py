@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from lightgpt2.conversions.base import Conversion
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.loading import load_model, new_model
+from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import Format, check_blocks, quantization_of, quantize_folder
+
+TWICE = "remove it (lightgpt2.callbacks.Export writes them with their own scales)"
 
 
 class BitsAndBytes(Conversion):
@@ -23,8 +25,7 @@ class BitsAndBytes(Conversion):
     def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
         """See `Conversion`."""
         if quantized := quantization_of(config):
-            what = f"the weights are {quantized} already, and nothing is converted twice"
-            return [Problem("", what, "remove it (lightgpt2.callbacks.Export writes them with their own scales)")]
+            return [Problem("", f"the weights are {quantized} already, and nothing is converted twice", TWICE)]
         try:
             with torch.device("meta"):
                 check_blocks(new_model(config), self.form)
@@ -35,7 +36,3 @@ class BitsAndBytes(Conversion):
     def write(self, source: Path, target: Path, data: TaskData) -> Operation:
         """See `Conversion`: `matched` of `linears` layers are quantized."""
         return quantize_folder(source, target, self.form, data.tokenizer, self.trust_remote_code)
-
-    def runner(self, folder: Path) -> PreTrainedModel:
-        """See `Conversion`."""
-        return load_model(str(folder), "model", self.trust_remote_code)

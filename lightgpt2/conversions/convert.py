@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -101,8 +101,7 @@ class Converter:
     def evaluate(self, model: PreTrainedModel, label: str) -> dict[str, Metric]:
         """The metrics of a model on the validation split."""
         moved: Any = model.to(device=self.device)
-        metrics: dict[str, Metric] = self.task.evaluate(moved, self.data, "valid", f"Scoring {label}")
-        return metrics
+        return cast(dict[str, Metric], self.task.evaluate(moved, self.data, "valid", f"Scoring {label}"))
 
     def _verify(
         self, made: Converted, conversion: Conversion, engine: Engine, source: str, folder: Path, known: Any

@@ -4,11 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from lightgpt2.conversions.convert import Converter
 from lightgpt2.conversions.exported import Exported
-from lightgpt2.conversions.gguf_file import Gguf
+from lightgpt2.conversions.gguf.conversion import Gguf
 from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
@@ -29,13 +27,9 @@ def check_model(source: str, target: Target, trust_remote_code: bool = False) ->
         if is_exported(source):
             raise UserError(f"MODEL: {source} is an exported folder already; give the model that it was made from")
         config = load_config(source, "MODEL", trust_remote_code)
-        data = SimpleNamespace(tokenizer=load_tokenizer(source, "MODEL", trust_remote_code))
+        data: Any = SimpleNamespace(tokenizer=load_tokenizer(source, "MODEL", trust_remote_code))
     except UserError as error:
         raise UserError([*target.as_options(target.problems()), *error.problems]) from error
-    _check(target, config, data)
-
-
-def _check(target: Target, config: PretrainedConfig, data: Any) -> None:
     if problems := conversion_of(target).problems(config, data):
         raise UserError(target.as_options(problems))
 
@@ -65,10 +59,11 @@ def export(
     Raises:
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
-    _check(target, load_config(source, "MODEL", trust_remote_code), data)
     conversion, converter = conversion_of(target), Converter(data, LanguageModeling(), "Export", documents=documents)
     conversion.trust_remote_code = trust_remote_code
     try:
+        if problems := conversion.problems(load_config(source, "MODEL", trust_remote_code), data):
+            raise UserError(problems)
         return converter.convert(conversion, source, output).about
     except UserError as error:
         raise UserError(target.as_options(error.problems)) from error

@@ -10,12 +10,13 @@ from lightgpt2.conversions.base import Conversion
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.families import Shape
+from lightgpt2.models.axes import Shape, named_axes
+from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.runtime.folder import seal
 
-# A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and so many bytes more a row: its scale, and what
+# A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and 64 bytes more a row: its scale, and what
 # fills up its last block of inputs. GGUF has some in F16 where there are no whole blocks.
 _SHRINKS, _SHRINKS_SOME, _ROW = 0.35, 0.55, 64
 
@@ -43,7 +44,10 @@ class Exported(Conversion):
         if self.precision in ("int8", "int4") and written["weights"] > most:
             said = f"its weights take {written['weights'] / 1e6:.2f} MB where {most / 1e6:.2f} were expected at most"
             raise UserError([Problem("", said, "nothing was written")])
-        plain_config(model.config).save_pretrained(target)
+        plain = model.config.to_dict()
+        for key in ("auto_map", "quantization_config"):  # which tell of files that are not in the folder
+            plain.pop(key, None)
+        type(model.config).from_dict(plain).save_pretrained(target)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(target)
         data.tokenizer.save_pretrained(target)
@@ -55,22 +59,13 @@ class Exported(Conversion):
 
     def _most_bytes(self, model: PreTrainedModel, fallback: bool) -> float:
         """The bytes that rounded weights may take at most."""
-        whole = {getattr(model.base_model, "wpe", None)}  # positions stay in FP32
-        if self.target.embeddings == "fp32":
-            whole |= {model.get_input_embeddings(), model.get_output_embeddings()}
-        kept = {id(module.weight) for module in whole if module is not None}
-        share, most = _SHRINKS_SOME if fallback else _SHRINKS, 0.0
-        for weight in model.parameters():
-            small = weight.ndim == 2 and id(weight) not in kept
-            most += 4 * weight.numel() * share + _ROW * max(weight.shape) if small else 4 * weight.numel()
-        if hasattr(model.base_model, "rotary_emb"):
-            most += 4 * model.config.max_position_embeddings * Shape.of(model.config).head
+        whole = {"position"} | ({"vocabulary"} if self.target.embeddings == "fp32" else set())
+        share, most, learned = _SHRINKS_SOME if fallback else _SHRINKS, 0.0, False
+        for each in named_axes(model):
+            size, roles = 4 * each.value.numel(), {role for axis in each.axes for role in axis}
+            small = each.value.ndim == 2 and not roles & whole
+            most += size * share + _ROW * max(each.value.shape) if small else size
+            learned |= "position" in roles
+        if not learned:  # tables of angles
+            most += 4 * (family_of(model).positions(model.config) or 0) * Shape.of(model.config).head
         return most
-
-
-def plain_config(config: PretrainedConfig) -> PretrainedConfig:
-    """A configuration without what it says about files that are not in an exported folder."""
-    values = config.to_dict()
-    for key in ("auto_map", "quantization_config"):
-        values.pop(key, None)
-    return type(config).from_dict(values)

@@ -4,13 +4,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from lightgpt2.conversions.base import Conversion
 from lightgpt2.data.base import TaskData
 from lightgpt2.models import ledger, quality
-from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
@@ -26,14 +23,10 @@ class Packed(Conversion):
     def write(self, source: Path, target: Path, data: TaskData) -> Operation:
         """See `Conversion`; a RuntimeError if what is loaded is not equal to the last bit."""
         operation = pack_folder(source, target)
-        packed, own = (self.runner(path).state_dict() for path in (target, source))
+        packed, own = (self.runner(path).state_dict() for path in (target, source))  # type: ignore[union-attr]
         if not all(torch.equal(value, own[name]) for name, value in packed.items()):
             raise RuntimeError(f"{target} does not load as the model that was packed")
         return operation
-
-    def runner(self, folder: Path) -> PreTrainedModel:
-        """See `Conversion`."""
-        return load_model(str(folder), "model", self.trust_remote_code)
 
 
 def pack_folder(source: Path, target: Path) -> Operation:
@@ -51,16 +44,12 @@ def pack_folder(source: Path, target: Path) -> Operation:
     table = stored_weights.write(target / _WEIGHTS, tensors, integers, packed=True)
     bring_code(target, packed=True)
     again, said = stored_weights.read_stored(target / _WEIGHTS)
-    if said != integers or not _same(tensors, again):
+    same = said == integers and tensors.keys() == again.keys()
+    for name, tensor in tensors.items() if same else ():
+        other = again[name]
+        same &= (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
+        same &= same and torch.equal(*(each.flatten().view(torch.uint8) for each in (tensor, other)))
+    if not same:
         raise RuntimeError(f"{target}: what was packed is not what comes out")
     sparse = sum(about["kept"] is not None for about in table.values())
     return KINDS["packed"].record(tensors=len(tensors), sparse=sparse)
-
-
-def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """True if two sets of tensors are the same byte for byte."""
-    return first.keys() == second.keys() and all(
-        (tensor.dtype, tensor.shape) == (second[name].dtype, second[name].shape)
-        and torch.equal(tensor.flatten().view(torch.uint8), second[name].flatten().view(torch.uint8))
-        for name, tensor in first.items()
-    )

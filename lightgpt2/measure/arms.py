@@ -12,7 +12,6 @@ from lightgpt2.models.quantization import Format, stored_precision
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
-_APART = "the first token is timed apart from the others"
 GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
 
 
@@ -45,7 +44,8 @@ class Settings:
         """What does not fit a model with this number of positions; `owner` is a genitive: `the model's`."""
         found = [Problem(n, "must have at least one value") for n in ("new_tokens", "batches") if not getattr(self, n)]
         if self.new_tokens and min(self.new_tokens) < 2:
-            found.append(Problem("new_tokens", f"must be at least 2, got {min(self.new_tokens)}", _APART))
+            what = f"must be at least 2, got {min(self.new_tokens)}"
+            found.append(Problem("new_tokens", what, "the first token is timed apart from the others"))
         has, length = f"{owner} {positions} positions", self.forward_tokens
         if length > positions:
             found.append(Problem("forward_tokens", f"must be within {has}, got {length}", f"give at most {positions}"))
@@ -146,14 +146,15 @@ def _positions(model: str, trust_remote_code: bool) -> int:
 
 def _precisions(model: str, own: str | None, wanted: Sequence[str] | None) -> list[str]:
     """The precisions to measure a model in; refuses to quantize what is already quantized."""
-    plain = own in (None, "gguf")
-    refused = [p for p in wanted or () if (own == "gguf" and p in get_args(Format)) or (not plain and p != own)]
+    plain, quantized = own in (None, "gguf"), get_args(Format)
+    refused = [p for p in wanted or () if (own == "gguf" and p in quantized) or (not plain and p != own)]
     if not refused:
         return list(wanted or ["fp32"]) if plain else [str(own)]
-    again = refused[0] in get_args(Format) and not is_graph(model)
+    again = refused[0] in quantized and not is_graph(model)
     reason = "would be quantizing what is already quantized" if again else "is not there"
-    as_it_is = "leave --precision out to measure each model as it is"
-    fix = "give fp32, bf16 or fp16, for which it is dequantized" if own == "gguf" else as_it_is
+    fix = "leave --precision out to measure each model as it is"
+    if own == "gguf":
+        fix = "give fp32, bf16 or fp16, for which it is dequantized"
     raise UserError([Problem("--precision", f"{refused[0]} of {model} {reason}: it is {own}", fix)])
 
 
@@ -165,8 +166,7 @@ def _names(chosen: list[tuple[str, str, str]]) -> list[str]:
 
     times = Counter(last(source) for source in {source for source, _, _ in chosen})
     several = len({attention for _, _, attention in chosen} - {GRAPH}) > 1
-    seen: Counter[str] = Counter()
-    names = []
+    seen, names = Counter[str](), []
     for source, precision, attention in chosen:
         model = last(source) if times[last(source)] == 1 else source.rstrip("/")
         name = " ".join([model, precision, *([attention] if several and attention != GRAPH else [])])

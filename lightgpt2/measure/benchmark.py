@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,18 +66,14 @@ def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, 
     shown = ratios({name: speeds_of(found) for name, found in rounds.items() if name not in children.errors})
     results: list[dict[str, Any]] = []
     for arm in arms:
-        about: dict[str, Any] = {key: getattr(arm, key) for key in ("name", "source", "precision", "attention")}
+        about = {key: value for key, value in asdict(arm).items() if key != "trust_remote_code"}
         if arm.name in children.errors:
             results.append(about | {"error": children.errors[arm.name]})
         else:
             figures = loaded[arm.name]["sizes"] | summary(rounds[arm.name]) | {"ratio": shown[arm.name]}
             results.append(_rounded(about | figures | profiles[arm.name]))
-    found = [each["machine"] for each in loaded.values() if each]
-    return {
-        "machine": found[0] if found else {"device": device.partition(":")[0]},
-        "settings": asdict(settings),
-        "arms": results,
-    }
+    found = next((each["machine"] for each in loaded.values() if each), {"device": device.partition(":")[0]})
+    return {"machine": found, "settings": asdict(settings), "arms": results}
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -85,25 +82,23 @@ def machine(device: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    cuda = device.startswith("cuda")
-    found = versions()
+    found, kind = versions(), device.partition(":")[0]
     for package in ("bitsandbytes", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-    name = f"{torch.cuda.get_device_name()}, {name}" if cuda else name
-    kind = "cuda" if cuda else "cpu"
+    name = f"{torch.cuda.get_device_name()}, {name}" if kind == "cuda" else name
     return {"name": name, "device": kind, "threads": torch.get_num_threads(), "versions": found}
 
 
 def speeds_of(rounds: Sequence[Round]) -> dict[str, list[float]]:
     """One arm's speed in each round, by workload: forward passes and new tokens a second."""
-    speeds: dict[str, list[float]] = {}
+    speeds = defaultdict[str, list[float]](list)
     for measured in rounds:
         for shape, times in measured["forward"].items():
-            speeds.setdefault(f"forward {shape}", []).append(1e3 / statistics.median(times))
+            speeds[f"forward {shape}"].append(1e3 / statistics.median(times))
         for count, tokens in measured["generate"].items():
-            speeds.setdefault(f"generate {count}", []).append(_decoding(tokens))
-    return speeds
+            speeds[f"generate {count}"].append(_decoding(tokens))
+    return dict(speeds)
 
 
 def _decoding(tokens: Mapping[str, Any]) -> float:
@@ -129,32 +124,27 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
     def samples(kind: str) -> dict[str, list[Any]]:
         return {name: [measured[kind][name] for measured in rounds] for name in rounds[0][kind]}
 
-    forward = {shape: _percentiles([*itertools.chain(*times)]) for shape, times in samples("forward").items()}
-    return {
-        **rounds[-1]["peaks"],
-        "forward": {shape: {"p50_ms": middle, "p95_ms": high} for shape, (middle, high) in forward.items()},
-        "generate": {count: _generation(found) for count, found in samples("generate").items()},
-    }
+    forward = {shape: _percentiles("", itertools.chain(*times)) for shape, times in samples("forward").items()}
+    generate = {count: _generation(found) for count, found in samples("generate").items()}
+    return {**rounds[-1]["peaks"], "forward": forward, "generate": generate}
 
 
 def _generation(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     whole = [(sample["first"] + sum(sample["others"])) / 1e3 for sample in samples]
     spent = [sample["cpu_seconds"] for sample in samples]
-    middle, high = _percentiles([gap for sample in samples for gap in sample["others"]])
     return {
         "first_token_ms": statistics.median(sample["first"] for sample in samples),
         "tokens_per_s": statistics.median(_decoding(sample) for sample in samples),
-        "token_p50_ms": middle,
-        "token_p95_ms": high,
+        **_percentiles("token_", (gap for sample in samples for gap in sample["others"])),
         "seconds": statistics.median(whole),
         "cpu_seconds": statistics.median(spent),
         "cpu_percent": statistics.median(100 * cpu / wall for cpu, wall in zip(spent, whole, strict=True)),
     }
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    middle, high = np.quantile(values, [0.5, 0.95])
-    return float(middle), float(high)
+def _percentiles(prefix: str, values: Iterable[float]) -> dict[str, float]:
+    middle, high = np.quantile([*values], [0.5, 0.95])
+    return {f"{prefix}p50_ms": float(middle), f"{prefix}p95_ms": float(high)}
 
 
 def _rounded(value: Any) -> Any:

@@ -45,13 +45,12 @@ class Child:
             self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self.process.stdin.flush()
         try:
-            reply: dict[str, Any] = json.loads(self.process.stdout.readline())
+            reply: dict[str, dict[str, Any]] = json.loads(self.process.stdout.readline())
         except ValueError as error:  # no line, or half of one
             raise ArmFailed(self._death()) from error
         if "error" in reply:
             raise ArmFailed(reply["error"])
-        result: dict[str, Any] = reply["ok"]
-        return result
+        return reply["ok"]
 
     def _death(self) -> str:
         code = self.process.wait(_PATIENCE)
@@ -73,10 +72,11 @@ class Child:
                     stream.close()
 
 
-class Children(contextlib.AbstractContextManager["Children"]):
+class Children(contextlib.ExitStack):
     """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on."""
 
     def __init__(self, module: str) -> None:
+        super().__init__()
         self._module = module
         self._children: dict[str, Child] = {}
         self.errors: dict[str, str] = {}  # why arms failed, by their names
@@ -87,16 +87,13 @@ class Children(contextlib.AbstractContextManager["Children"]):
             return {}
         if name not in self._children:
             self._children[name] = Child(self._module)
+            self.callback(self._children[name].close)
         try:
             return self._children[name].ask(do, **request)
         except ArmFailed as failure:
             self.errors[name] = str(failure)
             self._children[name].close()  # the others may have its memory
             return {}
-
-    def __exit__(self, *exception: object) -> None:
-        for child in self._children.values():
-            child.close()
 
 
 def turns(arms: Sequence[_Arm], rounds: int) -> Iterator[_Arm]:

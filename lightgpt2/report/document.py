@@ -81,7 +81,8 @@ def _samples(model: Model) -> str:
         for sample in dicts(model.entry.get("samples"))
         for prompt in [str(sample.get("prompt"))]
     ]
-    return f"## Samples\n\n{table(['prompt', 'before ', 'after '], rows)}" if rows else ""
+    shown = table(["prompt", "before ", "after "], rows) if rows else ""
+    return shown and f"## Samples\n\n{styled('samples', shown)}"
 
 
 def _models(rows: Sequence[Model]) -> str:

@@ -6,6 +6,8 @@ from html import escape as escape_html
 from pathlib import Path
 
 import markdown
+from markdown.extensions.md_in_html import MarkdownInHtmlExtension
+from markdown.extensions.tables import TableExtension
 
 from lightgpt2.report.figures import plain
 from lightgpt2.report.plots import Plot
@@ -61,7 +63,7 @@ def pictures(plots: Iterable[Plot]) -> str:
 
 def as_html(text: str, plots: Iterable[Plot]) -> str:
     """A page that needs nothing else."""
-    body = markdown.markdown(text, extensions=["tables", "md_in_html"])
+    body = markdown.markdown(text, extensions=[TableExtension(), MarkdownInHtmlExtension()])
     for plot in plots:  # text of ledgers is escaped, so these tags are the package's own
         figure = f"<figure>{plot.svg}<figcaption>{escape_html(plot.title)}</figcaption></figure>"
         before, _, rest = body.partition(f'src="{PICTURES}/{plot.name}.svg"')

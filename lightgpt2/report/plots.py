@@ -12,7 +12,7 @@ from lightgpt2.report.rows import Model
 
 _COLOURS = ("#2f7ed8", "#e07b00", "#1a9a6c", "#c2427d", "#8a63d2", "#b3a000", "#5b8a9a", "#888888")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 360, 62, 546, 14, 312
-_LETTER, _LINE = 6.2, 15  # of a text at 12 pixels
+_LETTER, _LINE = 7.2, 15  # of a text at 12 pixels, in wide fonts
 
 Series = Mapping[str, Sequence[tuple[float | None, float | None]]]
 Place = tuple[float, float]
@@ -131,7 +131,8 @@ def _beside(x: float, y: float, name: str, boxes: list[tuple[float, float, float
 
     left, top = min(corners, key=cost)
     boxes.append((left, top, left + width, top + 14))
-    return _text(left, top + 11, name, "start")
+    before = left + width < x  # its end is next to the point, in every font
+    return _text(left + width if before else left, top + 11, name, "end" if before else "start")
 
 
 def sweep_plot(sweep: Mapping[str, Any], key: str, run: str, name: str = "sweep") -> Plot | None:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,20 +22,6 @@ class _Prompt:
     index: int
     tokens: list[int]
     new_tokens: int  # how many may be added
-
-
-class _Asked(TypedDict, total=False):
-    """The fields of `Options`, as keywords."""
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    repetition_penalty: float | None
-    no_repeat_ngram: int | None
-    stop: str | Sequence[str]
-    seed: int
-    batch_size: int
 
 
 class LanguageModel:
@@ -57,15 +43,11 @@ class LanguageModel:
         tokenizer.no_padding()  # which a folder may have kept from training
         tokenizer.no_truncation()
 
-    @overload  # a text is a sequence of texts, too
-    def generate(self, prompts: str, *, on_text: OnText | None = None, **options: Unpack[_Asked]) -> str: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(
-        self, prompts: Sequence[str], *, on_text: OnText | None = None, **options: Unpack[_Asked]
-    ) -> list[str]: ...
-    def generate(
-        self, prompts: str | Sequence[str], *, on_text: OnText | None = None, **options: Unpack[_Asked]
-    ) -> str | list[str]:
+    def generate(self, prompts: str, *, on_text: OnText | None = None, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[str], *, on_text: OnText | None = None, **options: Any) -> list[str]: ...
+    def generate(self, prompts: Any, *, on_text: OnText | None = None, **options: Any) -> str | list[str]:
         """Continue prompts, up to an end-of-text token, a stop text, `max_new_tokens` or the end of the context.
 
         The same seed gives the same text. What is sampled for a prompt depends on the seed and its index, not on the rest of
@@ -74,8 +56,7 @@ class LanguageModel:
         Args:
             prompts: One, or several.
             on_text: Called with a prompt's index and each new piece of its text, whole characters only.
-            **options: Fields of `lightgpt2.runtime.options.Options`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
-                `repetition_penalty`, `no_repeat_ngram`, `stop`, `seed`, `batch_size`.
+            **options: Fields of `lightgpt2.runtime.options.Options`, as `temperature`, `top_k`, `stop` and `seed`.
 
         Returns:
             The new text, without the prompt; a list for a list of prompts.
@@ -118,13 +99,11 @@ class LanguageModel:
     def _continue(
         self, batch: Sequence[_Prompt], settings: Resolved, on_text: OnText | None
     ) -> Iterator[tuple[int, str]]:
-        """Continue prompts together; their indices and texts as they are done."""
         new_tokens = batch[0].new_tokens  # the same for all
         prompts = [prompt.tokens for prompt in batch]
         sampler = Sampler(settings.sampling, prompts, [prompt.index for prompt in batch], new_tokens)
-        writers = [
-            Writer(self.tokenizer, p.tokens, settings.stop, on_text and partial(on_text, p.index)) for p in batch
-        ]
+        shown = (on_text and partial(on_text, prompt.index) for prompt in batch)
+        writers = [Writer(self.tokenizer, p, settings.stop, on) for p, on in zip(prompts, shown, strict=True)]
         active = set(range(len(batch)))
         logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
         for count in range(1, new_tokens + 1):

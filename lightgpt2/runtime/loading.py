@@ -1,6 +1,7 @@
 """A model to generate text with, from any folder that holds one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,7 @@ def _with_ends(generation: dict[str, Any], config: dict[str, Any]) -> dict[str, 
 
 
 def _json(path: Path, key: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError([_unreadable(key, path, error)]) from error
+    values = _read(path, key, lambda: json.loads(path.read_text(encoding="utf-8")))
     if not isinstance(values, dict):
         raise UserError(f"{key}: {path} holds no settings; export it again")
     return values
@@ -98,11 +96,12 @@ def _json(path: Path, key: str) -> dict[str, Any]:
 
 def _tokenizer(folder: Path, key: str) -> Tokenizer:
     path = folder / "tokenizer.json"
+    return _read(path, key, lambda: Tokenizer.from_file(str(path)))
+
+
+def _read(path: Path, key: str, read: Callable[[], Any]) -> Any:
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # it has no class for what is wrong
-        raise UserError([_unreadable(key, path, error)]) from error
-
-
-def _unreadable(key: str, path: Path, error: Exception) -> Problem:
-    return Problem(key, f"{path} cannot be read ({' '.join(str(error).split())})", "export it again")
+        return read()
+    except Exception as error:  # tokenizers has no class for what is wrong
+        what = f"{path} cannot be read ({' '.join(str(error).split())})"
+        raise UserError([Problem(key, what, "export it again")]) from error

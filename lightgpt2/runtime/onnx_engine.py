@@ -53,11 +53,8 @@ class OnnxEngine:
             try:
                 self._reader = prefill_session(model, json.loads(kept), threads, profile and f"{profile}-prefill")
             except OSError as error:
-                what = (
-                    f"the weights that it reads prompts with could not be written to a temporary file ({_line(error)})"
-                )
-                fix = "make room, or set TMPDIR to a folder that has some"
-                raise UserError([Problem(name, what, fix)]) from error
+                what = f"the weights that read prompts could not be written to a temporary file ({_line(error)})"
+                raise UserError([Problem(name, what, "make room, or set TMPDIR to a folder that has some")]) from error
         # name of the past, name of the present, heads, width of a head
         self._layers = [(past, now, *self._inputs[past].shape[1::2]) for past, now in pasts.items()]
         self._keeps = _KEEP in {each.name for each in self._session.get_overridable_initializers()}

@@ -60,20 +60,14 @@ def resolve(options: Options, folder: dict[str, Any]) -> Resolved:
         return next(v for v in (getattr(options, name), folder.get(theirs or name), default) if v is not None)
 
     samples = options.temperature if options.temperature is not None else bool(folder.get("do_sample"))
-    values: dict[str, Any] = {
-        "temperature": known("temperature", 1.0) if samples else 0.0,
-        "top_k": known("top_k", _TOP_K),
-        "top_p": known("top_p", 1.0),
-        "repetition_penalty": known("repetition_penalty", 1.0),
-        "no_repeat_ngram": known("no_repeat_ngram", 0, "no_repeat_ngram_size"),
-    }
+    defaults = {"top_k": _TOP_K, "top_p": 1.0, "repetition_penalty": 1.0}
+    values: dict[str, Any] = {name: known(name, default) for name, default in defaults.items()}
+    values["temperature"] = known("temperature", 1.0) if samples else 0.0
+    values["no_repeat_ngram"] = known("no_repeat_ngram", 0, "no_repeat_ngram_size")
     new_tokens = known("max_new_tokens", _NEW_TOKENS)
     stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop)
-    problems = [
-        Problem(name, f"must be at least 1, got {value}")
-        for name, value in (("max_new_tokens", new_tokens), ("batch_size", options.batch_size))
-        if value < 1
-    ]
+    counts = {"max_new_tokens": new_tokens, "batch_size": options.batch_size}
+    problems = [Problem(name, f"must be at least 1, got {value}") for name, value in counts.items() if value < 1]
     if "" in stop:
         problems.append(Problem("stop", "must not be empty, which is everywhere", "give a text, or leave it out"))
     unused = [name for name in ("top_k", "top_p") if values["temperature"] == 0 and getattr(options, name) is not None]
@@ -86,5 +80,5 @@ def resolve(options: Options, folder: dict[str, Any]) -> Resolved:
     if problems:
         raise UserError(problems)
     ends = folder.get("eos_token_id")
-    every = frozenset([ends] if isinstance(ends, int) else ends or ())
-    return Resolved(sampling, new_tokens, stop, every, options.batch_size)
+    ends = [ends] if isinstance(ends, int) else ends or ()
+    return Resolved(sampling, new_tokens, stop, frozenset(ends), options.batch_size)

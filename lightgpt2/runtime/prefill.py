@@ -82,15 +82,13 @@ def _replace(graph: ir.Graph, node: ir.Node, stored: str) -> None:
         return ir.tensor(rounded(whole)[part])
 
     added = []
-    for part, (name, dtype, shape) in enumerate(
-        [("", ir.DataType.INT8, (inputs, outputs)), ("_scale", ir.DataType.FLOAT, (outputs,))]
-    ):
-        name = f"{stored}.prefill{name}"
+    kinds: Any = (("", ir.DataType.INT8, (inputs, outputs)), ("_scale", ir.DataType.FLOAT, (outputs,)))
+    for part, (ending, dtype, shape) in enumerate(kinds):
+        about: Any = {"name": f"{stored}.prefill{ending}", "shape": ir.Shape(shape)}
         # Computed when it is written: one matrix in memory at a time.
-        tensor = ir.LazyTensor(partial(compute, part), dtype, ir.Shape(shape), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
-        graph.register_initializer(value)
-        added.append(value)
+        tensor = ir.LazyTensor(partial(compute, part), dtype, **about)
+        added.append(ir.Value(type=ir.TensorType(dtype), const_value=tensor, **about))
+        graph.register_initializer(added[-1])
     product = ir.node("DynamicQuantizeMatMul", [x, *added, None, bias], domain=_MICROSOFT)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
 

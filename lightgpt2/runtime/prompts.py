@@ -1,5 +1,6 @@
 """Files of prompts and of their texts: JSONL, a line for each."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,13 +25,10 @@ def read_prompts(path: Path, option: str = "--prompts") -> list[dict[str, Any]]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError([Problem(option, f"{path} cannot be read ({reason})", "give a JSONL file")]) from error
     found, wrong = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
+    for number, line in ((number, line) for number, line in enumerate(lines, 1) if line.strip()):
+        value = None
+        with contextlib.suppress(ValueError):
             value = json.loads(line)
-        except ValueError:
-            value = None
         if isinstance(value, dict) and isinstance(value.get("prompt"), str) and value["prompt"]:
             found.append(value)
         else:

@@ -46,10 +46,11 @@ class Sampling:
             "no_repeat_ngram": ("at least 0 (0: no limit)", self.no_repeat_ngram >= 0),
             "seed": ("at least 0", self.seed >= 0),
         }
-        if wrong := {name: words for name, (words, fits) in allowed.items() if not fits}:
-            raise UserError(
-                Problem(name, f"must be {words}, got {getattr(self, name)}") for name, words in wrong.items()
-            )
+        wrong = {
+            name: f"must be {words}, got {getattr(self, name)}" for name, (words, fits) in allowed.items() if not fits
+        }
+        if wrong:
+            raise UserError(Problem(name, what) for name, what in wrong.items())
 
 
 def penalize(logits: Floats, history: Ints, penalty: float) -> None:

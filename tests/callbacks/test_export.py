@@ -37,6 +37,7 @@ def ledger(folder: str) -> Any:
     return json.loads((RUN / folder / "ledger.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_exported_and_shown(bench: Bench) -> None:
     bench.configure(exporting(formats=["onnx", "gguf"], gguf_type="F32"))
     shown, ids = bench.succeed("fit"), np.arange(5, 21)[None]
@@ -58,23 +59,19 @@ def test_what_was_trained_is_exported_and_shown(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_integers_are_exported_with_the_scales_that_were_trained(wide: Bench) -> None:
+def test_integers_are_exported_with_the_scales_that_were_trained_and_else_refused(wide: Bench) -> None:
     quantization = {"quantization": {"bits": 4, "group": 16, "embeddings": True}}
+    wide.configure(exporting("QAT", quantization, formats=["onnx"]))
+    wanted = (
+        "trainer.callbacks.Export.formats: onnx: the weights are int4 with scales that were trained; give onnx-int4"
+    )
+    assert wide.refuse("check", touches=True) == wide.refuse("fit", touches=True) == [wanted]
+    assert not (RUN / "last.ckpt").exists()
     wide.configure(exporting("QAT", quantization, formats=["onnx-int4"]))
     wide.succeed("fit")
     assert open_export(RUN / "model-onnx-int4")["scales"] == "trained"
     quality = ledger("model-onnx-int4")[-1]["quality"]
     assert value_of(quality["after"]) == pytest.approx(value_of(quality["before"]), rel=0.02)
-
-
-@pytest.mark.parametrize("verb", ["fit", "check"])
-def test_what_cannot_be_exported_is_refused_before_training(bench: Bench, verb: str) -> None:
-    quantization = {"quantization": {"activations": True}}
-    bench.configure(exporting("QAT", quantization, formats=["onnx", "onnx-int8"]))
-    assert bench.refuse(verb, touches=True) == [
-        "trainer.callbacks.Export.formats: onnx: the weights are int8 with scales that were trained; give onnx-int8"
-    ]
-    assert not (RUN / "last.ckpt").exists()
 
 
 @pytest.mark.slow

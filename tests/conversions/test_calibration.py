@@ -8,15 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightgpt2.conversions.export import export
 from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs, rounded_at_once
+from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.validation import validation_data
-from lightgpt2.functional.quantization import affine_integers
 from lightgpt2.models.families import block_linears
 from tests.support.models import make_restless_model, write_corpus, write_tokenizer
 from tests.support.onnx_client import Array, Client, torch_logits, write_onnx
@@ -42,8 +40,8 @@ def massive_model() -> PreTrainedModel:
     return model
 
 
-def input_errors(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, float]:
-    return {name: found.error for name, found in measure_inputs(model, batches).items()}
+def input_errors(model: PreTrainedModel, rows: Array) -> dict[str, float]:
+    return {name: found.error for name, found in measure_inputs(model, [torch.from_numpy(rows)]).items()}
 
 
 def relative(found: Array, wanted: Array) -> float:
@@ -67,19 +65,19 @@ def test_rounding_is_that_of_onnx_runtime() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_even_layers_are_left(family: str) -> None:
     model = make_restless_model(family)
-    errors = input_errors(model, [torch.from_numpy(IDS[:1])])
+    errors = input_errors(model, IDS[:1])
     assert {*errors} == {*block_linears(model), "lm_head"}
-    assert min(errors.values()) > 0
-    assert max(errors.values()) < BOUND
-    assert not any(module._forward_hooks for module in model.modules())
+    assert 0 < min(errors.values()) < max(errors.values()) < BOUND
+    with pytest.raises(IndexError):
+        measure_inputs(model, [torch.full((1, 4), 999)])
+    assert not any(module._forward_hooks for module in model.modules()), "nor after an error"
 
 
 def test_a_massive_activation_is_found() -> None:
-    errors = input_errors(massive_model(), [torch.from_numpy(row[None]) for row in IDS[::2]])
+    errors = input_errors(massive_model(), IDS[::2])
     assert [name for name, error in errors.items() if error > BOUND] == [UNEVEN]
     assert errors[UNEVEN] > 0.3
-    calm = input_errors(massive_model(), [torch.from_numpy(row[None]) for row in IDS[1::2]])
-    assert max(calm.values()) < BOUND, "without the token there is none"
+    assert max(input_errors(massive_model(), IDS[1::2]).values()) < BOUND, "without the token there is none"
 
 
 def test_blocks_do_no_harm_where_one_scale_does(tmp_path: Path) -> None:
@@ -95,13 +93,6 @@ def test_blocks_do_no_harm_where_one_scale_does(tmp_path: Path) -> None:
     at_once, blocks = error(Forms("int8", "int8"), "a"), error(Forms("int8", "int8", {UNEVEN: "int8-blocks"}), "b")
     assert blocks < 0.1
     assert at_once > 3 * blocks
-
-
-def test_hooks_are_gone_after_an_error() -> None:
-    model = make_restless_model("gpt2")
-    with pytest.raises(IndexError):
-        measure_inputs(model, [torch.full((1, 4), 999)])
-    assert not any(module._forward_hooks for module in model.modules())
 
 
 @torch.no_grad()
@@ -127,27 +118,19 @@ def test_the_export_stores_them_in_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     core: Any = model.base_model
     core.wte.weight[:, 5], core.ln_f.weight[5] = 0, 3000  # uneven for the head too
     write_tokenizer(tmp_path / "m")
-    model.save_pretrained("m")
     data = validation_data("m", str(text))
     # The neuron is to fire in this text: for the token that is there most often.
     often = int(np.bincount(torch.cat(data.calibration(4)).flatten().numpy()).argmax())
     core.wte.weight[[RARE, often]] = core.wte.weight[[often, RARE]]
-    model.save_pretrained("m")
-    about = export("m", Target("onnx-int8"), Path("out"), data)
-    assert about["other_layers"] == {UNEVEN: "int8-blocks"}
-    assert (about["layers"], about["embeddings"]) == ("int8", "int8-blocks")
-    assert about["prefill"] is None
-    # Rounded to INT4 for the inputs of that text.
-    power = measure_inputs(model, data.calibration(4))["transformer.h.0.mlp.c_proj"].power
-    about = export("m", Target("onnx-int4"), Path("out4"), data)
-    rows = core.h[0].mlp.c_proj.weight.T
-    _, wanted, _ = affine_integers(rows, 32, power)
-    stored = {each.name: each for each in onnx.load("out4/model.onnx").graph.initializer}
-    found = onnx.numpy_helper.to_array(stored["transformer.h.0.mlp.c_proj.scale"])
-    np.testing.assert_allclose(found, wanted.squeeze(-1).numpy(), rtol=1e-5)
-    assert np.abs(found / affine_integers(rows, 32)[1].squeeze(-1).numpy() - 1).max() > 0.01
-    assert (about["other_layers"], about["embeddings"], about["prefill"]) == ({}, "int8-blocks", None)
-    about = export("m", Target("onnx-int4", "int4", prefill="int8"), Path("read"), data)
-    assert about["prefill"] == {"layers": "int8", "other_layers": ["lm_head", UNEVEN]}
-    metadata = {each.key: each.value for each in onnx.load(Path("read") / "model.onnx").metadata_props}
+    forms = Onnx(Target("onnx-int8")).forms(model, {}, data)
+    assert (forms.layers, forms.embeddings, forms.prefill) == ("int8", "int8-blocks", None)
+    assert forms.others == {UNEVEN: "int8-blocks"}
+    forms = Onnx(Target("onnx-int4")).forms(model, {}, data)
+    assert (forms.others, forms.embeddings, forms.prefill) == ({}, "int8-blocks", None)
+    for name, found in measure_inputs(model, data.calibration(4)).items():
+        assert torch.equal(forms.powers[name], found.power), "rounded to INT4 for the inputs of that text"
+    forms = Onnx(Target("onnx-int4", "int4", prefill="int8")).forms(model, {}, data)
+    assert forms.prefill == ["lm_head", UNEVEN]
+    graph = onnx.load(write_onnx(model, tmp_path / "read", forms) / "model.onnx", load_external_data=False)
+    metadata = {each.key: each.value for each in graph.metadata_props}
     assert json.loads(metadata["prefill"]) == [UNEVEN, "transformer.wte"], "the head is stored as the embedding"

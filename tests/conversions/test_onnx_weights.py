@@ -37,18 +37,15 @@ FORMS: dict[str, Forms] = {
     "int8, all in blocks": Forms("int8-blocks", "int8-blocks"),
     "int4": Forms("int4", "int8"),
     "int4, embeddings too": Forms("int4", "int4"),
-    "int4, embeddings in fp32": Forms("int4", "fp32"),
     "int4 in groups of 16": Forms("int4", "int4", group=16),
     "int4 in groups of 128": Forms("int4", "int4", group=128),
 }
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("gpt2", {}),
-    "gpt2, untied": ("gpt2", {"tie_word_embeddings": False}),
-    "gpt2, widths that 32 does not divide": ("gpt2", {"n_embd": 200, "n_head": 5, "n_inner": 62}),
-    "gpt2, one layer of 5 tokens": ("gpt2", {"n_layer": 1, "vocab_size": 5}),
-    "gpt2, 8 wide": ("gpt2", {"n_embd": 8, "n_head": 1}),
-    "gpt2, 1021 tokens": ("gpt2", {"vocab_size": 1021}),
-    "llama": ("llama", {}),
+    "gpt2": ("gpt2", {"n_layer": 2}),
+    "gpt2, untied, 1021 tokens": ("gpt2", {"n_layer": 1, "tie_word_embeddings": False, "vocab_size": 1021}),
+    "gpt2, widths that 32 does not divide": ("gpt2", {"n_layer": 1, "n_embd": 200, "n_head": 5, "n_inner": 62}),
+    "gpt2, 5 tokens, 8 wide": ("gpt2", {"n_layer": 1, "vocab_size": 5, "n_embd": 8, "n_head": 1}),
+    "llama": ("llama", {"num_hidden_layers": 2}),
     "llama, untied, biases": ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
     "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
 }
@@ -177,7 +174,7 @@ def draw(model: PreTrainedModel, *shape: int) -> Array:
         (shape, form)
         for shape in SHAPES
         for form in FORMS
-        if shape in ("gpt2", "llama") or form in ("int8", "int4, embeddings too")
+        if shape == "gpt2" or form in ("int8", "int4, embeddings too")
     ],
 )
 def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
@@ -202,8 +199,7 @@ def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     assert off(last, wanted[:, 19:]) < ROUNDED_INPUTS
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("family", "tied"), [("gpt2", True), ("llama", False)])
 def test_integers_of_4_bits_are_chosen_for_the_inputs(tmp_path: Path, family: str, tied: bool) -> None:
     model = make_restless_model(family, tie_word_embeddings=tied)
     random = torch.Generator().manual_seed(0)
@@ -240,25 +236,13 @@ def test_rows_that_are_looked_up_are_exact(tmp_path: Path, form: Form) -> None:
     assert off(found[0], wanted) < 0.01  # the rounding of the head's inputs
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_are_stored_once_and_shrink(tmp_path: Path, form: Form, tied: bool) -> None:
-    model = make_restless_model("llama", vocab_size=3000, hidden_size=128, tie_word_embeddings=tied)
-    size = (write_onnx(model, tmp_path, Forms(form, form)) / "model.onnx_data").stat().st_size
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    share = 1 if form == "int8" else 0.5 + 4.5 / 32
-    assert size < parameters * share + 4 * 3000 * 2 + 4096 * 2 * len(list(model.parameters()))
-    assert size < 0.35 * 4 * parameters
-
-
-def test_gpt2_in_int4_is_at_most_a_fifth(tmp_path: Path) -> None:
-    """A twelfth of the blocks and of the vocabulary of GPT-2 124M, in its proportions and with its width and positions."""
-    model = make_restless_model(
-        "gpt2", n_layer=1, n_embd=768, n_head=12, vocab_size=50257 // 12, n_positions=1024 // 12
-    )
+@pytest.mark.parametrize(("form", "share"), [("int8", 0.35), ("int4", 0.2)])
+def test_weights_are_stored_once_and_shrink(tmp_path: Path, form: Form, share: float, tied: bool) -> None:
+    model = make_restless_model("gpt2", n_layer=1, n_embd=512, n_head=8, vocab_size=3000, tie_word_embeddings=tied)
     fp32 = sum(4 * parameter.numel() for parameter in model.parameters())
-    folder = write_onnx(model, tmp_path, Forms("int4", "int4"))
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 0.2 * fp32
+    folder = write_onnx(model, tmp_path, Forms(form, form))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < share * fp32
 
 
 # -- trained integers --------------------------------------------------------------------------------------------------------
@@ -268,7 +252,7 @@ QAT: dict[str, Integers] = {
     "int8, embeddings": Integers(8, embeddings=True),
     "int8, embeddings, activations": Integers(8, activations=True, embeddings=True),
     "int4": Integers(4),
-    **{f"int4, embeddings, groups of {group}": Integers(4, group, embeddings=True) for group in (16, 32, 48, 128)},
+    **{f"int4, embeddings, groups of {group}": Integers(4, group, embeddings=True) for group in (16, 48, 128)},
 }
 
 
@@ -276,9 +260,9 @@ QAT: dict[str, Integers] = {
     ("family", "form"),
     [("gpt2", form) for form in QAT]
     + [
-        (family, form)
-        for family in ("llama", "llama, untied", "gpt2, 200 wide")
-        for form in ("int8, embeddings", "int4, embeddings, groups of 48")
+        ("llama", "int4, embeddings, groups of 48"),
+        ("llama, untied", "int8, embeddings"),
+        ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
     ],
 )
 def test_trained_integers_are_those_of_the_artefact(tmp_path: Path, family: str, form: str) -> None:
@@ -332,9 +316,5 @@ def test_a_plain_client_is_warned_of_nothing_but_the_option(tmp_path: Path, tied
     folders = [str(write_onnx(model, tmp_path / str(number), forms)) for number, forms in enumerate(FORMS.values())]
     script = "import sys, onnxruntime\nfor folder in sys.argv[1:]: onnxruntime.InferenceSession(f'{folder}/model.onnx')"
     done = subprocess.run([sys.executable, "-c", script, *folders], capture_output=True, text=True, check=True)
-    warnings = [
-        line
-        for line in done.stderr.splitlines()
-        if "Initializer num_logits_to_keep appears in graph inputs" not in line
-    ]
-    assert (done.stdout, warnings) == ("", [])
+    known = "Initializer num_logits_to_keep appears in graph inputs"
+    assert (done.stdout, [line for line in done.stderr.splitlines() if known not in line]) == ("", [])

@@ -144,22 +144,10 @@ def test_its_tokens_are_the_likeliest_ones_and_as_many_as_asked(folder: Path) ->
     worker = worker_of(folder, "cpu")
     worker.load()
     steps: list[Any] = []
-    prefill, decode = worker.engine.prefill, worker.engine.decode
-    rooms = []
-
-    def starting(ids: Any, mask: Any, room: int) -> Any:
-        rooms.append((ids.shape, room))
-        steps.clear()
-        return prefill(ids, mask, room)
-
-    def stepping(tokens: Any) -> Any:
-        steps.append(tokens.copy())
-        return decode(tokens)
-
-    worker.engine.prefill, worker.engine.decode = starting, stepping  # type: ignore[method-assign]
+    decode = worker.engine.decode
+    worker.engine.decode = lambda tokens: steps.append(tokens.copy()) or decode(tokens)  # type: ignore[method-assign]
     measured = worker.round()["generate"]
     assert {count: len(times["others"]) for count, times in measured.items()} == {"4": 3, "8": 7}
-    assert all(shape == (1, 4) and room in (2, 4, 8) for shape, room in rooms)
-    ids = np.concatenate([worker.prompt.numpy(), np.array(steps).T], axis=1)
+    ids = np.concatenate([worker.prompt.numpy(), np.array(steps[-7:]).T], axis=1)
     again = worker.engine.logits(ids, np.ones_like(ids))[0].argmax(axis=1)
     assert (again[3:-1] == ids[0, 4:]).mean() >= 5 / 7, "greedy, but for rounding"

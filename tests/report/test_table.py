@@ -43,14 +43,8 @@ def test_the_table_of_precisions_has_the_primary_metric_only() -> None:
 )
 def test_the_table_of_a_sweep_ends_with_the_largest_value_inside_the_budget(largest: float | None, said: str) -> None:
     point = score(0.9, "accuracy") | {"ratio": 1.0, "ratio_95": None}
-    arms = {"l1": [point, point], "random": [point, point]}
-    found = {
-        "key": "sparsity",
-        "values": [0.0, 0.5],
-        "arms": arms,
-        "budget_percent": 2.0,
-        "largest_inside_budget": largest,
-    }
+    found = {"key": "sparsity", "values": [0.0, 0.5], "arms": {"l1": [point, point], "random": [point, point]}}
+    found |= {"budget_percent": 2.0, "largest_inside_budget": largest}
     _, header, _, *rows, _, verdict = sweep_table(found).splitlines()
     assert header == "sparsity  l1 accuracy  95 % interval  random accuracy  95 % interval"
     assert rows[1] == "0.5             0.900  0.810 - 0.990            0.900  0.810 - 0.990"

@@ -21,14 +21,9 @@ def of(rows: dict[str, Model], name: str, budget: float = 2.0, gain: float = 10.
 def test_verdicts_of_the_chain() -> None:
     rows = {row.name: row for row in models(chain())}
     assert {name: of(rows, name).verdict for name, row in rows.items() if row.kind != "half precision"} == {
-        "baseline": "the start",
-        "distilled": "pays",
-        "adapted": "quality only",
-        "pruned": "does not pay",
-        "tuned": "does not pay",
-        "tuned int8": "pays",
-        "tuned nf4": "pays",
-    }
+        "baseline": "the start", "distilled": "pays", "adapted": "quality only", "pruned": "does not pay",
+        "tuned": "does not pay", "tuned int8": "pays", "tuned nf4": "pays",
+    }  # fmt: skip
     assert of(rows, "distilled", budget=1.53).verdict == "outside the budget", "44.9 is 1.54 % more than 44.22"
     assert of(rows, "distilled", budget=1.54).verdict == "pays"
     assert of(rows, "adapted", gain=12.8).verdict == "quality only"

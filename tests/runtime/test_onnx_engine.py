@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,14 +34,14 @@ def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, p
     assert (engine.vocabulary, engine.context) == (VOCABULARY, POSITIONS)
     ids, mask = padded(prompts)
     for row, prompt in zip(engine.logits(ids, mask), prompts, strict=True):
-        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=1e-5)
+        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=2e-4)
     random = np.random.default_rng(0)
     for room in (6, 9, 9):  # a second and a third batch begin anew, in a new cache and in an old one
         sequences = [list(prompt) for prompt in prompts]
         logits = engine.prefill(ids, mask, room)
         for step in range(room):
             wanted = np.stack([naive_logits(np.array(sequence))[-1] for sequence in sequences])
-            np.testing.assert_allclose(logits, wanted, atol=1e-5)
+            np.testing.assert_allclose(logits, wanted, atol=2e-4)
             logits[:] = np.nan  # they are the caller's
             if step < room - 1:
                 tokens = random.integers(0, VOCABULARY, len(prompts))
@@ -89,6 +90,7 @@ def test_threads_are_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPa
     assert physical_cores() == 2
 
 
+@pytest.mark.slow
 def test_an_exported_folder_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
     write_decoder(tmp_path / "exported")
     script = (
@@ -96,8 +98,6 @@ def test_an_exported_folder_needs_neither_torch_nor_transformers(tmp_path: Path)
         "lightgpt2.cli.verbs.run(['generate', 'exported', '--prompt', 'The', '--max-new-tokens', '3'])\n"
         "print({name for name in sys.modules if name in ('torch', 'transformers', 'lightning', 'onnx')})\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+    how: Any = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script], check=False, **how)
     assert done.stdout.endswith("\nset()\n"), done.stdout + done.stderr

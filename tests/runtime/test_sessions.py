@@ -69,9 +69,8 @@ def test_the_probe_is_one_product() -> None:
     info = helper.make_tensor_value_info
     inputs = [info("a", TensorProto.UINT8, [1, 4]), info("b", TensorProto.INT8, [4, 1])]
     node, output = helper.make_node("MatMulInteger", ["a", "b"], ["y"]), info("y", TensorProto.INT32, [1, 1])
-    model = helper.make_model(
-        helper.make_graph([node], "probe", inputs, [output]), ir_version=5, opset_imports=[helper.make_opsetid("", 10)]
-    )
+    graph = helper.make_graph([node], "probe", inputs, [output])
+    model = helper.make_model(graph, ir_version=5, opset_imports=[helper.make_opsetid("", 10)])
     assert model.SerializeToString() == _PROBE
 
 

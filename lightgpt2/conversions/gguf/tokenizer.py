@@ -6,10 +6,12 @@ converter finds the name by a hash of one long text's tokens. Here the pre-token
 
 import itertools
 import json
-from typing import Any
+from typing import Any, cast
 
 from gguf import GGUFWriter, TokenType
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from lightgpt2.errors import Problem
 
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -27,37 +29,32 @@ _KINDS: list[tuple[str, list[dict[str, Any]], bool]] = [
 ]
 
 
-def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:
-    """What llama.cpp would do differently from a model's tokenizer, one line each, with the fix."""
+def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[Problem]:
+    """What llama.cpp would do differently from a model's tokenizer."""
     parts = _parts(tokenizer)
     model = parts["model"]
     if model.get("type") != "BPE" or _pre_tokenizer(parts) is None:
-        names = ", ".join(name for name, _, _ in _KINDS)
-        return [
-            f"the tokenizer ({type(tokenizer).__name__}, {model.get('type', 'no')} model) is none of the byte-level BPE kinds "
-            f"that llama.cpp has ({names}); export to onnx, whose folder keeps tokenizer.json"
-        ]
+        what = f"the tokenizer ({type(tokenizer).__name__}, {model.get('type', 'no')} model) is none of the byte-level BPE "
+        what += f"kinds that llama.cpp has ({', '.join(name for name, _, _ in _KINDS)})"
+        return [Problem("", what, "export to onnx, whose folder keeps tokenizer.json")]
     problems = []
     if len(tokenizer) > config.vocab_size:
-        problems.append(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; give the model its own tokenizer"
-        )
+        what = f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}"
+        problems.append(Problem("", what, "give the model its own tokenizer"))
     strips = ("lstrip", "rstrip", "single_word")
     if odd := [token["content"] for token in parts["added_tokens"] if any(token[key] for key in strips)]:
-        problems.append(
-            f"the tokenizer's {odd[0]!r} takes the spaces around it (lstrip, rstrip or single_word), which llama.cpp does not; "
-            "export to onnx"
-        )
+        what = f"the tokenizer's {odd[0]!r} takes the spaces around it ({', '.join(strips)}), which llama.cpp does not"
+        problems.append(Problem("", what, "export to onnx"))
     if _ends(tokenizer) is None:
-        problems.append("the tokenizer puts other tokens than bos and eos around a text; remove its post-processor")
+        what = "the tokenizer puts other tokens than bos and eos around a text"
+        problems.append(Problem("", what, "remove its post-processor"))
     return problems
 
 
 def _parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The parts of `tokenizer.json`; empty for a tokenizer without such a file."""
+    """The parts of `tokenizer.json`; an empty model for a tokenizer without such a file."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts: dict[str, Any] = json.loads(backend.to_str()) if backend else {"model": {}}
-    return parts
+    return cast(dict[str, Any], json.loads(backend.to_str()) if backend else {"model": {}})
 
 
 def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
@@ -70,7 +67,7 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
     # trim_offsets says where tokens are, not what they are.
     found = [{key: value for key, value in part.items() if key != "trim_offsets"} for part in cuts]
     looked_up = bool(model.get("ignore_merges"))
-    return next((name for name, known, first in _KINDS if known == found and first == looked_up), None)
+    return next((name for name, *kind in _KINDS if kind == [found, looked_up]), None)
 
 
 def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool] | None:

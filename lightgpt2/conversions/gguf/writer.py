@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 import numpy as np
@@ -20,45 +20,44 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.conversions.gguf.tokenizer import add_tokenizer, tokenizer_problems
-from lightgpt2.errors import UserError
+from lightgpt2.conversions.target import GgufType
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.families import FAMILIES, family_of, is_tied
 from lightgpt2.models.files import atomic_file
 from lightgpt2.models.quantization import quantization_of
 
-Kind = Literal["F32", "F16", "Q8_0", "Q4_0"]
-
 _BLOCK = 32  # weights of a row that share one scale, in Q8_0 and Q4_0
 
 
-def gguf_problems(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, kind: Kind) -> list[str]:
-    """Why a model cannot be a GGUF file that llama.cpp runs with the same result, one line each, with the fix."""
+def gguf_problems(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, kind: GgufType) -> list[Problem]:
+    """Why a model cannot be a GGUF file that llama.cpp runs with the same result."""
     if config.model_type not in FAMILIES:
-        return [f"--format gguf: models of type {config.model_type!r} are not written; export to onnx"]
+        return [Problem("", f"models of type {config.model_type!r} are not written", "export to onnx")]
     problems = [*_weight_problems(config, kind)]
     if uneven := uneven_sizes(config):
         units = " and ".join(name for part, name in (("heads", "heads"), ("ffn", "neurons")) if part in uneven)
-        problems.append(f"the layers have different numbers of {units}, which llama.cpp can't run; use --format onnx")
-    problems += [*family_of(config).gguf.problems(config), *tokenizer_problems(tokenizer, config)]
-    return [f"--format gguf: {problem}" for problem in problems]
+        what = f"the layers have different numbers of {units}, which llama.cpp can't run"
+        problems.append(Problem("", what, "export to onnx"))
+    family = [Problem("", *line.split("; ", 1)) for line in family_of(config).gguf.problems(config)]
+    return [*problems, *family, *tokenizer_problems(tokenizer, config)]
 
 
-def _weight_problems(config: PretrainedConfig, kind: Kind) -> Iterator[str]:
-    about = getattr(config, "lightgpt2", {})
-    quantized = quantization_of(config)
+def _weight_problems(config: PretrainedConfig, kind: GgufType) -> Iterator[Problem]:
+    about, quantized = getattr(config, "lightgpt2", {}), quantization_of(config)
     if quantized and "stored" not in about:
-        yield f"the weights are {quantized} already; export the model that they were made from"
+        yield Problem("", f"the weights are {quantized} already", "export the model that they were made from")
     elif quantized and kind in ("Q8_0", "Q4_0"):
-        yield (
-            f"the weights are {quantized} with scales that were trained, and {kind} would choose others; use "
-            f"--gguf-type F16 or --format onnx-{quantized}"
-        )
+        what = f"the weights are {quantized} with scales that were trained, and {kind} would choose others"
+        yield Problem("", what, f"use F16 or onnx-{quantized}")
     if "activations" in about:
-        yield "the layers' inputs are rounded to INT8, which llama.cpp does not do; use --format onnx-int8"
+        yield Problem("", "the layers' inputs are rounded to INT8, which llama.cpp does not do", "use onnx-int8")
 
 
 @torch.no_grad()
-def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: Path, kind: Kind) -> dict[str, Any]:
+def write_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: Path, kind: GgufType
+) -> dict[str, Any]:
     """Write a model and its tokenizer as a GGUF file, one tensor at a time, atomically.
 
     Args:
@@ -101,7 +100,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file:
     return {key: dict(value) if isinstance(value, Counter) else value for key, value in written.items()}
 
 
-def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: Kind) -> None:
+def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: GgufType) -> None:
     config, shape, family = model.config, Shape.of(model.config), family_of(model)
     writer.add_type("model")
     writer.add_name(Path(config.name_or_path).name.removesuffix(".gguf"))
@@ -131,7 +130,7 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield stored, family.stored(stored, parameter.T if id(parameter) in transposed else parameter, config)
 
 
-def _stored_as(name: str, value: Tensor, kind: Kind, tied: bool) -> GGMLQuantizationType:
+def _stored_as(name: str, value: Tensor, kind: GgufType, tied: bool) -> GGMLQuantizationType:
     """The type of a tensor in a file of a kind."""
     if value.ndim < 2 or name == "position_embd.weight":
         return GGMLQuantizationType.F32

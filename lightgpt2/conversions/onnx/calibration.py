@@ -4,12 +4,13 @@ A few inputs of a few tokens are thousands of times as large as the others (mass
 arXiv:2402.17762): rounded to 8 bits with one scale for all, nothing is left of those. Which layers they reach is measured.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -26,13 +27,10 @@ def rounded_at_once(x: Tensor) -> Tensor:
     return ((x / step + zero).round().clamp(0, 255) - zero) * step
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """The inputs of a layer."""
 
-    error: (
-        float  # by how much rounding them to 8 bits with one scale changes a token's outputs (relative, L2), the median
-    )
+    error: float  # by how much rounding them at once changes a token's outputs (relative, L2), the median
     power: Tensor  # the mean square of each input [I]
 
 
@@ -46,27 +44,22 @@ def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, I
     """
     head: Any = model.get_output_embeddings()
     layers = block_linears(model) | {name: module for name, module in model.named_modules() if module is head}
-    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in layers}
-    handles = [module.register_forward_hook(_noting(*found[name])) for name, module in layers.items()]
-    try:
+    errors, squares = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
+
+    def note(name: str, module: Any, args: Any, output: Any) -> None:
+        x, weight = args[0].flatten(0, -2), module.weight
+        columns = weight if isinstance(module, Conv1D) else weight.T
+        exact, off = x @ columns, (rounded_at_once(x) - x) @ columns
+        errors[name].append(off.norm(dim=1) / exact.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny))
+        squares[name].append(x.square().sum(dim=0))
+
+    with ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         for ids in batches:
             model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     tokens = sum(ids.numel() for ids in batches)
     return {
-        name: Inputs(float(torch.cat(errors).median()), torch.stack(squares).sum(dim=0) / tokens)
-        for name, (errors, squares) in found.items()
+        name: Inputs(float(torch.cat(errors[name]).median()), torch.stack(squares[name]).sum(dim=0) / tokens)
+        for name in layers
     }
-
-
-def _noting(errors: list[Tensor], squares: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        x, weight = args[0].flatten(0, -2), module.weight
-        columns: Any = weight if isinstance(module, Conv1D) else weight.T
-        exact, off = x @ columns, (rounded_at_once(x) - x) @ columns
-        errors.append(off.norm(dim=1) / exact.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny))
-        squares.append(x.square().sum(dim=0))
-
-    return hook

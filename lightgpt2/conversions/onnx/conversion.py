@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.loading import context_of
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
+_BLOCKS: Form = "int8-blocks"
 _CALIBRATION_WINDOWS = 4
 
 
@@ -44,21 +46,19 @@ class Onnx(Exported):
 
     def _quantized_problems(self, config: PretrainedConfig) -> list[Problem]:
         quantized = quantization_of(config)
-        if quantized is None:
-            return []
-        if "stored" not in getattr(config, "lightgpt2", {}):
+        if quantized and not _is_stored(config):
             what = f"the model is {quantized} by another library, whose scales {self.name} does not have"
             return [Problem("", what, "export the model that it was made from")]
-        if self.target.group:
+        if quantized and self.target.group:
             return [Problem("group", "the weights have groups already, with scales that were trained", "remove it")]
-        if self.name != f"onnx-{quantized}":
+        if quantized and self.name != f"onnx-{quantized}":
             return [Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")]
         return []
 
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         """See `Exported`: `other_layers` and `prefill` name the layers whose inputs are too uneven for one scale."""
         integers: Stored | None = None
-        if "stored" in getattr(model.config, "lightgpt2", {}):
+        if _is_stored(model.config):
             integers = stored_weights.read_stored(source.expanduser() / "model.safetensors")
         forms = self.forms(model, integers[1] if integers else {}, data)
         with torch.no_grad(), Graph(folder) as graph:
@@ -87,30 +87,33 @@ class Onnx(Exported):
         names = {id(module): name for name, module in model.named_modules()}
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
         inputs = measure_inputs(model, _calibration(data))
-        uneven = {name for name, found in inputs.items() if found.error > BOUND}
-        head = names[id(model.get_output_embeddings())]
-        blocks: Form = "int8-blocks"
-        if embeddings == "int8" and head in uneven:
-            embeddings = blocks
-        others = dict.fromkeys(sorted(uneven - {head}), blocks) if self.layers == "int8" else {}
+        uneven, head = (
+            {n for n, found in inputs.items() if found.error > BOUND},
+            names[id(model.get_output_embeddings())],
+        )
+        embeddings = _BLOCKS if embeddings == "int8" and head in uneven else embeddings
+        others = dict.fromkeys(sorted(uneven - {head}), _BLOCKS) if self.layers == "int8" else {}
         powers = {name: found.power for name, found in inputs.items()}
         prefill = sorted(uneven) if self.target.prefill else None
         return Forms(self.layers, embeddings, others, prefill, self.target.group or GROUP, powers)
 
     def _embeddings(self, table: stored_weights.Table, name: str) -> Form:
         asked, problems = self.target.embeddings, []
-        own: dict[int, Form] = {8: "int8", 4: "int4"}
-        trained = own[table[name]["bits"]] if name in table else None
+        trained = cast(Form, f"int{table[name]['bits']}") if name in table else None
         if trained and asked not in (None, trained):
             what = f"the model's are {trained} with scales that were trained"
             problems.append(Problem("embeddings", what, "remove it"))
-        groups = sorted({about["group"] for about in table.values() if about["bits"] == 4})
+        groups = {about["group"] for about in table.values() if about["bits"] == 4}
         if broken := [group for group in groups if not block_size(group)]:
-            what = f"groups of {broken[0]} inputs share a scale, and ONNX Runtime's are whole blocks of 16"
+            what = f"groups of {min(broken)} inputs share a scale, and ONNX Runtime's are whole blocks of 16"
             problems.append(Problem("", what, "train with groups of 16, 32, 64 or 128"))
         if problems:
             raise UserError(problems)
         return trained or asked or "int8"
+
+
+def _is_stored(config: PretrainedConfig) -> bool:
+    return "stored" in getattr(config, "lightgpt2", {})
 
 
 def _calibration(data: TaskData) -> list[Tensor]:

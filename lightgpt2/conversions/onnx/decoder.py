@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gelu": ("Gelu", MICROSOFT, {}),
     "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
     "relu": ("Relu", "", {}),
+    "tanh": ("Tanh", "", {}),
 }
 
 Stored = tuple[dict[str, Tensor], stored_weights.Table]  # as `stored_weights.read_stored` gives it
@@ -56,7 +57,46 @@ class Forms:
         return next((self.others[name] for name in names if name in self.others), self.layers)
 
 
-class Decoder:
+class ModelWriter:
+    """What the writers of decoders and of encoders share."""
+
+    def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
+        self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
+        self._names = {id(module): name for name, module in model.named_modules()}
+
+    def _parameter(self, module: Any, name: str) -> ir.Value:
+        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
+
+    def _normalize(self, module: Any, x: ir.Value) -> ir.Value:
+        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
+        return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
+
+    def _activate(self, x: ir.Value, name: str) -> ir.Value:
+        kind, domain, settings = ACTIVATIONS[name]
+        return self.graph.op(kind, x, domain=domain, **settings)
+
+    def _joined(self, modules: Sequence[Any]) -> tuple[list[str], Matrix, Tensor | None]:
+        """Names of linear layers of the same inputs, and their weights and biases below each other."""
+        biases = [module.bias.detach() for module in modules if module.bias is not None]
+        matrix = Matrix.joined([self._matrix(module) for module in modules])
+        return [self._names[id(module)] for module in modules], matrix, torch.cat(biases) if biases else None
+
+    def _matrix(self, module: Any) -> Matrix:
+        return Matrix.of(module.weight.detach())
+
+    def _hidden(self, mask: ir.Value) -> ir.Value:
+        """What is added to the scores of keys, `[B, 1, 1, S]`."""
+        graph = self.graph
+        hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
+        row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
+        return graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
+
+    def _for_each_query(self, row: ir.Value, length: ir.Value) -> ir.Value:
+        one = self.graph.constant([1], "one")
+        return self.graph.op("Expand", row, self.graph.op("Concat", one, one, length, one, axis=0))
+
+
+class Decoder(ModelWriter):
     """Writes the graph of a decoder; families write their blocks with its public methods.
 
     Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out.
@@ -70,13 +110,12 @@ class Decoder:
     """
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
-        self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
+        super().__init__(graph, model, forms)
         self._family = family_of(model)
         self._tensors, self._table = stored or ({}, {})
         self._residual: ir.Value
         self._added: ir.Value | None = None  # to the residual stream, before it is read again
         self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
-        self._names = {id(module): name for name, module in model.named_modules()}
         self._powers = {**forms.powers}
         if is_tied(model) and (power := forms.powers.get(self._names[id(model.get_output_embeddings())])) is not None:
             self._powers[self._names[id(model.get_input_embeddings())]] = power
@@ -123,12 +162,8 @@ class Decoder:
         last = graph.op("ArgMax", graph.op("Cast", mask, to=_INT32), axis=1, keepdims=0, select_last_index=1)
         self._lengths = graph.op("Cast", last, to=_INT32)
         self._total = graph.op("Cast", graph.op("Shape", mask, start=1, end=2), to=_INT32)
-        hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
-        row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
-        row = graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
-        one = graph.constant([1], "one")
-        shape = graph.op("Concat", one, one, graph.op("Shape", ids, start=1, end=2), one, axis=0)
-        self._bias = graph.op("Expand", row, shape)
+        row = self._hidden(mask)
+        self._bias = self._for_each_query(row, graph.op("Shape", ids, start=1, end=2))
 
     # -- what families write with --------------------------------------------------------------------------------------------
 
@@ -166,8 +201,7 @@ class Decoder:
         # SkipLayerNormalization would add as well, five times as slowly (its sums are not vectorized in ONNX Runtime 1.32).
         if self._added is not None:
             self._residual, self._added = self.graph.op("Add", self._added, self._residual), None
-        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
-        return self.graph.op("LayerNormalization", self._residual, gamma, beta, axis=-1, epsilon=module.eps)
+        return self._normalize(module, self._residual)
 
     def rms_norm(self, module: Any) -> ir.Value:
         """The residual stream normalized without mean and bias."""
@@ -189,22 +223,13 @@ class Decoder:
 
     def project(self, x: ir.Value, *modules: Any) -> ir.Value:
         """`x` through linear layers of the same inputs, results side by side."""
-        matrix = Matrix.joined([self._matrix(module) for module in modules])
-        biases = [module.bias.detach() for module in modules if module.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        names = [self._names[id(module)] for module in modules]
+        names, matrix, bias = self._joined(modules)
         self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
 
     def activate(self, x: ir.Value) -> ir.Value:
         """`x` through the family's activation."""
-        kind, domain, settings = ACTIVATIONS[self._family.activation(self.config)]
-        return self.graph.op(kind, x, domain=domain, **settings)
-
-    # -- weights -------------------------------------------------------------------------------------------------------------
-
-    def _parameter(self, module: Any, name: str) -> ir.Value:
-        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
+        return self._activate(x, self._family.activation(self.config))
 
     def _note(self, names: list[str], stored: str) -> None:
         if not {*names}.isdisjoint(self.forms.prefill or ()):

@@ -1,4 +1,4 @@
-"""BERT and DistilBERT encoders as ONNX graphs.
+"""Encoders as ONNX graphs.
 
 Attention is the standard's own operator (opset 23). With ONNX Runtime 1.32 at 1x128 and 12 heads, mask included, it took
 144 us (heads of 32) and 242 us (heads of 64), `MultiHeadAttention` with a mask at least 260 us and 370 us.
@@ -11,44 +11,44 @@ DistilBERT's shape.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Forms
+from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Forms, ModelWriter
 from lightgpt2.conversions.onnx.graph import Graph
-from lightgpt2.conversions.onnx.weights import Matrix, Vocabulary, linear
+from lightgpt2.conversions.onnx.weights import Vocabulary, linear
+from lightgpt2.errors import Problem
 from lightgpt2.models.families import ENCODERS
 
 OPSET = 23  # the first with `Attention`
 
 _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
-_MASKED = -1e9  # added to the scores of padding; with infinity, a row of nothing but padding would have no sum
 
 
-def encoder_problems(config: PretrainedConfig) -> list[str]:
-    """Why an encoder of one of the types of `models.families.ENCODERS` has no graph here, one line each."""
+def encoder_problems(config: PretrainedConfig) -> list[Problem]:
+    """Why an encoder of one of the types of `models.families.ENCODERS` has no graph here."""
     found = []
-    if (activation := _activation(config)) not in ACTIVATIONS:
-        found.append(f"--format: the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
+    if (activation := getattr(config, ENCODERS[config.model_type].activation)) not in ACTIVATIONS:
+        found.append(f"the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
     if getattr(config, "is_decoder", False):
-        found.append("--format: this BERT is a decoder (is_decoder); only encoders are written")
+        found.append("this model is a decoder (is_decoder); only encoders are written")
     if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
-        found.append(f"--format: positions of type {kind} are not written; only absolute ones")
-    return found
+        found.append(f"positions of type {kind} are not written; only absolute ones")
+    return [Problem("--format", what) for what in found]
 
 
 def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
     """Write `model.onnx` and `model.onnx_data` into a folder.
 
-    Inputs: `input_ids`, `attention_mask`, and for BERT `token_type_ids`, `[B, S]`. Outputs: `logits` `[B, labels]` of a
-    model with a head, else `last_hidden_state` `[B, S, D]`.
+    Inputs: `input_ids`, `attention_mask`, and `token_type_ids` where the family has them, `[B, S]`. Outputs: `logits`
+    `[B, labels]` of a model with a head, else `last_hidden_state` `[B, S, D]`.
 
     Args:
-        model: BERT or DistilBERT, the base model or with a head for sequence classification, in FP32.
+        model: An encoder of a supported family in FP32, the base model or with a head for sequence classification.
         folder: The folder; it exists.
         forms: How the weights are stored; the classification head is in FP32 always.
     """
@@ -56,11 +56,10 @@ def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
         _Encoder(graph, model, forms).write()
 
 
-class _Encoder:
+class _Encoder(ModelWriter):
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
-        self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
+        super().__init__(graph, model, forms)
         self._family = ENCODERS[model.config.model_type]
-        self._names = {id(module): name for name, module in model.named_modules()}
         self._pixels = forms.layers == "fp32"  # whether the layers see one image of all tokens
         self._shape: ir.Value  # of texts again, `[B, S, -1]`
 
@@ -71,7 +70,9 @@ class _Encoder:
         length = graph.op("Shape", ids, start=1, end=2)
         if self._pixels:
             self._shape = graph.op("Concat", graph.op("Shape", ids), graph.constant([-1], "rest"), axis=0)
-        hidden, bias = self._embed(ids, length), self._mask_bias(mask, length)
+        hidden = self._embed(ids, length)
+        # For each query one row: the operator wants it.
+        bias = self._for_each_query(self._hidden(mask), length)
         hidden = self._tokens(hidden)
         for block in self._family.layers(model):
             hidden = self._block(block, hidden, bias)
@@ -85,8 +86,8 @@ class _Encoder:
 
     def _embed(self, ids: ir.Value, length: ir.Value) -> ir.Value:
         graph, parts = self.graph, self.model.base_model.embeddings
-        matrix = Matrix.of(parts.word_embeddings.weight.detach())
-        words = Vocabulary(graph, self._names[id(parts.word_embeddings)], matrix, self.forms.embeddings)
+        table = parts.word_embeddings
+        words = Vocabulary(graph, self._names[id(table)], self._matrix(table), self.forms.embeddings)
         zero = graph.constant([0], "zero")
         places = graph.op("Slice", self._parameter(parts.position_embeddings, "weight"), zero, length, zero)
         total = graph.op("Add", words.rows(ids), places)
@@ -94,16 +95,7 @@ class _Encoder:
             types = graph.input("token_type_ids", _INT, ["batch", "sequence"])
             rows = graph.op("Gather", self._parameter(parts.token_type_embeddings, "weight"), types)
             total = graph.op("Add", total, rows)
-        return self._norm(parts.LayerNorm, total)
-
-    def _mask_bias(self, mask: ir.Value, length: ir.Value) -> ir.Value:
-        """What is added to the scores, `[B, 1, S, S]`: the operator wants a row for each query."""
-        graph = self.graph
-        hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
-        row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
-        row = graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
-        one = graph.constant([1], "one")
-        return graph.op("Expand", row, graph.op("Concat", one, one, length, one, axis=0))
+        return self._normalize(parts.LayerNorm, total)
 
     def _block(self, parts: list[Any], x: ir.Value, bias: ir.Value) -> ir.Value:
         graph, heads = self.graph, self.config.num_attention_heads
@@ -114,9 +106,10 @@ class _Encoder:
             queries = graph.ops("Split", self._project(x, *inputs), outputs=3, axis=2, num_outputs=3)
         scale = (self.config.hidden_size // heads) ** -0.5
         seen = graph.op("Attention", *queries, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)
-        x = self._norm(first_norm, graph.op("Add", x, self._project(self._tokens(seen), attended)))
-        wide = self._activate(self._project(x, up), _activation(self.config))
-        return self._norm(second_norm, graph.op("Add", x, self._project(wide, down)))
+        # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
+        x = self._normalize(first_norm, graph.op("Add", x, self._project(self._tokens(seen), attended)))
+        wide = self._activate(self._project(x, up), getattr(self.config, self._family.activation))
+        return self._normalize(second_norm, graph.op("Add", x, self._project(wide, down)))
 
     def _tokens(self, x: ir.Value) -> ir.Value:
         """What belongs to texts `[B, S, D]` as the layers take it: an image is `[1, 1, B * S, D]`."""
@@ -127,38 +120,19 @@ class _Encoder:
     def _texts(self, x: ir.Value) -> ir.Value:
         return self.graph.op("Reshape", x, self._shape) if self._pixels else x
 
-    def _norm(self, module: Any, x: ir.Value) -> ir.Value:
-        # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
-        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
-        return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
-
-    def _activate(self, x: ir.Value, activation: str) -> ir.Value:
-        kind, domain, settings = ("Tanh", "", {}) if activation == "tanh" else ACTIVATIONS[activation]
-        return self.graph.op(kind, x, domain=domain, **settings)
-
     def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
         """`x` through linear layers of the same inputs, results side by side."""
-        graph, names = self.graph, [self._names[id(module)] for module in modules]
-        matrix = Matrix.joined([Matrix.of(module.weight.detach()) for module in modules])
-        bias = torch.cat([module.bias.detach() for module in modules])
+        graph, (names, matrix, bias) = self.graph, self._joined(modules)
         if (form := self.forms.of(names)) != "fp32" or not self._pixels:
             return linear(graph, names[0], x, matrix, form, bias)
         # ONNX Runtime makes the turns to channels first and back part of its own order, or cancels them; queries, keys and
         # values share one that it keeps.
         weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
-        added = graph.weight(bias.numpy(), f"{names[0]}.bias")
+        added = graph.weight(cast(Tensor, bias).numpy(), f"{names[0]}.bias")
         found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)
         return graph.op("Transpose", found, perm=[0, 2, 3, 1])
 
     def _whole(self, x: ir.Value, module: Any) -> ir.Value:
         """`x` through a linear layer in FP32."""
-        matrix, bias = Matrix.of(module.weight.detach()), module.bias.detach()
-        return linear(self.graph, self._names[id(module)], x, matrix, "fp32", bias)
-
-    def _parameter(self, module: Any, name: str) -> ir.Value:
-        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
-
-
-def _activation(config: PretrainedConfig) -> str:
-    name: str = getattr(config, ENCODERS[config.model_type].activation)
-    return name
+        names, matrix, bias = self._joined([module])
+        return linear(self.graph, names[0], x, matrix, "fp32", bias)

@@ -1,4 +1,4 @@
-"""BERT and DistilBERT encoders as folders that stand alone, verified before they are there."""
+"""Encoders as folders that stand alone, verified before they are there."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
-from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS
+from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS, Array
 from lightgpt2.conversions.target import Target
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_encoder
@@ -22,10 +22,8 @@ from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
-_BOUNDS = {
-    "onnx": 0.99999,
-    "onnx-int8": 0.97,
-}  # least cosine between the vectors of the export and of PyTorch, on average
+# The least cosine between the vectors of the export and of PyTorch, on average.
+_BOUNDS = {"onnx": 0.99999, "onnx-int8": 0.97}
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
@@ -44,10 +42,10 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
     Raises:
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
-    problems: list[str] = [*target.as_options(target.problems())]
+    problems = target.as_options(target.problems())
     if target.form not in _BOUNDS or target.embeddings == "int4":
-        written = "encoders are written as onnx or onnx-int8, embeddings in int8 or fp32"
-        problems.append(f"--format: {written}; give one of these")
+        what = "encoders are written as onnx or onnx-int8, embeddings in int8 or fp32"
+        problems.append(Problem("--format", what, "give one of these"))
     if problems:
         raise UserError(problems)
     model, tokenizer = load_encoder(source, "MODEL")
@@ -76,9 +74,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
 
 
 @torch.inference_mode()
-def _cosines(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, texts: Sequence[str]
-) -> "np.ndarray[Any, Any]":
+def _cosines(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, texts: Sequence[str]) -> Array:
     """The cosine between the export's and PyTorch's vector for each text."""
     session = open_session(folder / GRAPH, torch.get_num_threads())
     names = {each.name for each in session.get_inputs()}

@@ -103,13 +103,8 @@ class Graph:
     def _save(self) -> None:
         # A weight may be known by its other names alone; one that no node reads is a warning to each client.
         used = {*self._inputs, *(value for node in self._tape.nodes for value in node.inputs)}
-        graph = ir.Graph(
-            self._inputs,
-            self._outputs,
-            nodes=self._tape.nodes,
-            initializers=[value for value in self._tape.initializers if value in used],
-            opset_imports={"": self._opset, MICROSOFT: 1},
-            name="model",
-        )
+        kept = [value for value in self._tape.initializers if value in used]
+        about: Any = {"opset_imports": {"": self._opset, MICROSOFT: 1}, "name": "model"}
+        graph = ir.Graph(self._inputs, self._outputs, nodes=self._tape.nodes, initializers=kept, **about)
         model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="lightgpt2", metadata_props=self.metadata)
         ir.save(model, self._folder / GRAPH)

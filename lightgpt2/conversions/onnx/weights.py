@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
 from lightgpt2.functional.quantization import affine_integers, grouped, integers
+from lightgpt2.models.standalone import stored_weights
 
 Form = Literal["fp32", "int8", "int8-blocks", "int4"]
 GROUP = 32  # inputs that share a scale in INT4, unless it is said otherwise
@@ -56,12 +57,6 @@ class Matrix:
             return Matrix(*affine_integers(self.rows, group, self.power), self.inputs)
         return Matrix(*integers(self.rows, 8), None, self.inputs)
 
-    @property
-    def scales(self) -> Tensor:
-        """The scales of integers."""
-        assert self.scale is not None
-        return self.scale
-
 
 def linear(
     graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bias: Tensor | None = None, group: int = GROUP
@@ -77,7 +72,7 @@ def linear(
     matrix = matrix.rounded(form, group)
     if form == "int8":
         weight = graph.weight(matrix.rows.flatten(1).T.numpy(), f"{name}.weight")
-        scales = graph.weight(matrix.scales.flatten().numpy(), f"{name}.scale")
+        scales = graph.weight(cast(Tensor, matrix.scale).flatten().numpy(), f"{name}.scale")
         return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
     blocks = Blocks.of(matrix, form)
     return blocks.product(graph, x, blocks.write(graph, name), added)
@@ -109,7 +104,7 @@ class Blocks:
     @classmethod
     def of(cls, matrix: Matrix, form: Form) -> "Blocks":
         """From integers."""
-        scale, inputs = matrix.scales, matrix.inputs
+        scale, inputs = cast(Tensor, matrix.scale), matrix.inputs
         if form != "int4":
             rows = matrix.rows.flatten(1)[:, :inputs]
             size = next((size for size in _SIZES if inputs % size == 0), _SIZES[-1])
@@ -131,15 +126,14 @@ class Blocks:
 
     def product(self, graph: Graph, x: ir.Value, written: Written, bias: ir.Value | None = None) -> ir.Value:
         """`x @ weight.T + bias`, the weight being what `write` gave."""
-        settings = {"N": len(self.data), "K": self.inputs, "bits": self.bits, "block_size": self.size}
-        inputs = (x, *written, None, bias)
-        return graph.op("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=_INT8_COMPUTE, **settings)
+        shape = {"N": len(self.data), "K": self.inputs, "bits": self.bits, "block_size": self.size}
+        settings = {"accuracy_level": _INT8_COMPUTE, **shape}
+        return graph.op("MatMulNBits", x, *written, None, bias, domain=MICROSOFT, **settings)
 
 
 def _halved(whole: Tensor) -> Tensor:
     """Integers from -8 to 7 `[..., g]` as unsigned ones, two in a byte, `[..., ceil(g / 2)]`."""
-    shifted = torch.nn.functional.pad((whole + 8).to(torch.uint8), (0, whole.shape[-1] % 2))
-    return (shifted[..., ::2] | shifted[..., 1::2] << 4).contiguous()
+    return stored_weights.halved((whole + 8).to(torch.int8)).contiguous()
 
 
 class Vocabulary:
@@ -154,18 +148,18 @@ class Vocabulary:
         matrix = matrix.rounded(form, group)
         if form == "int8":
             self._weight = graph.weight(matrix.rows.flatten(1).numpy(), f"{name}.weight")
-            self._scale = graph.weight(matrix.scales.squeeze(2).numpy(), f"{name}.scale")
+            self._scale = graph.weight(cast(Tensor, matrix.scale).squeeze(2).numpy(), f"{name}.scale")
             return
         self._blocks = Blocks.of(matrix, form)
         self._written = self._blocks.write(graph, name)
 
     def rows(self, ids: ir.Value) -> ir.Value:
         """The embeddings `[B, S, D]` of tokens `[B, S]`."""
-        graph, form, lookup = self._graph, self._form, f"{self._name}.lookup"
-        if form == "fp32":
-            return graph.op("Gather", graph.again(self._weight, lookup), ids)
-        if form == "int8":
+        graph, lookup = self._graph, f"{self._name}.lookup"
+        if self._form in ("fp32", "int8"):
             found = graph.op("Gather", graph.again(self._weight, lookup), ids)
+            if self._form == "fp32":
+                return found
             scales = graph.op("Gather", graph.again(self._scale, f"{lookup}_scale"), ids)
             return graph.op("Mul", graph.op("Cast", found, to=ir.DataType.FLOAT), scales)
         blocks = self._blocks
@@ -178,8 +172,8 @@ class Vocabulary:
         found = graph.op("GatherBlockQuantized", flat, ids, scale, zero, domain=MICROSOFT, **settings)
         if filled == blocks.inputs:
             return found
-        bounds = (("zero", 0), ("width", blocks.inputs), ("channels", 2))
-        return graph.op("Slice", found, *(graph.constant([value], name) for name, value in bounds))
+        bounds = {"zero": 0, "width": blocks.inputs, "channels": 2}
+        return graph.op("Slice", found, *(graph.constant([value], name) for name, value in bounds.items()))
 
     def scores(self, hidden: ir.Value) -> ir.Value:
         """The logits `[B, S, V]` of hidden states `[B, S, D]`."""

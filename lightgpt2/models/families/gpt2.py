@@ -10,9 +10,9 @@ from lightgpt2.models.families.base import Family, Gguf, Shape
 
 def _gguf_problems(config: PretrainedConfig) -> Iterator[str]:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        yield f"llama.cpp computes GPT-2 with gelu_new, not {config.activation_function}; use --format onnx"
+        yield f"llama.cpp computes GPT-2 with gelu_new, not {config.activation_function}; export to onnx"
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        yield "llama.cpp divides attention scores by the root of the head's width only; use --format onnx"
+        yield "llama.cpp divides attention scores by the root of the head's width only; export to onnx"
     if config.add_cross_attention:
         yield "llama.cpp's GPT-2 has no cross-attention; remove add_cross_attention"
 

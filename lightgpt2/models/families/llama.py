@@ -14,9 +14,9 @@ _ROPES = ("default", "linear", "llama3")  # whose frequencies do not change with
 
 def _gguf_problems(config: PretrainedConfig) -> Iterator[str]:
     if config.hidden_act != "silu":
-        yield f"llama.cpp computes Llama with silu, not {config.hidden_act}; use --format onnx"
+        yield f"llama.cpp computes Llama with silu, not {config.hidden_act}; export to onnx"
     if (rope := config.rope_parameters["rope_type"]) not in _ROPES:
-        yield f"rotary positions of type {rope} are not written, only {', '.join(_ROPES)}; use --format onnx"
+        yield f"rotary positions of type {rope} are not written, only {', '.join(_ROPES)}; export to onnx"
 
 
 def _gguf_metadata(config: PretrainedConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """GGUF for llama.cpp, in a folder with what other clients read beside the file."""
 
-import re
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -13,10 +12,10 @@ from lightgpt2.errors import Problem
 from lightgpt2.models.loading import load_exported_gguf
 from lightgpt2.models.operations import Operation
 from lightgpt2.runtime.engines import Engine
+from lightgpt2.runtime.folder import GGUF
 from lightgpt2.runtime.transformers_engine import TransformersEngine
 
-FILE = "model.gguf"
-_PRECISIONS = {"F32": "fp32", "F16": "f16", "Q8_0": "int8", "Q4_0": "int4"}
+_PRECISIONS: dict[GgufType, str] = {"F32": "fp32", "F16": "f16", "Q8_0": "int8", "Q4_0": "int4"}
 
 
 class Gguf(Exported):
@@ -29,16 +28,13 @@ class Gguf(Exported):
 
     def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
         """See `Conversion`: what llama.cpp could not run with the same result."""
-        found = gguf_problems(config, data.tokenizer, self.kind)
-        # Its lines name the command's options.
-        found = [re.sub(r"--format |--gguf-type ", "", line.removeprefix("--format gguf: ")) for line in found]
-        return [*super().problems(config, data), *(Problem("", line) for line in found)]
+        return [*super().problems(config, data), *gguf_problems(config, data.tokenizer, self.kind)]
 
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         """See `Exported`."""
-        written = write_gguf(model, data.tokenizer, folder / FILE, self.kind)
-        weights, size = sum(written["bytes"].values()), (folder / FILE).stat().st_size
-        return {"type": self.kind, **written, "weights": weights, "bytes": {FILE: size}}
+        written = write_gguf(model, data.tokenizer, folder / GGUF, self.kind)
+        weights, size = sum(written["bytes"].values()), (folder / GGUF).stat().st_size
+        return {"type": self.kind, **written, "weights": weights, "bytes": {GGUF: size}}
 
     def runner(self, folder: Path) -> Engine:
         """The file's weights, dequantized, in PyTorch."""
