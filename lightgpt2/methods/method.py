@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved
+from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved, contradictions
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import Connection, TaskData
 from lightgpt2.errors import Problem, UserError
@@ -170,8 +170,7 @@ class Method(LightningModule):
             original = rest[0] if rest else None
             layers = None if original is None else self.start.layers(original)
             problems += self.objective.problems(student, original, layers, self.trust_remote_code)
-        for part in self._parts:
-            problems += part.problems(student, [other for other in self._parts if other is not part])
+        problems += contradictions(self._parts, student, self.start.precision, self.start.rebuilds)
         if problems:
             raise UserError([self.keyed(problem) for problem in problems])
         return {self.keyed(Problem(key, "")).key: config for each in found for key, config in each.items()}
