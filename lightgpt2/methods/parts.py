@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from lightgpt2.adaptations.base import Adaptation
+from lightgpt2.adaptations.base import Adaptation, contradictions
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
@@ -68,8 +68,7 @@ class Parts:
             original = rest[0] if rest else None
             layers = None if original is None else self.start.layers(original)
             problems += self.objective.problems(student, original, layers, self.trust)
-        for part in self.adaptations:
-            problems += part.problems(student, [other for other in self.adaptations if other is not part])
+        problems += contradictions(self.adaptations, student, self.start.precision, self.start.rebuilds)
         if problems:
             raise UserError([self.keyed(problem) for problem in problems])
         return {self.keyed(Problem(key, "")).key: config for each in found for key, config in each.items()}
