@@ -13,7 +13,7 @@ import lightgpt2.callbacks
 import lightgpt2.data
 import lightgpt2.methods
 from lightgpt2.cli import pages
-from lightgpt2.cli.checking import CHECKPOINT, TRAINER, check, describe, fits
+from lightgpt2.cli.checking import CHECKPOINT, TRAINER, check, describe, typed
 from lightgpt2.cli.schema import Section, settings_of, union
 from lightgpt2.errors import UserError
 from lightgpt2.runs.configs import shipped_configs
@@ -183,7 +183,10 @@ def test_types_in_words() -> None:
     kind = PositiveInt | list[int] | None
     assert describe(kind) == "a whole number >0 or a list of whole numbers or null"
     assert (describe(Literal["a", "b"]), describe(dict[str, str])) == ("one of a, b", "a mapping")
-    assert [fits(value, kind) for value in (3, "3", [0, 1], "[0, 1]", None, "x", 0, 1.5)] == [True] * 5 + [False] * 3
+    assert [typed("k", value, kind) for value in (3, "3", [0, 1], "[0, 1]", None)] == [3, 3, [0, 1], [0, 1], None]
+    for value in ("x", 0, 1.5):
+        with pytest.raises(UserError, match=r"^k: must be a whole number >0 or a list of whole numbers or null, got "):
+            typed("k", value, kind)
 
 
 # -- help ------------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ def test_data_without_a_value_lists_what_there_is(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "seconds"),
     [
-        (["--help"], 0, 1), (["generate", "--help"], 0, 1), (["fit", "--help"], 0, 3),
+        (["--help"], 0, 1), (["generate", "--help"], 0, 1), (["fit", "--help"], 0, 3), (["report", "gone"], 2, 1),
         (["fit", "--config", "distill.yaml", "--data.sorce=x"], 2, 2), (["fit", "--config", "gone.yaml"], 2, 2),
         (["fit", "--config", "distill.yaml", "--data.source=./gone"], 2, 2),
     ],
