@@ -26,32 +26,20 @@ class Convert(RunCallback):
     ```yaml
     trainer:
       callbacks:
-        - class_path: lightgpt2.callbacks.Convert
-          init_args:
-            conversions:
-              - {class_path: lightgpt2.conversions.bitsandbytes.BitsAndBytes, init_args: {form: nf4}}
-              - my_package.Halved
+        - {class_path: lightgpt2.callbacks.Convert, init_args: {conversions: [my_package.Halved]}}
     ```
 
     Args:
         conversions: What is done to the artefact.
-
-    Attributes:
-        setting: The argument that lists what is written, for messages.
-        rows: The rows of the table so far.
     """
 
     phase = 1
-    setting = "conversions"
+    setting = "conversions"  # the argument that lists what is written, for messages
 
     def __init__(self, conversions: list[Conversion]) -> None:
         self.conversions: Sequence[Conversion] = [*conversions]
-        self.rows: dict[str, dict[str, Any]] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The folders that are written: `model-NAME` each."""
-        return [conversion.name for conversion in self.conversions]
+        self.names = [conversion.name for conversion in conversions]
+        self.rows: dict[str, dict[str, Any]] = {}  # of the table
 
     def attach(self, run: Run) -> list[Problem]:
         """See `RunCallback`."""

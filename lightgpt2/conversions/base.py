@@ -24,7 +24,7 @@ class Conversion(ABC):
 
         def write(self, source, target, data):
             load_model(str(source), "model").half().save_pretrained(target)
-            return OperationKind("halved", describe=lambda _: "stored in half precision").record(matched=1)
+            return OperationKind("halved", conversion="quantized").record(matched=1)
 
         def runner(self, folder):
             return load_model(str(folder), "model")

@@ -87,7 +87,7 @@ class Converter:
             else:  # a model that LightGPT2 did not make
                 entry = Entry("export", self.method, {}, Parent.of(source), [operation], data, 0, 0, 0.0)
                 ledger = ledger.extended(entry).amended(quality=made.quality, sizes=made.sizes)
-            ledger.amended(conversion=conversion.name).write(folder)
+            ledger.write(folder)
             write_scores(folder, made.scores)
             values = {key: value for key, value in operation.items() if key not in ("op", "kind")}
             made.about = {**values, **made.about, "validation": data["source"]}

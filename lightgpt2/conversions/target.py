@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightgpt2.errors import Problem
 
 QuantizedFormat = Literal["onnx-int8", "onnx-int4"]
-Format = Literal["onnx", QuantizedFormat, "gguf"]
+Format = Literal["onnx", "onnx-int8", "onnx-int4", "gguf"]
 Embeddings = Literal["fp32", "int8", "int4"]
 Prefill = Literal["int8"]
 GgufType = Literal["F32", "F16", "Q8_0", "Q4_0"]

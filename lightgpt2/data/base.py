@@ -36,11 +36,13 @@ class TaskData(LightningDataModule):
     micro-batches and processes.
 
     Attributes:
+        source: What the ledger calls the data.
         tokenizer: The tokenizer, once `setup` has run.
         kept_tokens: With a trimmed vocabulary the old id of each token; else empty.
         predict_split: The split that `predict` reads.
     """
 
+    source: str
     tokenizer: PreTrainedTokenizerBase
     kept_tokens: list[int]
     predict_split: str

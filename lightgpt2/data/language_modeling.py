@@ -74,7 +74,7 @@ class LanguageModelingData(TaskData):
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        self.corpus = Corpus(source, text_field, separator)
+        self.source, self.corpus = source, Corpus(source, text_field, separator)
         self.sequence_length = sequence_length
         self.stride = stride or max(1, sequence_length // 2)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

@@ -13,12 +13,10 @@ from lightgpt2.models.loading import load_model
 from lightgpt2.models.quality import value_of
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks.exported import BOUNDS
-from tests.conversions import bridge
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 from tests.support.onnx_client import Client
 
-bridge.install()
 INIT: dict[str, Any] = {"model": "teacher", "optimizer": {"lr": 1e-3}}
 RUN = Path("checkpoints/r")
 
@@ -59,6 +57,7 @@ def test_what_was_trained_is_exported_and_shown(bench: Bench) -> None:
     assert open_export(RUN / "model-gguf")["type"] == "F32"
 
 
+@pytest.mark.slow
 def test_integers_are_exported_with_the_scales_that_were_trained(wide: Bench) -> None:
     quantization = {"quantization": {"bits": 4, "group": 16, "embeddings": True}}
     wide.configure(exporting("QAT", quantization, formats=["onnx-int4"]))
@@ -78,6 +77,7 @@ def test_what_cannot_be_exported_is_refused_before_training(bench: Bench, verb: 
     assert not (RUN / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_an_export_that_is_not_good_enough_fails_the_run_and_the_others_stay_as_they_are(
     wide: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

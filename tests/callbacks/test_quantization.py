@@ -9,11 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from lightgpt2.models.operations import kind_of
 from lightgpt2.models.quality import read_scores, value_of
-from tests.conversions import bridge
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 
-bridge.install()
 RUN = Path("checkpoints/r")
 
 
@@ -64,8 +62,7 @@ def test_copies_are_scored_from_disk_beside_full_and_half_precision(bench: Bench
 def test_unknown_formats_and_layers_that_do_not_fit_are_refused(bench: Bench) -> None:
     bench.configure(finetune(formats=["int4"]))
     (message,) = bench.refuse("fit")
-    assert message.startswith("trainer.callbacks.formats")
-    assert "'nf4', 'int8'" in message
+    assert message.startswith("trainer.callbacks.PostTrainingQuantization.formats: must be a list of one of nf4, int8")
     bench.configure(finetune(formats=["int8", "nf4"]))
     (message,) = bench.refuse("check", touches=True)
     assert message.startswith(
@@ -96,7 +93,7 @@ def test_a_conversion_of_the_user_is_named_in_yaml(bench: Bench) -> None:
     assert history == entries("model")
     (operation,) = entry["operations"]
     assert kind_of(operation).describe(operation) == "stored in half precision"
-    assert (entry["method"], entry["conversion"]) == ("Convert", "halved")
+    assert (entry["method"], kind_of(operation).converted(operation)) == ("Convert", "quantized")
     failing = {"class_path": "tests.conversions.test_contract.Halved", "init_args": {"fails": True}}
     bench.configure(finetune("Convert", conversions=[failing]))
     (message,) = bench.refuse("check", touches=True)

@@ -21,10 +21,8 @@ from lightgpt2.runtime.engines import Floats, Ints
 from lightgpt2.runtime.transformers_engine import TransformersEngine
 from lightgpt2.tasks.exported import BOUNDS, agreement, first_documents, verify
 from lightgpt2.tasks.language_modeling import LanguageModeling
-from tests.conversions import bridge
 from tests.support.models import write_corpus, write_model
 
-bridge.install()
 TASK: Any = LanguageModeling()
 
 

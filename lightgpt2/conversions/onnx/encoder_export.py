@@ -22,8 +22,10 @@ from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
-# Least cosine between what the export and PyTorch make of a text, on the average over all texts.
-_BOUNDS = {"onnx": 0.99999, "onnx-int8": 0.97}
+_BOUNDS = {
+    "onnx": 0.99999,
+    "onnx-int8": 0.97,
+}  # least cosine between the vectors of the export and of PyTorch, on average
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
@@ -44,9 +46,8 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
     """
     problems: list[str] = [*target.as_options(target.problems())]
     if target.form not in _BOUNDS or target.embeddings == "int4":
-        problems.append(
-            "--format: encoders are written as onnx or onnx-int8, embeddings in int8 or fp32; give one of these"
-        )
+        written = "encoders are written as onnx or onnx-int8, embeddings in int8 or fp32"
+        problems.append(f"--format: {written}; give one of these")
     if problems:
         raise UserError(problems)
     model, tokenizer = load_encoder(source, "MODEL")
@@ -60,20 +61,16 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         cosines = _cosines(model, tokenizer, folder, texts)
         found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
         if found["mean"] < _BOUNDS[target.form]:
-            raise UserError(
-                f"--format {target.form}: the cosine of its vectors to PyTorch's must be at least {_BOUNDS[target.form]}, got "
-                f"{found['mean']:.5f}; nothing was written"
-            )
+            what = f"the cosine to PyTorch's vectors must be at least {_BOUNDS[target.form]}, got {found['mean']:.5f}"
+            raise UserError(f"--format {target.form}: {what}; nothing was written")
         scores = {"cosine": Metric("cosine", "higher", cosines, np.ones_like(cosines), digits=5)}
-        sizes = {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
+        files = {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
         about: dict[str, Any] = {"format": target.form, "layers": forms.layers, "embeddings": forms.embeddings}
-        entry = Entry(
-            "export", "Export", {}, Parent.of(source), [KINDS["export"].record(**about)], {"source": named}, 0, 0, 0.0,
-            {"after": quality(scores, "cosine", {"texts": len(cosines)})},
-            {"parameters": model.num_parameters(), "megabytes": sum(sizes.values()) / 1e6},
-        )  # fmt: skip
-        Ledger.read(source).extended(entry).amended(conversion=target.form).write(folder)
-        about |= {"bytes": sizes, "cosine": found, "validation": named}
+        made, scored = KINDS["export"].record(**about), {"after": quality(scores, "cosine", {"texts": len(cosines)})}
+        sizes = {"parameters": model.num_parameters(), "megabytes": sum(files.values()) / 1e6}
+        entry = Entry("export", "Export", {}, Parent.of(source), [made], {"source": named}, 0, 0, 0.0, scored, sizes)
+        Ledger.read(source).extended(entry).write(folder)
+        about |= {"bytes": files, "cosine": found, "validation": named}
         seal(folder, about)
     return about
 

@@ -98,9 +98,8 @@ Written = tuple[ir.Value, ir.Value, ir.Value | None]  # integers, scales and zer
 class Blocks:
     """A weight as `MatMulNBits` wants it."""
 
-    data: NDArray[
-        np.uint8
-    ]  # [O, G, g] with half of their range added; of 4 bits two in a byte, the first in the low half
+    # [O, G, g] with half of their range added; of 4 bits two in a byte, the first in the low half
+    data: NDArray[np.uint8]
     scales: NDArray[np.float32]  # [O, G]
     zeros: NDArray[np.uint8] | None  # zero points likewise, [O, ceil(G / 2)]; None for half of the range
     bits: int  # 4 or 8
