@@ -29,7 +29,7 @@ def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> N
 
 
 def report(
-    folders: list[str], *, output: str = ".", budget: NonNegativeFloat = 1.0, gain: NonNegativeFloat = 10.0
+    folders: list[str], *, output: str = ".", budget: NonNegativeFloat = 2.0, gain: NonNegativeFloat = 10.0
 ) -> None:
     """Write what each stage of finished runs bought, as report.md and report.html.
 
@@ -158,7 +158,7 @@ def sweep(
     values: list[float] = [],  # noqa: B006
     run: str | None = None,
     targets: str | None = None,
-    budget: NonNegativeFloat = 1.0,
+    budget: NonNegativeFloat = 2.0,
     set: list[str] = [],  # noqa: B006
 ) -> None:
     """Score a model at many sparsities, or at many values of a setting.

@@ -101,10 +101,11 @@ def _settings(module: str, node: ast.ClassDef) -> dict[str, Setting]:
     elif _is_dataclass(node):
         given = [(ast.unparse(a.target), a.annotation, a.value) for a in node.body if isinstance(a, ast.AnnAssign)]
     inherited: dict[str, Setting] = {}
-    if init is None or _passes_on(init):  # what the bases take; the class may give some of it itself
+    if init is None or init.args.kwarg:  # what the bases take, but what the class gives them itself
+        own = _given_itself(init) if init else ()
         for base in reversed(node.bases):
-            for name, setting in _settings(*_class(_path(base, module))).items():
-                inherited[name] = setting._replace(required=setting.required and init is None)
+            found = _settings(*_class(_path(base, module)))
+            inherited |= {name: setting for name, setting in found.items() if name not in own}
     texts = _texts(node, *([init] if init else []))
     return inherited | {
         name: Setting(_known(kind, module), value is None, ast.unparse(value) if value else "", texts.get(name, ""))
@@ -112,17 +113,16 @@ def _settings(module: str, node: ast.ClassDef) -> dict[str, Setting]:
     }
 
 
-def _passes_on(init: ast.FunctionDef) -> bool:
-    """True if further keywords are passed on to the base class.
+def _given_itself(init: ast.FunctionDef) -> tuple[str | None, ...]:
+    """The arguments that a class gives its base by name, where it passes further keywords on.
 
     Raises:
         UnknownError: They are used for something else.
     """
-    if init.args.kwarg:
-        calls = [c for c in ast.walk(init) if isinstance(c, ast.Call) and any(k.arg is None for k in c.keywords)]
-        if [ast.unparse(each.func) for each in calls] != ["super().__init__"]:
-            raise UnknownError
-    return init.args.kwarg is not None
+    calls = [c for c in ast.walk(init) if isinstance(c, ast.Call) and any(k.arg is None for k in c.keywords)]
+    if [ast.unparse(each.func) for each in calls] != ["super().__init__"]:
+        raise UnknownError
+    return tuple(each.arg for each in calls[0].keywords)
 
 
 def _path(base: ast.expr, module: str) -> str:
