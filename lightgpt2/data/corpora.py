@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
-_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train",
     "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
@@ -110,22 +110,22 @@ class Corpus:
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
         return self.source not in BUILT_IN and (
-            path.exists() or self.source.startswith((".", "/", "~")) or path.suffix in _READERS
+            path.exists() or self.source.startswith((".", "/", "~")) or path.suffix in READERS
         )
 
     def _files(self) -> list[Path]:
         path = Path(self.source).expanduser()
         if not path.exists():
             raise UserError(f"data.source: {self.source} does not exist; give a file, a folder or a hub id")
-        files = sorted(p for p in path.rglob("*") if p.suffix in _READERS and p.is_file()) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()) if path.is_dir() else [path]
         if not files:
-            raise UserError(f"data.source: {self.source} holds no {', '.join(_READERS)} file")
+            raise UserError(f"data.source: {self.source} holds no {', '.join(READERS)} file")
         return files
 
     def _read(self, file: Path) -> Iterator[str]:
-        reader = _READERS.get(file.suffix)
+        reader = READERS.get(file.suffix)
         if reader is None:
-            raise UserError(f"data.source: {file} is not one of {', '.join(_READERS)}; convert it or rename it")
+            raise UserError(f"data.source: {file} is not one of {', '.join(READERS)}; convert it or rename it")
         if file.stat().st_size == 0:
             return
         if reader == "text":
