@@ -2,115 +2,101 @@
 
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 from lightgpt2.cli.checking import CHECKPOINT, TRAINER, describe
 from lightgpt2.cli.schema import Section, Setting, names_in, settings_of, union
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.data.corpora import BUILT_IN, READERS
+from lightgpt2.runs.configs import shipped_configs
 
 _DATA = "lightgpt2.data.LanguageModelingData"
 _FOLDERS = {"model": "lightgpt2.methods", "data": "lightgpt2.data", "trainer.callbacks": "lightgpt2.callbacks"}
 # The settings that most people set, by the class that has them.
 _USUAL = {
-    "lightgpt2.methods.FineTune": ["model.model"],
-    "lightgpt2.methods.Distill": ["model.teacher"],
-    "lightgpt2.methods.optimizer.OptimizerConfig": ["model.optimizer.lr"],
-    _DATA: ["data.source", "data.sequence_length", "data.batch_size"],
-    TRAINER: [
-        f"trainer.{name}"
-        for name in ("max_steps", "max_epochs", "val_check_interval", "accumulate_grad_batches", "precision", "devices")
-    ],
-    CHECKPOINT: ["checkpoint.every_n_steps"],
+    "lightgpt2.methods.FineTune": "model.model",
+    "lightgpt2.methods.Distill": "model.teacher",
+    "lightgpt2.methods.optimizer.OptimizerConfig": "model.optimizer.lr",
+    _DATA: "data.source data.sequence_length data.batch_size",
+    TRAINER: "trainer.max_steps trainer.max_epochs trainer.val_check_interval trainer.accumulate_grad_batches "
+    "trainer.precision trainer.devices",
+    CHECKPOINT: "checkpoint.every_n_steps",
 }
 
 
 def page(verb: str, args: list[str]) -> str | None:
     """The help that a verb's arguments ask for; None if they ask for none, or for one that only the full parser has."""
-    for i, arg in enumerate(args):
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
         flag, _, value = arg.partition("=")
-        value = value or next((each for each in args[i + 1 : i + 2] if not each.startswith("-")), "")
+        value = value or ("" if following.startswith("-") else following)
         if arg in ("-h", "--help"):
             return _verb(verb)
         if flag == "--data" and not value:
-            return _corpora(verb)
+            about = textwrap.fill(_settings(_DATA)["source"].help.replace("`", ""), 110)
+            names = {"built_in": ", ".join(BUILT_IN), "files": ", ".join(READERS), "data": _DATA}
+            return _filled("corpora.txt", call=f"lightgpt2 {verb}", about=about, **names)
         if flag.startswith("--") and flag.endswith(".help"):
             return _class(verb, flag[2:-5], value)
     return None
 
 
 def _verb(verb: str) -> str:
-    from lightgpt2.runs.configs import shipped_configs
-
     configs = sorted(shipped_configs().glob("*.yaml"))
     comments = {path.name: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in configs}
     usual = {
-        "run": "Name of the run (default: the config's stem).",
-        "ckpt_path": "`last` or `best` of the run, or a path.",
+        "--run": "Name of the run (default: the config's stem).",
+        "--ckpt_path": "`last` or `best` of the run, or a path.",
     }
     for path, keys in _USUAL.items():
-        settings = settings_of(path) or {}
-        texts = {key: settings.get(key.rpartition(".")[2], Setting()).help for key in keys}
-        usual |= {key: f"{text.partition('. ')[0].rstrip('.')}." for key, text in texts.items()}
+        texts = {key: _settings(path)[key.rpartition(".")[2]].help for key in keys.split()}
+        usual |= {f"--{key}": f"{text.partition('. ')[0].rstrip('.')}." for key, text in texts.items()}
     call = f"lightgpt2 {verb}"
-    examples = [f"{call} --config distill.yaml", f"{call} --config distill.yaml --run short --trainer.max_steps 50"]
-    if verb != "check":
-        examples.append(f"{call} --config distill.yaml --ckpt_path last")
-    helps = [f"{call} --{key}.help {folder}.{_classes(folder)[0]}" for key, folder in _FOLDERS.items()]
-    return "\n".join([
-        f"usage: {call} --config CONFIG [--KEY VALUE ...]", "", TRAINER_VERBS[verb], "",
-        "Configurations that ship with lightgpt2 (a path works too):", *_table(comments), "",
-        "The usual settings, in the configuration or on the command line, which wins:",
-        *_table({f"--{key}": text for key, text in usual.items()}), "",
-        "Examples:", *(f"  {line}" for line in examples), "",
-        "All settings:", *(f"  {line}" for line in helps), f"  {call} --trainer.help", f"  {call} --data",
-        f"  {call} --config distill.yaml --print_config",
-    ])  # fmt: skip
-
-
-def _corpora(verb: str) -> str:
-    from lightgpt2.data.corpora import BUILT_IN, READERS
-
-    text = (settings_of(_DATA) or {})["source"].help.replace("`", "")
-    return "\n".join([
-        f"usage: lightgpt2 {verb} --config CONFIG --data.source SOURCE", "", *textwrap.wrap(text, 110), "",
-        f"  built in   {', '.join(BUILT_IN)}", f"  files      {', '.join(READERS)}, or a folder of them",
-        "  hub        name, or name:config", "", f"All settings: lightgpt2 {verb} --data.help {_DATA}",
-    ])  # fmt: skip
+    helps = "\n".join(f"  {call} --{key}.help {folder}.{_classes(folder)[0]}" for key, folder in _FOLDERS.items())
+    tables = {"configs": _table(comments), "usual": _table(usual)}
+    return _filled("fit.txt", call=call, about=TRAINER_VERBS[verb], helps=helps, **tables)
 
 
 def _class(verb: str, key: str, path: str) -> str | None:
     """The settings of a class, or the classes that there are."""
     path = path or {"trainer": TRAINER, "checkpoint": CHECKPOINT}.get(key, "")
-    if not path and key in _FOLDERS:
-        names = [f"  lightgpt2 {verb} --{key}.help {_FOLDERS[key]}.{name}" for name in _classes(_FOLDERS[key])]
-        return "\n".join(["Give a class:", *names])
+    if not path and (folder := _FOLDERS.get(key)):
+        return "\n".join(
+            ["Give a class:", *(f"  lightgpt2 {verb} --{key}.help {folder}.{n}" for n in _classes(folder))]
+        )
     settings = settings_of(path)
-    return None if settings is None else "\n\n".join([f"{path}:", *_settings(key, settings)])
+    return None if settings is None else "\n\n".join([f"{path}:", *_described(key, settings)])
 
 
-def _settings(key: str, settings: dict[str, Setting]) -> Iterator[str]:
+def _described(key: str, settings: dict[str, Setting]) -> Iterator[str]:
     for name, setting in settings.items():
-        group = next((each for each in setting.types if isinstance(each, Section)), None)
-        inside = settings_of(group.path) if group and group.path.startswith("lightgpt2.") else None
         types = [each for each in setting.types if not isinstance(each, Section)]
         about = [describe(union(types))] if types else []
         about += ["required" if setting.required else f"default: {setting.default}"]
-        lines = textwrap.wrap(setting.help, 110, initial_indent="    ", subsequent_indent="    ")
-        yield "\n".join([f"  --{key}.{name} ({', '.join(about)})", *lines])
-        if inside:
-            yield from _settings(f"{key}.{name}", inside)
+        text = textwrap.fill(setting.help, 110, initial_indent="    ", subsequent_indent="    ")
+        yield f"  --{key}.{name} ({', '.join(about)})\n{text}".rstrip()
+        group = next((each.path for each in setting.types if isinstance(each, Section)), "")
+        if group.startswith("lightgpt2."):
+            yield from _described(f"{key}.{name}", settings_of(group) or {})
+
+
+def _settings(path: str) -> dict[str, Setting]:
+    found = settings_of(path)
+    assert found is not None
+    return found
 
 
 def _classes(folder: str) -> list[str]:
-    return sorted(
-        name
-        for name, found in names_in(folder).items()
-        if isinstance(found, tuple) and name[0].isupper() and found[0].startswith(folder)
-    )
+    found = names_in(folder).items()
+    return sorted(n for n, node in found if isinstance(node, tuple) and n[0].isupper() and node[0].startswith(folder))
 
 
-def _table(rows: dict[str, str]) -> list[str]:
+def _filled(name: str, **texts: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8").rstrip().format(**texts)
+
+
+def _table(rows: dict[str, str]) -> str:
     width = max(map(len, rows))
-    return [
-        f"  {name:{width}}  {textwrap.shorten(text.replace('`', ''), 112 - width, placeholder=' ...')}"
-        for name, text in rows.items()
-    ]
+    texts = {
+        name: textwrap.shorten(text.replace("`", ""), 112 - width, placeholder=" ...") for name, text in rows.items()
+    }
+    return "\n".join(f"  {name:{width}}  {text}" for name, text in texts.items())

@@ -99,8 +99,8 @@ class LightGPT2CLI(LightningCLI):
         Raises:
             UserError: Every mistake that shows before anything heavy is built.
         """
-        training, generating = self.subcommand in ("fit", "check"), self.subcommand == "predict"
-        generating = generating and self.model.task.prompt_length is not None
+        training = self.subcommand in ("fit", "check")
+        generating = self.subcommand == "predict" and self.model.task.predict != "scores"
         problems = [*self._misplaced, *trainer_settings.problems(self._settings, training, generating)]
         problems += self.datamodule.problems()
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more

@@ -24,10 +24,9 @@ _TEXT = {"data.source", "data.text_field", "data.separator"}
 
 
 def parts(recipe: Recipe, stage: Stage) -> Parts:
-    """Everything that a stage is made from.
+    """Everything that a stage is made from: settings by dotted keys, digests of what it takes, the corpus, the version.
 
-    The settings by dotted keys, without paths of inputs. By key what it takes from other stages (`inputs`) and from other files
-    and folders (`sources`), with the digest of what lies there. The fingerprint of the corpus; the version.
+    The digests are by key, of what comes from other stages (`inputs`) and from other files and folders (`sources`).
     """
     settings = flat({key: value for key, value in stage.settings.items() if key not in _ELSEWHERE}, lists=True)
     text = corpus(stage.settings)

@@ -29,8 +29,10 @@ _STATE = "pipeline.json"
 def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None:
     """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed.
 
-    `name` is its path or that of a shipped one; `run` the folder of its stages under `checkpoints/`, by default its stem. With
-    `dry_run` only say what would run, and why.
+    Args:
+        name: Path of the recipe, or the name of a shipped one.
+        dry_run: Only say what would run, and why.
+        run: The folder of its stages under `checkpoints/`; by default its stem.
     """
     recipe = read_recipe(name, run)
     if dry_run:

@@ -27,20 +27,11 @@ class Run:
 
     Args:
         name: The run's name: that of a folder, or `GROUP/NAME` for one of several that belong together.
-
-    Attributes:
-        folder: Checkpoints, the resolved configuration and the artefact.
-        model: The artefact.
-        last: The newest checkpoint.
-        best: The checkpoint with the lowest validation loss.
-        config: The resolved configuration.
-        predictions: What `predict` writes.
-        logs: TensorBoard's files.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.folder, self.logs = name, Path("checkpoints") / name, Path("tb-logs") / name
-        self.model, self.config = self.folder / "model", self.folder / "config.yaml"
+        self.model, self.config = self.folder / "model", self.folder / "config.yaml"  # the artefact; all settings
         self.last, self.best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         self.predictions = self.folder / "predictions.jsonl"
 
@@ -87,35 +78,35 @@ def _differences(ours: Identity, theirs: Identity) -> str:
 
 def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
     """Check that a run may write to its folder: its name is that of one, and no other or unfinished run would be lost."""
-    key, parts = f"--run {run.name}", run.name.split("/")
+    parts, fix = run.name.split("/"), "give this run a name with --run NAME, or remove the folder"
     if len(parts) > 2 or not all(map(is_folder_name, parts)):
-        what = "not the name of a folder, nor of one inside another"
-        raise UserError(f"{key}: {what}; give NAME or GROUP/NAME without leading dots")
+        what = "not the name of a folder, nor of one inside another; give NAME or GROUP/NAME without leading dots"
     # A run inside another's folder could not be removed without the other.
-    if inside := sorted(path.parent.name for path in run.folder.glob("*/config.yaml")):
-        what = f"{run.folder} holds other runs ({', '.join(inside)})"
-        raise UserError(f"{key}: {what}; give this run another name with --run NAME")
-    if "/" in run.name and (run.folder.parent / "config.yaml").exists():
-        raise UserError(f"{key}: {run.folder.parent} is the folder of a run itself; give this run another GROUP")
-    if not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
+    elif inside := sorted(path.parent.name for path in run.folder.glob("*/config.yaml")):
+        what = f"{run.folder} holds other runs ({', '.join(inside)}); give this run another name with --run NAME"
+    elif "/" in run.name and (run.folder.parent / "config.yaml").exists():
+        what = f"{run.folder.parent} is the folder of a run itself; give this run another GROUP"
+    elif not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
         return
-    fix, theirs = "give this run a name with --run NAME, or remove the folder", run.owner()
-    if theirs is None:
-        raise UserError(f"{key}: {run.folder} was not made by lightgpt2; {fix}")
-    if differences := _differences(ours, theirs):
-        raise UserError(f"{key}: {run.folder} belongs to another run ({differences}); {fix}")
-    if not resuming and unfinished(run, ours):
-        raise UserError(f"{key}: {run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}")
+    elif (theirs := run.owner()) is None:
+        what = f"{run.folder} was not made by lightgpt2; {fix}"
+    elif differences := _differences(ours, theirs):
+        what = f"{run.folder} belongs to another run ({differences}); {fix}"
+    elif not resuming and unfinished(run, ours):
+        what = f"{run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
+    else:
+        return
+    raise UserError(f"--run {run.name}: {what}")
 
 
 def check_owner(run: Run, ours: Identity) -> None:
     """Check that the model in a run's folder is the one that the configuration describes."""
-    key, theirs, other = f"--run {run.name}", run.owner(), f"--ckpt_path {run.model} to score it"
+    theirs, other = run.owner(), f"--ckpt_path {run.model} to score it"
     if theirs is None:
-        raise UserError(f"{key}: {run.folder} was not made by lightgpt2; give {other}")
+        raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; give {other}")
     if differences := _differences(ours, theirs):
         what = f"the model in {run.folder} was made with other settings ({differences})"
-        raise UserError(f"{key}: {what}; give those, or {other} with these")
+        raise UserError(f"--run {run.name}: {what}; give those, or {other} with these")
 
 
 def is_folder_name(name: str) -> bool:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from safetensors.torch import load_file, save_file
 
 from lightgpt2.errors import UserError
@@ -40,15 +42,13 @@ def flip_a_bit(path: Path) -> None:
         file.write(bytes([byte ^ 1]))
 
 
+UNREADABLE = "is truncated or was not written by lightgpt2"
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (
-        lambda path: os.truncate(path, path.stat().st_size // 2),
-        "is truncated or was not written by lightgpt2",
-    ),
-    "head only": (lambda path: os.truncate(path, 100), "is truncated or was not written by lightgpt2"),
-    "empty": (lambda path: os.truncate(path, 0), "is truncated or was not written by lightgpt2"),
-    "no checkpoint": (lambda path: torch.save([1, 2], path), "is truncated or was not written by lightgpt2"),
-    "malicious": (lambda path: torch.save({"run": Evil()}, path), "is truncated or was not written by lightgpt2"),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), UNREADABLE),
+    "head only": (lambda path: os.truncate(path, 100), UNREADABLE),
+    "empty": (lambda path: os.truncate(path, 0), UNREADABLE),
+    "no checkpoint": (lambda path: torch.save([1, 2], path), UNREADABLE),
+    "malicious": (lambda path: torch.save({"run": Evil()}, path), UNREADABLE),
     "bit flip": (flip_a_bit, "is damaged"),
     "foreign": (foreign, "is of another run (model.teacher: other there, teacher here)"),
 }
@@ -62,49 +62,38 @@ def test_bad_checkpoint(finished: Bench, name: str) -> None:
     assert out[:2] == [f"{LAST} {problem}", f"going on from {BEST} (step 2)"]
     (message,) = finished.refuse("fit", "--ckpt_path", str(LAST))
     assert message == f"--ckpt_path: {LAST} {problem}; give last, best, or the checkpoint of this run"
+    if name == "truncated":
+        assert f"going on from {BEST} (step 2)" in finished.succeed(
+            "fit", "--ckpt_path", "last", "--trainer.max_steps=4"
+        )
+        assert torch.load(LAST, weights_only=True)["global_step"] == 4
+        spoil(LAST)
     spoil(BEST)
     (message,) = finished.refuse("validate", "--ckpt_path", "last")
     assert message.startswith(f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}")
     assert message.endswith("Start anew with another --run")
     assert not Path("executed").exists()
+    if name == "malicious":
+        torch.load(LAST, weights_only=False)
+        assert Path("executed").exists(), "it would have run"
 
 
-def test_the_malicious_checkpoint_is_malicious(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"run": Evil()}, "a.ckpt")
-    torch.load("a.ckpt", weights_only=False)
-    assert Path("executed").exists()
-
-
-@pytest.mark.slow
-def test_fit_goes_on_from_best_where_last_is_bad(finished: Bench) -> None:
-    os.truncate(LAST, 1000)
-    out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
-    assert f"going on from {BEST} (step 2)" in out
-    assert torch.load(LAST, weights_only=True)["global_step"] == 4
-
-
-def test_checkpoint_of_another_shape(finished: Bench) -> None:
-    checkpoint = torch.load(LAST, weights_only=True)
-    del checkpoint["state_dict"]["model.lm_head.weight"]
-    torch.save(checkpoint, LAST)
-    (message,) = finished.refuse("validate", "--ckpt_path", "last")
-    assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
-    assert "model.lm_head.weight" in message
-    assert "resume with the settings that wrote it" in message
-
-
-def test_frozen_weights_that_were_rewritten(finished: Bench) -> None:
+def test_checkpoint_that_does_not_fit_the_models(finished: Bench) -> None:
+    (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
+    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
     teacher = Path("teacher/model.safetensors")
     tensors = load_file(teacher)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, teacher, {"format": "pt"})
     (message,) = finished.refuse("validate", "--ckpt_path", "last")
     assert message.startswith("--ckpt_path: the weights of teacher are not those that the checkpoint was trained with")
-
-
-def test_missing_checkpoint(finished: Bench) -> None:
-    (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
-    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
+    checkpoint = torch.load(LAST, weights_only=True)
+    del checkpoint["state_dict"]["model.lm_head.weight"]
+    torch.save(checkpoint, LAST)
+    save_file(tensors, teacher, {"format": "pt"})
+    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
+    assert "model.lm_head.weight" in message
+    assert "resume with the settings that wrote it" in message
 
 
 def test_resuming_with_nothing_left_to_train_says_so_and_keeps_the_ledger(finished: Bench) -> None:
@@ -128,6 +117,7 @@ def test_repetition_replaces_the_curves(finished: Bench) -> None:
 # -- while training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exploding_weights_stop_the_run(bench: Bench) -> None:
     bench.configure({"model.optimizer.lr": 1.0e30})
     (message,) = bench.refuse("fit", touches=True)
@@ -149,6 +139,22 @@ def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
     assert torch.load(LAST, weights_only=True)["global_step"] == 2
     bench.succeed("fit", "--ckpt_path", "last")
     assert list(logged(Path(), "r")["train/loss"]) == [1, 2, 3]
+
+
+class Stop(Callback):
+    """Asks its own process to stop while it trains, as a terminal does that closes."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_closed_terminal_saves(bench: Bench) -> None:
+    bench.configure({"trainer.callbacks": [{"class_path": f"{__name__}.Stop"}], "checkpoint.every_n_steps": 100})
+    code, _, err = bench.run("fit")
+    assert (code, err) == (130, "lightgpt2: stopped at step 2; go on with the same command and --ckpt_path last\n")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 2
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
 @contextmanager
@@ -196,13 +202,9 @@ FULL = [
 
 
 def write_half(target: Path, error: BaseException) -> None:
-    """Writes half of a file, or of a folder, and fails."""
-    if target.is_dir():
-        with atomic_folder(target) as temporary:
-            (temporary / "weights").write_text("half of the n")
-            raise error
-    with atomic_file(target) as temporary:
-        temporary.write_text("half of the n")
+    """Writes half of a file, or of a folder's file, and fails."""
+    with (atomic_folder if target.is_dir() else atomic_file)(target) as temporary:
+        (temporary / "weights" if target.is_dir() else temporary).write_text("half of the n")
         raise error
 
 
@@ -213,8 +215,7 @@ def write_half(target: Path, error: BaseException) -> None:
 def test_what_was_there_is_kept_and_only_a_full_disk_is_said_to_be_one(
     tmp_path: Path, name: str, error: BaseException
 ) -> None:
-    file = tmp_path / name
-    target = tmp_path / file.relative_to(tmp_path).parts[0]
+    file, target = tmp_path / name, tmp_path / Path(name).parts[0]
     file.parent.mkdir(exist_ok=True)
     file.write_text("old")
     with pytest.raises(UserError if error in FULL else type(error)) as caught:
@@ -227,24 +228,17 @@ def test_what_was_there_is_kept_and_only_a_full_disk_is_said_to_be_one(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_message_about_another_full_disk_stays(tmp_path: Path) -> None:
-    def ask_for_room(target: Path) -> None:
-        with atomic_folder(target):
-            try:
-                raise FULL[0]
-            except Exception as error:
-                raise UserError("MODEL: make room in TMPDIR") from error
-
-    with pytest.raises(UserError, match=r"^MODEL: make room in TMPDIR$"):
-        ask_for_room(tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_of_a_folder_that_does_not_fit_is_said_of_the_folder(tmp_path: Path) -> None:
-    def write(target: Path) -> None:
+def test_a_full_disk_is_said_of_the_outer_folder_unless_another_message_says_more(tmp_path: Path) -> None:
+    def write(target: Path, about: UserError | None) -> None:
         with atomic_folder(target) as temporary:
-            write_half(temporary / "weights", FULL[0])
+            try:
+                with atomic_file(temporary / "weights"):
+                    raise FULL[0]
+            except UserError as error:
+                raise about or error from FULL[0]
 
     with pytest.raises(UserError, match=r"/model: the disk is full"):
-        write(tmp_path / "model")
+        write(tmp_path / "model", None)
+    with pytest.raises(UserError, match=r"^MODEL: make room in TMPDIR$"):
+        write(tmp_path / "model", UserError("MODEL: make room in TMPDIR"))
     assert not list(tmp_path.iterdir())

@@ -8,40 +8,33 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightgpt2.cli.verbs import run
-from tests.support.cli import ROOT, logged, succeed, write_config
+from lightgpt2.models.quality import value_of
+from tests.support.cli import ROOT, logged, succeed
+from tests.support.kill import children
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 
 SHORT = [
     "--rounds", "1", "--new-tokens", "4", "8", "--prompt-tokens", "4", "--batches", "1", "2", "--forward-tokens", "16",
 ]  # fmt: skip
-CALLBACK = {
-    "rounds": 1, "new_tokens": [4, 8], "prompt_tokens": 4, "batches": [1, 2], "forward_tokens": 16,
-}  # fmt: skip
-
-
-def callbacks(**init: Any) -> dict[str, Any]:
-    name = "lightgpt2.callbacks.benchmark.InferenceBenchmark"
-    return {"trainer.callbacks": [{"class_path": name, "init_args": {**CALLBACK, **init}}]}
+SETTINGS = {"rounds": 1, "new_tokens": [4, 8], "prompt_tokens": 4, "batches": [1, 2], "forward_tokens": 16}
 
 
 @pytest.mark.slow
-def test_the_verb_prints_a_table_and_writes_figures_and_traces(tmp_path: Path) -> None:
+def test_the_verb_prints_a_table_and_writes_figures_and_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_model(tmp_path / "one")
     broken = write_model(tmp_path / "two") / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:5000])
     output = succeed(tmp_path, "benchmark", "one", "two", *SHORT, "--output", "out/figures.json", "--traces", "traces")
     result = json.loads((tmp_path / "out/figures.json").read_text())
-    assert result["settings"] == {
-        "prompt_tokens": 4, "new_tokens": [4, 8], "forward_tokens": 16, "batches": [1, 2], "rounds": 1,
-    }  # fmt: skip
+    assert result["settings"] == SETTINGS
     assert (result["machine"]["device"], result["machine"]["threads"]) == ("cpu", 1)
     one, two = result["arms"]
     assert (one["name"], one["trace"]) == ("one fp32", "traces/one-fp32.json")
@@ -50,22 +43,10 @@ def test_the_verb_prints_a_table_and_writes_figures_and_traces(tmp_path: Path) -
     assert f"{one['generate']['8']['cpu_seconds']:.3f}" in spent
     assert f"two fp32: not measured: {two['error']}" in output
     assert json.loads((tmp_path / "traces/one-fp32.json").read_text())["traceEvents"]
-
-
-@pytest.mark.slow
-def test_the_verb_fails_when_nothing_could_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = write_model(tmp_path / "two") / "model.safetensors"
-    broken.write_bytes(broken.read_bytes()[:5000])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="2"):
         run(["benchmark", "two", *SHORT])
-    assert stopped.value.code == 2
-    out, err = capsys.readouterr()
-    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in err
-    assert out == ""
-    assert "error" in json.loads((tmp_path / "benchmark.json").read_text())["arms"][0]
+    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,12 +69,6 @@ def test_the_verb_refuses_before_anything_starts(
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith(f"lightgpt2: error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken"]
-
-
-def children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def runs(pid: int) -> bool:
@@ -135,14 +110,9 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
 def test_the_callback_measures_the_artefact_and_writes_it_down(bench: Bench, tmp_path: Path) -> None:
     """With quantized models beside the artefact, that another callback makes before, though it is named after it."""
     write_model(Path("teacher"), n_embd=64)  # some processors' NF4 kernels take no narrower one
-    bench.configure(callbacks() | {"model.layers": 2, "trainer.enable_progress_bar": True})
-    config = yaml.safe_load(Path("config.yaml").read_text())
-    quantize = {
-        "class_path": "lightgpt2.callbacks.PostTrainingQuantization",
-        "init_args": {"formats": ["nf4", "onnx-int8"]},
-    }
-    config["trainer"]["callbacks"].append(quantize)
-    write_config(Path("config.yaml"), config)
+    callbacks = {"InferenceBenchmark": SETTINGS, "PostTrainingQuantization": {"formats": ["nf4", "onnx-int8"]}}
+    listed = [{"class_path": f"lightgpt2.callbacks.{name}", "init_args": args} for name, args in callbacks.items()]
+    bench.configure({"trainer.callbacks": listed, "trainer.enable_progress_bar": True})
     output = succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "r")
     folder = tmp_path / "checkpoints/r"
     result = json.loads((folder / "benchmark.json").read_text())
@@ -151,7 +121,7 @@ def test_the_callback_measures_the_artefact_and_writes_it_down(bench: Bench, tmp
     assert not [arm for arm in result["arms"] if "error" in arm]
     entry = json.loads((folder / "model/ledger.json").read_text())[-1]
     assert entry["benchmark"] == result
-    assert entry["quality"]["after"]["perplexity"] > 0, "the rest of the entry is as it was"
+    assert value_of(entry["quality"]["after"]) > 0, "the rest of the entry is as it was"
     assert output.index("perplexity") < output.index("Times as fast as model fp32")
     scalars = logged(tmp_path, "r")
     for arm in result["arms"]:
@@ -167,12 +137,3 @@ def test_the_callback_measures_the_artefact_and_writes_it_down(bench: Bench, tmp
     events.Reload()
     texts = {"inference/text_summary", "operators/model-fp32/text_summary", "operators/model-nf4-nf4/text_summary"}
     assert texts <= set(events.Tags()["tensors"])
-
-
-@pytest.mark.parametrize("verb", ["fit", "check"])
-def test_the_callback_refuses_more_tokens_than_positions_before_training(bench: Bench, verb: str) -> None:
-    bench.configure(callbacks(prompt_tokens=32, new_tokens=[4, 256]))
-    assert bench.refuse(verb) == [
-        "trainer.callbacks.InferenceBenchmark.new_tokens: must be within the model's 64 positions after a prompt of 32, got "
-        "256; give at most 32"
-    ]

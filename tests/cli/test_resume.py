@@ -13,69 +13,87 @@ from tests.support.models import SHAPES, write_corpus, write_model
 
 pytestmark = pytest.mark.slow
 
-# What depends on the clock or the process is no part of the promise.
-_CLOCK = ("train/tokens_per_s", "train/memory_mb")
+_CLOCK = ("train/tokens_per_s", "train/memory_mb")  # what depends on the clock or the process is no part of the promise
+TEACHER = {"model": "teacher", "teacher": "teacher"}
+ROUNDING = {"class_path": "lightgpt2.adaptations.FakeQuantize"}
+# The method, and its settings.
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "FineTune": ("FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
+    # narrower than the teacher, so that the trained projections are in the checkpoint too
+    "Distill": ("Distill", {"teacher": "teacher", "student": {"n_layer": 2, "n_embd": 16}}),
+    "LoRA with a teacher": ("LoRA", {**TEACHER, "lora": {"dropout": 0.1}}),
+    "QLoRA": ("QLoRA", {"model": "teacher", "lora": {"dropout": 0.1}}),
+    "QAT": ("QAT", {**TEACHER, "quantization": {"bits": 4, "activations": True, "embeddings": True}, "delay": 0.4}),
+    "gates": ("MovementPruning", {**TEACHER, "pruning": {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}}),
+    "thresholds": (
+        "MovementPruning",
+        {
+            **TEACHER,
+            "pruning": {
+                "threshold": {"at": 0.49, "penalty": 300.0}, "granularity": "weight", "warmup": 0.2, "cooldown": 0.3,
+            },
+        },
+    ),
+    "gates and rounding": (
+        "MovementPruning",
+        {**TEACHER, "pruning": {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}, "adaptations": [ROUNDING]},
+    ),
+}  # fmt: skip
 
 
-def config(method: str, folder: Path, **trainer: Any) -> dict[str, Any]:
-    init: dict[str, Any] = {"optimizer": {"lr": 3.0e-3, "warmup_steps": 3}, "task": {
-        "class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 1}
-    }}  # fmt: skip
-    data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4, "vocab_size": 300}
+def write_run(folder: Path, name: str, **trainer: Any) -> dict[str, Any]:
+    """Writes a corpus, a teacher and `config.yaml`; the latter as it was written."""
+    method, settings = RUNS[name]
+    write_corpus(folder / "corpus", documents=24)
+    data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4}
     if method == "FineTune":
-        init["model"] = {"model_type": "gpt2", **SHAPES["gpt2"]}
-    elif method == "MovementPruning":
-        del data["vocab_size"]
-        schedule = {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}
-        init |= {"model": str(folder / "teacher"), "teacher": str(folder / "teacher"), "pruning": schedule}
-    elif method in ("LoRA", "QLoRA"):
-        del data["vocab_size"]
-        init |= {"model": str(folder / "teacher"), "lora": {"dropout": 0.1}}
-    elif method == "QAT":
-        del data["vocab_size"]
-        integers = {"bits": 4, "activations": True, "embeddings": True}
-        init |= {
-            "model": str(folder / "teacher"),
-            "teacher": str(folder / "teacher"),
-            "quantization": integers,
-            "delay": 0.4,
-        }
+        data["vocab_size"] = 300
     else:
-        del data["vocab_size"]
-        # narrower than the teacher, so that the trained projections are in the checkpoint too
-        init |= {"teacher": str(folder / "teacher"), "student": {"n_layer": 2, "n_embd": 16}}
-    return {
+        write_model(folder / "teacher", n_embd=64 if method == "QLoRA" else 32)
+    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 1}}
+    init = {"optimizer": {"lr": 3.0e-3, "warmup_steps": 3}, "task": task, **settings}
+    config: dict[str, Any] = {
         "seed_everything": 7,
         "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init},
         "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
         "checkpoint": {"every_n_steps": 4},
         "trainer": {
             "accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": None, "val_check_interval": 12,
-            "gradient_clip_val": 1.0, **trainer,
+            "gradient_clip_val": 1.0, "accumulate_grad_batches": 2, **trainer,
         },
     }  # fmt: skip
+    write_config(folder / "config.yaml", config)
+    return config
+
+
+def fit(folder: Path, name: str, *options: str, **kwargs: Any) -> str:
+    """Runs `fit`, which must succeed."""
+    return succeed(folder, "fit", "--config", "config.yaml", "--run", name, *options, **kwargs)
 
 
 def fit_killed(folder: Path, name: str, kills: list[int]) -> None:
     """Runs `fit`, killed after so many micro-batches of each process, then resumed to its end."""
+    print("kills:", kills)  # pytest shows it where the test fails
     for i, batch in enumerate(kills):
-        killer = [
-            "--trainer.callbacks+=tests.support.kill.KillAt", f"--trainer.callbacks.batch={batch}"
-        ]  # fmt: skip
+        killer = ["--trainer.callbacks+=tests.support.kill.KillAt", f"--trainer.callbacks.batch={batch}"]
         resume = ["--ckpt_path", "last"] if i else []
         done = run_cli(folder, "fit", "--config", "config.yaml", "--run", name, *killer, *resume)
         assert done.returncode != 0, "the run ended before it was killed"
         assert "Traceback" not in done.stderr, done.stderr
-    succeed(folder, "fit", "--config", "config.yaml", "--run", name, "--ckpt_path", "last")
+    fit(folder, name, "--ckpt_path", "last")
+
+
+def assert_same_weights(folder: Path, first: str, second: str) -> None:
+    weights = [(folder / "checkpoints" / name / "model" / "model.safetensors").read_bytes() for name in (first, second)]
+    assert weights[0] == weights[1]
 
 
 def assert_same_run(folder: Path, first: str, second: str) -> None:
     assert_same_weights(folder, first, second)
     states = [torch.load(folder / "checkpoints" / name / "last.ckpt", weights_only=True) for name in (first, second)]
-    torch.testing.assert_close(states[0]["state_dict"], states[1]["state_dict"], rtol=0, atol=0)
-    torch.testing.assert_close(states[0]["optimizer_states"], states[1]["optimizer_states"], rtol=0, atol=0)
-    assert states[0]["rng"] == states[1]["rng"]
-    assert states[0]["global_step"] == states[1]["global_step"]
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0)
+    assert all(states[0][key] == states[1][key] for key in ("rng", "global_step"))
     curves = [logged(folder, name) for name in (first, second)]
     assert curves[0].keys() == curves[1].keys()
     for tag in curves[0].keys() - set(_CLOCK):
@@ -90,105 +108,82 @@ def random_kills(count: int, total: int, every: int) -> list[int]:
         total: Micro-batches of the run.
         every: Micro-batches between two checkpoints.
     """
-    draw, position, kills = random.SystemRandom(), 0, []
+    chance, position, kills = random.SystemRandom(), 0, []
     for left in range(count, 0, -1):
         room = total - 1 - position - every * (left - 1)
-        kills.append(draw.randint(1, min(room, 2 * total // count)))
+        kills.append(chance.randint(1, min(room, 2 * total // count)))
         position += kills[-1] // every * every
-    print("kills:", kills)  # pytest shows it where the test fails
     return kills
 
 
-def kills_in(phases: list[tuple[int, int]], every: int) -> list[int]:
-    """As `random_kills`: one kill in each range of micro-batches of the run, counted from its beginning."""
+def kills_in_phases() -> list[int]:
+    """As `random_kills`: one before a schedule begins, one on its way (steps 7 to 24 of 34), one after it."""
     position, kills = 0, []
-    for first, last in phases:
+    for first, last in ((1, 13), (18, 44), (50, 66)):
         at = random.SystemRandom().randint(first, last)
         kills.append(at - position)
-        position = at // every * every
-    print("kills:", kills)
+        position = at // 8 * 8
     return kills
 
 
 # One epoch is 11 optimizer steps of 2 micro-batches of 4 windows, and a checkpoint comes every 4: kills fall before the first
 # one and after it, inside an accumulation, and in later epochs.
-@pytest.mark.parametrize("method", ["FineTune", "Distill", "QLoRA", "QAT"])
-def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, method: str) -> None:
-    write_corpus(tmp_path / "corpus", documents=24)
-    if method != "FineTune":
-        write_model(tmp_path / "teacher", n_embd=64 if method == "QLoRA" else 32)
-    write_config(tmp_path / "config.yaml", config(method, tmp_path, max_steps=34, accumulate_grad_batches=2))
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
-    fit_killed(tmp_path, "killed", random_kills(3 if method == "QLoRA" else 5, total=68, every=8))
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, name, max_steps=34)
+    fit(tmp_path, "whole", fresh=name == "FineTune")
+    phases = RUNS[name][0] == "MovementPruning"
+    kills = kills_in_phases() if phases else random_kills(3 if name == "QLoRA" else 5, total=68, every=8)
+    fit_killed(tmp_path, "killed", kills)
     assert_same_run(tmp_path, "whole", "killed")
 
 
-def test_scheduled_pruning_goes_on_exactly(tmp_path: Path) -> None:
-    """Adapters pruned along the schedule: killed before it begins, on its way, and in its hold phase."""
-    write_corpus(tmp_path / "corpus", documents=24)
-    write_model(tmp_path / "teacher")
-    settings = config("LoRA", tmp_path, max_steps=34, accumulate_grad_batches=2)
+def test_scheduled_pruning_of_adapters_goes_on_exactly(tmp_path: Path) -> None:
     schedule = {"targets": "lora", "amount": 0.8, "schedule": "cubic", "warmup": 0.2, "hold": 0.3, "every": 3}
-    settings["trainer"]["callbacks"] = [{"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": schedule}]
-    write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
-    fit_killed(tmp_path, "killed", kills_in([(1, 13), (18, 44), (50, 66)], every=8))  # steps 7 to 24 are on the way
+    callback = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": schedule}
+    write_run(tmp_path, "LoRA with a teacher", max_steps=34, callbacks=[callback])
+    fit(tmp_path, "whole")
+    fit_killed(tmp_path, "killed", kills_in_phases())
     assert_same_run(tmp_path, "whole", "killed")
     ledger = json.loads((tmp_path / "checkpoints/killed/model/ledger.json").read_text())
     assert ledger[-1]["operations"][1]["achieved"] == pytest.approx(0.8, abs=1e-3)
 
 
-@pytest.mark.parametrize("pruning", ["structured", "threshold"])
-def test_movement_pruning_goes_on_exactly(tmp_path: Path, pruning: str) -> None:
-    """Weights, scores and decisions: killed before the schedule begins, on its way, and after it."""
-    write_corpus(tmp_path / "corpus", documents=24)
-    write_model(tmp_path / "teacher")
-    settings = config("MovementPruning", tmp_path, max_steps=34, accumulate_grad_batches=2)
-    chosen: dict[str, Any] = settings["model"]["init_args"]["pruning"]
-    if pruning == "threshold":
-        del chosen["attention"], chosen["ffn"]
-        chosen |= {"threshold": {"at": 0.49, "penalty": 300.0}, "granularity": "weight"}
-    write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole")
-    fit_killed(tmp_path, "killed", kills_in([(1, 13), (18, 44), (50, 66)], every=8))  # steps 7 to 24 are on the way
+def test_mixed_precision_trains_and_goes_on_exactly(tmp_path: Path) -> None:
+    write_run(tmp_path, "Distill", max_steps=12, precision="bf16-mixed")
+    assert "precision bf16-mixed" in fit(tmp_path, "whole")
+    losses = [*logged(tmp_path, "whole")["train/loss"].values()]
+    assert losses[-1] < losses[0]
+    state = torch.load(tmp_path / "checkpoints/whole/last.ckpt", weights_only=True)["state_dict"]
+    assert {weight.dtype for weight in state.values()} == {torch.float32}
+    fit_killed(tmp_path, "killed", random_kills(1, total=24, every=8))
     assert_same_run(tmp_path, "whole", "killed")
 
 
-def assert_same_weights(folder: Path, first: str, second: str) -> None:
-    weights = [(folder / "checkpoints" / name / "model" / "model.safetensors").read_bytes() for name in (first, second)]
-    assert weights[0] == weights[1]
-
-
 def test_longer_run_goes_on_in_the_epoch_where_a_shorter_one_ended(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", documents=24)
-    settings = config("FineTune", tmp_path, max_epochs=2, accumulate_grad_batches=2)
-    settings["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
-    write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
+    config = write_run(tmp_path, "FineTune", max_epochs=2)
+    config["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
+    write_config(tmp_path / "config.yaml", config)
+    fit(tmp_path, "whole")
     for steps in ("5", "11"):  # inside the first epoch, then at its very end
-        more = ["--trainer.max_steps", steps, *(["--ckpt_path", "last"] if steps != "5" else [])]
-        succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", *more)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "longer", "--ckpt_path", "last")
+        fit(tmp_path, "longer", "--trainer.max_steps", steps, *(["--ckpt_path", "last"] if steps != "5" else []))
+    fit(tmp_path, "longer", "--ckpt_path", "last")
     assert_same_weights(tmp_path, "whole", "longer")
 
 
 def test_checkpoint_inside_an_accumulation_goes_on_exactly(tmp_path: Path) -> None:
     """The best one, written after a validation between two micro-batches of one step, when there is no other yet."""
-    write_corpus(tmp_path / "corpus", documents=24)
-    settings = config("FineTune", tmp_path, max_steps=14, accumulate_grad_batches=2)
-    settings["checkpoint"]["every_n_steps"] = 100
-    settings["trainer"]["val_check_interval"] = 7
-    write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "whole", fresh=True)
+    config = write_run(tmp_path, "FineTune", max_steps=14, val_check_interval=7)
+    write_config(tmp_path / "config.yaml", {**config, "checkpoint": {"every_n_steps": 100}})
+    fit(tmp_path, "whole")
     fit_killed(tmp_path, "killed", [11])
     assert_same_weights(tmp_path, "whole", "killed")
 
 
 def test_resuming_takes_the_command_line_s_optimizer_and_refuses_other_batches(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", documents=24)
-    settings = config("FineTune", tmp_path, max_steps=4)
-    settings["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
-    write_config(tmp_path / "config.yaml", settings)
+    config = write_run(tmp_path, "FineTune", max_steps=4, accumulate_grad_batches=1)
+    config["model"]["init_args"]["optimizer"] |= {"decay": "constant", "warmup_steps": 0}
+    write_config(tmp_path / "config.yaml", config)
     arguments = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
     succeed(tmp_path, *arguments)
     done = run_cli(tmp_path, *arguments, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "8")
@@ -209,18 +204,16 @@ _FSDP2 = {
 @pytest.mark.parametrize("strategy", ["ddp", _FSDP2], ids=["ddp", "fsdp2"])
 def test_two_processes_equal_one_and_resume(tmp_path: Path, strategy: Any) -> None:
     """Two processes against one with the same global batch, and killed against uninterrupted."""
-    write_corpus(tmp_path / "corpus", documents=24)
+    config = write_run(tmp_path, "Distill", max_steps=24)
     write_model(tmp_path / "teacher", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    settings = config("Distill", tmp_path, max_steps=24, accumulate_grad_batches=2)
-    settings["data"]["init_args"]["mode"] = "padded"  # windows of different lengths: the mean is over all their tokens
-    write_config(tmp_path / "one.yaml", settings)
-    settings["data"]["init_args"]["batch_size"] = 2
-    settings["trainer"] |= {"devices": 2, "strategy": strategy}
-    write_config(tmp_path / "config.yaml", settings)
-    succeed(tmp_path, "fit", "--config", "one.yaml", "--run", "one", fresh=True)
-    succeed(tmp_path, "fit", "--config", "config.yaml", "--run", "two")
-    ledger = json.loads((tmp_path / "checkpoints/two/model/ledger.json").read_text())
-    assert ledger[-1]["method"] == "Distill"
+    data = config["data"]["init_args"]
+    data["mode"] = "padded"  # windows of different lengths: the mean is over all their tokens
+    write_config(tmp_path / "config.yaml", config)
+    fit(tmp_path, "one", fresh=True)
+    data["batch_size"] = 2
+    config["trainer"] |= {"devices": 2, "strategy": strategy}
+    write_config(tmp_path / "config.yaml", config)
+    fit(tmp_path, "two")
     one, two = logged(tmp_path, "one"), logged(tmp_path, "two")
     for tag in one.keys() - {*_CLOCK}:
         assert list(one[tag]) == list(two[tag])

@@ -16,6 +16,7 @@ from tests.support.kill import children, kill_with_children
 from tests.support.pipelines import Chain, artefacts, starts, state, wait_for
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_is_resumed_or_begun_again(pipe: Chain) -> None:
     pipe.change("a", trainer__fail_at=2)  # before its first checkpoint, which is at 3
     assert pipe.run()[0] == 2
@@ -40,19 +41,16 @@ def test_an_interrupted_stage_whose_input_has_moved_is_begun_again(pipe: Chain) 
     assert starts() == ["chain/second new", "chain/c new"], "the same weights in another folder"
 
 
-def test_a_stage_that_trains_nothing_is_run_again(pipe: Chain) -> None:
-    pipe.change("b", trainer__max_steps=0, trainer__dies=True)
+def test_a_stage_that_died_is_run_again_or_resumed_where_it_had_a_checkpoint(pipe: Chain) -> None:
+    pipe.change("b", trainer__max_steps=0, trainer__dies=True)  # it trains nothing
     code, _, err = pipe.run()
     assert code == 2
     assert "was killed by signal 9. The stages before it stay" in err
+    pipe.change("b", trainer__max_steps=5)
+    assert pipe.run()[0] == 2
+    assert pipe.plans()["b"] == ("resume", "it was interrupted"), "it had scored"
     pipe.change("b", trainer__dies=None)
     assert pipe.started() == ["chain/b new", "chain/c new"]
-
-
-def test_a_stage_that_died_after_it_had_scored_is_resumed(pipe: Chain) -> None:
-    pipe.change("a", trainer__dies=True)
-    assert pipe.run()[0] == 2
-    assert pipe.plans()["a"] == ("resume", "it was interrupted")
 
 
 @pytest.mark.parametrize("lacks", ["saves", "scores"])
@@ -86,22 +84,19 @@ def test_killed_at_any_moment_and_run_again_equals_uninterrupted(pipe: Chain) ->
         assert not list(Path("checkpoints/chain").glob(".*"))
 
 
-def test_killed_before_a_stale_run_was_removed(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its old checkpoint is still there, and is not what the changed stage goes on from."""
+def test_killed_while_a_stale_run_is_removed(done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its old checkpoint is gone, which a changed stage never goes on from; or after it was out of the way."""
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    whole = artefacts()
     done.change("b", trainer__max_steps=7)
     with monkeypatch.context() as patch:
         patch.setattr("lightgpt2.runs.pipeline._discard", killed)
         assert done.run()[0] == 130
     assert done.plans()["b"] == ("run", "trainer.max_steps: 5 -> 7")
-
-
-def test_killed_while_a_stale_run_was_removed(done: Chain) -> None:
-    """Its folder was out of the way, and not yet gone, or not yet noted as begun again."""
-    whole = artefacts()
+    done.change("b", trainer__max_steps=5)
     Path("checkpoints/chain/b").rename("checkpoints/chain/.b.stale")
     Path("checkpoints/chain/.pipeline.json.1.tmp").write_text("{")
     assert done.plans()["b"] == ("run", "its artefact is gone")
@@ -120,8 +115,9 @@ def busy(pipe: Chain) -> Iterator[subprocess.Popen[str]]:
     kill_with_children(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["a supervisor's", "the terminal's"])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_the_stage_once_and_lets_it_save(
     pipe: Chain, busy: subprocess.Popen[str], signum: signal.Signals, whole_group: bool
 ) -> None:
@@ -133,6 +129,7 @@ def test_a_signal_reaches_the_stage_once_and_lets_it_save(
     assert pipe.plans()["b"] == ("resume", "it was interrupted")
 
 
+@pytest.mark.slow
 def test_a_second_signal_is_passed_on_too(pipe: Chain) -> None:
     """And where the stage ends well all the same, the pipeline stops before the next."""
     pipe.change("b", trainer__max_steps=30, trainer__seconds=0.02, trainer__deaf=True)

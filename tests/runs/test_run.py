@@ -1,6 +1,8 @@
 """A run's identity, and which checkpoint it goes on from; the messages of the command are in tests/cli."""
 
 import copy
+import functools
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,7 @@ CONFIG: dict[str, Any] = {
     "model": {
         "class_path": "mine.Method",
         "init_args": {
-            "start": "gpt2",
-            "blocks": [0, 2],
-            "mixture": [0.5, 0.5],
+            "start": "gpt2", "blocks": [0, 2], "mixture": [0.5, 0.5], "compile": False,
             "objective": {"class_path": "mine.Objective", "init_args": {"weight": 0.5, "kind": "js"}},
             "adaptations": [
                 {"class_path": "mine.Gates", "init_args": {"share": 0.5, "unit": "head", "compile": False}},
@@ -28,20 +28,16 @@ CONFIG: dict[str, Any] = {
             "loss": {"kd": 1, "divergence": "kl"},
             "optimizer": {"lr": 1e-3, "warmup_steps": 3},
             "task": {"class_path": "mine.Parity", "init_args": {"samples": 3}},
-            "compile": False,
         },
     },
     "data": {"class_path": "mine.Data", "init_args": {"source": "corpus", "batch_size": 4}},
-}
+}  # fmt: skip
 INIT, ADAPTATIONS = ("model", "init_args"), ("model", "init_args", "adaptations")
 
 
 def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    config: Any = copy.deepcopy(CONFIG)
-    inside = config
-    for key in path[:-1]:
-        inside = inside[key]
-    inside[path[-1]] = value
+    config = copy.deepcopy(CONFIG)
+    functools.reduce(operator.getitem, path[:-1], config)[path[-1]] = value
     return config
 
 
@@ -101,24 +97,18 @@ def save(path: Path, **values: Any) -> None:
 def test_a_setting_that_one_side_lacks_counts_as_null(run: Run) -> None:
     save(run.last, format=FORMAT)
     assert find_checkpoint(run, "last", {"a": 1}) == (run.last, 7, [])
-    with pytest.raises(
-        UserError, match=r"last.ckpt is of another run \(b: null there, 2 here, a: 1 there, null here\);"
-    ):
+    differences = r"last.ckpt is of another run \(b: null there, 2 here, a: 1 there, null here\);"
+    with pytest.raises(UserError, match=differences):
         find_checkpoint(run, str(run.last), {"b": 2})
 
 
-@pytest.mark.parametrize("values", [{"format": 1}, {"format": 3}, {}])
-@pytest.mark.parametrize("wanted", ["last", "checkpoints/r/last.ckpt"])
-def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(
-    run: Run, wanted: str, values: dict[str, int]
-) -> None:
-    save(run.last, **values)
-    with pytest.raises(UserError) as error:
-        find_checkpoint(run, wanted, {"a": 1})
-    assert str(error.value) == (
-        "--ckpt_path: checkpoints/r/last.ckpt was written by lightgpt2 0.1; start again with another --run (its model folder "
-        "can be used as it is)"
-    )
+def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(run: Run) -> None:
+    for wanted, values in (("last", {"format": 1}), ("checkpoints/r/last.ckpt", {"format": 3}), ("last", {})):
+        save(run.last, **values)
+        with pytest.raises(UserError) as error:
+            find_checkpoint(run, wanted, {"a": 1})
+        fix = "start again with another --run (its model folder can be used as it is)"
+        assert str(error.value) == f"--ckpt_path: checkpoints/r/last.ckpt was written by lightgpt2 0.1; {fix}"
 
 
 def test_only_missing_models_that_the_settings_mention_are_needed(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = "lightgpt2"
@@ -62,11 +63,7 @@ def folder_of(name: str) -> str:
 
 
 def violations(root: Path) -> list[str]:
-    """One line for each import, file or circle that breaks the design.
-
-    Args:
-        root: The package's folder.
-    """
+    """One line for each import or file that breaks the design, and for one circle of files."""
     known = modules(root)
     found = [
         f"{path.name}: no such file belongs at the root" for path in root.glob("*.py") if path.stem not in ROOT_FILES
@@ -80,25 +77,11 @@ def violations(root: Path) -> list[str]:
             allowed = mine == theirs or mine in _ENTRY_POINTS or theirs in ("errors", "__init__")
             if not allowed and theirs not in ARROWS.get(mine, set()):
                 found.append(f"{name} imports {target}: {mine} may not import {theirs}")
-    return found + [f"circle: {' -> '.join(circle)}" for circle in _circles(graph)]
-
-
-def _circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """One circle through each file that is on one and was not on an earlier one."""
-    found: list[list[str]] = []
-    seen: set[str] = set()
-    for start in graph:
-        paths = [[start]]
-        visited = {start}
-        while paths and start not in seen:
-            path = paths.pop(0)
-            for target in sorted(graph[path[-1]]):
-                if target == start:
-                    found.append([*path, start])
-                    seen |= {*path}
-                    paths = []
-                    break
-                if target not in visited:
-                    visited.add(target)
-                    paths.append([*path, target])
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = min(
+            [*error.args[1][rotation:-1], *error.args[1][:rotation]] for rotation in range(len(error.args[1]) - 1)
+        )
+        found.append(f"circle: {' -> '.join([*circle, circle[0]])}")
     return found

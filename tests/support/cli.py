@@ -21,17 +21,9 @@ ROOT = Path(__file__).parents[2]
 def run_cli(
     folder: Path, *args: str, timeout: float = 240, fresh: bool = False, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """`lightgpt2 ARGS` in a folder; without a network, on one thread.
+    """`lightgpt2 ARGS` in a folder; without a network, on one thread, killed after `timeout` seconds.
 
-    Args:
-        folder: Working folder.
-        *args: The command's arguments.
-        timeout: Seconds until it is killed.
-        fresh: Whether it does its imports itself; else its process is forked from one that has. With `env` it always is.
-        **env: More environment variables.
-
-    Returns:
-        Exit code and what it printed.
+    With `fresh` or `env` (more environment variables) it does its imports itself; else its process is forked from one that has.
     """
     if env or fresh:
         return subprocess.run(

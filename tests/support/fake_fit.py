@@ -53,8 +53,8 @@ def main() -> None:
         if not trainer.get("deaf"):
             stopped.append(signum)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for asking in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(asking, stop)
     note("started", f"{options['--run']} {options.get('--ckpt_path', 'new')}")
 
     for needed in config.get("needs", {}):

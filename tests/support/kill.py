@@ -11,29 +11,23 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class KillAt(Callback):
-    """Sends SIGKILL to this process in the middle of a micro-batch, before its gradients are used.
-
-    Args:
-        batch: Number of micro-batches of this process to finish first.
-    """
+    """Kills this process in the middle of a micro-batch, before its gradients are used, once it has done `batch` of them."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self.seen = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts."""
         self.seen += 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        """Kills."""
         if self.seen > self.batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes that a process has started, in any of its threads."""
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def kill_with_children(process: subprocess.Popen[str]) -> None:

@@ -18,18 +18,14 @@ from tests.support.cli import write_config
 from tests.support.models import write_corpus, write_model
 
 _ERROR = "lightgpt2: error: "
+_TASK = "lightgpt2.tasks.language_modeling.LanguageModeling"
 _CONFIG: dict[str, Any] = {
     "seed_everything": 7,
     "model": {
         "class_path": "lightgpt2.methods.Distill",
         "init_args": {
-            "teacher": "teacher",
-            "layers": 2,
-            "optimizer": {"lr": 1.0e-3},
-            "task": {
-                "class_path": "lightgpt2.tasks.language_modeling.LanguageModeling",
-                "init_args": {"samples": 1, "sample_tokens": 2},
-            },
+            "teacher": "teacher", "layers": 2, "optimizer": {"lr": 1.0e-3},
+            "task": {"class_path": _TASK, "init_args": {"samples": 1, "sample_tokens": 2}},
         },
     },
     "data": {
@@ -38,21 +34,17 @@ _CONFIG: dict[str, Any] = {
     },
     "checkpoint": {"every_n_steps": 1},
     "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 3,
-        "enable_progress_bar": False,
-        "check_val_every_n_epoch": None,
-        "val_check_interval": 2,
+        "accelerator": "cpu", "devices": 1, "max_steps": 3, "enable_progress_bar": False,
+        "check_val_every_n_epoch": None, "val_check_interval": 2,
     },
-}
+}  # fmt: skip
 
 
 class Bench:
     """A working folder with a teacher, a corpus, and a valid configuration to spoil."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys, self._monkeypatch = capsys, monkeypatch
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
 
     def configure(self, changes: dict[str, Any] | None = None) -> None:
         """Writes `config.yaml`, changed as `spoilt` does."""
@@ -81,22 +73,13 @@ class Bench:
         return out
 
     def refuse(self, verb: str, *args: str, touches: bool = False) -> list[str]:
-        """Runs the command, which must refuse and touch nothing; the messages.
-
-        Args:
-            verb: The verb.
-            args: Further arguments.
-            touches: Whether it may write to the run's folder before it refuses.
-        """
+        """Runs the command, which must refuse and touch nothing unless it `touches` the run's folder first; the messages."""
         before = files()
         code, _, err = self.run(verb, *args)
         messages = errors(err)
         assert code == 2
         assert messages, err
-        if not touches:
-            after = files()
-            changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
-            assert not changed
+        assert touches or before == files()
         assert not [path for path in Path().rglob("*") if path.suffix in (".tmp", ".old")]
         return messages
 
@@ -125,37 +108,27 @@ class Evil:
 
 
 class Poison(Callback):
-    """Makes the loss of one micro-batch NaN, and leaves the weights alone.
-
-    Args:
-        batch: Its number in the epoch.
-    """
+    """Makes the loss of one micro-batch of the epoch NaN, and leaves the weights alone."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Spoils the embeddings' output."""
         if batch_idx == self.batch:
             pl_module.model.transformer.wte.register_forward_hook(lambda *given: torch.full_like(given[-1], torch.nan))
 
 
 def errors(stderr: str) -> list[str]:
     """The error messages in what a command wrote to standard error, where there may be nothing else but progress bars."""
-    lines = [
-        line for line in stderr.splitlines() if line.strip() and not re.match(r"(Tokenizing|Scoring [\w ]+):", line)
-    ]
+    bars = r"(Tokenizing|Scoring [\w ]+):"
+    lines = [line for line in stderr.splitlines() if line.strip() and not re.match(bars, line)]
     assert "Traceback" not in stderr
     assert all(line.startswith(_ERROR) for line in lines), stderr
     return [line.removeprefix(_ERROR) for line in lines]
 
 
 def files() -> dict[Path, bytes]:
-    """Every file that belongs to a run.
-
-    That is all but the cache of tokenized corpora, and event files with nothing but their head: Lightning opens one before
-    anything else.
-    """
+    """Every file of a run but the cached corpora, and event files with only their head: Lightning opens one before all else."""
     paths = [*Path("checkpoints").rglob("*"), *Path("tb-logs").rglob("*")]
     contents = {path: path.read_bytes() for path in paths if path.is_file() and ".data" not in path.parts}
     return {path: content for path, content in contents.items() if "tfevents" not in path.name or len(content) > 100}
@@ -176,7 +149,7 @@ def bench(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which main changes
     monkeypatch.chdir(tmp_path)
     shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
-    made = Bench(capsys, monkeypatch)
+    made = Bench(capsys)
     made.configure()
     return made
 

@@ -19,11 +19,7 @@ IMPORTED = (
 
 
 def serve() -> dict[str, Any]:
-    """Answers one request a line with the process's number and then its wait status.
-
-    Returns:
-        The request that the forked process, which alone returns, is to do.
-    """
+    """Answers each request, a line, with a process's number, then its wait status; returns it in the forked process only."""
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
