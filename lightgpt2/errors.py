@@ -47,7 +47,8 @@ class Problem(str):
         if not fits:
             return self
         old = max(fits, key=len)
-        return Problem(f"{names[old]}{self.key[len(old) :]}".lstrip("."), self.what, self.fix)
+        key = f"{names[old]}{self.key[len(old) :]}".lstrip(".")
+        return Problem(key, self.what, self.fix.replace(f"--{self.key} ", f"--{key} "))
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""What of a model is trained, how, and how it is saved; one adaptation a file."""
+"""Adaptations: what of a model is trained, how, and how it is saved."""
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.fake_quantize import FakeQuantize

@@ -1,4 +1,4 @@
-"""What an adaptation is: it changes what of a model is trained and computed, and how the result is saved."""
+"""The contract of an adaptation: it changes what of a model is trained and computed, and how the result is saved."""
 
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,65 +19,44 @@ from lightgpt2.tasks.base import Task
 
 @dataclass(frozen=True)
 class Context:
-    """What an adaptation works with.
-
-    Attributes:
-        task: The task.
-        plain: Loads the model that the run started from anew, in full precision and without adaptations.
-        adapter: The adapter folder to go on with, if the start is one.
-        others: The other adaptations.
-        masks: Which weights are held at zero, filled after all adaptations were applied.
-        training: Whether the run will train, and not only score.
-        total_steps: Optimizer steps of the run.
-    """
+    """What an adaptation works with."""
 
     task: Task
-    plain: Callable[[], PreTrainedModel]
-    adapter: str | None
+    plain: Callable[[], PreTrainedModel]  # loads the run's first model anew, in full precision and without adaptations
+    adapter: str | None  # the adapter folder to go on with, if the start is one
     others: Sequence["Adaptation"]
-    masks: Masks
-    training: bool
-    total_steps: int
+    masks: Masks  # which weights are held at zero, filled after all adaptations were applied
+    training: bool  # whether the run will train, and not only score
+    total_steps: int  # optimizer steps of the run
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The weights of a folder as they lie on disk.
-
-    Attributes:
-        weights: By name; integers times their scales.
-    """
+    """The weights of a folder as they lie on disk, by name; integers times their scales."""
 
     weights: Mapping[str, Tensor]
 
     def zeros(self, names: Iterable[str]) -> int:
-        """How many elements of the named tensors are zero."""
+        """The number of elements of the named tensors that are zero."""
         return sum(self.weights[name].numel() - int(self.weights[name].count_nonzero()) for name in names)
 
 
 @dataclass
 class Result:
-    """An artefact while it is put together: each adaptation in turn changes it.
-
-    Attributes:
-        model: The model of the artefact.
-        weights: Its weights by name, tied ones once, whole.
-        folder: Where it will be written.
-        tokenizer: Its tokenizer.
-        operations: What was done to the model so far, for the ledger.
-        steps: What to do with the written folder before it is put in its place.
-        checks: What to count in the written weights.
-        folders: Further folders that were written, each with its operations.
-    """
+    """An artefact while it is put together: each adaptation in turn changes it."""
 
     model: PreTrainedModel
-    weights: dict[str, Tensor]
-    folder: Path
+    weights: dict[str, Tensor]  # by name, tied ones once, whole
+    folder: Path  # where it will be written
     tokenizer: PreTrainedTokenizerFast
-    operations: list[Operation] = field(default_factory=list)
-    steps: list[Callable[[Path], None]] = field(default_factory=list)
-    checks: list[Callable[[Saved], None]] = field(default_factory=list)
-    folders: dict[Path, list[Operation]] = field(default_factory=dict)
+    operations: list[Operation] = field(default_factory=list)  # done so far, for the ledger
+    steps: list[Callable[[Path], None]] = field(
+        default_factory=list
+    )  # for the written folder, before it is put in its place
+    checks: list[Callable[[Saved], None]] = field(default_factory=list)  # what to count in the written weights
+    folders: dict[Path, list[Operation]] = field(
+        default_factory=dict
+    )  # further ones that were written, with operations
 
     def replace_model(self, model: PreTrainedModel) -> None:
         """Goes on with another model and its weights."""
@@ -87,46 +66,35 @@ class Result:
 
 
 class Adaptation(nn.Module, ABC):
-    """Changes what of a model is trained and computed. Its parameters and buffers are in the checkpoints.
+    """Changes what of a model is trained and computed. Its parameters and buffers are in the checkpoints."""
 
-    Attributes:
-        key: The config key that names it, for messages.
-        order: Adaptations are applied and finished in ascending order: adapters 10, gates 20, rounding 30.
-        accepts: Precisions of a start that it can train on.
-        precision: What it quantizes the artefact to; None: nothing.
-        removes: Whether the artefact lacks parts of what was trained.
-        changes_start: Whether the model computes something else before the first step already.
-        freezes: Whether the model's own weights stay as they are, so that checkpoints leave them out.
-        shards: Whether it works with parameters that are spread over processes (FSDP2).
-    """
-
-    key: str = "adaptations"
-    order: ClassVar[int] = 0
-    accepts: ClassVar[frozenset[str]] = frozenset({"fp32"})
-    shards: ClassVar[bool] = True
-    changes_start: ClassVar[bool] = False
-    freezes: ClassVar[bool] = False
+    key: str = "adaptations"  # its config key, for messages
+    order: ClassVar[int] = 0  # applied and finished in ascending order: adapters 10, gates 20, rounding 30, masks 40
+    accepts: ClassVar[frozenset[str]] = frozenset({"fp32"})  # precisions of a start that it can train on
+    shards: ClassVar[bool] = True  # whether it works with parameters that are spread over processes (FSDP2)
+    changes_start: ClassVar[bool] = False  # whether the model computes something else before the first step already
+    freezes: ClassVar[bool] = False  # whether the model's own weights stay as they are: checkpoints leave them out
 
     @property
     def precision(self) -> str | None:
-        """What it quantizes the artefact to."""
+        """What the artefact is quantized to; None if it is not."""
         return None
 
     @property
     def removes(self) -> bool:
-        """Whether the artefact lacks parts of what was trained."""
+        """True if the artefact lacks parts of what was trained."""
         return False
 
     def problems(self, config: PretrainedConfig | None, others: Sequence["Adaptation"]) -> list[Problem]:
-        """What of the settings contradicts itself, the model (if it can be loaded) or another adaptation; keys in full."""
+        """The contradictions in the settings, with the model (if it can be loaded), with the others; keys in full."""
         return []
 
     def step_problems(self, total_steps: int) -> list[Problem]:
-        """What the number of optimizer steps does not allow."""
+        """What this number of optimizer steps does not allow."""
         return []
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
-        """Changes the model in place, before the optimizer exists; what was done, for the ledger.
+        """Changes the model in place, before the optimizer exists; returns what was done, for the ledger.
 
         Raises:
             UserError: It does not fit the model.
@@ -134,14 +102,10 @@ class Adaptation(nn.Module, ABC):
         return []
 
     def check(self, model: PreTrainedModel) -> None:
-        """Looks at the model once all adaptations and the zeros of earlier stages are in place.
-
-        Raises:
-            UserError: Something does not fit.
-        """
+        """Raises a `UserError` if something does not fit, once all adaptations and zeros of earlier stages are in place."""
 
     def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The optimizer's groups, with this adaptation's own settings for its parameters."""
+        """The optimizer's groups, with this adaptation's settings for its own parameters."""
         return groups
 
     def before_step(self, progress: Progress) -> None:
@@ -151,19 +115,45 @@ class Adaptation(nn.Module, ABC):
         """Called when the gradients of a step are complete, before they are clipped."""
 
     def penalty(self, progress: Progress) -> Tensor | None:
-        """A term to add to the loss of each supervised item; None: nothing."""
+        """A term to add to the loss of each supervised item, if there is one."""
         return None
 
     def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
-        """Called after each optimizer step, which counts as taken; figures to log."""
+        """Called after each optimizer step, which counts as taken; returns figures to log."""
         return {}
 
     def write_images(self, board: SummaryWriter, step: int) -> None:
-        """Shows in TensorBoard, at each validation, what no single number says."""
+        """Writes pictures and histograms to TensorBoard, at each validation."""
 
     def finish(self, result: Result) -> None:
         """Puts its part into the artefact."""
 
     def zeros(self, folder: Path, names: Sequence[str]) -> int | None:
-        """How many elements of the named parameters are zero in what it wrote itself; None: they are in the artefact."""
+        """The number of zeros among the named parameters in what it wrote itself; None if they are in the artefact."""
         return None
+
+
+def contradictions(
+    parts: Sequence[Adaptation], config: PretrainedConfig | None, precision: str, rebuilds: bool
+) -> list[Problem]:
+    """The problems of all adaptations of a run, and of each with the others and with the start; keys in full.
+
+    Args:
+        parts: The adaptations.
+        config: The configuration of the model, if it can be loaded.
+        precision: What the start quantizes the model to while it loads.
+        rebuilds: Whether the start can build the same model again.
+    """
+    found: list[Problem] = []
+    for place, part in enumerate(parts):
+        others, name = [other for other in parts if other is not part], type(part).__name__
+        if any(type(other) is type(part) for other in parts[:place]):
+            found.append(Problem(part.key, f"a run has one {name} at most", "remove one of them"))
+        if precision not in part.accepts:
+            what = f"{name} works on weights in full precision, and this start loads them in {precision.upper()}"
+            found.append(Problem(part.key, what, "remove it, or start in full precision"))
+        if part.freezes and not rebuilds:
+            what = f"{name} trains on the frozen weights of a model that lies on disk, and this start makes a new one"
+            found.append(Problem(part.key, what, "save that model in a stage before, or train all weights"))
+        found += part.problems(config, others)
+    return found

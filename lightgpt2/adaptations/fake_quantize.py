@@ -39,27 +39,25 @@ class FakeQuantize(Adaptation):
         return self.quantization.name
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """Whether the integers fit the model, and what is removed from it."""
+        """What the format does not allow of the model, and of what is removed from it."""
         key = f"{self.key}.quantization"
         found = [] if config is None else [each.under(key) for each in self.quantization.problems(config)]
         if any(other.removes for other in others):
             if self.quantization.bits == 4:
                 what = "groups of inputs share a scale, and removing heads and neurons moves them into other groups"
-                found.append(
-                    Problem(f"{self.key}.quantization.bits", what, "give 8, or a pruning.granularity of weight")
-                )
+                found.append(Problem(f"{key}.bits", what, "give 8, or a pruning.granularity of weight"))
             if self.quantization.activations:
                 what = "a token's inputs share a scale, which removed heads and neurons have a part in"
-                found.append(Problem(f"{self.key}.quantization.activations", what, "give false"))
+                found.append(Problem(f"{key}.activations", what, "give false"))
         return found
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
-        """Makes the model compute with rounded weights."""
+        """Lets the model compute with rounded weights."""
         round_weights(model, self.quantization, lambda: self._rounds or not model.training)
         return [operation(model, self.quantization)]
 
     def before_step(self, progress: Progress) -> None:
-        """Decides whether this step rounds: from the number of steps, so that a resumed run does the same."""
+        """Decides from the number of steps whether this one rounds, so that a resumed run does the same."""
         self._rounds = progress.step >= self.delay * progress.total
 
     def finish(self, result: Result) -> None:

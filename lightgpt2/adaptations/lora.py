@@ -5,7 +5,7 @@ W' = W + alpha / r * B A, where B `[out, r]` starts at zero and A `[r, in]` at r
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result
+from lightgpt2.adaptations.movement_gates import MovementGates
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.adapters import WEIGHTS
 from lightgpt2.models.families import LINEAR, compute_with, family_of
@@ -69,9 +70,9 @@ class Lora(Adaptation):
         self.lora = lora
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """Whether what else is trained can be trained through adapters."""
+        """What cannot be trained through adapters."""
         chosen, found = self.lora or LoraAdapters(), []
-        if any(other.order == 20 for other in others):
+        if any(isinstance(other, MovementGates) for other in others):
             what = "adapters leave the weights frozen that movement pruning learns to keep or to remove"
             found.append(Problem(self.key, what, "prune in another stage, or train all weights"))
         if any(other.precision for other in others):
@@ -110,11 +111,9 @@ class Lora(Adaptation):
         result.operations.append(KINDS["merge"].record(dense=True))
 
     def zeros(self, folder: Path, names: Sequence[str]) -> int:
-        """Those in the adapter folder: nothing else was trained."""
+        """The zeros in the adapter folder: nothing else was trained."""
         saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
         return saved_zeros(self._folder(folder) / WEIGHTS, saved)
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     @staticmethod
     def _folder(folder: Path) -> Path:
@@ -125,18 +124,11 @@ class Lora(Adaptation):
 
         chosen = self.lora or LoraAdapters()
         self._check_names(model, chosen)
-        adapters = LoraConfig(
-            task_type=self._context.task.peft_type,
-            r=chosen.r,
-            lora_alpha=chosen.alpha,
-            lora_dropout=float(chosen.dropout),
-            target_modules=chosen.target_modules,
-            use_dora=chosen.use_dora,
-            use_rslora=chosen.use_rslora,
-            modules_to_save=chosen.modules_to_save or None,
-            fan_in_fan_out=family_of(model).conv1d,  # of the plain model, whatever this one's layers are
-        )
-        return get_peft_model(model, adapters)
+        settings = {name: value for name, value in asdict(chosen).items() if name not in ("alpha", "dropout")}
+        settings |= {"lora_alpha": chosen.alpha, "lora_dropout": float(chosen.dropout)}
+        settings |= {"modules_to_save": chosen.modules_to_save or None, "task_type": self._context.task.peft_type}
+        # of the plain model, whatever this one's layers are
+        return get_peft_model(model, LoraConfig(fan_in_fan_out=family_of(model).conv1d, **settings))
 
     def _continued(self, model: PreTrainedModel, folder: str) -> Any:
         from peft import PeftModel
@@ -153,7 +145,7 @@ class Lora(Adaptation):
         return merged
 
     def _compute_merged(self, model: PreTrainedModel) -> None:
-        """Makes adapted layers compute with the merged weight, W + alpha / r * B A, which is then rounded as it is saved."""
+        """Let adapted layers compute with the merged weight, W + alpha / r * B A, which is then rounded as it is saved."""
         from peft.tuners.lora import LoraLayer
 
         for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
@@ -171,21 +163,15 @@ class Lora(Adaptation):
 
         config = peft_model.peft_config["default"]
         names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
-        trainable, total = peft_model.get_nb_trainable_parameters()
+        settings = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout, "target_modules": names}
         kinds = {key: getattr(config, key) for key in ("use_dora", "use_rslora", "modules_to_save")}
-        return KINDS["lora"].record(
-            r=config.r,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            target_modules=names,
-            **{key: value for key, value in kinds.items() if value},
-            matched=sum(isinstance(module, LoraLayer) for module in model.modules()),
-            trainable=trainable,
-            parameters=total,
-        )
+        trainable, total = peft_model.get_nb_trainable_parameters()
+        matched = sum(isinstance(module, LoraLayer) for module in model.modules())
+        counts = {"matched": matched, "trainable": trainable, "parameters": total}
+        return KINDS["lora"].record(**settings, **{key: value for key, value in kinds.items() if value}, **counts)
 
     def _check_vocabulary(self, model: PreTrainedModel) -> None:
-        """The loss works through the head's weight itself, and what is tied cannot be merged into."""
+        """Refuse adapters on the head, whose weight the loss reads itself, and on what is tied to it."""
         from peft.tuners.lora import LoraLayer
 
         wrapped = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -195,7 +181,7 @@ class Lora(Adaptation):
             raise UserError([Problem(f"{self.key}.lora.target_modules", what, fix)])
 
     def _check_names(self, model: PreTrainedModel, chosen: LoraAdapters) -> None:
-        """PEFT passes over a name that fits no module as long as another one does."""
+        """Refuse a name that fits no module: PEFT passes over it as long as another one fits."""
         present = {part for name, _ in model.named_modules() for part in (name, name.rpartition(".")[2])}
         for key in ("target_modules", "modules_to_save"):
             names = getattr(chosen, key)

@@ -14,39 +14,24 @@ from lightgpt2.models.pruning import prunable
 
 
 class HeldMasks(Adaptation):
-    """Keeps pruned weights at zero; every run has it.
-
-    Attributes:
-        masks: Which weights stay, by parameter name.
-        prunings: What put the masks there, as the ledger keeps it.
-    """
+    """Keeps pruned weights at zero; every run has it."""
 
     order = 40
+    accepts = frozenset({"fp32", "nf4"})
 
     def __init__(self) -> None:
         super().__init__()
-        self.masks = Masks()
-        self.prunings: list[Operation] = []
+        self.masks = Masks()  # which weights stay, by parameter name
+        self.prunings: list[Operation] = []  # what put the masks there, for the ledger
 
     def prune(self, model: PreTrainedModel, masks: Mapping[str, Tensor], operation: Operation) -> None:
-        """Sets weights to zero, for good.
-
-        Args:
-            model: The model.
-            masks: Boolean masks by parameter name, true where a weight stays.
-            operation: The ledger's record of it.
-        """
+        """Sets weights to zero, for good: masks by parameter name, true where a weight stays; the ledger's record."""
         self.masks.set(masks)
         self._mask(model)
         self.prunings = [done for done in self.prunings if done["targets"] != operation["targets"]] + [operation]
 
     def hold(self, model: PreTrainedModel, ledger: Ledger) -> None:
-        """Masks what an earlier stage pruned.
-
-        Args:
-            model: The model.
-            ledger: That of the model that the run started from.
-        """
+        """Masks what an earlier stage pruned, by the ledger of the model that the run started from."""
         adapters = any(".lora_" in name for name, _ in model.named_parameters())
         for operation in ledger.held_prunings():
             if operation["adapters"] is adapters:  # else they are merged away, or frozen

@@ -45,35 +45,25 @@ class MovementGates(Adaptation):
 
     @property
     def removes(self) -> bool:
-        """Heads and neurons; weights and blocks are zero."""
+        """True for heads and neurons; weights and blocks are zero in the artefact."""
         return self.pruning.granularity == "structured"
 
-    # -- what is wrong -----------------------------------------------------------------------------------------------
-
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """Whether what is to go can go."""
+        """What cannot be pruned as it is asked for."""
         found = self.pruning.problems()
         if config is not None:
             found += self.pruning.model_problems(*block_units(config), config.hidden_size)
         return [problem.under(f"{self.key}.pruning") for problem in found]
 
     def step_problems(self, total_steps: int) -> list[Problem]:
-        """Whether the schedule has a step."""
+        """A problem if the schedule has no step."""
         begin, end = self._bounds(total_steps)
-        if begin < end:
-            return []
-        what = (
-            f"{total_steps} steps leave none for the schedule of {self.key}.pruning (warmup {self.pruning.warmup}, cooldown "
-            f"{self.pruning.cooldown})"
-        )
-        return [Problem("trainer.max_steps", what, "give more steps")]
+        asked = f"warmup {self.pruning.warmup}, cooldown {self.pruning.cooldown}"
+        what = f"{total_steps} steps leave none for the schedule of {self.key}.pruning ({asked})"
+        return [] if begin < end else [Problem("trainer.max_steps", what, "give more steps")]
 
     def check(self, model: PreTrainedModel) -> None:
-        """Compares what is to go with what earlier stages have pruned, which counts among it.
-
-        Raises:
-            UserError: More was pruned than is to go, or nothing is to go.
-        """
+        """Raises a `UserError` if no unit is to go, or fewer than earlier stages have pruned, which count."""
         for name, kind in self._kinds() if self._context.training else ():
             share, total = self.pruning.shares[name], sum(kind.keep(each).numel() for each in kind.names)
             gone = sum(int((~mask).sum()) for mask in self._left(name).values())
@@ -83,8 +73,6 @@ class MovementGates(Adaptation):
             if share and gone > round(share * total):
                 what = f"{share} is less than the {gone / total:.4f} that an earlier stage pruned"
                 raise UserError([Problem(f"{self.key}.pruning.{name}", what, "give more, or 0")])
-
-    # -- training ----------------------------------------------------------------------------------------------------
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
         """Puts gates on the model's weights."""
@@ -98,7 +86,7 @@ class MovementGates(Adaptation):
         return []
 
     def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The scores get a learning rate of their own and no weight decay."""
+        """Gives the scores their learning rate and no weight decay."""
         scores = [p for p in self.units.parameters() if p.requires_grad]
         own = {id(p) for p in scores}
         for group in groups:
@@ -106,14 +94,14 @@ class MovementGates(Adaptation):
         return [*groups, {**groups[-1], "lr": float(self.pruning.lr), "params": scores}] if scores else groups
 
     def penalty(self, progress: Progress) -> Tensor | None:
-        """With a threshold the L1 term on the scores, whose weight follows the schedule."""
+        """The L1 term on the scores, whose weight follows the schedule; None without a threshold."""
         if self.pruning.threshold is None or self.pruning.criterion != "movement":
             return None
         weight = self._scheduled(progress, self.pruning.threshold.penalty)
         return weight * torch.stack([kind.openness() for _, kind in self._kinds()]).mean()
 
     def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
-        """Decides which units stay, for the next step and for whoever looks at the model before it."""
+        """Decides which units stay."""
         if self.pruning.criterion == "magnitude":
             for name, scores in units.magnitudes(model, self._map).items():
                 self._units(name).set_scores(scores)
@@ -128,17 +116,15 @@ class MovementGates(Adaptation):
         return figures
 
     def write_images(self, board: SummaryWriter, step: int) -> None:
-        """Histograms of the scores, and pictures of what stays: layers by units, or matrices."""
+        """Writes histograms of the scores, and pictures of what stays: layers by units, or matrices."""
         for name, kind in self._kinds():
             scores = torch.cat([score.detach().flatten() for score in kind.scores.values()])
             board.add_histogram(f"pruning/{name}/scores", scores.cpu(), step)
             for tag, picture in pictures({layer: kind.keep(layer) for layer in kind.names}).items():
                 board.add_image(f"pruning/{name}/{tag}", picture, step)
 
-    # -- the artefact ------------------------------------------------------------------------------------------------
-
     def finish(self, result: Result) -> None:
-        """Removes the heads and neurons that have gone, or sets the blocks and weights that have to zero."""
+        """Removes heads and neurons whose gates are closed; sets such blocks and weights to zero."""
         if self.removes:
             heads, neurons = (self._kept(result.model.config, kind, i) for i, kind in enumerate(units.KINDS))
             result.operations.append({**removal(result.model.config, heads, neurons), **self.pruning.record()})
@@ -156,8 +142,6 @@ class MovementGates(Adaptation):
         settings = self.pruning.record()
         result.checks.append(lambda saved: record.update(achieved=saved.zeros([*pruned]) / count, **settings))
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
     def _bounds(self, total: int) -> tuple[int, int]:
         return round(self.pruning.warmup * total), round((1 - self.pruning.cooldown) * total)
 
@@ -173,13 +157,13 @@ class MovementGates(Adaptation):
         return found
 
     def _left(self, kind: str) -> dict[str, Tensor]:
-        """Of the blocks or weights of a kind, in matrices that hold zeros from elsewhere: which are not all zero."""
+        """Masks of a kind's units in matrices that hold zeros of earlier stages: false where all of a unit is zero."""
         held = dict(self._context.masks.items())
         entries = ((name, entry) for name, entry in self._map.items() if entry.kind == kind and name in held)
         return {entry.name: entry.total(held[name].float()) > 0 for name, entry in entries}
 
     def _kept(self, config: PretrainedConfig, kind: units.Kind, index: int) -> list[Tensor]:
-        """For each layer which of its units stay; an empty mask for a layer that had none."""
+        """The masks of each layer's units that stay; empty for a layer that had none."""
         known = self._units(kind) if kind in self.units else None
         none = torch.zeros(0, dtype=torch.bool)
         count = len(block_sizes(config)[index])

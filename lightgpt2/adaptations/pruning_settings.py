@@ -70,34 +70,24 @@ class Pruning:
         return {"attention": float(self.attention), "ffn": float(self.ffn)}
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the settings by themselves; keys below the section."""
+        """The contradictions in the settings by themselves; keys below the section."""
         found = []
         if self.threshold and any(self.shares.values()):
             found.append(Problem("threshold", "it decides how much goes", "set attention and ffn to 0, or remove it"))
-        if self.threshold and self.criterion != "movement":
-            found.append(
-                Problem("threshold", f"{self.criterion} learns no scores to pass it", "give criterion movement")
-            )
+        if self.threshold and (criterion := self.criterion) != "movement":
+            found.append(Problem("threshold", f"{criterion} learns no scores to pass it", "give criterion movement"))
         if not self.threshold and not any(self.shares.values()):
             fix = "give it, or ffn, a share above 0, or give threshold"
             found.append(Problem("attention", "nothing is to be pruned", fix))
-        penalty = self.threshold.penalty if self.threshold else 0.0
-        numbers = {"lr": self.lr, "threshold.penalty": penalty}
-        endless = {name: value for name, value in numbers.items() if isinf(value)}
-        found += [Problem(name, f"must be finite, got {value}", "give a number") for name, value in endless.items()]
+        numbers = {"lr": self.lr, "threshold.penalty": self.threshold.penalty if self.threshold else 0.0}
+        found += [Problem(name, f"must be finite, got {x}", "give a number") for name, x in numbers.items() if isinf(x)]
         if self.warmup + self.cooldown >= 1:
             what = f"{self.warmup} and cooldown: {self.cooldown} leave no step to prune at"
             found.append(Problem("warmup", what, "give a sum below 1"))
         return found
 
     def model_problems(self, heads: list[int], neurons: list[int], width: int) -> list[Problem]:
-        """What of the settings does not fit a model; keys below the section.
-
-        Args:
-            heads: Heads of each layer that can go by themselves.
-            neurons: Neurons of each layer.
-            width: Size of the hidden states.
-        """
+        """What does not fit a model: the heads of each layer that can go by themselves, its neurons, its width."""
         if self.granularity == "block" and self.block > (least := min(width, *filter(None, neurons))):
             return [Problem("block", f"{self.block} is more than the {least} rows of a matrix", "give at most that")]
         found = []

@@ -11,13 +11,9 @@ _CELL = 8  # pixels of a unit's side, where there is room
 
 
 def pictures(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One picture of all layers where units are heads or neurons, else one of each matrix.
+    """Pictures `[1, height, width]` in [0, 1] of masks: one of all layers `[units]`, or one of each matrix `[rows, columns]`.
 
-    Args:
-        masks: By layer `[units]`, or by matrix `[rows, columns]`; true where a unit stays.
-
-    Returns:
-        Pictures `[1, height, width]` in [0, 1] by name; grey where a layer has fewer units than another.
+    It is grey where a layer has fewer units than another.
     """
     numbers = {name: mask.float().cpu() for name, mask in masks.items()}
     if any(mask.ndim == 2 for mask in numbers.values()):

@@ -7,7 +7,9 @@ from lightgpt2.callbacks.export import Export
 from lightgpt2.callbacks.generation import GenerationCheck
 from lightgpt2.callbacks.packing import PackedArtefact
 from lightgpt2.callbacks.pruning import GlobalL1Pruning
+from lightgpt2.callbacks.python import run_callbacks
 from lightgpt2.callbacks.quantization import PostTrainingQuantization
+from lightgpt2.callbacks.report import Report
 from lightgpt2.callbacks.sweep import SparsitySweep
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "InferenceBenchmark",
     "PackedArtefact",
     "PostTrainingQuantization",
+    "Report",
     "RunCallback",
     "SparsitySweep",
+    "run_callbacks",
 ]

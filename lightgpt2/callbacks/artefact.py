@@ -203,6 +203,11 @@ class Artefact(Callback):
         """Lets others into the run's folder."""
         self._release()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the method's arguments, by which `load_from_checkpoint` makes the method again."""
+        arguments = self.config["model"]["init_args"]
+        checkpoint["hyper_parameters"] = {"_instantiator": "lightning.pytorch.cli.instantiate_module", **arguments}
+
     def state_dict(self) -> dict[str, Any]:
         """Figures so far, and seconds trained."""
         seconds = time.monotonic() - self._started if hasattr(self, "_started") else self.seconds

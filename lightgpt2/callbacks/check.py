@@ -2,6 +2,7 @@
 
 from lightning import Callback, LightningModule, Trainer
 
+from lightgpt2.callbacks.progress import parameters
 from lightgpt2.methods.method import Method
 
 
@@ -15,10 +16,8 @@ class Check(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts parameters and steps once data, model and optimizer stand."""
         assert isinstance(pl_module, Method)
-        counts = [(p.numel(), p.requires_grad) for p in pl_module.model.parameters()]
-        total, trainable = sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
         if trainer.is_global_zero:
-            print(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.4%})")
-            print(f"optimizer steps: {pl_module.total_steps:,}")
-            print("ok", flush=True)
+            total, trained = parameters(pl_module)
+            print(f"trainable parameters: {trained:,} of {total:,} ({trained / total:.4%})")
+            print(f"optimizer steps: {pl_module.total_steps:,}\nok", flush=True)
         raise Checked

@@ -19,12 +19,13 @@ from lightgpt2.methods.method import Method, NonFiniteLossError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.runs.run import FORMAT, Identity, Run
 
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, and loads it without running code.
 
-    Lightning's own goes through a buffer of the whole checkpoint in memory and a temporary file that may lie on another
-    disk.
+    Lightning's own buffers the whole checkpoint in memory, and its temporary file may lie on another disk.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -43,7 +44,7 @@ class Checkpointing(Checkpoint):
 
     `last.ckpt` is written between two optimizer steps, after the validation that was due: a run resumed from it does what the
     uninterrupted run did, to the bit. `best.ckpt` is written after the validation with the best value of the task's primary
-    metric. Ctrl-C and SIGTERM finish the step, save, and stop; a second one stops at once.
+    metric. Ctrl-C, SIGTERM and SIGHUP finish the step, save, and stop; a second one stops at once.
 
     Args:
         every_n_steps: Optimizer steps between two `last.ckpt`.
@@ -59,7 +60,7 @@ class Checkpointing(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def attach(self, run: Run, identity: Identity) -> None:
-        """Says which run the checkpoints belong to."""
+        """Takes the run that the checkpoints belong to."""
         self.run, self.identity = run, identity
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,7 +79,8 @@ class Checkpointing(Checkpoint):
             if trainer.is_global_zero:
                 print("\nStopping after this step; again to stop at once.", flush=True)
 
-        self._handlers = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        asking = [s for s in _ASKING if signal.getsignal(s) is not signal.SIG_IGN]  # as SIGHUP is under nohup
+        self._handlers = {s: signal.signal(s, ask) for s in asking}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Between two optimizer steps: saves when it is time to, and stops when asked."""
@@ -87,7 +89,7 @@ class Checkpointing(Checkpoint):
         stop = trainer.strategy.reduce_boolean_decision(self._stop, all=False) if trainer.world_size > 1 else self._stop
         step = trainer.global_step
         if step != self._saved_step and (stop or step % self.every_n_steps == 0):
-            self._save(trainer, self.run.last)
+            trainer.save_checkpoint(self.run.last)
             self._saved_step = step
         if stop:
             self._restore_handlers()
@@ -101,19 +103,19 @@ class Checkpointing(Checkpoint):
         value = float(trainer.callback_metrics[f"val/{pl_module.task.primary}"])
         if pl_module.task.is_better(value, self.best):
             self.best = value
-            self._save(trainer, self.run.best)
+            trainer.save_checkpoint(self.run.best)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end of the run."""
         self._restore_handlers()
         if trainer.global_step != self._saved_step:
-            self._save(trainer, self.run.last)
+            trainer.save_checkpoint(self.run.last)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keeps the weights from before a non-finite loss."""
         self._restore_handlers()
         if isinstance(exception, NonFiniteLossError):
-            self._save(trainer, self.run.last)
+            trainer.save_checkpoint(self.run.last)
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation score so far."""
@@ -124,40 +126,28 @@ class Checkpointing(Checkpoint):
         self.best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Marks the checkpoint as this run's, and makes its counters those of a whole number of optimizer steps.
+        """Marks the checkpoint as this run's, with counters of a whole number of optimizer steps.
 
         Lightning has counted the micro-batch that was fetched but not yet used, which will be fetched again; and it counts
         an epoch as done that the end of the run cut off, which a longer run goes on with.
         """
-        checkpoint["run"], checkpoint["format"] = self.identity, FORMAT
-        checkpoint["batching"] = _batching(trainer)
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["current"], progress["total"]):
+        checkpoint |= {"run": self.identity, "format": FORMAT, "batching": _batching(trainer)}
+        loop = checkpoint["loops"]["fit_loop"]
+        for counts in (loop["epoch_loop.batch_progress"][name] for name in ("current", "total")):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
-        data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
-        epoch, within = divmod(trainer.global_step, data.steps_per_epoch)
+        epoch, within = divmod(trainer.global_step, _data(trainer).steps_per_epoch)
         if within:
-            for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            for counts in loop["epoch_progress"].values():
                 counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Checks that micro-batches mean what they meant: Lightning's counters are of them.
-
-        Raises:
-            UserError: They do not.
-        """
-        if trainer.state.fn == "fit" and checkpoint["batching"] != (ours := _batching(trainer)):
-            theirs = checkpoint["batching"]
-            changed = [
-                f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]
-            ]
-            raise UserError(
-                f"--ckpt_path: the checkpoint was trained on other batches ({', '.join(changed)}); resume with the same"
-            )
-
-    def _save(self, trainer: Trainer, path: Path) -> None:
-        trainer.save_checkpoint(path)
+        """Refuses other micro-batches than the checkpoint's: Lightning's counters are of them."""
+        theirs, ours = checkpoint["batching"], _batching(trainer)
+        if trainer.state.fn == "fit" and theirs != ours:
+            changed = [f"{k}: {theirs.get(k)} there, {ours[k]} here" for k in ours if theirs.get(k) != ours[k]]
+            what = f"the checkpoint was trained on other batches ({', '.join(changed)})"
+            raise UserError(f"--ckpt_path: {what}; resume with the same")
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._handlers.items():
@@ -165,8 +155,12 @@ class Checkpointing(Checkpoint):
         self._handlers = {}
 
 
+def _data(trainer: Trainer) -> TaskData:
+    data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
+    return data
+
+
 def _batching(trainer: Trainer) -> dict[str, Any]:
     """What decides the batches: what the data says, and how an optimizer step is cut into micro-batches."""
-    data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
-    trainers = {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches, "processes": trainer.world_size}
-    return data.batching() | trainers
+    own = {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches, "processes": trainer.world_size}
+    return _data(trainer).batching() | own

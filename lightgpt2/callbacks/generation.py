@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.callbacks.base import RunCallback
-from lightgpt2.data.requirements import flaw
+from lightgpt2.data.requirements import is_requirement
 from lightgpt2.errors import UserError
 from lightgpt2.functional.diversity import distinct, repeated
 from lightgpt2.methods.method import Method
@@ -118,8 +118,7 @@ class GenerationCheck(RunCallback):
             texts = data.tokenizer.batch_decode(
                 [p + w for p, w in zip(prompts, written, strict=True)], skip_special_tokens=True
             )
-            flaws = [flaw(text) for text in texts]
-            found["well_formed"] = flaws.count(None) / len(flaws)
+            found["well_formed"] = sum(map(is_requirement, texts)) / len(texts)
         return found
 
     @torch.no_grad()

@@ -12,10 +12,7 @@ from lightgpt2.methods.method import Method
 
 
 class Monitor(Callback):
-    """Logs loss terms, gradient norm, learning rate, items/s and memory at every optimizer step, and validation scores.
-
-    All are logged against the number of optimizer steps taken, so curves of runs with different accumulation line up.
-    """
+    """Logs items/s and memory beside what the method logs, and samples at each validation."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock of a step; validation and saving lie outside it."""
@@ -25,24 +22,21 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs a finished optimizer step."""
+        """Adds speed and memory to what the method logs of a finished optimizer step."""
         assert isinstance(pl_module, Method)
-        metrics, pl_module.step_metrics = pl_module.step_metrics, {}
-        if not metrics:
+        if not pl_module.step_metrics:
             return
         # The terms were read from the device before the step; only the optimizer's own kernels may still run.
         speed = batch["step_items"] / (time.perf_counter() - self._started)
         pl_module.log("tokens/s", speed, prog_bar=True, logger=False, batch_size=1)
         memory = peak_mb(torch.cuda.is_available())
-        self._write(trainer, {**metrics, "train/tokens_per_s": speed, "train/memory_mb": memory})
+        pl_module.step_metrics |= {"train/tokens_per_s": speed, "train/memory_mb": memory}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the validation scores and samples of a fit."""
+        """Writes samples and pictures to TensorBoard."""
         assert isinstance(pl_module, Method)
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self._write(trainer, scores)
         prompts = pl_module.task.prompts(pl_module.data)
         samples = pl_module.samples(prompts) if prompts else []  # on all processes: each may hold a part of the model
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -51,7 +45,3 @@ class Monitor(Callback):
                 rows = "\n\n".join(f"    {prompt} ▸ {text}".replace("\n", "\n    ") for prompt, text in samples)
                 board.add_text("samples", rows, step)
             pl_module.write_images(board, step)
-
-    def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)

@@ -17,11 +17,7 @@ _SECONDS = 10  # between two lines of progress where there is no terminal
 
 
 class Header(Callback):
-    """Prints what is about to be trained, on what, and where; it comes before all other callbacks.
-
-    Args:
-        run: The run.
-    """
+    """Prints what is about to be trained, on what, and where; it comes before all other callbacks."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -31,19 +27,18 @@ class Header(Callback):
         assert isinstance(pl_module, Method)
         if not trainer.is_global_zero:
             return
-        counts = [(p.numel(), p.requires_grad) for p in pl_module.model.parameters()]
-        total, trained = sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
-        about = trainer.datamodule.describe()  # type: ignore[attr-defined]
+        (total, trained), about = parameters(pl_module), pl_module.data.describe()
         splits = [f"{name} {s['documents']:,} documents, {s['tokens']:,} tokens" for name, s in about["splits"].items()]
-        rows = {
-            "model": f"{pl_module.model.config.model_type}, {total:,} parameters, {trained:,} trained "
-            f"by {type(pl_module).__name__}",
-            "text": f"{about['source']}: {'; '.join(splits)}",
-            "device": f"{trainer.strategy.root_device}, {trainer.world_size} "
-            f"process{'es' if trainer.world_size > 1 else ''}, precision {trainer.precision}",
-            "folder": f"{self.run.folder}   curves: tensorboard --logdir {self.run.logs}",
-        }
-        print("\n".join(f"{name:7} {text}" for name, text in rows.items()), flush=True)
+        model = f"{pl_module.model.config.model_type}, {total:,} parameters, {trained:,} trained"
+        processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
+        print(
+            f"model   {model} by {type(pl_module).__name__}",
+            f"text    {about['source']}: {'; '.join(splits)}",
+            f"device  {trainer.strategy.root_device}, {processes}, precision {trainer.precision}",
+            f"folder  {self.run.folder}   curves: tensorboard --logdir {self.run.logs}",
+            sep="\n",
+            flush=True,
+        )
 
 
 class Progress(ProgressBar):
@@ -62,16 +57,11 @@ class Progress(ProgressBar):
         """Shows the progress."""
         self._enabled = True
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Prints above the bar."""
-        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins at the step that a checkpoint has brought."""
         assert isinstance(pl_module, Method)
-        self._total, self._first = pl_module.total_steps, trainer.global_step
-        self._step, self._started = self._first, time.monotonic()
-        self._last = (self._started, self._first)  # line
+        self._total, self._first, self._started = pl_module.total_steps, trainer.global_step, time.monotonic()
+        self._step, self._last = self._first, (self._started, self._first)  # line
         if self._enabled and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=self._first, desc="Training", unit="step", dynamic_ncols=True)
 
@@ -106,25 +96,18 @@ class Progress(ProgressBar):
             self._bar.set_description("Training")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the full bar."""
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves the bar as it is."""
-        self._close()
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self.on_train_end(trainer, pl_module)
+
 
 class Closing(Callback):
-    """Prints what the run has changed in per cent, and what to do next; it comes after all other callbacks.
-
-    Args:
-        run: The run.
-    """
+    """Prints what the run has changed in per cent, and what to do next; it comes after all other callbacks."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -135,8 +118,7 @@ class Closing(Callback):
             return
         if changes := changed(Ledger.read(self.run.model)):
             print(f"\nchanged {changes[0]}", *(f"        {change}" for change in changes[1:]), sep="\n")
-        page = self.run.folder / "report.html"
-        model = self.run.model
+        page, model = self.run.folder / "report.html", self.run.model
         print(
             f"report  {page if page.is_file() else f'lightgpt2 report {self.run.folder}'}",
             f"next    lightgpt2 generate {model} --prompt 'The '",
@@ -146,12 +128,14 @@ class Closing(Callback):
         )
 
 
-def changed(ledger: Ledger) -> list[str]:
-    """What the last stage has changed: its quality against that before it, its sizes against its parent's.
+def parameters(method: Method) -> tuple[int, int]:
+    """The parameters of a method's model, and those of them that are trained."""
+    counts = [(p.numel(), p.requires_grad) for p in method.model.parameters()]
+    return sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
 
-    Args:
-        ledger: The ledger of its model.
-    """
+
+def changed(ledger: Ledger) -> list[str]:
+    """What the last stage of a ledger has changed: its quality against that before it, its sizes against its parent's."""
     quality = ledger.last.get("quality", {})
     before, after = quality.get("before", {}), quality.get("after", {})
     pairs = [(name, value_of(before, name), value_of(after, name)) for name in metric_names(after) if name in before]

@@ -8,13 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """What a fit has made.
-
-    Attributes:
-        folder: The model's folder, in Hugging Face's format.
-        metrics: The quality of the saved model on the validation split by metric.
-        table: The table that the command prints.
-    """
+    """What a fit has made: its model's folder, the metrics of that on the validation split, the table of the command."""
 
     folder: Path
     metrics: dict[str, float]
@@ -41,14 +35,9 @@ def fit(config: str | Path, **overrides: Any) -> Result:
     from lightgpt2.models.ledger import Ledger
     from lightgpt2.models.quality import metric_names, value_of
 
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in overrides.items()
-    }
+    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in overrides.items()}
     options = [f"--{key.replace('__', '.')}={text}" for key, text in texts.items()]
     cli = launch(LightGPT2CLI, check(["fit", "--config", str(config), *options]))
     quality = Ledger.read(cli.place.model).last["quality"]["after"]
-    return Result(
-        cli.place.model,
-        {name: value_of(quality, name) for name in metric_names(quality)},
-        cli.artefact.table,
-    )
+    metrics = {name: value_of(quality, name) for name in metric_names(quality)}
+    return Result(cli.place.model, metrics, cli.artefact.table)

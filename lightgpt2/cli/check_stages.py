@@ -28,14 +28,7 @@ class _Checked(LightGPT2CLI):
 
 
 def check_stages(configs: dict[str, Settings]) -> list[str]:
-    """The mistakes in configurations of `fit`, as far as they show while their models are not there.
-
-    Args:
-        configs: The configurations by name.
-
-    Returns:
-        One line for each mistake, which begins with the name of its configuration.
-    """
+    """The mistakes in configurations of `fit` by name, a line each, as far as they show while their models are not there."""
     problems = []
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as scratch:
         for name, settings in configs.items():

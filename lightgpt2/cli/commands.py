@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -29,14 +29,14 @@ def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> N
 
 
 def report(
-    folders: list[str], *, output: str = ".", budget: NonNegativeFloat = 1.0, gain: NonNegativeFloat = 10.0
+    folders: list[str], *, output: str = ".", budget: NonNegativeFloat = 2.0, gain: NonNegativeFloat = 10.0
 ) -> None:
     """Write what each stage of finished runs bought, as report.md and report.html.
 
     Args:
         folders: Folders of runs, or of pipelines.
         output: Folder for report.md and report.html.
-        budget: How much the perplexity may rise above the source's.
+        budget: Per cent by which the primary metric may be worse than the source's.
         gain: Per cent by which a stage must better a figure to have paid.
     """
     from lightgpt2.report.pages import write_report
@@ -81,8 +81,8 @@ def benchmark(
     from lightgpt2.report.benchmark_table import benchmark_table
 
     settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
-    _check_writable("--output", Path(output), Path(output).parent)
-    _check_writable("--traces", Path(traces), Path(traces))
+    _refuse(_unwritable("--output", Path(output), Path(output).parent))
+    _refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
     arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
     try:
@@ -133,16 +133,16 @@ def export(
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)
     if is_encoder(model, "MODEL"):
-        _check_new_folder("--output", folder)
+        _refuse(_taken(folder))
         texts, named = validation_texts(data, documents)
         print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
         return
-    problems = [
-        *_problems(_check_new_folder, "--output", folder),
-        *_problems(check_model, model, target, trust_remote_code),
-    ]
-    if problems:
-        raise UserError(problems)
+    problems = _taken(folder)
+    try:
+        check_model(model, target, trust_remote_code)
+    except UserError as error:
+        problems += error.problems
+    _refuse(problems)
     text = validation_data(model, data, trust_remote_code)
     try:
         about = write(model, target, folder, text, documents=documents, trust_remote_code=trust_remote_code)
@@ -158,7 +158,7 @@ def sweep(
     values: list[float] = [],  # noqa: B006
     run: str | None = None,
     targets: str | None = None,
-    budget: NonNegativeFloat = 1.0,
+    budget: NonNegativeFloat = 2.0,
     set: list[str] = [],  # noqa: B006
 ) -> None:
     """Score a model at many sparsities, or at many values of a setting.
@@ -169,7 +169,7 @@ def sweep(
         values: Its values (default for sparsity: 0 to 0.9 in steps of 0.1).
         run: Name of the run (default: the config's stem).
         targets: What is pruned: lora, linear, or a regular expression (default: lora if there are any).
-        budget: How much the perplexity may rise above that of sparsity 0.
+        budget: Per cent by which the primary metric may be worse than at the first value.
         set: Further settings, key=value each.
     """
     from lightgpt2.runs.sweep import run_sweep
@@ -225,21 +225,19 @@ def generate(
         max_new_tokens, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, stop, seed, batch
     )  # fmt: skip
     if output is not None:
-        _check_writable("--output", Path(output), Path(output).parent)
+        _refuse(_unwritable("--output", Path(output), Path(output).parent))
+    if (prompt is None) == (prompts is None):
+        raise UserError("--prompt: give it or --prompts, one of the two")
+    if prompt == "":
+        raise UserError("--prompt: it is empty; give some text to continue")
+    if output is not None and prompts is None:
+        raise UserError("--output: it is for --prompts; a single text goes to standard output, remove it")
     with _named_as_options():
-        if (prompt is None) == (prompts is None):
-            raise UserError(Problem("--prompt", "give it or --prompts, one of the two"))
-        if prompt == "":
-            raise UserError(Problem("--prompt", "it is empty", "give some text to continue"))
-        if output is not None and prompts is None:
-            raise UserError(
-                Problem("--output", "it is for --prompts", "a single text goes to standard output, remove it")
-            )
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
         rows = read_prompts(Path(prompts)) if prompts is not None else []
         if not is_exported(model):
-            _quiet_transformers()
+            quiet_transformers()
         loaded = load(model, threads, trust_remote_code=trust_remote_code)
         with contextlib.suppress(AttributeError):  # a terminal that does not know a character shows another one
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -265,8 +263,8 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 
-def _quiet_transformers() -> None:
-    """Keeps progress bars and remarks out of the text."""
+def quiet_transformers() -> None:
+    """Keeps progress bars and remarks out of the output."""
     import logging
 
     import transformers
@@ -287,25 +285,23 @@ def _named_as_options() -> Iterator[None]:
         raise UserError(problems) from error
 
 
-def _problems(check: Callable[..., None], *arguments: Any) -> list[Problem]:
-    try:
-        check(*arguments)
-    except UserError as error:
-        return error.problems
-    return []
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise UserError(problems)
 
 
-def _check_new_folder(option: str, folder: Path) -> None:
+def _taken(folder: Path) -> list[Problem]:
+    """Why a new folder cannot be written, if so."""
     if folder.exists():
-        raise UserError(Problem(option, f"{folder} exists already", "remove it, or give another folder"))
-    _check_writable(option, folder, folder.parent)
+        return [Problem("--output", f"{folder} exists already", "remove it, or give another folder")]
+    return _unwritable("--output", folder, folder.parent)
 
 
-def _check_writable(option: str, path: Path, folder: Path) -> None:
-    """Refuses now what would otherwise show when everything has been measured."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+def _unwritable(option: str, path: Path, folder: Path) -> list[Problem]:
+    """Says now what would otherwise show when everything has been measured."""
     if path != folder and path.is_dir():
-        raise UserError(Problem(option, f"{path} is a folder", "give a file"))
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        what = f"{path} cannot be written, {existing} does not allow it"
-        raise UserError(Problem(option, what, "give another place"))
+        return [Problem(option, f"{path} is a folder", "give a file")]
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        return []
+    return [Problem(option, f"{path} cannot be written, {existing} does not allow it", "give another place")]

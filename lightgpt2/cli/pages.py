@@ -24,12 +24,7 @@ _USUAL = {
 
 
 def page(verb: str, args: list[str]) -> str | None:
-    """The help that a command line asks for; None where it asks for none, or for one that only the full parser has.
-
-    Args:
-        verb: `fit`, say.
-        args: The command line after it.
-    """
+    """The help that a verb's arguments ask for; None if they ask for none, or for one that only the full parser has."""
     for i, arg in enumerate(args):
         flag, _, value = arg.partition("=")
         value = value or next((each for each in args[i + 1 : i + 2] if not each.startswith("-")), "")
@@ -72,12 +67,12 @@ def _verb(verb: str) -> str:
 
 
 def _corpora(verb: str) -> str:
-    from lightgpt2.data.corpora import _READERS, BUILT_IN
+    from lightgpt2.data.corpora import BUILT_IN, READERS
 
     text = (settings_of(_DATA) or {})["source"].help.replace("`", "")
     return "\n".join([
         f"usage: lightgpt2 {verb} --config CONFIG --data.source SOURCE", "", *textwrap.wrap(text, 110), "",
-        f"  built in   {', '.join(BUILT_IN)}", f"  files      {', '.join(_READERS)}, or a folder of them",
+        f"  built in   {', '.join(BUILT_IN)}", f"  files      {', '.join(READERS)}, or a folder of them",
         "  hub        name, or name:config", "", f"All settings: lightgpt2 {verb} --data.help {_DATA}",
     ])  # fmt: skip
 

@@ -6,11 +6,11 @@ import functools
 import importlib
 import importlib.util
 import operator
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 _IMPORTED = ("typing", "jsonargparse.typing", "collections.abc", "pathlib", "datetime")  # take no time
 
@@ -19,29 +19,15 @@ class UnknownError(Exception):
     """The source does not say."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A class as the type of a setting: the setting is a group of settings.
-
-    Attributes:
-        path: Its class path.
-        data: True if it is a dataclass, which has no subclasses to choose from.
-    """
+class Section(NamedTuple):
+    """A class as the type of a setting; `data` is True for a dataclass, which has no subclasses to choose from."""
 
     path: str
     data: bool = False
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A setting of a class.
-
-    Attributes:
-        types: Types of which its value must have one; empty where the source does not say.
-        required: True if it has no default.
-        default: The default as the source has it.
-        help: What its class's docstring says of it.
-    """
+class Setting(NamedTuple):
+    """A setting of a class: the types that its value may have (empty: the source does not say), its default as written."""
 
     types: tuple[Any, ...] = ()
     required: bool = False
@@ -51,53 +37,45 @@ class Setting:
 
 @functools.cache
 def settings_of(path: str) -> dict[str, Setting] | None:
-    """The settings of a class by name; None where its source does not say.
-
-    Args:
-        path: The class path.
-    """
-    try:
+    """The settings of a class by name; None if its source does not say."""
+    with suppress(UnknownError):
         return _settings(*_class(path))
-    except UnknownError:
-        return None
+    return None
 
 
 @functools.cache
 def names_in(module: str) -> dict[str, Any]:
     """What a module defines or imports: a node of its source by name, or (module, name) of an import."""
     found: dict[str, Any] = {}
-    for node in _statements(_source(module).body):
+    nodes = [*_source(module).body]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and not node.level:
             found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
         elif isinstance(node, ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign):
             found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try):
+            nodes += [*node.body, *node.orelse]
     return found
 
 
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    for node in body:
-        yield node
-        if isinstance(node, ast.If | ast.Try):
-            yield from _statements([*node.body, *node.orelse])
+def union(types: Iterable[Any]) -> Any:
+    """The type of values that have one of the types."""
+    return functools.reduce(operator.or_, types)
 
 
 def _source(module: str) -> ast.Module:
     top, *rest = module.split(".")
-    try:
+    spec = None
+    with suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(top)  # of a package inside another it would import that one
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise UnknownError
-    inside = [Path(root, *rest) for root in spec.submodule_search_locations or ()]
-    paths = [path for base in inside for path in (base / "__init__.py", base.with_suffix(".py"))]
-    if not rest and spec.origin:
-        paths.append(Path(spec.origin))
-    for path in paths:
-        if path.is_file() and path.suffix == ".py":
-            return ast.parse(path.read_text(encoding="utf-8"))
+    if spec is not None:
+        inside = [Path(root, *rest) for root in spec.submodule_search_locations or ()]
+        paths = [path for base in inside for path in (base / "__init__.py", base.with_suffix(".py"))]
+        for path in [*paths, *([Path(spec.origin)] if spec.origin and not rest else [])]:
+            if path.is_file() and path.suffix == ".py":
+                return ast.parse(path.read_text(encoding="utf-8"))
     raise UnknownError
 
 
@@ -112,71 +90,64 @@ def _class(path: str) -> tuple[str, ast.ClassDef]:
     return module, node
 
 
-def _settings(module: str, node: ast.ClassDef) -> dict[str, Setting] | None:
+def _settings(module: str, node: ast.ClassDef) -> dict[str, Setting]:
     init = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
     given: list[tuple[str, ast.expr | None, ast.expr | None]] = []
     if init:
         places = [*init.args.posonlyargs, *init.args.args]
         defaults = [*[None] * (len(places) - len(init.args.defaults)), *init.args.defaults, *init.args.kw_defaults]
-        parameters = [*places, *init.args.kwonlyargs]
-        given = [(a.arg, a.annotation, default) for a, default in zip(parameters, defaults, strict=True)][1:]
+        pairs = zip([*places, *init.args.kwonlyargs], defaults, strict=True)
+        given = [(each.arg, each.annotation, default) for each, default in pairs][1:]
     elif _is_dataclass(node):
-        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
-        given = [(ast.unparse(each.target), each.annotation, each.value) for each in fields]
+        given = [(ast.unparse(a.target), a.annotation, a.value) for a in node.body if isinstance(a, ast.AnnAssign)]
     inherited: dict[str, Setting] = {}
-    if init and init.args.kwarg:
-        calls = [
-            each for each in ast.walk(init) if isinstance(each, ast.Call) and any(k.arg is None for k in each.keywords)
-        ]
-        if [ast.unparse(each.func) for each in calls] != ["super().__init__"]:
-            return None
-    if init is None or init.args.kwarg:  # what the bases take; the class may give some of it itself
+    if init is None or init.args.kwarg:  # what the bases take, but what the class gives them itself
+        own = _given_itself(init) if init else ()
         for base in reversed(node.bases):
-            settings = _base(module, base)
-            if settings is None:
-                return None
-            inherited |= {k: replace(v, required=v.required and init is None) for k, v in settings.items()}
-    texts = _texts(node)
+            found = _settings(*_class(_path(base, module)))
+            inherited |= {name: setting for name, setting in found.items() if name not in own}
+    texts = _texts(node, *([init] if init else []))
     return inherited | {
         name: Setting(_known(kind, module), value is None, ast.unparse(value) if value else "", texts.get(name, ""))
         for name, kind, value in given
     }
 
 
-def union(types: Iterable[Any]) -> Any:
-    """The type of values that have one of the types."""
-    return functools.reduce(operator.or_, types)
+def _given_itself(init: ast.FunctionDef) -> tuple[str | None, ...]:
+    """The arguments that a class gives its base by name, where it passes further keywords on.
+
+    Raises:
+        UnknownError: They are used for something else.
+    """
+    calls = [c for c in ast.walk(init) if isinstance(c, ast.Call) and any(k.arg is None for k in c.keywords)]
+    if [ast.unparse(each.func) for each in calls] != ["super().__init__"]:
+        raise UnknownError
+    return tuple(each.arg for each in calls[0].keywords)
 
 
-def _base(module: str, base: ast.expr) -> dict[str, Setting] | None:
-    """The settings of a base class."""
-    names = names_in(module)
-    if isinstance(base, ast.Name) and base.id in names:
-        return settings_of(".".join(names[base.id]) if isinstance(names[base.id], tuple) else f"{module}.{base.id}")
-    return None
+def _path(base: ast.expr, module: str) -> str:
+    """The class path of a base class."""
+    found = names_in(module).get(base.id) if isinstance(base, ast.Name) else None
+    if found is None:
+        raise UnknownError
+    return ".".join(found) if isinstance(found, tuple) else f"{module}.{ast.unparse(base)}"
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
     return any(ast.unparse(each).startswith("dataclass") for each in node.decorator_list)
 
 
-def _texts(node: ast.ClassDef) -> dict[str, str]:
+def _texts(*nodes: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
     import docstring_parser
 
-    nodes = [node, *(each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")]
-    documents = [
-        docstring_parser.parse(ast.get_docstring(each) or "")
-        for each in nodes
-        if isinstance(each, ast.ClassDef | ast.FunctionDef)
-    ]
-    return {p.arg_name: " ".join((p.description or "").split()) for each in documents for p in each.params}
+    parameters = [each for node in nodes for each in docstring_parser.parse(ast.get_docstring(node) or "").params]
+    return {each.arg_name: " ".join((each.description or "").split()) for each in parameters}
 
 
 def _known(node: ast.expr | None, module: str) -> tuple[Any, ...]:
-    try:
+    with suppress(UnknownError):
         return _types(node, module)
-    except UnknownError:
-        return ()
+    return ()
 
 
 def _types(node: ast.expr | None, module: str) -> tuple[Any, ...]:
@@ -195,16 +166,14 @@ def _types(node: ast.expr | None, module: str) -> tuple[Any, ...]:
         case ast.Subscript(value=outer, slice=inner):
             (kind,) = _types(outer, module)
             if kind is Literal:
-                try:
+                with suppress(ValueError):  # of names that are defined elsewhere
                     return (Literal[ast.literal_eval(inner)],)
-                except ValueError as error:  # of names that are defined elsewhere
-                    raise UnknownError from error
+                raise UnknownError
             inside = [_types(each, module) for each in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
             if kind in (Union, Optional):
                 return (*(each for types in inside for each in types), *([NoneType] if kind is Optional else []))
-            if any(isinstance(each, Section) for types in inside for each in types):
-                raise UnknownError
-            return (kind[tuple(union(types) for types in inside)],)
+            if not any(isinstance(each, Section) for types in inside for each in types):
+                return (kind[tuple(union(types) for types in inside)],)
     raise UnknownError
 
 

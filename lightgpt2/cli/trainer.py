@@ -4,11 +4,11 @@ import contextlib
 import logging
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-import transformers
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -24,6 +24,7 @@ from lightgpt2.callbacks.monitor import Monitor
 from lightgpt2.callbacks.progress import Closing, Header, Progress
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
+from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.methods.method import Method
@@ -44,13 +45,7 @@ class Trainer(pl.Trainer):
     def check(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
     ) -> None:
-        """Builds everything and trains nothing; reports every mistake in the configuration.
-
-        Args:
-            model: The method.
-            datamodule: The data.
-            ckpt_path: As for fit: a checkpoint to resume from, which is loaded too.
-        """
+        """Builds everything and trains nothing; arguments as for `fit`."""
         with contextlib.suppress(Checked):
             self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
@@ -58,7 +53,7 @@ class Trainer(pl.Trainer):
 class LightGPT2CLI(LightningCLI):
     """Lightning's CLI with a run's folder, its standard callbacks, and messages for people."""
 
-    verbs: ClassVar[dict[str, str]] = TRAINER_VERBS  # those that are parsed
+    verbs: ClassVar[Iterable[str]] = TRAINER_VERBS  # those that are parsed
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -86,8 +81,7 @@ class LightGPT2CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run, its input and where it starts."""
         settings = self._settings
-        stem = Path(str(settings.config[-1])).stem if settings.config else "run"
-        settings.run = settings.run or stem
+        settings.run = settings.run or (Path(str(settings.config[-1])).stem if settings.config else "run")
         self.place = Run(settings.run)
         self._dump_config()
         self.resolved = {k: v for k, v in self.config_dump.items() if k not in ("config", "ckpt_path")}
@@ -99,23 +93,15 @@ class LightGPT2CLI(LightningCLI):
         except UserError as error:
             self._misplaced = [*error.problems]
 
-    def _find_start(self, settings: Namespace) -> None:
-        """Makes sure of the run's folder, and finds what it starts from."""
-        if self.subcommand in ("fit", "check"):
-            ckpt_path = settings.get("ckpt_path")
-            check_folder(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
-            if ckpt_path is not None:
-                settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
-        else:
-            self._choose_model(settings)
-
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for.
 
         Raises:
             UserError: Every mistake that shows before anything heavy is built.
         """
-        problems = [*self._misplaced, *trainer_settings.problems(self._settings, str(self.subcommand))]
+        training, generating = self.subcommand in ("fit", "check"), self.subcommand == "predict"
+        generating = generating and self.model.task.prompt_length is not None
+        problems = [*self._misplaced, *trainer_settings.problems(self._settings, training, generating)]
         problems += self.datamodule.problems()
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
             try:
@@ -136,6 +122,16 @@ class LightGPT2CLI(LightningCLI):
     def _settings(self) -> Namespace:
         return self.config[str(self.subcommand)]
 
+    def _find_start(self, settings: Namespace) -> None:
+        """Makes sure of the run's folder, and finds what it starts from."""
+        if self.subcommand not in ("fit", "check"):
+            self._choose_model(settings)
+            return
+        ckpt_path = settings.get("ckpt_path")
+        check_folder(self.place, self.identity, resuming=self.subcommand == "check" or ckpt_path is not None)
+        if ckpt_path is not None:
+            settings.ckpt_path = self._find_checkpoint(str(ckpt_path))
+
     def _make_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
@@ -152,20 +148,13 @@ class LightGPT2CLI(LightningCLI):
         )
 
     def _ordered(self, extra: list[pl.Callback]) -> list[pl.Callback]:
-        """The configuration's callbacks and the standard ones, in the order in which they work.
-
-        Raises:
-            UserError: With the mistakes in the settings of the configuration's.
-        """
-        problems: list[Problem] = []
-        for each in extra:
-            if isinstance(each, RunCallback):
-                problems += [p.under(f"trainer.callbacks.{type(each).__name__}") for p in each.attach(self.place)]
+        """The configuration's callbacks and the standard ones, in the order in which they work."""
+        runs = [each for each in extra if isinstance(each, RunCallback)]
+        problems = [p.under(f"trainer.callbacks.{type(c).__name__}") for c in runs for p in c.attach(self.place)]
         if problems:
             raise UserError(problems)
-        phases = [(each.phase if isinstance(each, RunCallback) else 0, each) for each in extra]
-        early = [each for phase, each in phases if not phase]
-        late = [each for phase, each in sorted(phases, key=lambda pair: pair[0]) if phase]
+        late = sorted((each for each in runs if each.phase), key=lambda each: each.phase)
+        early = [each for each in extra if each not in late]
         if self.subcommand == "check":  # which ends the fit when all others have looked
             return [Header(self.place), *early, *late, Check()]
         bar = self._settings.trainer.enable_progress_bar is not False
@@ -209,30 +198,29 @@ class LightGPT2CLI(LightningCLI):
 
     def _choose_model(self, settings: Namespace) -> None:
         """What a scoring verb works on: a checkpoint, a model folder, the run's artefact, or the model of the config."""
-        wanted = settings.get("ckpt_path")
-        folder = Path(str(wanted)) if wanted is not None else self.place.model
+        wanted, name = settings.get("ckpt_path"), self.place.name
+        folder = self.place.model if wanted is None else Path(str(wanted))
+        settings.ckpt_path = None
         if wanted is not None and not folder.is_dir():
             settings.ckpt_path = self._find_checkpoint(str(wanted))
             if settings.ckpt_path is None:
                 raise UserError(f"--ckpt_path: there is no {wanted} checkpoint to score; run fit first")
             return
-        settings.ckpt_path = None
-        if wanted is None and unfinished(self.place, self.identity):
-            raise UserError(
-                f"--run {self.place.name}: its newest checkpoint is of another step than its model, or there is no model yet; "
-                "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
-            )
-        if wanted is None and not folder.is_dir():
-            tell("Model: the configuration's own, not trained by this run")
-            return
         if wanted is None:
+            if unfinished(self.place, self.identity):
+                raise UserError(
+                    f"--run {name}: its newest checkpoint is of another step than its model, or there is no model yet; "
+                    "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
+                )
+            if not folder.is_dir():
+                tell("Model: the configuration's own, not trained by this run")
+                return
             check_owner(self.place, self.identity)
         tell(f"Model: {folder}")
         asked = vars(settings.model.init_args)
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
-        settings.model = Namespace(
-            class_path="lightgpt2.methods.FineTune", init_args=Namespace(model=str(folder), **kept)
-        )
+        arguments = Namespace(model=str(folder), **kept)
+        settings.model = Namespace(class_path="lightgpt2.methods.FineTune", init_args=arguments)
 
     def _tensorboard(self) -> TensorBoardLogger:
         # What a killed process logged after its last checkpoint is about to be logged again.
@@ -247,22 +235,18 @@ def _data_seed(seed: Any) -> int:
 
 def _quiet() -> None:
     """Silences advice from libraries that does not apply here."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it then raises
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # INT8 casts its input, it says at every call
-    # Loading a batch is a slice of a memory-mapped file: worker processes would only cost.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # A checkpoint is scored without the callbacks that trained it.
-    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
-    # The monitor logs every step, whatever that interval is.
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    # Raised inside PEFT by a rename in transformers.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    # Raised inside Lightning by a rename in torch.
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    for text in (
+        "does not have many workers",  # a batch is a slice of a memory-mapped file: worker processes would only cost
+        "callbacks used to create the checkpoint",  # it is scored without the callbacks that trained it
+        "is smaller than the logging interval",  # the monitor logs every step, whatever that interval is
+        "is_gradient_checkpointing",  # raised inside PEFT by a rename in transformers
+        r"isinstance\(treespec, LeafSpec\)",  # raised inside Lightning by a rename in torch
+    ):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
 
 
 def _problem(message: str) -> Problem:
@@ -273,33 +257,23 @@ def _problem(message: str) -> Problem:
     """
     unknown = re.search(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
     keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]
-    keys = [key for i, key in enumerate(keys) if key not in keys[:i]]
-    key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(keys))
+    key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(dict.fromkeys(keys)))
     if unknown:
         return Problem(key, "no such key", "see lightgpt2 fit --help")
-    heading = (
-        r"\s*(- )?((Parser key|Key) |Problem|Does not validate|Subtypes|Errors|Given value|Subclass types|a class path)"
-    )
-    reasons = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.match(heading, line)]
+    headings = "(Parser key|Key) |Problem|Does not validate|Subtypes|Errors|Given value|Subclass types|a class path"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reasons = [line.strip(" -") for line in lines if not re.match(rf"(- )?({headings})", line)]
     reason = next((each for each in reasons if "Not a valid subclass" not in each), (reasons or [message])[0])
     return Problem(key, " ".join(reason.split()))
 
 
 def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:
-    """Runs a verb of the trainer.
-
-    Args:
-        cli: What does it.
-        args: The command line, the verb first.
-
-    Raises:
-        UserError: There are mistakes in it.
-    """
+    """Runs a verb of the trainer; raises `UserError` where there are mistakes in its command line."""
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
     raising: dict[str, Any] = {"exit_on_error": False}
     # Half of the parser's time would go into the verbs that are not asked for.
-    cli.verbs = {args[0]: TRAINER_VERBS[args[0]]} if args[0] in TRAINER_VERBS else TRAINER_VERBS
+    cli.verbs = args[:1] if args[0] in TRAINER_VERBS else TRAINER_VERBS
     try:
         return cli(
             Method,
@@ -310,7 +284,7 @@ def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:
             seed_everything_default=1,
             parser_kwargs=raising
             | {"description": lightgpt2.__doc__}
-            | {verb: raising | {"description": text} for verb, text in cli.verbs.items()},
+            | {verb: raising | {"description": TRAINER_VERBS[verb]} for verb in cli.verbs},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 
 import lightgpt2
 from lightgpt2.cli import pages
+from lightgpt2.cli.checking import check
 from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, exit_with_message
+
+_ABOUT = ("-h", "--help", "--version")
 
 
 def main() -> None:
@@ -19,41 +22,26 @@ def main() -> None:
 
 
 def run(args: list[str]) -> None:
-    """Runs a command line; ends the process with a message where it is mistaken.
-
-    Args:
-        args: The command line, the verb first.
-    """
+    """Runs a command line, the verb first; ends the process with a message where it is mistaken."""
     with exit_with_message():  # a Ctrl-C while it imports, too
-        call(args)
+        _call(args)
 
 
-def call(args: list[str]) -> None:
-    """Runs a command line.
-
-    Args:
-        args: The command line, the verb first.
-
-    Raises:
-        UserError: There are mistakes in it.
-    """
+def _call(args: list[str]) -> None:
     verb = args[0] if args else ""
-    if verb in TRAINER_VERBS and (page := pages.page(verb, args[1:])) is None:
-        _train(args)
+    page = pages.page(verb, args[1:]) if verb in TRAINER_VERBS else None
+    if page is None and (verb in TRAINER_VERBS or (verb.startswith("-") and verb not in _ABOUT)):
+        _train(args)  # or prints the shell's completion
         return
     with _closed_early():
-        if verb in VERBS:
+        if page is not None:
+            print(page, flush=True)
+        elif verb in VERBS:
             from lightgpt2.cli.options import parse
 
-            VERBS[verb](**parse(VERBS[verb], args[1:]).as_dict())
-        elif verb in TRAINER_VERBS:
-            print(page, flush=True)
-        elif verb in ("-h", "--help"):
-            print(_overview(), flush=True)
-        elif verb == "--version":
-            print(f"lightgpt2 {lightgpt2.__version__}")
-        elif verb.startswith("-"):  # the shell's completion
-            _train(args)
+            VERBS[verb](**parse(VERBS[verb], args[1:]))
+        elif verb in _ABOUT:
+            print(f"lightgpt2 {lightgpt2.__version__}" if verb == "--version" else _overview(), flush=True)
         else:
             known = [*TRAINER_VERBS, *VERBS]
             near = "".join(f"did you mean {close}? Else " for close in difflib.get_close_matches(verb, known, 1))
@@ -64,8 +52,6 @@ def call(args: list[str]) -> None:
 def _train(args: list[str]) -> None:
     """Checks what can be checked at once, and hands the rest to Lightning."""
     if args[0] in TRAINER_VERBS:
-        from lightgpt2.cli.checking import check
-
         args = check(args)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars where nobody sees them move
@@ -86,8 +72,6 @@ def _closed_early() -> Iterator[None]:
 def _overview() -> str:
     """The verbs, one a line."""
     texts = TRAINER_VERBS | {name: (verb.__doc__ or "").partition("\n")[0] for name, verb in VERBS.items()}
-    width = max(map(len, texts))
-    lines = [f"  {name:{width}}  {text}" for name, text in texts.items()]
-    return "\n".join(
-        [f"{lightgpt2.__doc__}", "", "usage: lightgpt2 VERB ...   (lightgpt2 VERB --help: its options)", "", *lines]
-    )
+    lines = [f"  {name:{max(map(len, texts))}}  {text}" for name, text in texts.items()]
+    usage = "usage: lightgpt2 VERB ...   (lightgpt2 VERB --help: its options)"
+    return "\n".join([lightgpt2.__doc__ or "", "", usage, "", *lines])

@@ -10,7 +10,7 @@ __all__ = ["LanguageModelingData", "TaskData"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a data module when it is asked for: who wants a corpus's fingerprint does not wait for Lightning."""
+    """Imports a data module on demand: a corpus's fingerprint must not wait for Lightning."""
     if name == "LanguageModelingData":
         from lightgpt2.data.language_modeling import LanguageModelingData
 

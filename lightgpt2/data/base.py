@@ -1,4 +1,4 @@
-"""What a task's data module offers: the one place where methods, callbacks and conversions learn of the data."""
+"""The contract of a task's data module: all that methods, callbacks and conversions ask of the data."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,21 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Connection:
-    """What a method hands over to its data before the data is prepared.
+    """What a method hands over to its data before the data is prepared."""
 
-    Attributes:
-        tokenizer: The source of the model's tokenizer: hub id, folder or GGUF file; a dictionary where there is none.
-        key: Config key of that source, for messages.
-        trust_remote_code: Whether code in the tokenizer's folder may run.
-        trims_vocabulary: Whether the tokenizer keeps only the tokens that the training split needs.
-        prompt_tokens: Length of the prompts that `predict` reads; None: it scores.
-    """
-
-    tokenizer: str | dict[str, Any]
-    key: str
-    trust_remote_code: bool = False
-    trims_vocabulary: bool = False
-    prompt_tokens: int | None = None
+    tokenizer: (
+        str | dict[str, Any]
+    )  # source of the model's tokenizer: hub id, folder, GGUF file; a dictionary if there is none
+    key: str  # config key of that source, for messages
+    trust_remote_code: bool = False  # whether code in the tokenizer's folder may run
+    trims_vocabulary: bool = False  # whether the tokenizer keeps only the tokens that the training split needs
+    prompt_tokens: int | None = None  # length of the prompts that `predict` reads; None: it scores
 
 
 class TaskData(LightningDataModule):
@@ -34,16 +28,12 @@ class TaskData(LightningDataModule):
 
     A batch is a dictionary; `step_items` in it is the number of supervised items of the whole optimizer step, over all its
     micro-batches and processes.
-
-    Attributes:
-        tokenizer: The tokenizer, once `setup` has run.
-        kept_tokens: With a trimmed vocabulary the old id of each token; else empty.
-        predict_split: The split that `predict` reads.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    kept_tokens: list[int]
-    predict_split: str
+    source: str  # what the ledger calls the data
+    tokenizer: PreTrainedTokenizerBase  # once `setup` has run
+    kept_tokens: list[int]  # with a trimmed vocabulary the old id of each token; else empty
+    predict_split: str  # the split that `predict` reads
     connection: Connection | None = None
 
     def connect(self, connection: Connection) -> None:
@@ -52,14 +42,10 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def problems(self) -> list[str]:
-        """What is wrong with the settings, one line each."""
+        """The mistakes in the settings, one line each."""
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
-        """What is too long for the models, one line each.
-
-        Args:
-            positions: How many positions each model has, by config key.
-        """
+        """What is too long for models of these numbers of positions, by config key, one line each."""
         return []
 
     @property
@@ -73,11 +59,7 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def calibration(self, count: int) -> list[torch.Tensor]:
-        """Token ids of training inputs, evenly spaced, `[1, T]` each.
-
-        Raises:
-            UserError: The training split has fewer than `count`.
-        """
+        """Token ids of training inputs, evenly spaced, `[1, T]` each; a `UserError` if there are fewer than `count`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

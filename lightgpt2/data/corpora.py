@@ -1,4 +1,4 @@
-"""Where text comes from: built-in corpora, local files and folders, and hub datasets, as streams of documents."""
+"""Documents from built-in corpora, local files and folders, and hub datasets, as streams."""
 
 import hashlib
 import importlib
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
-_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train",
     "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
@@ -33,19 +33,16 @@ BUILT_IN = ("pydoc", "requirements", "wikitext")
 class Corpus:
     """A named source of documents.
 
-    Attributes:
-        source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
-            (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
-        text_field: The column or field that holds the text, in JSONL, CSV, Parquet and hub datasets.
-        separator: Regular expression at which a text file is cut into documents.
+    It is a built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id (`name` or
+    `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
     """
 
     source: str = "pydoc"
-    text_field: str = "text"
-    separator: str = r"\n\s*\n"
+    text_field: str = "text"  # the column or field of the text, in JSONL, CSV, Parquet and hub datasets
+    separator: str = r"\n\s*\n"  # regular expression at which a text file is cut into documents
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides which documents come out, without reading local files whole."""
+        """The digest of everything that decides which documents come out; local files are not read whole."""
         parts: list[Any] = [self.source, self.text_field, self.separator]
         if (made := self._made()) is not None:
             parts.append(hashlib.sha256("".join(text for _, text in made).encode()).hexdigest())
@@ -54,12 +51,7 @@ class Corpus:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def check(self) -> None:
-        """Finds what is wrong before anything is read.
-
-        Raises:
-            UserError: A local source is missing, the size of a made one is no number, or the separator is not a regular
-                expression.
-        """
+        """Raises a `UserError` with all mistakes that show before anything is read."""
         problems = []
         try:
             re.compile(self.separator)
@@ -74,7 +66,7 @@ class Corpus:
             raise UserError(problems)
 
     def splits(self) -> set[Split]:
-        """The splits that the source itself names; none where it is one pool of documents."""
+        """The splits that the source itself names; none if it is one pool of documents."""
         if self._made() is not None:
             return set(SPLITS) if self.source.startswith("requirements") else {s for s, _ in self._made() or () if s}
         if self._is_local():
@@ -84,7 +76,7 @@ class Corpus:
         return names if "train" in names else set()
 
     def documents(self) -> Iterator[tuple[Split | None, str]]:
-        """Documents in the source's order, each with the split that the source puts it in, if it names one.
+        """Documents in the source's order, each with the split that the source puts it in, if any.
 
         Raises:
             UserError: The source is missing, unreadable, or not text.
@@ -100,7 +92,7 @@ class Corpus:
             yield from self._hub()
 
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
-        """Documents of a corpus that comes with Python or with this package; None where the source is no such one."""
+        """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
         if self.source == "pydoc":
             return ((None, document) for document in _pydoc())
         name, colon, size = self.source.partition(":")
@@ -110,30 +102,30 @@ class Corpus:
             return None
         if colon and not (size.isdecimal() and 1 <= int(size) <= LARGEST_SIZE):
             raise UserError(
-                f"data.source: {self.source}: {size!r} is no number of sentences from 1 to {LARGEST_SIZE}; give for example "
-                f"{name}:8000"
+                f"data.source: {self.source}: must be {name}:SIZE with 1 to {LARGEST_SIZE} sentences, got {size!r}; give for "
+                f"example {name}:8000"
             )
         return requirements(int(size)) if colon else requirements()
 
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
         return self.source not in BUILT_IN and (
-            path.exists() or self.source.startswith((".", "/", "~")) or path.suffix in _READERS
+            path.exists() or self.source.startswith((".", "/", "~")) or path.suffix in READERS
         )
 
     def _files(self) -> list[Path]:
         path = Path(self.source).expanduser()
         if not path.exists():
             raise UserError(f"data.source: {self.source} does not exist; give a file, a folder or a hub id")
-        files = sorted(p for p in path.rglob("*") if p.suffix in _READERS and p.is_file()) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()) if path.is_dir() else [path]
         if not files:
-            raise UserError(f"data.source: {self.source} holds no {', '.join(_READERS)} file")
+            raise UserError(f"data.source: {self.source} holds no {', '.join(READERS)} file")
         return files
 
     def _read(self, file: Path) -> Iterator[str]:
-        reader = _READERS.get(file.suffix)
+        reader = READERS.get(file.suffix)
         if reader is None:
-            raise UserError(f"data.source: {file} is not one of {', '.join(_READERS)}; convert it or rename it")
+            raise UserError(f"data.source: {file} is not one of {', '.join(READERS)}; convert it or rename it")
         if file.stat().st_size == 0:
             return
         if reader == "text":
@@ -149,9 +141,8 @@ class Corpus:
                 raise UserError(f"data.text_field: {where} has no field {self.text_field!r}; name one of {fields}")
             value = row[self.text_field]
             if value is not None and not isinstance(value, str):
-                raise UserError(
-                    f"data.text_field: {self.text_field!r} of {where} holds {type(value).__name__}, not text"
-                )
+                kind = type(value).__name__
+                raise UserError(f"data.text_field: {self.text_field!r} of {where} holds {kind}, not text")
             yield value or ""
 
     def _hub_name(self) -> tuple[str, str | None]:
@@ -180,15 +171,18 @@ class Corpus:
         try:
             return load()
         except Exception as error:  # datasets lets through what each of its many backends raises
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({reason}); check "
+                f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({_reason(error)}); check "
                 "the name and the network, or give local files: --data.source path/to/file.txt"
             ) from error
 
 
+def _reason(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def _called(path: str) -> Iterator[tuple[Split | None, str]]:
-    """Documents of a function: texts, or pairs of a split and a text."""
+    """Documents of a function, which yields texts, or pairs of a split and a text."""
     module, _, name = path.rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -199,7 +193,7 @@ def _called(path: str) -> Iterator[tuple[Split | None, str]]:
 
 
 def _pydoc() -> list[str]:
-    """The sections of the language reference that ships with CPython, without their underlines."""
+    """The sections of CPython's language reference, without their underlines."""
     from pydoc_data.topics import topics
 
     sections = (part for name in sorted(topics) for part in _PYDOC_HEADING.split("\n" + topics[name]))
@@ -207,7 +201,7 @@ def _pydoc() -> list[str]:
 
 
 def _text_blocks(file: Path) -> Iterator[str]:
-    """A text file in blocks, so that one larger than memory can be read."""
+    """Read a text file in blocks: it may be larger than memory."""
     try:
         with file.open(encoding="utf-8", newline=None) as stream:
             while block := stream.read(1 << 20):
@@ -230,7 +224,7 @@ _BINARY = "data.source: {} is binary, not text; convert it to UTF-8 text"
 
 
 def _undecodable_line(file: Path) -> int | None:
-    """Number of the first line that is not UTF-8; nothing if there is a null byte before its end, as in no text."""
+    """The number of the first line that is not UTF-8; None if a null byte comes first, which no text has."""
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if b"\0" in line:
@@ -243,7 +237,7 @@ def _undecodable_line(file: Path) -> int | None:
 
 
 def _cut(blocks: Iterable[str], separator: str) -> Iterator[str]:
-    """Documents between separators of a stream of text; only the last, unfinished one is kept in memory."""
+    """Cut a stream of text into documents; only the last, unfinished one is kept in memory."""
     pattern = re.compile(separator)
     rest: list[str] = []
     for block in blocks:
@@ -257,7 +251,7 @@ def _cut(blocks: Iterable[str], separator: str) -> Iterator[str]:
 
 
 def _rows(reader: str, file: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of a structured file, streamed."""
+    """Stream the rows of a structured file."""
     from datasets import load_dataset
 
     try:
@@ -265,11 +259,8 @@ def _rows(reader: str, file: Path, options: dict[str, Any]) -> Iterator[dict[str
     except UserError:
         raise
     except Exception as error:  # pyarrow, pandas and json each raise their own
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise UserError(
-            f"data.source: {file} is not a readable {file.suffix[1:]} file ({reason}); correct it"
-        ) from error
+        what = f"is not a readable {file.suffix[1:]} file ({_reason(error.__cause__ or error)}); correct it"
+        raise UserError(f"data.source: {file} {what}") from error
 
 
 def split_of(text: str, valid_fraction: float, test_fraction: float) -> Split:

@@ -1,6 +1,6 @@
 """The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
-from lightgpt2.data.corpora import Corpus, Split
+from lightgpt2.data.corpora import SPLITS, Corpus, Split
 from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
 from lightgpt2.data.windows import (
     EvaluationSampler,
@@ -74,29 +74,23 @@ class LanguageModelingData(TaskData):
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
+        self.source, self.mode, self.seed = source, mode, seed
         self.corpus = Corpus(source, text_field, separator)
-        self.sequence_length = sequence_length
-        self.stride = stride or max(1, sequence_length // 2)
+        self.sequence_length, self.stride = sequence_length, stride or max(1, sequence_length // 2)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.mode = mode
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
-        self.tokenizer_source, self.vocab_size = tokenizer, vocab_size
-        self.predict_split = predict_split
-        self.seed = seed
+        self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
         self.kept_tokens = []
-        self._splits: dict[Split, store.TokenSplit] = {}
+        self._splits: dict[str, store.TokenSplit] = {}
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
-        """Whether windows are longer than the models' positions."""
-        owners = {count: key for key, count in positions.items()}
-        return [
-            f"data.sequence_length: {self.sequence_length} is longer than the {count} positions of {key}; give at most that"
-            for count, key in owners.items()
-            if self.sequence_length > count
-        ]
+        """Whether windows are longer than the models' positions, one line each."""
+        length, owners = self.sequence_length, {count: key for key, count in positions.items()}
+        what = "data.sequence_length: {} is longer than the {} positions of {}; give at most that"
+        return [what.format(length, count, key) for count, key in owners.items() if length > count]
 
     def problems(self) -> list[str]:
-        """What is wrong with the settings, one line each."""
+        """The mistakes in the settings, one line each."""
         found = []
         if self.sequence_length < 2:
             found.append("data.sequence_length: 1 leaves nothing to predict; give at least 2")
@@ -107,10 +101,8 @@ class LanguageModelingData(TaskData):
             )
         if self.valid_fraction + self.test_fraction >= 1:
             found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
-        if self.vocab_size and self.vocab_size < SMALLEST_VOCABULARY:
-            found.append(
-                f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {SMALLEST_VOCABULARY}"
-            )
+        if self.vocab_size and self.vocab_size < (least := SMALLEST_VOCABULARY):
+            found.append(f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {least}")
         if self.tokenizer_source and self.vocab_size:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
         try:
@@ -122,9 +114,10 @@ class LanguageModelingData(TaskData):
     # -- Lightning hooks ---------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Trains the tokenizer and tokenizes the corpus where that is not done yet; one process a machine runs this."""
+        """Trains the tokenizer and tokenizes the corpus unless that is done; one process a machine runs this."""
         if self.vocab_size and not self._trained_tokenizer().is_dir():
-            train_tokenizer(self._training_texts(), self.vocab_size, self._trained_tokenizer())
+            texts = [text for split, text in self._documents() if split == "train"]
+            train_tokenizer(texts, self.vocab_size, self._trained_tokenizer())
         tokenizer = self._load_tokenizer()
         if self._trims():
             check_byte_level(tokenizer)
@@ -133,42 +126,33 @@ class LanguageModelingData(TaskData):
         self._tokenize(tokenizer)
 
     def setup(self, stage: str) -> None:
-        """Opens the tokenized corpus.
-
-        Raises:
-            UserError: A split that this stage needs is empty, or too small for one optimizer step.
-        """
+        """Opens the tokenized corpus; a `UserError` if a split that this stage needs is too small."""
         self.tokenizer = self._load_tokenizer()
         if self._trims():
             self.tokenizer, self.kept_tokens = trimmed(self.tokenizer, self._used(self.tokenizer))
         folder = self._store(self.tokenizer)
         self.meta = store.read_meta(folder) or {}
-        splits: tuple[Split, ...] = ("train", "valid", "test")
-        self._splits = {split: store.open_split(folder, split) for split in splits}
+        self._splits = {split: store.open_split(folder, split) for split in SPLITS}
         self._check_splits(stage)
 
     def train_dataloader(self) -> WindowLoader:
-        """Micro-batches of whole optimizer steps, from where the trainer stands."""
+        """Micro-batches of whole optimizer steps, from the trainer's position on."""
         sampler = self._step_sampler()
         return WindowLoader(self._dataset("train", self._train_windows()), sampler, sampler.step)
 
     def val_dataloader(self) -> WindowLoader:
         """Scoring windows of the validation split, this process's share."""
-        return self._evaluation_loader("valid")
+        return self._loader("valid", self._scoring_windows("valid"), *self._place())
 
     def test_dataloader(self) -> WindowLoader:
         """Scoring windows of the test split, this process's share."""
-        return self._evaluation_loader("test")
+        return self._loader("test", self._scoring_windows("test"), *self._place())
 
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
-        split = self._splits[self._predicted]
-        length = self.connection.prompt_tokens if self.connection else None
-        if length is not None:
-            windows = prompt_windows(split, length)
-        else:
-            windows = document_windows(split, self.sequence_length, self.stride)
-        return self._loader(self._predicted, windows, *self._place())
+        split, length = self.predict_split, self.connection.prompt_tokens if self.connection else None
+        prompts = None if length is None else prompt_windows(self._splits[split], length)
+        return self._loader(split, prompts or self._scoring_windows(split), *self._place())
 
     # -- what others ask ---------------------------------------------------------------------------------------------
 
@@ -179,33 +163,22 @@ class LanguageModelingData(TaskData):
 
     def scoring_loader(self, split: str) -> WindowLoader:
         """All scoring windows of a split, whatever the number of processes."""
-        chosen: Split = split  # type: ignore[assignment]
-        windows = document_windows(self._splits[chosen], self.sequence_length, self.stride)
-        return self._loader(chosen, windows, 0, 1)
+        return self._loader(split, self._scoring_windows(split), 0, 1)
 
     def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
         """The beginnings of the first documents that are longer than `length` tokens, separator included; see `TaskData`."""
-        data = self._splits[split]  # type: ignore[index]
+        data = self._splits[split]
         bounds = zip(data.offsets[:-1], data.offsets[1:], strict=True)
         chosen = [(s, s + length, min(e, s + length + more)) for s, e in bounds if e - s > length][:count]
         return [(data.tokens[s:m].tolist(), data.tokens[m:e].tolist()) for s, m, e in chosen]
 
     def calibration(self, count: int) -> list[torch.Tensor]:
-        """Token ids of training windows, evenly spaced, `[1, sequence_length]` each.
-
-        Args:
-            count: How many.
-
-        Raises:
-            UserError: The training split has fewer.
-        """
+        """Token ids of training windows, evenly spaced, `[1, sequence_length]` each; a `UserError` if there are fewer."""
         split = self._splits["train"]
         starts = packed_windows(split, self.sequence_length).starts
         if count > len(starts):
-            raise UserError(
-                f"model.calibration: the training split has {len(starts)} windows of {self.sequence_length} tokens, fewer than "
-                f"{count}; give at most that, or more text"
-            )
+            what = f"the training split has {len(starts)} windows of {self.sequence_length} tokens, fewer than {count}"
+            raise UserError(f"model.calibration: {what}; give at most that, or more text")
         chosen = (starts[i * len(starts) // count] for i in range(count))
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
@@ -255,15 +228,14 @@ class LanguageModelingData(TaskData):
             step=lambda: trainer.global_step,
         )
 
-    def _evaluation_loader(self, split: Split) -> WindowLoader:
-        windows = document_windows(self._splits[split], self.sequence_length, self.stride)
-        return self._loader(split, windows, *self._place())
+    def _scoring_windows(self, split: str) -> Windows:
+        return document_windows(self._splits[split], self.sequence_length, self.stride)
 
-    def _loader(self, split: Split, windows: Windows, rank: int, world: int) -> WindowLoader:
+    def _loader(self, split: str, windows: Windows, rank: int, world: int) -> WindowLoader:
         sampler = EvaluationSampler(windows, self.eval_batch_size, rank, world)
         return WindowLoader(self._dataset(split, windows), sampler)
 
-    def _dataset(self, split: Split, windows: Windows) -> WindowDataset:
+    def _dataset(self, split: str, windows: Windows) -> WindowDataset:
         pad = separator_id(self.tokenizer)
         assert pad is not None
         return WindowDataset(self._splits[split], windows, pad)
@@ -271,15 +243,10 @@ class LanguageModelingData(TaskData):
     def _check_splits(self, stage: str) -> None:
         source, counts = self.corpus.source, self.meta["splits"]
         documents = sum(split["documents"] for split in counts.values())
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "valid"),
-            "validate": ("valid",),
-            "test": ("test",),
-            "predict": (self._predicted,),
-        }
+        needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
         if documents == 0:
             raise UserError(f"data.source: {source} holds no text; give a corpus with at least a few documents")
-        for split in needed[stage]:
+        for split in needed.get(stage, [stage]):
             if counts[split]["documents"] == 0:
                 made = source.partition(":")[0] == "requirements"
                 key = "data.source" if made or split == "train" else f"data.{split}_fraction"
@@ -293,11 +260,11 @@ class LanguageModelingData(TaskData):
         sampler, trainer = self._step_sampler(), self.trainer
         assert trainer is not None
         if len(sampler) == 0:
+            step = sampler.batch * sampler.accumulate * sampler.world
             raise UserError(
                 f"data.sequence_length: {source} has {counts['train']['tokens']} training tokens, which is "
-                f"{len(sampler.supervised)} windows of {self.sequence_length}, and one optimizer step takes "
-                f"{sampler.batch * sampler.accumulate * sampler.world}; give more text, shorter windows or a smaller "
-                "data.batch_size"
+                f"{len(sampler.supervised)} windows of {self.sequence_length}, and one optimizer step takes {step}; give more "
+                "text, shorter windows or a smaller data.batch_size"
             )
         every, within_epoch = trainer.val_check_interval, trainer.check_val_every_n_epoch is not None
         if within_epoch and isinstance(every, int) and every > len(sampler):
@@ -323,12 +290,8 @@ class LanguageModelingData(TaskData):
     def _trims(self) -> bool:
         return self.connection is not None and self.connection.trims_vocabulary
 
-    @property
-    def _predicted(self) -> Split:
-        return self.predict_split  # type: ignore[return-value]
-
     def _used(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-        """Ids of the tokens that the training split consists of."""
+        """The ids of the tokens that the training split consists of."""
         used = np.zeros(len(tokenizer), dtype=bool)
         tokens = store.open_split(self._store(tokenizer), "train").tokens
         for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
@@ -336,13 +299,18 @@ class LanguageModelingData(TaskData):
         return np.flatnonzero(used).tolist()
 
     def _tokenize(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Writes the tokens of the corpus where that is not done yet."""
+        """Writes the tokens of the corpus unless that is done."""
         folder = self._store(tokenizer)
         if store.read_meta(folder) is None:
             separator = separator_id(tokenizer)
             assert separator is not None  # load_tokenizer has checked it
-            documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
-            store.build(folder, documents, lambda texts: _encode(tokenizer, texts), separator, len(tokenizer))
+            store.build(
+                folder,
+                self._documents(),
+                lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
+                separator,
+                len(tokenizer),
+            )
 
     def _corpus_key(self) -> list[str]:
         return [self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction)]
@@ -354,11 +322,5 @@ class LanguageModelingData(TaskData):
         parts = [*self._corpus_key(), tokenizer.backend_tokenizer.to_str(), str(separator_id(tokenizer))]
         return CACHE / f"tokens-{store.fingerprint(parts)}"
 
-    def _training_texts(self) -> list[str]:
-        documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
-        return [text for split, text in documents if split == "train"]
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    def _documents(self) -> Iterator[tuple[Split, str]]:
+        return store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)

@@ -1,4 +1,4 @@
-"""Software requirements from a seeded grammar, and a checker that says whether a sentence is one of them.
+"""Software requirements from a seeded grammar, and a check whether a sentence is one of them.
 
 The form is that of ISO/IEC/IEEE 29148:2018, 5.2.4: [condition] subject, modality, action, object, [measurable constraint]; the
 conditions are those of EARS (Mavin et al. 2009): when, while, if ... then, where. One sentence a document, its class first:
@@ -11,8 +11,9 @@ A narrow domain of any size: what a specialised small model can be good at, and 
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Literal
 
@@ -47,17 +48,11 @@ CONDITIONS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """One class of requirements.
+    """One class of requirements."""
 
-    Attributes:
-        actions: Verbs, each with the objects that it can have.
-        criteria: Measurable constraints; `{}` stands for one of the numbers after it.
-        free: Whether a requirement of this class may do without one.
-    """
-
-    actions: dict[str, tuple[str, ...]]
-    criteria: tuple[tuple[str, tuple[int, ...]], ...]
-    free: bool = False
+    actions: dict[str, tuple[str, ...]]  # verbs, each with the objects that it can have
+    criteria: tuple[tuple[str, tuple[int, ...]], ...]  # measurable constraints; `{}` stands for one of the numbers
+    free: bool = False  # True if a requirement of this class may have no constraint
 
 
 KINDS: dict[str, Kind] = {
@@ -121,13 +116,10 @@ KINDS: dict[str, Kind] = {
 
 
 def requirements(size: int = DEFAULT_SIZE) -> Iterator[tuple[Split, str]]:
-    """Distinct requirements, each with its split; the first ones of a longer list are those of a shorter.
+    """Yield `size` distinct requirements, each with its split; a longer list begins with the shorter ones.
 
-    Which of class, subject, verb and object go together decides on the split: a combination of the validation split is in no
+    The combination of class, subject, verb and object decides on the split: a combination of the validation split is in no
     sentence of the training split, though each of its parts is.
-
-    Args:
-        size: How many.
     """
     seen = set[str]()
     for split, text in islice(_endless(), 50 * size):
@@ -139,17 +131,17 @@ def requirements(size: int = DEFAULT_SIZE) -> Iterator[tuple[Split, str]]:
 
 
 def _endless() -> Iterator[tuple[Split, str]]:
-    draw = random.Random(_SEED)
+    random_ = random.Random(_SEED)
     while True:
-        name = draw.choice(list(KINDS))
-        kind, subject = KINDS[name], draw.choice(SUBJECTS)
-        verb = draw.choice(list(kind.actions))
-        combination = (name, subject, verb, draw.choice(kind.actions[verb]))
-        condition = draw.choice(CONDITIONS) if draw.random() < 0.6 else ""
-        modality = draw.choices(MODALITIES, _MODALITY_WEIGHTS)[0]
-        template, numbers = draw.choice(kind.criteria)
-        criterion = f" {template.format(draw.choice(numbers))}"
-        if kind.free and draw.random() < 0.3:
+        name = random_.choice(list(KINDS))
+        kind, subject = KINDS[name], random_.choice(SUBJECTS)
+        verb = random_.choice(list(kind.actions))
+        combination = (name, subject, verb, random_.choice(kind.actions[verb]))
+        condition = random_.choice(CONDITIONS) if random_.random() < 0.6 else ""
+        modality = random_.choices(MODALITIES, _MODALITY_WEIGHTS)[0]
+        template, numbers = random_.choice(kind.criteria)
+        criterion = f" {template.format(random_.choice(numbers))}"
+        if kind.free and random_.random() < 0.3:
             criterion = ""
         the = "the" if condition else "The"
         yield (
@@ -163,37 +155,22 @@ def _split(combination: tuple[str, ...]) -> Split:
     return next(split for split, share in _SHARES if place < share)
 
 
-def flaw(text: str) -> str | None:
-    """What keeps a text from being one well-formed requirement.
+def is_requirement(text: str) -> bool:
+    """True if the grammar has this sentence, its class in front."""
+    return _pattern().fullmatch(text) is not None
 
-    Args:
-        text: The text, with its class in front.
 
-    Returns:
-        The first thing that is wrong, in words; nothing where the grammar has such a sentence.
-    """
-    tag = re.match(rf"\[({'|'.join(KINDS)})\] ", text)
-    if not tag:
-        return "it does not begin with its class"
-    kind, rest = KINDS[tag[1]], text[tag.end() :]
-    condition = next((words for words in CONDITIONS if rest.startswith(words)), "")
-    rest = rest.removeprefix(condition)
-    subject = re.match(rf"{'the' if condition else 'The'} ({'|'.join(SUBJECTS)}) ", rest)
-    if not subject:
-        return "no known condition and subject"
-    modality, _, rest = rest[subject.end() :].partition(" ")
-    if modality not in MODALITIES:
-        return f"no modality: {modality!r} in its place"
-    verb, _, rest = rest.partition(" ")
-    if verb not in kind.actions:
-        return f"no action of a {tag[1]} requirement: {verb!r} in its place"
-    found = next((words for words in kind.actions[verb] if re.match(rf"{words}[ .]", rest)), None)
-    if found is None:
-        return f"no object that one can {verb}"
-    if not rest.endswith("."):
-        return "no full stop at its end"
-    criterion = rest[len(found) : -1]
-    if not criterion:
-        return None if kind.free else f"no measurable criterion in a {tag[1]} requirement"
-    known = (template.format(number) for template, numbers in kind.criteria for number in numbers)
-    return None if criterion[1:] in known else f"no criterion of a {tag[1]} requirement: {criterion.strip()!r}"
+@cache
+def _pattern() -> re.Pattern[str]:
+    subjects, modalities = _one_of(SUBJECTS), _one_of(MODALITIES)
+    kinds = []
+    for name, kind in KINDS.items():
+        actions = _one_of(f"{verb} {each}" for verb, objects in kind.actions.items() for each in objects)
+        criteria = _one_of(template.format(number) for template, numbers in kind.criteria for number in numbers)
+        beginning = rf"\[{name}\] (?:(?:{_one_of(CONDITIONS)})the|The)"
+        kinds.append(rf"{beginning} {subjects} {modalities} {actions}(?: {criteria}){'?' if kind.free else ''}\.")
+    return re.compile("|".join(kinds))
+
+
+def _one_of(texts: Iterable[str]) -> str:
+    return f"(?:{'|'.join(map(re.escape, texts))})"

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +25,18 @@ Encode = Callable[[list[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """One split of a tokenized corpus.
+    """One split of a tokenized corpus."""
 
-    Attributes:
-        tokens: The documents one after another, each preceded by the separator token, `[n_tokens]`, memory-mapped.
-        offsets: Where each document begins in `tokens`, and the end, `[n_documents + 1]`.
-        sizes: UTF-8 bytes of each document's text, `[n_documents]`.
-    """
-
-    tokens: NDArray[Any]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    tokens: NDArray[Any]  # the documents, each preceded by the separator token [n_tokens], memory-mapped
+    offsets: NDArray[np.int64]  # where each document begins in `tokens`, and the end [n_documents + 1]
+    sizes: NDArray[np.int64]  # UTF-8 bytes of each document's text [n_documents]
 
 
 def split_documents(corpus: Corpus, valid_fraction: float, test_fraction: float) -> Iterator[tuple[Split, str]]:
-    """Every distinct, non-empty document once, with its split.
+    """Yield every distinct, non-empty document once, with its split.
 
-    Splits that the source names are kept, and a validation or test split that it lacks is taken from its training split
-    by the content's hash; where it names none, the hash decides alone. A document that occurs again is dropped.
-
-    Args:
-        corpus: The source.
-        valid_fraction: Share of documents for validation.
-        test_fraction: Share of documents for testing.
-
-    Yields:
-        Split and text.
+    Splits that the source names are kept, and a validation or test split that it lacks is taken from its training split by the
+    content's hash; where it names none, the hash decides alone. A document that occurs again is dropped.
     """
     seen: set[bytes] = set()
     given = corpus.splits()
@@ -68,7 +55,7 @@ def split_documents(corpus: Corpus, valid_fraction: float, test_fraction: float)
 def build(
     folder: Path, documents: Iterable[tuple[Split, str]], encode: Encode, separator: int, vocabulary: int
 ) -> dict[str, Any]:
-    """Tokenizes documents into `folder`, atomically, with a progress bar.
+    """Tokenize documents into `folder`, atomically, with a progress bar.
 
     Args:
         folder: Target.
@@ -83,20 +70,17 @@ def build(
     dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     stream = iter(documents)
     with atomic_folder(folder) as temporary:
-        files: dict[Split, BinaryIO] = {s: (temporary / f"{s}.bin").open("wb") for s in SPLITS}
         lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
         sizes: dict[Split, list[int]] = {split: [] for split in SPLITS}
-        try:
-            with tqdm(desc="Tokenizing", unit=" documents", leave=False) as bar:
-                while batch := list(islice(stream, _BATCH)):
-                    for (split, text), ids in zip(batch, encode([text for _, text in batch]), strict=True):
-                        files[split].write(np.array([separator, *ids], dtype=dtype).tobytes())
-                        lengths[split].append(len(ids) + 1)
-                        sizes[split].append(len(text.encode()))
-                    bar.update(len(batch))
-        finally:
-            for file in files.values():
-                file.close()
+        with ExitStack() as stack:
+            files = {split: stack.enter_context((temporary / f"{split}.bin").open("wb")) for split in SPLITS}
+            bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False))
+            while batch := list(islice(stream, _BATCH)):
+                for (split, text), ids in zip(batch, encode([text for _, text in batch]), strict=True):
+                    files[split].write(np.array([separator, *ids], dtype=dtype).tobytes())
+                    lengths[split].append(len(ids) + 1)
+                    sizes[split].append(len(text.encode()))
+                bar.update(len(batch))
         for split in SPLITS:
             np.save(temporary / f"{split}.offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
             np.save(temporary / f"{split}.sizes.npy", np.array(sizes[split], dtype=np.int64))
@@ -111,23 +95,22 @@ def build(
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """What a finished store says of itself, or nothing if it is not there."""
+    """The `meta.json` of a finished store; None if there is no store."""
     path = folder / _META
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def open_split(folder: Path, split: Split) -> TokenSplit:
-    """Memory-maps one split of a finished store."""
+    """Memory-map one split of a finished store."""
     meta = read_meta(folder)
     if meta is None:
         raise UserError(f"{folder} holds no tokenized corpus; remove it and run again")
-    path = folder / f"{split}.bin"
-    dtype = np.dtype(meta["dtype"])
+    path, dtype = folder / f"{split}.bin", np.dtype(meta["dtype"])
     # numpy cannot map an empty file
     tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
     return TokenSplit(tokens, np.load(folder / f"{split}.offsets.npy"), np.load(folder / f"{split}.sizes.npy"))
 
 
 def fingerprint(parts: Sequence[str]) -> str:
-    """Name of the store that these parts make."""
+    """The name of the store that these parts determine."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

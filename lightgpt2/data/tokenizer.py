@@ -18,12 +18,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Trains a GPT-2-style tokenizer and writes it as a folder that transformers loads.
+    """Train a GPT-2-style tokenizer and write it, atomically, as a folder that transformers loads.
 
     Args:
         documents: Texts to learn from.
         vocab_size: Number of tokens, the 256 bytes and the end-of-text token among them.
-        folder: Target, written atomically.
+        folder: Target.
     """
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(documents, vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
@@ -35,11 +35,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
 
 
 def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Checks that a tokenizer is of the kind that `trimmed` can cut.
-
-    Raises:
-        UserError: It is not.
-    """
+    """Raise a `UserError` if a tokenizer is not of the kind that `trimmed` can cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend else {"model": {}}
     model = parts["model"]
@@ -58,19 +54,12 @@ def _has_byte_level(part: dict[str, Any] | None, name: str) -> bool:
 
 
 def trimmed(tokenizer: PreTrainedTokenizerFast, used: Iterable[int]) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """A tokenizer of fewer tokens that cuts the text whose tokens it has exactly as the old one does, and encodes any other.
+    """Cut a byte-level BPE tokenizer down to the tokens that are used; also returns the old id of each token, in the old order.
 
-    It keeps the tokens that are used, whatever they are merged from, the bytes, and all special and added tokens; and of the
-    merges those among what it keeps. BPE always applies the first merge of the list that fits. On text of used tokens each
-    one that the old tokenizer applied is still there, and nothing was put before it: every step is the same. Other text
-    ends in smaller pieces, with single bytes at the worst.
-
-    Args:
-        tokenizer: Byte-level BPE.
-        used: Ids of the tokens that are used.
-
-    Returns:
-        The smaller tokenizer, and the old id of each of its tokens: the order is the old one.
+    Text of tokens that are used is cut exactly as before, and any other text can still be encoded. The result keeps those
+    tokens, whatever they are merged from, the bytes, all special and added tokens, and the merges among what it keeps. BPE
+    always applies the first merge of the list that fits. On text of used tokens each one that the old tokenizer applied is
+    still there, and no other comes before it: every step is the same. Other text ends in smaller pieces, at worst single bytes.
     """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     model, added = parts["model"], parts["added_tokens"]
@@ -95,7 +84,7 @@ def trimmed(tokenizer: PreTrainedTokenizerFast, used: Iterable[int]) -> tuple[Pr
 
 
 def _with_their_parts(tokens: set[str], merges: list[list[str]]) -> set[str]:
-    """Tokens, those that they are merged from, and so on."""
+    """The tokens, those that they are merged from, and so on."""
     made_from = defaultdict[str, set[str]](set)
     for a, b in merges:
         made_from[a + b] |= {a, b}
@@ -108,7 +97,7 @@ def _with_their_parts(tokens: set[str], merges: list[list[str]]) -> set[str]:
 
 
 def _renumber(processor: dict[str, Any] | None, new: dict[int, int]) -> None:
-    """Gives the special tokens that a post-processor adds their new ids."""
+    """Give the special tokens that a post-processor adds their new ids."""
     for part in (processor or {}).get("processors", [processor or {}]):  # those of a sequence
         for token in part.get("special_tokens", {}).values():
             token["ids"] = [new[id_] for id_ in token["ids"]]

@@ -1,4 +1,4 @@
-"""The text that a finished model is held against: that of its training, or any other."""
+"""The text that a finished model is validated with: that of its training, or any other."""
 
 import inspect
 import itertools
@@ -7,7 +7,7 @@ from typing import Any
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.errors import UserError
-from lightgpt2.models import ledger
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
 _KEPT = ("source", "text_field", "separator", "valid_fraction", "test_fraction", "sequence_length", "stride")
@@ -26,11 +26,8 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
         UserError: The model or the text cannot be loaded.
     """
     positions = load_config(model, "MODEL", trust_remote_code).max_position_embeddings
-    settings: dict[str, Any] = {"sequence_length": min(_LENGTH, positions)}
-    if source is None:
-        settings |= _trained_on(model)
-    else:
-        settings["source"] = source
+    settings: dict[str, Any] = {"sequence_length": _LENGTH}
+    settings |= _trained_on(model) if source is None else {"source": source}
     settings["sequence_length"] = min(settings["sequence_length"], positions)
     if (settings.get("stride") or 0) >= settings["sequence_length"]:
         del settings["stride"]
@@ -42,10 +39,8 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
     except UserError as error:
         reasons = [problem.partition(": ")[2] for problem in error.problems]
         if source is None:
-            said = "; ".join(reasons)
-            raise UserError(
-                f"--data: the text that {model} was trained on is of no use here ({said}); give another"
-            ) from error
+            said = f"the text that {model} was trained on is of no use here ({'; '.join(reasons)}); give another"
+            reasons = [said]
         raise UserError([f"--data: {reason}" for reason in reasons]) from error
     return data
 
@@ -53,7 +48,7 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
 def _trained_on(model: str) -> dict[str, Any]:
     """What the ledger says about the data of the last stage that had some."""
     known = set(inspect.signature(LanguageModelingData.__init__).parameters)
-    for entry in reversed(ledger.read(model)):
+    for entry in reversed(Ledger.read(model)):
         found = (entry.get("config") or {}).get("data") or {}
         settings = found.get("init_args", {})
         if settings.get("source") and set(settings) <= known:
@@ -62,11 +57,7 @@ def _trained_on(model: str) -> dict[str, Any]:
 
 
 def validation_texts(source: str | None, count: int) -> tuple[list[str], str]:
-    """Texts to hold an encoder against, and what they are called: the first documents of a corpus.
-
-    Args:
-        source: As `LanguageModelingData.source`; None: the default.
-        count: How many.
+    """The first `count` documents of a corpus, to compare encoders on, and its name.
 
     Raises:
         UserError: There is no such corpus, or no text in it.

@@ -13,40 +13,34 @@ from lightgpt2.data.store import TokenSplit
 from lightgpt2.functional.divergence import IGNORE
 
 Batch = dict[str, Any]
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Windows:
     """Where windows lie in a token stream.
 
-    Window i feeds the tokens `[start, start + length)` to the model and asks for those one further on. Only the
-    predictions from `scored` on count.
-
-    Attributes:
-        starts: First token fed, `[n]`.
-        lengths: Number of tokens fed, `[n]`.
-        scored: Number of leading predictions that are context only, `[n]`.
-        documents: Document of each window, `[n]`; -1 where a window may span several.
-        slack: How many tokens all windows together may be shifted by.
+    Window i feeds the tokens `[start, start + length)` to the model and asks for those one further on. Only the predictions
+    from `scored` on count.
     """
 
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    scored: NDArray[np.int64]
-    documents: NDArray[np.int64]
-    slack: int = 0
+    starts: Numbers  # first token fed [n]
+    lengths: Numbers  # number of tokens fed [n]
+    scored: Numbers  # number of leading predictions that are context only [n]
+    documents: Numbers  # document of each window [n]; -1 where a window may span several
+    slack: int = 0  # how many tokens all windows together may be shifted by
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
-    def supervised(self) -> NDArray[np.int64]:
-        """Number of predictions that count in each window, `[n]`."""
+    def supervised(self) -> Numbers:
+        """The number of predictions that count in each window, `[n]`."""
         return self.lengths - self.scored
 
 
 def packed_windows(split: TokenSplit, length: int) -> Windows:
-    """Windows that tile the stream, across documents and without pads; each predicts `length` tokens.
+    """Tile the stream with windows, across documents and without pads; each predicts `length` tokens.
 
     Where there are several, the last is left out so that there is room to shift them: an epoch that cuts the same text at other
     places teaches more than one that repeats the cuts.
@@ -60,18 +54,10 @@ def packed_windows(split: TokenSplit, length: int) -> Windows:
 
 
 def document_windows(split: TokenSplit, length: int, stride: int) -> Windows:
-    """Sliding windows inside each document, which predict every token of it exactly once.
+    """Slide windows over each document, so that every token of it is predicted exactly once.
 
-    As in transformers' own guide to perplexity: a window spans `length` tokens, the next begins `stride` further on and
-    counts only what the one before did not reach. The first token of a document is the separator, which is given.
-
-    Args:
-        split: A tokenized split.
-        length: Tokens a window spans, at least 2.
-        stride: Tokens from one window's beginning to the next's, between 1 and `length - 1`.
-
-    Returns:
-        The windows, in the order of the documents.
+    As in transformers' own guide to perplexity: a window spans `length` tokens, at least 2; the next begins `stride` further,
+    at most `length - 1`, and counts only what the one before did not reach. A document's first token, the separator, is given.
     """
     rows = []
     for document, (begin, end) in enumerate(zip(split.offsets[:-1], split.offsets[1:], strict=True)):
@@ -95,34 +81,24 @@ def prompt_windows(split: TokenSplit, length: int) -> Windows:
 
 @dataclass(frozen=True)
 class Slice:
-    """One micro-batch: which windows, and how many items its optimizer step supervises in all.
+    """One micro-batch."""
 
-    Attributes:
-        indices: Windows of this micro-batch.
-        step_items: Supervised tokens of all micro-batches of the optimizer step, over all processes.
-        shift: Tokens by which its windows are moved.
-        silent: Whether nothing of it counts: it only keeps processes in step.
-    """
-
-    indices: NDArray[np.int64]
-    step_items: int = 0
-    shift: int = 0
-    silent: bool = False
+    indices: Numbers  # of its windows
+    step_items: int = 0  # supervised tokens of all micro-batches of the optimizer step, over all processes
+    shift: int = 0  # tokens by which its windows are moved
+    silent: bool = False  # True if none of it counts: it only keeps processes in step
 
 
 class WindowDataset(Dataset[Batch]):
-    """Makes batches out of windows.
+    """Batches of windows.
 
     A batch holds `input_ids [B, T]`, `labels [B, T]` (the next token, or IGNORE), `lengths [B]`, `document [B]`, `bytes [B]`
-    (of the document, in its first window alone) and `step_items`.
-    Shorter windows are padded on the right. No attention mask is needed: in a causal model a position never sees
-    what is to its right, so pads change nothing before them, and their own predictions are not counted.
+    (of the document, in its first window alone) and `step_items`. Shorter windows are padded on the right. No attention mask is
+    needed: in a causal model a position never sees what is to its right, and the pads' own predictions are not counted.
     """
 
     def __init__(self, split: TokenSplit, windows: Windows, pad: int) -> None:
-        self.split = split
-        self.windows = windows
-        self.pad = pad
+        self.split, self.windows, self.pad = split, windows, pad
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -139,17 +115,17 @@ class WindowDataset(Dataset[Batch]):
             ids[i, :length] = tokens[:length]
             if not index.silent and first < length:
                 labels[i, first:length] = tokens[first + 1 :]
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "labels": torch.from_numpy(labels),
-            "lengths": torch.from_numpy(windows.lengths[rows]),
-            "document": torch.from_numpy(windows.documents[rows]),
-            "bytes": torch.from_numpy(self._bytes(rows) * (not index.silent)),
-            "step_items": index.step_items,
+        columns = {
+            "input_ids": ids,
+            "labels": labels,
+            "lengths": windows.lengths[rows],
+            "document": windows.documents[rows],
+            "bytes": self._bytes(rows) * (not index.silent),
         }
+        return {name: torch.from_numpy(column) for name, column in columns.items()} | {"step_items": index.step_items}
 
-    def _bytes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The UTF-8 size of each window's document, where the window begins it; 0 for others."""
+    def _bytes(self, rows: Numbers) -> Numbers:
+        """The UTF-8 size of each window's document where the window begins it, else 0."""
         documents = self.windows.documents[rows]
         if not len(self.split.sizes):
             return np.zeros_like(documents)
@@ -158,20 +134,11 @@ class WindowDataset(Dataset[Batch]):
 
 
 class StepSampler(Sampler[Slice]):
-    """The training order and cuts: a pure function of (seed, epoch), dealt out in whole optimizer steps.
+    """The training order and cuts: a pure function of (seed, epoch), in whole optimizer steps.
 
-    One optimizer step takes `batch * accumulate * world` windows. A last step that would be short is left out of its
-    epoch, so every step weighs the same and an epoch is a whole number of steps. Where to begin follows from the number of
-    optimizer steps taken: nothing else has to be remembered to resume.
-
-    Args:
-        windows: The windows to draw from.
-        batch: Windows of one micro-batch on one process.
-        accumulate: Micro-batches of one optimizer step.
-        rank: This process.
-        world: Number of processes.
-        seed: Seed of the order.
-        step: Tells the number of optimizer steps taken so far.
+    One optimizer step takes `batch * accumulate * world` windows. A last step that would be short is left out of its epoch, so
+    every step weighs the same. Where to begin follows from the number of optimizer steps taken, which `step` returns: nothing
+    else has to be remembered to resume.
     """
 
     def __init__(
@@ -179,8 +146,7 @@ class StepSampler(Sampler[Slice]):
     ) -> None:
         self.supervised, self.slack = windows.supervised, windows.slack
         self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
-        self.seed = seed
-        self.step = step
+        self.seed, self.step = seed, step
 
     @property
     def steps_per_epoch(self) -> int:
@@ -205,16 +171,10 @@ class StepSampler(Sampler[Slice]):
 
 
 class EvaluationSampler(Sampler[Slice]):
-    """Every window once, longest first so that little is padded, dealt out to the processes.
+    """Every window once, longest first so that little is padded, shared among the processes.
 
-    All processes get the same number of batches (the strategies that gather parameters hang otherwise); where one
-    has none left it repeats a batch that counts nothing.
-
-    Args:
-        windows: The windows to score.
-        batch: Windows of one batch.
-        rank: This process.
-        world: Number of processes.
+    All processes get the same number of batches (the strategies that gather parameters hang otherwise); a process that has none
+    left repeats a batch that does not count.
     """
 
     def __init__(self, windows: Windows, batch: int, rank: int = 0, world: int = 1) -> None:
@@ -233,10 +193,9 @@ class EvaluationSampler(Sampler[Slice]):
 class WindowLoader:
     """Batches of windows in a sampler's order; its position travels in checkpoints.
 
-    A plain iterable and no torch DataLoader: making a batch is copying slices of a memory-mapped file, for which worker
-    processes would only cost, and a DataLoader draws from the global random generator at every epoch.
-
-    The position is the optimizer step. `StepSampler` reads it from the trainer, so restoring it is the trainer's own doing.
+    A plain iterable and no torch DataLoader: a batch is slices of a memory-mapped file, for which worker processes would only
+    cost, and a DataLoader draws from the global random generator at every epoch. The position is the optimizer step, which
+    `StepSampler` reads from the trainer: restoring it is the trainer's own doing.
     """
 
     def __init__(self, dataset: WindowDataset, sampler: Sampler[Slice], step: Callable[[], int] = lambda: 0) -> None:
@@ -254,4 +213,4 @@ class WindowLoader:
         return {"step": self.step()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to restore: see the class."""
+        """Restores nothing: see the class."""

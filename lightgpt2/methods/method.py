@@ -1,6 +1,7 @@
 """The one LightningModule: a task, a start, an objective and adaptations make a training run."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved
 from lightgpt2.adaptations.masks import HeldMasks
@@ -22,11 +23,12 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import random_state, resume
 from lightgpt2.methods.optimizer import OptimizerConfig
+from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Ledger, Parent
+from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import Operation
-from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.saving import save_model, whole_weights
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.objectives.base import Binding, Objective
@@ -104,18 +106,31 @@ class Method(LightningModule):
         return found
 
     @property
-    def _parts(self) -> list[Adaptation]:
+    def _adapted(self) -> list[Adaptation]:
         return [part for part in self.adaptations if isinstance(part, Adaptation)]
+
+    @property
+    def parts(self) -> Parts:
+        """What the method is put together from."""
+        return Parts(
+            self.task,
+            self.start,
+            self.objective,
+            self._adapted,
+            self.names,
+            self.contradictions,
+            self.trust_remote_code,
+        )
 
     @property
     def precision(self) -> str | None:
         """What the artefact's weights are quantized to; None: they are in full precision."""
-        return next((part.precision for part in self._parts if part.precision), None)
+        return self.parts.precision
 
     @property
     def removes(self) -> bool:
         """Whether the artefact lacks parts of what was trained."""
-        return any(part.removes for part in self._parts)
+        return any(part.removes for part in self._adapted)
 
     @property
     def teacher_source(self) -> str | None:
@@ -125,7 +140,7 @@ class Method(LightningModule):
     @property
     def frozen_sources(self) -> list[str]:
         """The models that training reads and does not change, so that no checkpoint holds them."""
-        frozen = self.start.sources if any(part.freezes for part in self._parts) else []
+        frozen = self.start.sources if any(part.freezes for part in self._adapted) else []
         return [*frozen, *self.objective.sources]
 
     @property
@@ -135,102 +150,29 @@ class Method(LightningModule):
         found = {} if teacher is None else {"teacher": teacher}
         if self.start.original is not None and self.start.original is not teacher:
             found["source"] = self.start.original
-        if any(part.changes_start for part in self._parts) and self.teacher_source != self.start.source:
-            found["source"] = self.model
+        if any(part.changes_start for part in self._adapted) and self.teacher_source != self.start.source:
+            adapters = any(part.freezes for part in self._adapted)  # which give the model's own weights other names
+            found["source"] = self.start.plain(self.trust_remote_code) if adapters else self.model
         return found
 
     def parent_record(self) -> Parent:
         """The ledger's record of the model this stage starts from."""
         return Parent.of(self.start.source)
 
-    # -- what is wrong -------------------------------------------------------------------------------------------------
-
-    def keyed(self, problem: Problem) -> Problem:
-        """A problem of one of the parts, with the key that the setting has in the configuration."""
-        if problem.key.split(".")[0] not in ("start", "objective", "adaptations", "task"):
-            return problem
-        return problem.renamed(self.names).under("model")
-
     def configs(self) -> dict[str, PretrainedConfig]:
-        """Configurations of the models involved by config key, without their weights; the trained one first.
-
-        Raises:
-            UserError: A model cannot be found, or settings contradict each other; with all such problems.
-        """
-        problems = [*self.contradictions]
-        found: list[dict[str, PretrainedConfig]] = []
-        for origin in (self.start, self.objective):
-            try:
-                found.append(origin.configs(self.trust_remote_code))
-            except UserError as error:
-                problems += error.problems
-        student: PretrainedConfig | None = None
-        if len(found) == 2:
-            student, *rest = found[0].values()
-            original = rest[0] if rest else None
-            layers = None if original is None else self.start.layers(original)
-            problems += self.objective.problems(student, original, layers, self.trust_remote_code)
-        for part in self._parts:
-            problems += part.problems(student, [other for other in self._parts if other is not part])
-        if problems:
-            raise UserError([self.keyed(problem) for problem in problems])
-        return {self.keyed(Problem(key, "")).key: config for each in found for key, config in each.items()}
+        """See `Parts.configs`."""
+        return self.parts.configs()
 
     def problems(self, data: TaskData, training: bool) -> list[str]:
-        """What is wrong with the settings, as far as shows without weights, one line each.
-
-        Args:
-            data: The data module.
-            training: Whether the model is to be trained, and not only scored.
-        """
-        try:
-            configs = self.configs()
-        except UserError as error:
-            return [*error.problems]
-        found = data.fits({key: config.max_position_embeddings for key, config in configs.items()})
-        found += [self.keyed(problem.under("task")) for problem in self.task.problems(configs, data)]
-        source, key = self.start.source, self._source_key
-        quantized = quantization_of(configs[key]) if key in configs else None
-        if training and quantized and (reason := self._refusal(quantized)):
-            found.append(f"{key}: {source} is quantized to {quantized.upper()}: {reason}")
-        try:
-            held = Ledger.read(source).held_prunings()
-        except UserError as error:
-            return [*found, *error.problems]
-        if not found and training and self.removes and held:
-            found.append(
-                f"{key}: single weights of {source} are pruned, which removing heads and neurons would make a wrong "
-                "count of; remove those first and prune weights after it, or give pruning.granularity weight or block"
-            )
-        return found
-
-    @property
-    def _source_key(self) -> str:
-        return self.keyed(Problem("start.model", "")).key
-
-    def _refusal(self, quantized: str) -> str | None:
-        """Why a quantized model cannot be trained, with what to do; None where it can."""
-        accepted = [part.accepts for part in self._parts if part is not self.held] or [frozenset({"fp32"})]
-        loads = self.start.precision
-        if all(quantized in each for each in accepted) and quantized == loads:
-            return None
-        if loads == "nf4":
-            return "give the model in full precision, or in NF4"
-        if any("nf4" in each for each in accepted):
-            if quantized != "nf4":
-                return "give the model in full precision"
-            return "adapters cannot be merged into 4 bit; use lightgpt2.methods.QLoRA, which merges into dequantized weights"
-        if self.precision:
-            return "it cannot be converted twice; give the model in full precision that it was made of"
-        other = ", or use lightgpt2.methods.QLoRA" if quantized == "nf4" else ""
-        return f"such weights cannot be trained; give the model in full precision{other}"
+        """See `Parts.check`."""
+        return self.parts.check(data, training)
 
     # -- building ------------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Any]:
         """Hands the data what it needs of the model: the first hook that Lightning calls, before it prepares the data."""
         source, key = self.start.tokenizer
-        key = self.keyed(Problem(key, "")).key
+        key = self.parts.keyed(Problem(key, "")).key
         self.data.connect(
             Connection(source, key, self.trust_remote_code, self.start.trims_vocabulary, self.task.prompt_length)
         )
@@ -238,21 +180,21 @@ class Method(LightningModule):
 
     def configure_model(self) -> None:
         """Builds the model once, before optimizers exist and before a checkpoint is loaded."""
-        if hasattr(self, "model"):
+        if hasattr(self, "model") or self._trainer is None:  # `load_from_checkpoint` builds it with what that brings
             return
         training = self.trainer.state.fn == "fit"
         problems: list[str] = []
-        for part in self._parts:
+        for part in self._adapted:
             if self.device_mesh is not None and not part.shards:
                 name = type(part).__name__
                 problems.append(f"trainer.strategy: {name} is not supported with FSDP2; use auto, or ddp")
-            problems += [self.keyed(each) for each in part.step_problems(self.total_steps)] if training else []
+            problems += [self.parts.keyed(each) for each in part.step_problems(self.total_steps)] if training else []
         if problems := problems or self.problems(self.data, training):
             raise UserError(problems)
         try:
             self._build(training)
         except UserError as error:
-            raise UserError([self.keyed(problem) for problem in error.problems]) from error
+            raise UserError([self.parts.keyed(problem) for problem in error.problems]) from error
         if self.device_mesh is not None:
             if len(self.held.masks):
                 raise UserError(
@@ -263,20 +205,36 @@ class Method(LightningModule):
     def _build(self, training: bool) -> None:
         self.model, self.operations = self.start.build(self.data, self.trust_remote_code)
         self.assemble(self.total_steps if training else 0, training)
-        check_head(self.model, self._source_key)
+        check_head(self.model, self.parts.source_key)
         tokens, rows = len(self.data.tokenizer), self.model.config.vocab_size
         if tokens > rows:
             raise UserError(
-                f"data.tokenizer: it has {tokens} tokens and the model of {self._source_key} has {rows}; use the model's own "
-                "tokenizer"
+                f"data.tokenizer: it has {tokens} tokens and the model of {self.parts.source_key} has {rows}; use the "
+                "model's own tokenizer"
             )
         self.held.hold(self.model, Ledger.read(self.start.source))
-        for part in self._parts:
+        for part in self._adapted:
             part.check(self.model)
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable()
         for model in (self.model, *self.objective.frozen_models) if self.compile_model else ():
             model.base_model.compile()
+
+    def _rebuild(self, checkpoint: dict[str, Any]) -> None:
+        """Builds the model of a checkpoint without a trainer: what is frozen is loaded anew, all else has its shape there."""
+        if any(part.freezes for part in self._adapted):
+            self.model, _ = self.start.build(None, self.trust_remote_code)  # type: ignore[arg-type]
+        else:
+            values = json.loads(checkpoint["model_config"])
+            kind = CONFIG_MAPPING[values["model_type"]]
+            self.model = new_model(kind.from_dict(values))
+        self.objective, self.operations = CrossEntropy(), []  # a teacher is not needed to use the model
+        for name in [name for name in checkpoint["state_dict"] if name.startswith("objective.")]:
+            del checkpoint["state_dict"][name]
+        self.assemble(total_steps=0, training=False)
+        prefix = next(name for name, inner in self.named_modules() if inner is self.held.masks)
+        self.held.masks.allocate(checkpoint["state_dict"], f"{prefix}.")
+        self.model.eval()
 
     def assemble(self, total_steps: int, training: bool = True) -> None:
         """Binds the objective to `self.model` and applies the adaptations.
@@ -288,8 +246,8 @@ class Method(LightningModule):
         trust, original = self.trust_remote_code, self.start.original
         layers = None if original is None else self.start.layers(original.config)
         self.objective.bind(Binding(self.task, self.model, original, str(self.start.source), layers, trust))
-        for part in self._parts:
-            others = [other for other in self._parts if other is not part]
+        for part in self._adapted:
+            others = [other for other in self._adapted if other is not part]
             plain = partial(self.start.plain, trust)
             context = Context(self.task, plain, self.start.adapter, others, self.held.masks, training, total_steps)
             self.operations += part.apply_to(self.model, context)
@@ -345,7 +303,7 @@ class Method(LightningModule):
         # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
         fused = not str(self.trainer.precision).endswith("-mixed")
         groups = self.optimizer_config.groups((p for p in self.parameters() if p.requires_grad), fused)
-        for part in self._parts:
+        for part in self._adapted:
             groups = part.parameter_groups(groups)
         return groups
 
@@ -372,7 +330,7 @@ class Method(LightningModule):
         """Notes the random generators' states where an optimizer step begins, for a checkpoint inside it."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._rng_before_step = random_state.capture()
-        for part in self._parts:
+        for part in self._adapted:
             part.before_step(self.progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -389,7 +347,7 @@ class Method(LightningModule):
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize and its terms to log, each summed over the micro-batch's supervised items."""
         loss, terms = self.objective(self.model, batch, self.progress)
-        for part in self._parts:
+        for part in self._adapted:
             if (penalty := part.penalty(self.progress)) is not None:
                 # Once for each supervised item, as the sum is divided by their number.
                 added = penalty * self.task.items(batch)
@@ -398,7 +356,7 @@ class Method(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sums the step's terms over micro-batches and processes, and stops before a non-finite loss does harm."""
-        for part in self._parts:
+        for part in self._adapted:
             part.mask_gradients(self.model)
         terms = self.trainer.strategy.reduce(torch.stack(self._terms).sum(dim=0), reduce_op="sum")
         local, self._terms = self._terms, []
@@ -426,8 +384,19 @@ class Method(LightningModule):
         self._rng_before_step = None  # the next checkpoint is of the state after the step
         optimizer.zero_grad()
         after = Progress(self.global_step + 1, self.total_steps)  # which Lightning counts after this
-        for part in reversed(self._parts):
+        for part in reversed(self._adapted):
             self.step_metrics |= part.after_step(self.model, after)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs a finished optimizer step, against the number of steps taken: curves of runs with any accumulation line up."""
+        metrics, self.step_metrics = self.step_metrics, {}
+        if metrics:
+            self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
+            self._write_logs(metrics)
+
+    def _write_logs(self, metrics: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=self.global_step)
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 
@@ -453,10 +422,9 @@ class Method(LightningModule):
         values = {"loss": loss, **{name: metric.value() for name, metric in self.task.metrics(rows).items()}}
         for name, value in values.items():
             shown = name in ("loss", self.task.primary)
-            # The Monitor callback writes them to the loggers, against the number of steps.
-            self.log(
-                f"{split}/{name}", value, prog_bar=shown, logger=False, sync_dist=True
-            )  # the same on all processes
+            self.log(f"{split}/{name}", value, prog_bar=shown, logger=False, sync_dist=True)  # alike on all processes
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._write_logs({f"{split}/{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """What the predictions file is made of."""
@@ -470,7 +438,7 @@ class Method(LightningModule):
 
     def write_images(self, board: SummaryWriter, step: int) -> None:
         """Shows in TensorBoard what no single number says."""
-        for part in self._parts:
+        for part in self._adapted:
             part.write_images(board, step)
 
     # -- the artefact --------------------------------------------------------------------------------------------------
@@ -489,7 +457,7 @@ class Method(LightningModule):
             The folders that were written, each with what was done to the model in it.
         """
         result = Result(self.model, weights, folder, tokenizer, [*self.operations])
-        for part in self._parts:
+        for part in self._adapted:
             part.finish(result)
 
         def finish(temporary: Path) -> None:
@@ -515,7 +483,7 @@ class Method(LightningModule):
 
     def zeros(self, folder: Path, names: Sequence[str]) -> int:
         """How many of the named parameters' elements are zero in what `save` wrote to a folder."""
-        for part in self._parts:
+        for part in self._adapted:
             if (found := part.zeros(folder, names)) is not None:
                 return found
         return Saved(stored_weights.read(folder / "model.safetensors")).zeros(names)
@@ -524,6 +492,7 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen, and adds what Lightning leaves out."""
+        checkpoint["model_config"] = self.model.config.to_json_string()
         resume.pack(self, self.held, self.start, self.frozen_sources, checkpoint, self._rng_before_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -532,6 +501,9 @@ class Method(LightningModule):
         Raises:
             UserError: The weights that the checkpoint left out have changed, or the text that decided the vocabulary.
         """
+        if self._trainer is None:
+            self._rebuild(checkpoint)
+            return
         self._restored_rng = resume.unpack(self, self.held, self.start, self.frozen_sources, checkpoint)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

@@ -23,7 +23,7 @@ _GROUP = 32
 
 @dataclass
 class Integers:
-    """What weights are rounded to; the linear layers of the blocks always are.
+    """The integer format of a model; the linear layers of its blocks always have it.
 
     Attributes:
         bits: 8, with one scale for each output channel; or 4, with one for each group of its weights.
@@ -48,7 +48,7 @@ class Integers:
         return None if self.bits == 8 else self.group or _GROUP
 
     def problems(self, config: PretrainedConfig) -> list[Problem]:
-        """What is wrong with the format for a model; keys below the section."""
+        """The problems of the format with a model; keys below the section."""
         shape = Shape.of(config)
         most = max(shape.width, shape.heads * shape.head, shape.ffn)
         if not isinstance(self.bits, int):  # 8.0, which is one of the two as well
@@ -100,13 +100,7 @@ def _as_rows(module: nn.Module, weight: Tensor) -> Tensor:
 def integer_tensors(
     model: PreTrainedModel, form: Integers, weights: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], Callable[[Path], None]]:
-    """Form a model's integers with scales, and what writes them into a saved folder in the place of its weights.
-
-    Args:
-        model: The model, for the names and kinds of its layers.
-        form: The integers.
-        weights: The model's weights before rounding, whole.
-    """
+    """The integers with scales of a model with these weights, whole and not rounded; and what writes them into its folder."""
     tensors, table = dict(weights), {}
     for module_name, module in _rounded(model, form).items():
         if (name := f"{module_name}.weight") in weights:  # a tied head is the embedding

@@ -35,7 +35,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def _is_path(source: str) -> bool:
-    """Whether the source is meant as a file or folder: it exists, or no hub id looks like it."""
+    """True if the source exists as a file or folder, or no hub id looks like it."""
     path, starts = Path(source), (".", "/", "~", "checkpoints/")
     return path.exists() or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
 
@@ -49,7 +49,7 @@ def _arguments(source: str) -> dict[str, Any]:
 
 
 def _check_folder(source: str, key: str) -> None:
-    """Names what a local model folder lacks, before transformers tries the hub with its path."""
+    """Raise a `UserError` naming what a local model folder lacks, before transformers tries the hub with its path."""
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
@@ -69,10 +69,7 @@ def _check_folder(source: str, key: str) -> None:
 
 
 def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = True) -> Result:
-    """The result of a load; what the libraries raise becomes one line with a fix.
-
-    `named` is whether `source` is the name of a model, and not a description of one.
-    """
+    """The result of a load; what the libraries raise becomes one line with a fix. `named`: `source` is a model's name."""
     try:
         return load()
     except (SafetensorError, json.JSONDecodeError, zlib.error) as error:
@@ -88,7 +85,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
                 f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
                 "true (lightgpt2 benchmark: --trust-remote-code)"
             ) from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if named and not _is_path(source):
             raise UserError(
                 f"{key}: {source!r} could not be loaded from the hub or its local cache ({reason}); check the name and "
@@ -102,7 +99,7 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
     """The configuration of a model that is named, or described by a dictionary of values with `model_type`.
 
     Raises:
-        UserError: It cannot be loaded, or its family is not supported; `key` is the config key to name.
+        UserError: It cannot be loaded, or its family is not supported; the message names `key`.
     """
     if isinstance(source, dict):
         values = dict(source)
@@ -145,17 +142,14 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     return _guarded(lambda: make(copy.deepcopy(config), dtype=torch.float32), "the configuration", key, named=False)
 
 
-def _load(model_class: Any, source: str, key: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
-    """A model, and the names of the weights that its file lacks."""
+def _load(model_class: Any, source: str, key: str, unread: str = "-", **options: Any) -> PreTrainedModel:
+    """Load a model that must have all its weights but those whose names begin with `unread`."""
     options |= {**_arguments(source), "output_loading_info": True}
     model, info = _guarded(lambda: model_class.from_pretrained(**options), source, key)
-    return model, sorted(info["missing_keys"])
-
-
-def _check_whole(missing: list[str], source: str, key: str) -> None:
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
-    if missing:
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
         raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; fetch it again")
+    return model
 
 
 def load_model(
@@ -188,8 +182,7 @@ def load_model(
     elif quantization is not None:
         options["quantization_config"] = quantization
     options |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    model, missing = _load(_model_class(config), source, key, **options)
-    _check_whole(missing, source, key)
+    model = _load(_model_class(config), source, key, **options)
     if gguf:
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
         if getattr(model.config, "quantization_config", None) is not None:
@@ -207,10 +200,10 @@ def is_encoder(source: str, key: str) -> bool:
 
 
 def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """An encoder in FP32, with its classification head if its configuration names one, else the base model; its tokenizer.
+    """An encoder in FP32, with its classification head if its configuration names one; and its tokenizer.
 
     Raises:
-        UserError: It cannot be loaded, is no encoder of a supported family, or lacks weights.
+        UserError: It cannot be loaded, is not an encoder of a supported family, or lacks weights.
     """
     config = _named_config(source, key, False)
     if config.model_type not in ENCODERS:
@@ -218,9 +211,8 @@ def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedToke
         raise UserError(f"{key}: {source} is of type {config.model_type!r}; use an encoder of type {types}")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     model_class = AutoModelForSequenceClassification if classifies else AutoModel
-    model, missing = _load(model_class, source, key, dtype=torch.float32)
     # A base model's pooler is not trained by every recipe, and nothing here reads it.
-    _check_whole([name for name in missing if classifies or not name.startswith("pooler.")], source, key)
+    model = _load(model_class, source, key, "-" if classifies else "pooler.", dtype=torch.float32)
     return model.eval(), _guarded(lambda: AutoTokenizer.from_pretrained(**_arguments(source)), source, key)
 
 
@@ -236,7 +228,7 @@ def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    """Makes a dequantized model an ordinary one: transformers refuses to save what still says it is GGUF."""
+    """Turn a dequantized model into an ordinary one: transformers refuses to save what still says it is GGUF."""
     del model.config.quantization_config
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(name, None)

@@ -15,19 +15,10 @@ _LORA = re.compile(r"\.lora_[AB]\.")
 
 
 def prunable(model: PreTrainedModel, targets: str, key: str) -> dict[str, nn.Parameter]:
-    """The trainable matrices that a choice of targets means; never embeddings, norms, biases or the vocabulary head.
+    """The trainable matrices that `targets` names, in the model's order; never embeddings, norms, biases or the head.
 
-    Args:
-        model: The model, with adapters where there are any.
-        targets: `lora` (the adapters' matrices), `linear` (the weights of all linear layers in the blocks), or a regular
-            expression that is searched for in the full names of the blocks' matrices.
-        key: Config key to name in errors.
-
-    Returns:
-        Parameters by name, in the model's order.
-
-    Raises:
-        UserError: It means none, or is not a regular expression.
+    `targets` is `lora` (the adapters' matrices), `linear` (the weights of all linear layers in the blocks), or a regular
+    expression that is searched for in the full names of the blocks' matrices. A `UserError` names `key` if there is none.
     """
     inside = {id(p) for p in blocks(model).parameters() if p.requires_grad and p.ndim == 2}
     matrices = {name: p for name, p in model.named_parameters() if id(p) in inside}
@@ -43,19 +34,15 @@ def prunable(model: PreTrainedModel, targets: str, key: str) -> dict[str, nn.Par
             raise UserError(f"{key}: {targets!r} is not a regular expression ({error}); correct it") from error
     if not found:
         example = next(iter(matrices), "none")
-        raise UserError(
-            f"{key}: {targets!r} matches no trainable matrix of this model; give lora, linear, or a regular expression on "
-            f"names such as {example}"
+        what, fix = (
+            f"{targets!r} matches no trainable matrix of this model",
+            "give lora, linear, or a regular expression",
         )
+        raise UserError(f"{key}: {what}; {fix} on names such as {example}")
     return found
 
 
 def saved_zeros(file: Path, names: Iterable[str]) -> int:
-    """How many elements of the named tensors are zero in a safetensors file.
-
-    Args:
-        file: The file.
-        names: Names of tensors in it.
-    """
+    """The number of zeros among the named tensors of a safetensors file."""
     with safe_open(file, framework="pt") as tensors:
         return sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in map(tensors.get_tensor, names))

@@ -64,15 +64,10 @@ def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> 
 def load_for_inference(
     source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A pretrained model as it is deployed, on its device, in eval mode. A quantized folder keeps its own quantization.
+    """A pretrained model as it is deployed, on its device (`cpu` or `cuda:N`), in eval mode.
 
-    Args:
-        source: Hub id, folder or GGUF file.
-        key: Config key to name in errors.
-        precision: `fp32`, `bf16`, `fp16`, or bitsandbytes' `int8` or `nf4`.
-        attention: transformers' `attn_implementation`.
-        device: `cpu` or `cuda:N`.
-        trust_remote_code: Whether code in the model's folder may run.
+    `precision` is `fp32`, `bf16`, `fp16`, or bitsandbytes' `int8` or `nf4`; a quantized folder keeps its own quantization.
+    `attention` is transformers' `attn_implementation`; `key` is named in errors.
     """
     cuda = device != "cpu"
     options: dict[str, Any] = {"attn_implementation": attention}
@@ -93,7 +88,7 @@ def load_for_inference(
 
 
 def _fastest(model: PreTrainedModel) -> PreTrainedModel:
-    """Lets NF4 layers use the kernel that `load_model` forbids, if the processor has it."""
+    """Let NF4 layers use the kernel that `load_model` forbids, if the processor has it."""
     from bitsandbytes.functional import has_avx512bf16
 
     allow_packing(model, has_avx512bf16())

@@ -1,4 +1,4 @@
-"""The artefact: a standard Hugging Face folder that loads without LightGPT2."""
+"""Write the artefact: a standard Hugging Face folder that loads without LightGPT2."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from lightgpt2.models.standalone import stored_weights
 
 @dataclass(frozen=True)
 class Sizes:
-    """How big a saved model is."""
+    """The sizes of a saved model."""
 
     parameters: int  # tied ones counted once, quantized ones as what they stand for
     nonzero: int | None  # None for a quantized model
@@ -51,12 +51,8 @@ def save_model(
 ) -> None:
     """Write model, tokenizer and generation config to a folder, atomically; an older folder is replaced.
 
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        folder: Target.
-        weights: Saved instead of the model's own weights, which may be spread over processes.
-        finish: Runs on the folder before it is put in its place.
+    `weights` are saved instead of the model's own, which may be spread over processes; `finish` runs on the folder before it is
+    put in its place.
     """
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, state_dict=weights)

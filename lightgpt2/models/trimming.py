@@ -53,8 +53,6 @@ def as_mask(text: str, size: int) -> Tensor:
     return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool, device="cpu")  # whatever the context
 
 
-# -- importance ----------------------------------------------------------------------------------------------------------
-
 Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none for the width) and role
 
 
@@ -124,9 +122,6 @@ def first_scores(model: PreTrainedModel) -> Scores:
     sizes = _sizes(Shape.of(model.config))
     layers: list[int | None] = [None, *range(len(blocks(model)))]
     return {(layer, role): -torch.arange(float(size), device="cpu") for layer in layers for role, size in sizes.items()}
-
-
-# -- choice and cut ------------------------------------------------------------------------------------------------------
 
 
 def choose(model: PreTrainedModel, target: Shape, scores: Scores) -> Kept:
@@ -219,10 +214,7 @@ def _sliced(
 def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> PreTrainedModel:
     """A model of the heads and neurons that stay; its logits are those of the model with the others masked.
 
-    Args:
-        model: The model; unchanged.
-        heads: For each block a mask of its heads of keys and values, with the queries that read them.
-        ffn: For each block a mask of its neurons.
+    `heads` has for each block a mask of its heads of keys and values, with the queries that read them; `ffn` of its neurons.
     """
     shape = Shape.of(model.config)
     left = [shape.groups * int(mask.sum()) for mask in heads], [int(mask.sum()) for mask in ffn]

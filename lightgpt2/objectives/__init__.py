@@ -1,4 +1,4 @@
-"""What is minimized; one objective a file."""
+"""Objectives: what is minimized."""
 
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.objectives.cross_entropy import CrossEntropy

@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""The contract of an objective."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,33 +14,20 @@ from lightgpt2.tasks.base import Task
 
 @dataclass(frozen=True)
 class Binding:
-    """What an objective works with.
-
-    Attributes:
-        task: The task.
-        student: The model that is trained.
-        original: The model that the student was cut out of, if it was.
-        source: Where the original came from.
-        layers: Which of the original's layers the student has.
-        trust_remote_code: Whether code in a model's folder may run.
-    """
+    """What an objective works with."""
 
     task: Task
-    student: PreTrainedModel
-    original: PreTrainedModel | None = None
-    source: str = ""
-    layers: list[int] | None = None
-    trust_remote_code: bool = False
+    student: PreTrainedModel  # the model that is trained
+    original: PreTrainedModel | None = None  # the model that the student was cut out of, if it was
+    source: str = ""  # where the original came from
+    layers: list[int] | None = None  # the layers of the original that the student has
+    trust_remote_code: bool = False  # whether code in a model's folder may run
 
 
 class Objective(nn.Module, ABC):
-    """What is minimized. Its parameters are trained with the model's.
+    """What is minimized. Its parameters are trained with the model's."""
 
-    Attributes:
-        key: The config key that names it, for messages.
-    """
-
-    key: str = "objective"
+    key: str = "objective"  # its config key, for messages
 
     @property
     def sources(self) -> list[str]:
@@ -53,11 +40,7 @@ class Objective(nn.Module, ABC):
         return next(iter(self.sources), None)
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """Configurations of the models that it reads, by config key.
-
-        Raises:
-            UserError: One cannot be loaded.
-        """
+        """Configurations of the models that it reads, by config key; a `UserError` if one cannot be loaded."""
         return {}
 
     def problems(
@@ -68,7 +51,7 @@ class Objective(nn.Module, ABC):
         Args:
             student: The configuration of the model that is trained.
             original: That of the model that it is cut out of, if it is.
-            layers: Which of the original's layers it has.
+            layers: The layers of the original that it has.
             trust: Whether code in a model's folder may run.
         """
         return []

@@ -46,7 +46,7 @@ class DistillLoss:
 
 
 class Distillation(Objective):
-    """The loss of distillation; see the head of this file.
+    """The loss of distillation, as the head of this file gives it.
 
     Args:
         teacher: The teacher; null: the model that the student is cut out of.
@@ -68,41 +68,33 @@ class Distillation(Objective):
 
     @property
     def sources(self) -> list[str]:
-        """Those of the teacher."""
+        """The teacher's sources."""
         return self.teacher.sources if self.teacher else []
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The teacher's."""
+        """The teacher's configuration."""
         return {self._teacher_key: self._keyed(self.teacher).config(trust_remote_code)} if self.teacher else {}
 
     def problems(
         self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
     ) -> list[Problem]:
-        """Whether student and teacher fit together."""
-        found = []
+        """What of student and teacher does not fit together."""
+        found, key = [], f"{self.key}.layer_map"
         if not any((self.loss.ce, self.loss.kd, self.loss.hidden)):
             found.append(Problem(f"{self.key}.loss", "every weight is 0", "give ce, kd or hidden above 0"))
         if self.layer_map is not None and self.teacher is None and not self.loss.hidden:
-            found.append(
-                Problem(
-                    f"{self.key}.layer_map", "has no effect without a hidden loss", "remove it, or give loss.hidden"
-                )
-            )
+            found.append(Problem(key, "has no effect without a hidden loss", "remove it, or give loss.hidden"))
         teacher = self._keyed(self.teacher).config(trust) if self.teacher else original
         if teacher is None:
             return [*found, Problem(self._teacher_key, "required, but not given", "name a teacher")]
         if student.vocab_size != teacher.vocab_size and self.teacher is not None:
-            found.append(
-                Problem(
-                    "start.model",
-                    f"its vocabulary has {student.vocab_size} tokens and the teacher's {teacher.vocab_size}",
-                    "distillation compares them token by token, so choose models that share a tokenizer",
-                )
-            )
+            what = f"its vocabulary has {student.vocab_size} tokens and the teacher's {teacher.vocab_size}"
+            fix = "distillation compares them token by token, so choose models that share a tokenizer"
+            found.append(Problem("start.model", what, fix))
         try:
             self._pair_layers(teacher, student, layers)
         except ValueError as error:
-            found.append(Problem(f"{self.key}.layer_map", str(error)))
+            found.append(Problem(key, str(error)))
         return found
 
     def bind(self, binding: Binding) -> None:
@@ -122,7 +114,7 @@ class Distillation(Objective):
     def forward(
         self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and `ce`, `kd` and `hidden` unweighted."""
+        """The weighted sum; `ce`, `kd` and `hidden` unweighted."""
         assert self.teacher is not None
         student = self.task.predictions(model, batch, [ours for ours, _ in self.pairs])
         with torch.no_grad():
@@ -142,7 +134,7 @@ class Distillation(Objective):
 
     @property
     def frozen_models(self) -> list[PreTrainedModel]:
-        """The teacher's."""
+        """The teacher's models."""
         return self.teacher.models if self.teacher else []
 
     @property
@@ -162,7 +154,7 @@ class Distillation(Objective):
     def _pair_layers(
         self, teacher: PretrainedConfig, student: PretrainedConfig, layers: list[int] | None
     ) -> list[tuple[str, str]]:
-        """Pairs (student state, teacher state) by name; none without a hidden loss."""
+        """Pair student and teacher states by name; none without a hidden loss."""
         deep, shallow = teacher.num_hidden_layers, student.num_hidden_layers
         if self.loss.hidden == 0:
             return []

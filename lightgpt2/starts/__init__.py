@@ -1,4 +1,4 @@
-"""Where the model that is trained comes from; one kind of start a file."""
+"""Starts: where the model that is trained comes from."""
 
 from lightgpt2.starts.base import Start
 from lightgpt2.starts.chosen_layers import ChosenLayers

@@ -1,4 +1,4 @@
-"""What a start is."""
+"""The contract of a start."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,55 +10,47 @@ from lightgpt2.models.operations import Operation
 
 
 class Start(ABC):
-    """Where the model that is trained comes from.
+    """Where the model that is trained comes from."""
 
-    Attributes:
-        source: The model that the stage starts from: hub id, folder, GGUF file, or configuration values.
-        key: The config key of the start, for messages; that of the source is `key.model`.
-        trims_vocabulary: Whether the model keeps only the tokens that the training split needs.
-        original: The model that the built one was cut out of, if it was; set by `build`.
-        precision: What its linear layers are quantized to.
-        adapter: The adapter folder to go on with, if the source is one.
-    """
-
-    source: str | dict[str, Any]
-    key: str = "start"
-    trims_vocabulary: bool = False
-    original: PreTrainedModel | None = None
-    precision: str = "fp32"
-    adapter: str | None = None
+    source: str | dict[str, Any]  # hub id, folder, GGUF file, or configuration values
+    key: str = "start"  # its config key, for messages; that of the source is `key.model`
+    trims_vocabulary: bool = False  # whether the model keeps only the tokens that the training split needs
+    original: PreTrainedModel | None = None  # the model that the built one was cut out of, if it was; set by `build`
+    precision: str = "fp32"  # what its linear layers are quantized to
+    adapter: str | None = None  # the adapter folder to go on with, if the source is one
 
     @abstractmethod
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """Configurations by config key, without weights: of the model that is trained; and of the original, if there is one.
+        """Configurations by config key: of the model that is trained, then of the original, if there is one.
 
         Raises:
-            UserError: A model cannot be found, or one setting contradicts another; with all such problems.
+            UserError: A model cannot be found, or settings contradict each other; with all such problems.
         """
 
     @abstractmethod
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Makes the model, in full precision unless the start says otherwise, and says what was done to its source.
+        """Builds the model; also returns what was done to its source.
 
         Raises:
-            UserError: It cannot be made.
+            UserError: It cannot be built.
         """
 
     def layers(self, original: PretrainedConfig) -> list[int] | None:
-        """Which of the original's layers the model has; None where there is no original."""
+        """The layers of the original that the model has; None if there is no original."""
         return None
 
     def plain(self, trust_remote_code: bool) -> PreTrainedModel:
-        """The model as it was built, loaded anew in full precision: adapters are merged into it.
-
-        Raises:
-            NotImplementedError: This start can't build the same model twice.
-        """
+        """The model as it was built, loaded anew in full precision: adapters are merged into it."""
         raise NotImplementedError(f"{type(self).__name__} cannot be built twice")
 
     @property
+    def rebuilds(self) -> bool:
+        """True if `plain` can build the same model again."""
+        return type(self).plain is not Start.plain
+
+    @property
     def fingerprint(self) -> Any:
-        """What of the built model depends on the training text, in plain values; None: nothing."""
+        """The choices that depend on the training text, in plain values; None if there are none."""
         return None
 
     @property

@@ -28,7 +28,7 @@ class ChosenLayers(Start):
         self.source, self.chosen = model, layers
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """That of the smaller model, and that of the bigger one."""
+        """The configurations of the smaller and of the bigger model."""
         original = load_config(self.source, f"{self.key}.model", trust_remote_code)
         smaller = copy.deepcopy(original)
         try:
@@ -44,11 +44,7 @@ class ChosenLayers(Start):
         return surgery.apply(self.original, done).requires_grad_(True), done
 
     def layers(self, original: PretrainedConfig) -> list[int]:
-        """The layers that are chosen.
-
-        Raises:
-            ValueError: One is not among them.
-        """
+        """The layers that are chosen; a `ValueError` if the model lacks one."""
         deep = original.num_hidden_layers
         chosen = self.chosen if self.chosen is not None else max(1, deep // 2)
         layers = even_layers(deep, chosen) if isinstance(chosen, int) else chosen

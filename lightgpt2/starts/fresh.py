@@ -27,15 +27,15 @@ class Fresh(Start):
 
     @property
     def tokenizer(self) -> tuple[str | dict[str, Any], str]:
-        """That of the model which it is like."""
+        """The source of the tokenizer: `like`, or none."""
         return (self.like, f"{self.key}.like") if self.like else super().tokenizer
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The configuration; its vocabulary is known later where the tokenizer decides it."""
+        """The model's configuration; its vocabulary is known later if the tokenizer decides it."""
         return {f"{self.key}.model": self._config({}, trust_remote_code)}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Makes the model with the tokenizer's vocabulary and special tokens."""
+        """Builds the model with the tokenizer's vocabulary and special tokens."""
         tokens: dict[str, Any] = {}
         if self.like is None:
             tokenizer = data.tokenizer

@@ -31,12 +31,12 @@ class Pretrained(Start):
 
     @property
     def base(self) -> str:
-        """The model itself, where the source is an adapter folder."""
+        """The model itself: if the source is an adapter folder, the one that it names."""
         return base_of(self.source, f"{self.key}.model") if self.adapters else self.source
 
     @property
     def tokenizer(self) -> tuple[str, str]:
-        """The base model's."""
+        """The base model's source."""
         return self.base, f"{self.key}.model"
 
     @property
@@ -45,7 +45,7 @@ class Pretrained(Start):
         return [self.base]
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The model's."""
+        """The model's configuration."""
         key = f"{self.key}.model"
         try:
             return {key: load_config(self.base, key, trust_remote_code)}

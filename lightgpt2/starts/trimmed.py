@@ -60,15 +60,13 @@ class Trimmed(Start):
         self.trims_vocabulary = vocabulary is not None
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """That of the smaller model, and that of the bigger one; checks that it can be cut."""
+        """The configurations of the smaller and of the bigger model; a `UserError` if it cannot be cut so."""
         key = f"{self.key}.model"
         original = load_config(self.source, key, trust_remote_code)
         if uneven := uneven_sizes(original):
             names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
-            raise UserError(
-                f"{key}: the layers of {self.source} have different numbers of {names}, which Trim cannot cut; trim before "
-                "movement pruning"
-            )
+            what = f"the layers of {self.source} have different numbers of {names}, which Trim cannot cut"
+            raise UserError([Problem(key, what, "trim before movement pruning")])
         smaller = copy.deepcopy(original)
         problems = []
         try:
@@ -88,7 +86,7 @@ class Trimmed(Start):
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Loads the bigger model, cuts its vocabulary if that was asked for, and cuts the smaller model out of it."""
+        """Loads the bigger model, cuts its vocabulary if that is asked for, and cuts the smaller model out of it."""
         big = load_model(self.source, f"{self.key}.model", trust_remote_code)
         self.vocabulary_cut = self._cut_vocabulary(big.config.vocab_size, data)
         big = self.original = surgery.apply(big, self.vocabulary_cut).eval().requires_grad_(False)
@@ -107,15 +105,11 @@ class Trimmed(Start):
 
     @property
     def fingerprint(self) -> Any:
-        """Which tokens stay."""
+        """The tokens that stay."""
         return self.vocabulary_cut
 
     def layers(self, original: PretrainedConfig) -> list[int]:
-        """The layers that stay.
-
-        Raises:
-            ValueError: One is not among them, or comes twice.
-        """
+        """The layers that stay; a `ValueError` if the model lacks one, or one comes twice."""
         deep = original.num_hidden_layers
         if self.chosen is None:
             return list(range(deep))
@@ -131,10 +125,8 @@ class Trimmed(Start):
             return []
         ids = data.kept_tokens
         if ids[-1] >= rows:
-            raise UserError(
-                f"data.tokenizer: it has a token {ids[-1]} and the model of {self.key}.model has {rows} tokens; use the "
-                "model's own tokenizer"
-            )
+            what = f"it has a token {ids[-1]} and the model of {self.key}.model has {rows} tokens"
+            raise UserError([Problem("data.tokenizer", what, "use the model's own tokenizer")])
         if len(ids) == rows:
             what = f"the training text needs all {rows} tokens of {self.source}"
             raise UserError([Problem(f"{self.key}.vocabulary", what, "remove it, or give another text")])
@@ -146,7 +138,7 @@ class Trimmed(Start):
         return norm_scores(model) if self.importance == "norm" else first_scores(model)
 
     def _target(self, config: PretrainedConfig) -> tuple[Shape, list[Problem]]:
-        """The shape of the smaller model's blocks, and what is wrong with it."""
+        """The shape of the smaller model's blocks, and the problems with it."""
         old = Shape.of(config)
         asked = {"width": self.width, "heads": self.heads, "ffn": self.ffn}
         problems = [

@@ -24,20 +24,14 @@ Row = dict[str, float]
 class Predictions:
     """N decisions over V classes, not multiplied out: `logits = scale * hidden @ weight.T + bias`.
 
-    Attributes:
-        hidden: What the head reads `[N, D]`: tokens of a decoder, pooled vectors of a classifier.
-        weight: The head `[V, D]`.
-        labels: The right class of each `[N]`; IGNORE where it is not supervised.
-        bias: The head's bias `[V]`, if it has one.
-        scale: The factor on the products.
-        states: By name (`decoder.3`, the output of block 3; `decoder.0`, that of the embedding) hidden states `[M, D]` and
-            which of them are supervised `[M]`, for hidden-state losses.
+    `states` holds hidden states `[M, D]` and which of them are supervised `[M]`, by name: `decoder.3` is the output of block 3,
+    `decoder.0` that of the embedding.
     """
 
-    hidden: Tensor
-    weight: Tensor
-    labels: Tensor
-    bias: Tensor | None = None
+    hidden: Tensor  # what the head reads [N, D]: tokens of a decoder, pooled vectors of a classifier
+    weight: Tensor  # [V, D]
+    labels: Tensor  # the right class of each [N]; IGNORE where it is not supervised
+    bias: Tensor | None = None  # [V]
     scale: float = 1.0
     states: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -47,42 +41,28 @@ class Predictions:
 
 
 class Task(ABC):
-    """What is predicted and how it is scored; a method works with any task.
+    """What is predicted and how it is scored; a method works with any task."""
 
-    Attributes:
-        auto_class: The class of transformers that loads its models.
-        peft_type: What PEFT calls it.
-        primary: The metric that picks `best.ckpt`, budgets and verdicts.
-        better: Whether a `lower` or a `higher` value of it is better.
-        predict: What `predict` writes: `scores`, or what the task offers besides.
-    """
-
-    auto_class: ClassVar[str]
-    peft_type: ClassVar[str]
-    primary: ClassVar[str]
-    better: ClassVar[Better] = "lower"
-    predict: str = "scores"
+    auto_class: ClassVar[str]  # the class of transformers that loads its models
+    peft_type: ClassVar[str]  # PEFT's name for it
+    primary: ClassVar[str]  # the metric that picks `best.ckpt`, budgets and verdicts
+    better: ClassVar[Better] = "lower"  # whether a lower or a higher value of it is better
+    predict: str = "scores"  # what `predict` writes: `scores`, or another output of the task
 
     @abstractmethod
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
-        """Runs a model up to its head.
-
-        Args:
-            model: The model.
-            batch: What the task's data module yields.
-            states: Names of the hidden states to keep.
-        """
+        """Runs a model on a batch of the data module up to its head, and keeps the hidden states that are named."""
 
     @abstractmethod
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
-        """Scores a batch: one row an example, or a part of one, with its number as `example`; `loss` and `items` are sums."""
+        """Scores a batch: a row for each example, or part of one, with its number as `example`; `loss` and `items` are sums."""
 
     @abstractmethod
     def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
         """The metrics of scored examples by name, the primary one first."""
 
     def scores(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
-        """The lines that `predict` writes with `scores`: one an example, its sums over its rows."""
+        """The lines that `predict` writes with `scores`: for each example the sums over its rows."""
         found: dict[int, dict[str, Any]] = {}
         for row in rows:
             mine = found.setdefault(int(row["example"]), {"example": int(row["example"])})
@@ -100,13 +80,13 @@ class Task(ABC):
         precision: str,
         before: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Scores an exported model and compares it with the one that it was made from.
+        """Scores an exported model and compares it with its source.
 
         Args:
-            engine: What runs the exported model.
-            model: The model that it was made from.
+            engine: Runs the exported model.
+            model: The source.
             data: The data module.
-            documents: How many examples of the validation split are scored, the first ones; None for all.
+            documents: The number of examples of the validation split to score, the first ones; None for all.
             precision: What the weights were rounded to: `fp32`, `f16`, `int8` or `int4`.
             before: The source's quality on the same examples, if it is known.
 
@@ -121,7 +101,7 @@ class Task(ABC):
 
     @property
     def prompt_length(self) -> int | None:
-        """Tokens of the prompts that `predict` reads; None: it scores."""
+        """The number of tokens of the prompts that `predict` reads; None if it scores."""
         return None
 
     def is_better(self, value: float, best: float | None) -> bool:
@@ -131,22 +111,15 @@ class Task(ABC):
         return best is None or (value < best if self.better == "lower" else value > best)
 
     def counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
-        """What was scored, as a ledger counts it."""
+        """The counts of what was scored, for the ledger."""
         return {"examples": len(metrics[self.primary].numerators)}
 
     def quality(self, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-        """What a ledger says about a model's quality."""
+        """The ledger's record of a model's quality."""
         return quality(metrics, self.primary, self.counts(metrics))
 
     def evaluate(self, model: PreTrainedModel, data: Any, split: str, label: str) -> dict[str, Metric]:
-        """Scores a model on a whole split, with a progress bar.
-
-        Args:
-            model: The model, on the device to use; put in eval mode.
-            data: The data module.
-            split: The split.
-            label: What the progress bar says.
-        """
+        """Scores a model, put in eval mode, on a whole split, with a progress bar of this label."""
         model.eval()
         rows: list[Row] = []
         with torch.inference_mode():
@@ -155,19 +128,19 @@ class Task(ABC):
         return self.metrics(rows)
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
-        """What of the settings does not fit the models or the data; keys relative to the task."""
+        """What does not fit the models or the data; keys relative to the task."""
         return []
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
-        """The lines that `predict` writes for a batch where that is not scores."""
+        """The lines that `predict` writes for a batch if those are not scores."""
         raise NotImplementedError(f"{type(self).__name__} predicts scores only")
 
     def prompts(self, data: Any) -> list[Any]:
-        """The inputs whose outputs are shown during training; none unless the task has some."""
+        """The inputs whose outputs are shown during training, if any."""
         return []
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, prompts: list[Any]) -> list[tuple[str, str]]:
-        """What the model makes of prompts: pairs of texts, the prompt and the output."""
+        """Pairs of texts: each prompt and the model's output."""
         return []
 
 

@@ -68,7 +68,7 @@ class LanguageModeling(Task):
         ]
 
     def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
-        """Perplexity, and bits per byte, which compares tokenizers; both over documents."""
+        """Perplexity; and bits per byte, which compares tokenizers. Both are over documents."""
         table = np.array([[row["example"], row["loss"], row["items"], row["bytes"]] for row in rows]).reshape(-1, 4)
         examples = table[:, 0].astype(np.int64)
         # bincount adds in the order of the rows, as a loop would
@@ -80,7 +80,7 @@ class LanguageModeling(Task):
         }
 
     def counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
-        """Tokens and documents."""
+        """The numbers of tokens and documents."""
         scored = metrics["perplexity"]
         return {"tokens": int(scored.denominators.sum()), "documents": len(scored.denominators)}
 
@@ -89,11 +89,10 @@ class LanguageModeling(Task):
         scored = self.metrics(rows)["perplexity"]
         with np.errstate(over="ignore"):
             each = np.exp(scored.numerators / scored.denominators)
+        columns = zip(scored.numerators.tolist(), scored.denominators.astype(int).tolist(), each.tolist(), strict=True)
         return [
-            {"document": i, "nll": float(nll), "tokens": int(tokens), "perplexity": float(perplexity)}
-            for i, (nll, tokens, perplexity) in enumerate(
-                zip(scored.numerators, scored.denominators, each, strict=True)
-            )
+            {"document": i, "nll": nll, "tokens": tokens, "perplexity": perplexity}
+            for i, (nll, tokens, perplexity) in enumerate(columns)
         ]
 
     def verify(
@@ -109,7 +108,7 @@ class LanguageModeling(Task):
         return exported.verify(self, engine, model, data, documents, precision, before)
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
-        """Whether prompts leave room for a continuation."""
+        """A problem if prompts leave no room for a continuation."""
         positions = next(iter(configs.values())).max_position_embeddings
         if self.prompt_tokens < positions:
             return []
@@ -118,7 +117,7 @@ class LanguageModeling(Task):
 
     @property
     def prompt_length(self) -> int | None:
-        """`prompt_tokens` where continuations are asked for."""
+        """`prompt_tokens` if continuations are asked for."""
         return self.prompt_tokens if self.predict == "continuations" else None
 
     def prompts(self, data: Any) -> list[list[int]]:
@@ -129,7 +128,7 @@ class LanguageModeling(Task):
     def samples(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
     ) -> list[tuple[str, str]]:
-        """Prompts with their greedy continuations, `sample_tokens` each; needs no random number."""
+        """Prompts with their greedy continuations of `sample_tokens`, which take no random number."""
         shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
         return [*zip(shown, self._continuations(model, tokenizer, prompts), strict=True)]
 
@@ -149,16 +148,12 @@ class LanguageModeling(Task):
         training = model.training
         model.eval()
         room = model.config.max_position_embeddings - max(map(len, prompts), default=0)
+        pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+        options = {"max_new_tokens": max(1, min(self.sample_tokens, room)), "do_sample": False, "pad_token_id": pad}
         texts = []
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max(1, min(self.sample_tokens, room)),
-                do_sample=False,
-                pad_token_id=tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id,
-            )
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
             texts.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
         model.train(training)
         return texts

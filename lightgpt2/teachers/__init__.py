@@ -1,4 +1,4 @@
-"""Where the targets of distillation come from; one kind of teacher a file."""
+"""Teachers: where the targets of distillation come from."""
 
 from lightgpt2.teachers.base import Targets, Teacher
 from lightgpt2.teachers.model import ModelTeacher, PretrainedTeacher

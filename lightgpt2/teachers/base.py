@@ -1,4 +1,4 @@
-"""What a teacher is."""
+"""The contract of a teacher."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,25 +14,16 @@ from lightgpt2.tasks.base import Task
 
 @dataclass(frozen=True)
 class Targets:
-    """What a student is to match in one batch.
+    """What a student is to match in one batch."""
 
-    Attributes:
-        logits: The teacher's logits `[n, V]` of a slice of the task's predictions, in a dtype. (Log probabilities will do.)
-        states: Its hidden states `[M, D]` by name, those that were asked for.
-    """
-
-    logits: Callable[[slice, torch.dtype], Tensor]
-    states: Mapping[str, Tensor]
+    logits: Callable[[slice, torch.dtype], Tensor]  # [n, V] of a slice of the predictions; log probabilities will do
+    states: Mapping[str, Tensor]  # hidden states [M, D] by name, those that were asked for
 
 
 class Teacher(ABC):
-    """Where targets come from. It is in no checkpoint, no optimizer and no gradient.
+    """Where targets come from. It is in no checkpoint, no optimizer and no gradient."""
 
-    Attributes:
-        key: The config key that names it, for messages.
-    """
-
-    key: str = "teacher"
+    key: str = "teacher"  # its config key, for messages
 
     @property
     @abstractmethod
@@ -41,11 +32,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def config(self, trust_remote_code: bool) -> PretrainedConfig:
-        """A configuration with the depth, width and vocabulary of its targets.
-
-        Raises:
-            UserError: It cannot be loaded.
-        """
+        """A configuration with the depth, width and vocabulary of its targets; a `UserError` if it cannot be loaded."""
 
     @abstractmethod
     def load(self, task: Task, trust_remote_code: bool) -> None:

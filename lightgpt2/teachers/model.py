@@ -11,12 +11,7 @@ from lightgpt2.teachers.base import Targets, Teacher
 
 
 class ModelTeacher(Teacher):
-    """A model that is in memory already: the uncut one that a student is made of.
-
-    Args:
-        model: The model; frozen and put in eval mode.
-        source: Where it came from.
-    """
+    """A model that is in memory already, the uncut one that a student is made of; it is frozen."""
 
     def __init__(self, model: PreTrainedModel, source: str) -> None:
         self._models = [model.eval().requires_grad_(False)]
@@ -32,7 +27,7 @@ class ModelTeacher(Teacher):
         return self._models[0].config
 
     def load(self, task: Task, trust_remote_code: bool) -> None:
-        """Takes the task; the model is loaded already."""
+        """Takes the task."""
         self.task = task
 
     @property

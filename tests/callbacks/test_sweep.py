@@ -43,7 +43,8 @@ def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     monkeypatch.setattr(sweep, "sweep_table", lambda found: f"largest {found['largest_inside_budget']}")
     monkeypatch.setattr(sweep, "sweep_plot", lambda *_: None)
     made = MagicMock(spec=Method)
-    made.model, made.task, made.masks = make_model("gpt2"), Kept(), Masks()
+    made.model, made.task = make_model("gpt2"), Kept()
+    made.held = SimpleNamespace(masks=Masks())
     made.device_mesh, made.trust_remote_code = None, False
     made.save = lambda folder, tokenizer, weights: save_model(made.model, tokenizer, folder, weights)
     return made
@@ -96,7 +97,7 @@ def test_adapters_are_pruned_where_there_are_any(method: MagicMock) -> None:
 def test_sweep_of_a_pruned_model_begins_at_its_own_sparsity(method: MagicMock) -> None:
     chosen = prunable(method.model, "linear", "targets")
     kept = {name: torch.arange(len(p))[:, None].expand_as(p) >= len(p) // 4 * 3 for name, p in chosen.items()}
-    method.masks.set(kept)
+    method.held.masks.set(kept)
     assert swept(method, levels=[0.5, 0.9])["values"] == [0.75, 0.9]
 
 

@@ -298,7 +298,7 @@ OPTIONS = {
         ["--group: must be a whole number >0, got 'x'; see lightgpt2 export --help"],
     ),
     "no positional": (
-        ["benchmark"], ["the following arguments are required: models; see lightgpt2 benchmark --help"],
+        ["benchmark"], ["the following arguments are required: MODELS; see lightgpt2 benchmark --help"],
     ),
     "no value": (["report", "x", "--output"], ["--output: expected one argument; see lightgpt2 report --help"]),
     "unknown": (["sweep", "--config", "x", "--beams", "4"], ["unrecognized arguments: --beams 4; see lightgpt2 sweep --help"]),

@@ -55,7 +55,7 @@ ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
     "heads and neurons": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4))],
     "weights": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4, granularity="weight"))],
     "gates and int8": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4)), FakeQuantize()],
-    "lora and int8": lambda: [Lora(LoraAdapters(r=2, dropout=0.0)), FakeQuantize()],
+    "lora and int8": lambda: [Lora(LoraAdapters(r=2, dropout=0.0, target_modules="all-linear")), FakeQuantize()],
 }
 OBJECTIVES = ("cross-entropy", "distillation")
 
