@@ -85,8 +85,8 @@ class Converter:
             if ledger:
                 ledger = ledger.derived(self.method, Path(source), operation, made.quality, made.sizes)
             else:  # a model that LightGPT2 did not make
-                entry = Entry("export", self.method, {}, Parent.of(source), [operation], data, 0, 0, 0.0)
-                ledger = ledger.extended(entry).amended(quality=made.quality, sizes=made.sizes)
+                about = (data, 0, 0, 0.0, made.quality, made.sizes)
+                ledger = ledger.extended(Entry("export", self.method, {}, Parent.of(source), [operation], *about))
             ledger.write(folder)
             write_scores(folder, made.scores)
             values = {key: value for key, value in operation.items() if key not in ("op", "kind")}

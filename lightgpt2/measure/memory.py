@@ -86,7 +86,6 @@ def _cuda() -> Any:
 def _resident(field: str) -> float:
     """A line of Linux's account of this process; elsewhere the peak is all there is."""
     if _STATUS.exists():
-        lines = [line.split() for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
-        return int(lines[0][1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

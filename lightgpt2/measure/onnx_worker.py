@@ -46,8 +46,7 @@ class OnnxWorker(Worker):
 
     def _generate(self, count: int) -> tuple[list[float], float]:
         """Greedy, as for the other arms."""
-        ids = self.prompt.numpy()
-        times: list[float] = []
+        ids, times = self.prompt.numpy(), list[float]()
         spent, started = time.process_time(), time.perf_counter()
         logits = self.engine.prefill(ids, np.ones_like(ids), count)
         while True:

@@ -51,17 +51,13 @@ def _headline(chain: Sequence[Comparison]) -> str:
     cards = []
     if model.score.value is not None:
         note = f"{_rise(reached.source)} against {reached.source_name}" if reached.source else ""
-        cards.append(
-            (figures.title(figures.primary(model.score.quality)), write_metric(model.score.about, False), note)
-        )
+        name = figures.title(figures.primary(model.score.quality))
+        cards.append((name, write_metric(model.score.about, False), note))
     inside = [each.model for each in chain if each.verdict not in ("outside the budget", "not measured")]
     for key in (key for key in resources(model, root) if key in model.figures and key != "weights"):
         old, new = pair(key, model, root)
-        notes = (
-            [f"{write_change(change(old, new))} against {write(key, old)}"]
-            if old is not None and model is not root
-            else []
-        )
+        changed = f"{write_change(change(old, new))} against {write(key, old)}"
+        notes = [changed] if old is not None and model is not root else []
         gains = {each.name: better(key, *pair(key, each, model)) or 0.0 for each in inside}
         best = max(gains, key=lambda name: gains[name], default="")
         notes += [f"best inside the budget: {best} ({write_change(gains[best])})"] if gains.get(best) else []
@@ -101,10 +97,8 @@ def _models(rows: Sequence[Model]) -> str:
 
 def _verdicts(compared: Sequence[Comparison]) -> str:
     """Each stage and copy: what was done, whether it paid, and its changes against the model before it."""
-    keys = list(dict.fromkeys(key for each in compared for key, gain in each.gains.items() if gain is not None))[
-        :_RESOURCES
-    ]
-    rows = []
+    known = dict.fromkeys(key for each in compared for key, gain in each.gains.items() if gain is not None)
+    keys, rows = [*known][:_RESOURCES], []
     for each in compared:
         model, parent = each.model, each.model.parent
         collapsed = ", collapsed" if part(model.entry, "generation").get("collapsed") is True else ""

@@ -68,8 +68,7 @@ def as_html(text: str, plots: Iterable[Plot]) -> str:
         figure = f"<figure>{plot.svg}<figcaption>{escape_html(plot.title)}</figcaption></figure>"
         before, _, rest = body.partition(f'src="{PICTURES}/{plot.name}.svg"')
         body = before.rpartition("<p>")[0] + figure + rest.partition("</p>")[2]
-    body = body.replace("<table>", '<div class="wide" role="region" tabindex="0"><table>').replace(
-        "</table>", "</table></div>"
-    )
+    body = body.replace("<table>", '<div class="wide" role="region" tabindex="0"><table>')
+    body = body.replace("</table>", "</table></div>")
     page, style = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.html", "style.css"))
     return page.format(style=style, body=body)

@@ -45,10 +45,8 @@ def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark
     Raises:
         UserError: With all that is wrong: folders that hold neither, damaged files.
     """
-    found: dict[Path, str] = {}
-    ledgers: dict[str, list[Entry]] = {}
-    benchmarks: list[Benchmark] = []
-    problems: list[str] = []
+    found, ledgers = dict[Path, str](), dict[str, list[Entry]]()
+    benchmarks, problems = list[Benchmark](), list[str]()
     for folder in folders:
         files = list(_files(Path(folder).expanduser()))
         if not files:

@@ -175,10 +175,8 @@ def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
         if first is None or not math.isfinite(first):
             continue
         metric, higher = title(primary(mine[0].score.quality)), mine[0].score.about.get("better") == "higher"
-        y, level = (
-            f"{metric} ({'higher' if higher else 'lower'} is better)",
-            first * (1 + (-1 if higher else 1) * budget / 100),
-        )
+        y = f"{metric} ({'higher' if higher else 'lower'} is better)"
+        level = first * (1 + (-budget if higher else budget) / 100)
         disk = {row.name: row.figures.get("disk") for row in mine if row.kind != "half precision"}
         for name, x, values in (("size", label("disk"), disk), ("speed", *_speeds(mine))):
             points = {row: [(value, quality[row])] for row, value in values.items()}

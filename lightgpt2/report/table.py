@@ -19,13 +19,10 @@ def comparison(figures: Figures) -> str:
 
 def precisions(figures: Figures) -> str:
     """A table with one row a precision of one model: of its quality, `memory`, `megabytes` and the layers `quantized`."""
-    sizes = [
-        [
-            *("" if row[key] is None else f"{row[key]:.2f}" for key in ("memory", "megabytes")),
-            row.get("quantized", "none"),
-        ]
-        for row in figures.values()
-    ]
+    sizes = []
+    for row in figures.values():
+        known = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("memory", "megabytes"))
+        sizes.append([*known, row.get("quantized", "none")])
     header = ["weights MB", "MB on disk", "linear layers quantized"]
     return _with_metrics({name: _primary(row) for name, row in figures.items()}, header, sizes)
 

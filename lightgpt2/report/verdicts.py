@@ -47,14 +47,8 @@ def rise(score: Score, other: Score, paired: bool = False) -> Rise | None:
     return Rise(difference, worse, (100 * (bounds[0] - 1), 100 * (bounds[1] - 1)) if bounds else None)
 
 
-def judge(
-    gains: Mapping[str, float | None],
-    source: Rise | None,
-    before: Rise | None,
-    trained: bool,
-    budget: float,
-    gain: float,
-) -> Verdict:
+def judge(gains: Mapping[str, float | None], source: Rise | None, before: Rise | None, trained: bool,
+          budget: float, gain: float) -> Verdict:  # fmt: skip
     """Whether a stage paid; quality alone is worth something only if it trained."""
 
     def enough(per_cent: float | None) -> bool:
@@ -109,6 +103,5 @@ def compare(model: Model, budget: float, gain: float) -> Comparison:
     source = rise(model.score, score, paired=True)
     before = rise(model.score, parent.score if parent.score.text == model.score.text else model.start)
     gains = {key: better(key, *pair(key, model, parent)) for key in resources(model, parent)}
-    return Comparison(
-        model, name, source, before, gains, judge(gains, source, before, model.kind == "stage", budget, gain)
-    )
+    verdict = judge(gains, source, before, model.kind == "stage", budget, gain)
+    return Comparison(model, name, source, before, gains, verdict)

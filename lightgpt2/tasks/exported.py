@@ -44,18 +44,11 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Agreement:
-    """Greedy tokens, of all those that were generated with the cache.
+    """How many of the greedy tokens that were generated with the cache come otherwise too."""
 
-    Attributes:
-        cache: The share that is also the likeliest without the cache.
-        source: The share that is also the likeliest for the model that was exported, in PyTorch.
-        error: How far their logits are from PyTorch's, as a share of those without their mean (L2); the largest.
-        tokens: How many there were.
-    """
-
-    cache: float
-    source: float
-    error: float
+    cache: float  # the share that is also the likeliest without the cache
+    source: float  # the share that is also the likeliest for the model that was exported, in PyTorch
+    error: float  # how far their logits are from PyTorch's, as a share of those without their mean (L2); the largest
     tokens: int
 
 
@@ -63,12 +56,7 @@ def agreement(engine: Decoder, model: PreTrainedModel, prompts: list[list[int]])
     """Continue prompts greedily with the cache, and compare with the tokens without it and from PyTorch.
 
     Each token is compared given those before it, so that one that differs does not make all that follow differ. Of two tokens
-    whose logits are within 1e-3 either will do.
-
-    Args:
-        engine: What was exported.
-        model: The model that it was made from.
-        prompts: Tokens, as many in each.
+    whose logits are within 1e-3 either will do. All prompts have as many tokens.
     """
     ids = np.array(prompts, np.int64)
     length, new = ids.shape[1], min(NEW_TOKENS, engine.context - ids.shape[1])
@@ -108,13 +96,7 @@ def torch_logits(model: PreTrainedModel) -> Callable[[Ints], Floats]:
 
 
 def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: str) -> list[Row]:
-    """Score whatever gives logits on windows, with a progress bar: one row a window.
-
-    Args:
-        run: Logits `[B, T, V]` for tokens `[B, T]`.
-        loader: Batches with `input_ids`, `labels`, `lengths`, `document` and `bytes`.
-        label: What the progress bar says.
-    """
+    """Score whatever gives logits `[B, T, V]` for tokens `[B, T]`: one row a window, with a progress bar."""
     rows: list[Row] = []
     for batch in tqdm(loader, desc=label, leave=False, disable=None):
         # One window at a time: the logits of one with 1024 tokens are 200 MB.
@@ -176,14 +158,11 @@ def verify(
     mine, theirs = value_of(after), value_of(before)
     ratio, problems = mine / theirs, []
     if not ratio <= 1 + BOUNDS[precision]:  # nor is NaN
-        problems.append(
-            f"its {task.primary} is {mine:.2f}, {ratio - 1:.1%} above the source's {theirs:.2f}; at most "
-            f"{BOUNDS[precision]:.1%} is allowed"
-        )
+        said = f"its {task.primary} is {mine:.2f}, {ratio - 1:.1%} above the source's {theirs:.2f}"
+        problems.append(f"{said}; at most {BOUNDS[precision]:.1%} is allowed")
     if precision == "fp32" and min(found.cache, found.source) < 1:
-        problems.append(
-            f"of {found.tokens} greedy tokens {found.cache:.2%} come without the cache too and {found.source:.2%} from PyTorch"
-        )
+        shares = f"{found.cache:.2%} come without the cache too and {found.source:.2%} from PyTorch"
+        problems.append(f"of {found.tokens} greedy tokens {shares}")
     if precision == "fp32" and not found.error <= _LOGITS:
         problems.append(f"its logits are up to {found.error:.2%} off PyTorch's; at most {_LOGITS:.0%} is allowed")
     quality = {"before": before, "after": after, "ratio": ratio}

@@ -80,7 +80,7 @@ def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
 
 
 def problems(engine: Any, model: PreTrainedModel, precision: str = "fp32") -> list[str]:
-    found: list[str] = verify(TASK, engine, model, validation_data("model", "corpus"), None, precision)["problems"]
+    found: list[str] = verify(TASK, engine, model, validation_data("model", "corpus"), 3, precision)["problems"]
     return found
 
 

@@ -85,8 +85,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config
     Ids of the model without a token get a name that no text gives.
     """
     parts = _parts(tokenizer)
-    tokens = [f"[PAD{id_}]" for id_ in range(config.vocab_size)]
-    types = [TokenType.UNUSED] * config.vocab_size
+    tokens, types = [f"[PAD{i}]" for i in range(config.vocab_size)], [TokenType.UNUSED] * config.vocab_size
     for token, id_ in tokenizer.get_vocab().items():
         tokens[id_], types[id_] = token, TokenType.NORMAL
     for added in parts["added_tokens"]:

@@ -76,7 +76,7 @@ def write_gguf(
     """
     if problems := gguf_problems(model.config, tokenizer, kind):
         raise UserError(problems)
-    written: dict[str, Any] = {"tensors": Counter(), "bytes": Counter(), "fallback": []}
+    counts, sizes, fallback = Counter[str](), Counter[str](), []
     tied, architecture = is_tied(model), family_of(model).gguf.architecture
     with atomic_file(file) as temporary, closing(GGUFWriter(temporary, architecture)) as writer:
         _add_metadata(writer, model, kind)
@@ -86,10 +86,10 @@ def write_gguf(
             block, bytes_ = gguf.GGML_QUANT_SIZES[stored]
             size = value.numel() // block * bytes_
             writer.add_tensor_info(name, value.shape, np.dtype(np.float32), size, raw_dtype=stored)
-            written["tensors"][stored.name] += 1
-            written["bytes"][stored.name] += size
+            counts[stored.name] += 1
+            sizes[stored.name] += size
             if value.ndim == 2 and stored.name == "F16" != kind:
-                written["fallback"].append(name)
+                fallback.append(name)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -97,7 +97,7 @@ def write_gguf(
             whole = value.detach().float().cpu().contiguous().numpy()
             writer.write_tensor_data(gguf.quants.quantize(whole, _stored_as(name, value, kind, tied)))
         writer.flush()
-    return {key: dict(value) if isinstance(value, Counter) else value for key, value in written.items()}
+    return {"tensors": dict(counts), "bytes": dict(sizes), "fallback": fallback}
 
 
 def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: GgufType) -> None:
