@@ -56,7 +56,10 @@ ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
     "weights": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4, granularity="weight"))],
     "gates and int8": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4)), FakeQuantize()],
     "lora and int8": lambda: [Lora(LoraAdapters(r=2, dropout=0.0)), FakeQuantize()],
-}
+    "lora and int4 of everything": lambda: [
+        Lora(LoraAdapters(r=2, dropout=0.0)), FakeQuantize(Integers(bits=4, group=16, activations=True, embeddings=True)),
+    ],
+}  # fmt: skip
 OBJECTIVES = ("cross-entropy", "distillation")
 
 
@@ -139,7 +142,7 @@ def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[st
 
 @pytest.mark.parametrize("task", [LanguageModeling(), Parity()], ids=["language modeling", "parity"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", ADAPTATIONS)
+@pytest.mark.parametrize("name", [name for name in ADAPTATIONS if "everything" not in name])  # inputs are rounded too
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -> None:
     method, plain, teacher = prepared(family, task, objective, name)
