@@ -24,7 +24,7 @@ class ScorePrinter(Callback):
         """Collects the scores of a batch."""
         self._rows += outputs["rows"]
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the validation split's scores."""
