@@ -11,8 +11,9 @@ from lightgpt2.tasks import LanguageModeling
 
 def refusals(method: Method, steps: int = 3) -> list[str]:
     """The problems that `fit` and `check` would name, with the keys of the configuration."""
-    found = [method.keyed(each) for part in method._parts for each in part.step_problems(steps)]
-    return [str(each) for each in found or method.problems(LanguageModelingData(sequence_length=32), training=True)]
+    found = method.problems(LanguageModelingData(sequence_length=32), training=True)
+    late = [method.keyed(each) for part in method._parts for each in part.step_problems(steps)]
+    return [str(each) for each in found or late]
 
 
 def assert_refused(method: Method, beginning: str, *words: str, steps: int = 3) -> None:
