@@ -49,7 +49,7 @@ class MovementGates(Adaptation):
         return self.pruning.granularity == "structured"
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """What cannot be pruned as it is asked for."""
+        """The contradictions in the settings, and with the model."""
         found = self.pruning.problems()
         if config is not None:
             found += self.pruning.model_problems(*block_units(config), config.hidden_size)

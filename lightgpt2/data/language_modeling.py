@@ -83,7 +83,7 @@ class LanguageModelingData(TaskData):
         self._splits: dict[str, store.TokenSplit] = {}
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
-        """Whether windows are longer than the models' positions, one line each."""
+        """The models that have fewer positions than a window, one line each."""
         length, owners = self.sequence_length, {count: key for key, count in positions.items()}
         what = "data.sequence_length: {} is longer than the {} positions of {}; give at most that"
         return [what.format(length, count, key) for count, key in owners.items() if length > count]
@@ -178,7 +178,7 @@ class LanguageModelingData(TaskData):
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
     def describe(self) -> dict[str, Any]:
-        """What the ledger keeps of the data."""
+        """The ledger's record of the data."""
         read = {"source": self.corpus.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
         return {**read, "sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
 

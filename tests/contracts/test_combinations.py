@@ -38,7 +38,9 @@ SENSELESS: dict[str, tuple[str, list[Adaptation], str]] = {
     ),
     "two formats": ("pretrained", [FakeQuantize(), FakeQuantize(Integers(4))], "1: a run has one FakeQuantize at most"),
     "two prunings": ("pretrained", [gates(), gates("weight")], "1: a run has one MovementGates at most; remove one"),
-    "dropout before rounding": ("pretrained", [Lora(), FakeQuantize()], "0.lora.dropout: 0.05 on the adapters' input"),
+    "dropout before rounding": (
+        "pretrained", [Lora(LoraAdapters()), FakeQuantize()], "0.lora.dropout: 0.05 on the adapters' input",
+    ),
     "DoRA before rounding": (
         "pretrained", [Lora(LoraAdapters(dropout=0.0, use_dora=True)), FakeQuantize()], "0.lora.use_dora: DoRA's weights",
     ),
@@ -54,6 +56,7 @@ SENSIBLE: dict[str, tuple[str, list[Adaptation]]] = {
     "gates and int8": ("pretrained", [gates(), FakeQuantize()]),
     "gates on weights and int4": ("pretrained", [gates("weight"), FakeQuantize(Integers(bits=4, activations=True))]),
     "adapters and int4 of everything": ("pretrained", [Lora(_PLAIN), FakeQuantize(Integers(4, None, True, True))]),
+    "adapters by default and int8": ("pretrained", [Lora(), FakeQuantize()]),
     "adapters on nf4": ("nf4", [Lora()]),
     "all weights of nothing": ("fresh", []),
     "a trimmed model, rounded": ("trimmed", [FakeQuantize()]),

@@ -1,15 +1,16 @@
 """Adapters: the published count, what is trained, what a checkpoint holds, and what the libraries make of the folders."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightgpt2.adaptations.lora import Lora, LoraAdapters
+from lightgpt2.adaptations import FakeQuantize, Lora, LoraAdapters
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import replay
@@ -129,3 +130,16 @@ def test_adapters_are_no_model_and_name_theirs(bench: Bench) -> None:
     assert message.startswith(
         "model.model: checkpoints/r/adapter names teacher as its base model (in adapter_config.json): "
     )
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_of_a_folder_go_on_with_rounding_unless_it_cannot_be_exact(tmp_path: Path, use_dora: bool) -> None:
+    adapter = LoraConfig(use_dora=use_dora, lora_dropout=0.1, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    get_peft_model(make_model("gpt2"), adapter).save_pretrained(tmp_path)
+    context = replace(context_of(make_model("gpt2")), adapter=str(tmp_path), others=[FakeQuantize()])
+    if not use_dora:
+        (operation,) = Lora().apply_to(make_model("gpt2"), context)
+        assert operation["matched"] == 4
+        return
+    with pytest.raises(UserError, match=r"^start\.model: DoRA's weights are not rounded as they are merged"):
+        Lora().apply_to(make_model("gpt2"), context)

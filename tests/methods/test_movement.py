@@ -114,15 +114,6 @@ def test_the_schedule_the_flips_and_the_pictures_are_in_tensorboard(bench: Bench
     assert len(events.Images("pruning/ffn/layers")) == 2
 
 
-@pytest.mark.slow
-def test_validation_is_of_the_model_as_it_is_pruned_then(bench: Bench) -> None:
-    """The last validation, with the weights that are saved, gives the score of the artefact."""
-    bench.configure({**movement(), "trainer.max_steps": 6, "trainer.val_check_interval": 6})
-    bench.succeed("fit")
-    after = last_entry()["quality"]["after"]["perplexity"]["value"]
-    assert logged(Path(), "r")["val/perplexity"][6] == pytest.approx(after, rel=1e-4)
-
-
 def test_random_scores_are_those_of_their_seed() -> None:
     found = []
     for seed in (3, 3, 4):
