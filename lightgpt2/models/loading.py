@@ -82,7 +82,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
     except Exception as error:  # of any kind, for a folder or a configuration that is wrong
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{key}: {source} brings its own code; read it, and if you trust it set model.trust_remote_code to "
+                f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
                 "true (lightgpt2 benchmark: --trust-remote-code)"
             ) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
