@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # the threads of two processes on two cores would wait for each other, spinning
 
-pytest_plugins = ["tests.support.mistakes", "tests.support.pipelines"]
+pytest_plugins = ["tests.support.looked_at", "tests.support.mistakes", "tests.support.pipelines"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from lightgpt2.tasks.base import Task
 
 @dataclass(frozen=True)
 class Context:
-    """What an adaptation works with."""
+    """The facts that an adaptation works with."""
 
     task: Task
     plain: Callable[[], PreTrainedModel]  # loads the run's first model anew, in full precision and without adaptations
@@ -77,7 +77,7 @@ class Adaptation(nn.Module, ABC):
 
     @property
     def precision(self) -> str | None:
-        """What the artefact is quantized to; None if it is not."""
+        """The format that the artefact is quantized to; None if it is not."""
         return None
 
     @property
@@ -90,7 +90,7 @@ class Adaptation(nn.Module, ABC):
         return []
 
     def step_problems(self, total_steps: int) -> list[Problem]:
-        """What this number of optimizer steps does not allow."""
+        """The problems with this number of optimizer steps."""
         return []
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
@@ -153,7 +153,7 @@ def contradictions(
             what = f"{name} works on weights in full precision, and this start loads them in {precision.upper()}"
             found.append(Problem(part.key, what, "remove it, or start in full precision"))
         if part.freezes and not rebuilds:
-            what = f"{name} trains on the frozen weights of a model that lies on disk, and this start makes a new one"
+            what = f"{name} trains on the frozen weights of a model that lies on disk, and this start builds a new one"
             found.append(Problem(part.key, what, "save that model in a stage before, or train all weights"))
         found += part.problems(config, others)
     return found

@@ -39,7 +39,7 @@ class FakeQuantize(Adaptation):
         return self.quantization.name
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """What the format does not allow of the model, and of what is removed from it."""
+        """The problems of the format with the model, and with the parts that are removed from it."""
         key = f"{self.key}.quantization"
         found = [] if config is None else [each.under(key) for each in self.quantization.problems(config)]
         if any(other.removes for other in others):

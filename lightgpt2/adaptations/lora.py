@@ -26,10 +26,12 @@ from lightgpt2.models.pruning import saved_zeros
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_DORA = "DoRA's weights are not rounded as they are merged"
+
 
 @dataclass
 class LoraAdapters:
-    """Which modules get adapters, and of what kind; names and meanings are PEFT's.
+    """The modules that get adapters, and of what kind; names and meanings are PEFT's.
 
     Attributes:
         r: Rank of the adapters.
@@ -58,7 +60,8 @@ class Lora(Adaptation):
     artefact is that model with the adapters merged into its weights.
 
     Args:
-        lora: The adapters; null where the start is an adapter folder, which brings its own. The default is `LoraAdapters()`.
+        lora: The adapters; null if the start is an adapter folder, which brings its own. The default is `LoraAdapters()`,
+            without dropout beside `FakeQuantize`.
     """
 
     order = 10
@@ -70,18 +73,17 @@ class Lora(Adaptation):
         self.lora = lora
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """What cannot be trained through adapters."""
-        chosen, found = self.lora or LoraAdapters(), []
+        """The adaptations that cannot be trained through adapters."""
+        found = []
         if any(isinstance(other, MovementGates) for other in others):
             what = "adapters leave the weights frozen that movement pruning learns to keep or to remove"
             found.append(Problem(self.key, what, "prune in another stage, or train all weights"))
-        if any(other.precision for other in others):
-            if chosen.dropout:
-                what = f"{chosen.dropout} on the adapters' input cannot be part of the merged weight that is rounded"
+        if self.lora and any(other.precision for other in others):
+            if self.lora.dropout:
+                what = f"{self.lora.dropout} on the adapters' input cannot be part of the merged weight that is rounded"
                 found.append(Problem(f"{self.key}.lora.dropout", what, "give 0"))
-            if chosen.use_dora:
-                what = "DoRA's weights are not rounded as they are merged"
-                found.append(Problem(f"{self.key}.lora.use_dora", what, "give false"))
+            if self.lora.use_dora:
+                found.append(Problem(f"{self.key}.lora.use_dora", _DORA, "give false"))
         return found
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
@@ -95,7 +97,9 @@ class Lora(Adaptation):
         self._check_vocabulary(model)
         # the same parameters under other names: hidden in a tuple, not to be registered twice
         self._peft_model: tuple[PeftModel] = (peft_model,)
-        if any(other.precision for other in context.others):
+        if self._rounded:
+            if peft_model.peft_config["default"].use_dora:  # of an adapter folder
+                raise UserError([Problem("start.model", _DORA, "give adapters without it")])
             self._compute_merged(model)
         return [self._operation(model, peft_model)]
 
@@ -115,6 +119,10 @@ class Lora(Adaptation):
         saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
         return saved_zeros(self._folder(folder) / WEIGHTS, saved)
 
+    @property
+    def _rounded(self) -> bool:
+        return any(other.precision for other in self._context.others)
+
     @staticmethod
     def _folder(folder: Path) -> Path:
         return folder.with_name("adapter")
@@ -122,7 +130,7 @@ class Lora(Adaptation):
     def _begun(self, model: PreTrainedModel) -> Any:
         from peft import LoraConfig, get_peft_model  # slow to import, and needed for this only
 
-        chosen = self.lora or LoraAdapters()
+        chosen = self.lora or (LoraAdapters(dropout=0.0) if self._rounded else LoraAdapters())
         self._check_names(model, chosen)
         settings = {name: value for name, value in asdict(chosen).items() if name not in ("alpha", "dropout")}
         settings |= {"lora_alpha": chosen.alpha, "lora_dropout": float(chosen.dropout)}

@@ -49,7 +49,7 @@ class MovementGates(Adaptation):
         return self.pruning.granularity == "structured"
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """What cannot be pruned as it is asked for."""
+        """The contradictions in the settings, and with the model."""
         found = self.pruning.problems()
         if config is not None:
             found += self.pruning.model_problems(*block_units(config), config.hidden_size)
@@ -59,7 +59,7 @@ class MovementGates(Adaptation):
         """A problem if the schedule has no step."""
         begin, end = self._bounds(total_steps)
         asked = f"warmup {self.pruning.warmup}, cooldown {self.pruning.cooldown}"
-        what = f"{total_steps} steps leave none for the schedule of {self.key}.pruning ({asked})"
+        what = f"{total_steps} steps leave none for the schedule of pruning ({asked})"
         return [] if begin < end else [Problem("trainer.max_steps", what, "give more steps")]
 
     def check(self, model: PreTrainedModel) -> None:

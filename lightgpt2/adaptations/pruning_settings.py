@@ -1,4 +1,4 @@
-"""What movement pruning takes out, and when, as a configuration says it."""
+"""The settings of movement pruning: what goes, and when."""
 
 from dataclasses import dataclass
 from math import isinf
@@ -31,7 +31,7 @@ class Threshold:
 
 @dataclass
 class Pruning:
-    """What goes, and when.
+    """The units that go, and when.
 
     Attributes:
         attention: Share of the heads that goes, or of the weights or blocks of the attention's matrices, in [0, 1).
@@ -87,7 +87,7 @@ class Pruning:
         return found
 
     def model_problems(self, heads: list[int], neurons: list[int], width: int) -> list[Problem]:
-        """What does not fit a model: the heads of each layer that can go by themselves, its neurons, its width."""
+        """The problems with a model: given the heads of each layer that can go by themselves, its neurons, its width."""
         if self.granularity == "block" and self.block > (least := min(width, *filter(None, neurons))):
             return [Problem("block", f"{self.block} is more than the {least} rows of a matrix", "give at most that")]
         found = []
@@ -102,6 +102,6 @@ class Pruning:
         return found
 
     def record(self) -> dict[str, Any]:
-        """What the ledger keeps of them."""
+        """The ledger's record of the settings."""
         asked = {"threshold": float(self.threshold.at)} if self.threshold else self.shares
         return {"criterion": self.criterion, "granularity": self.granularity, "scope": self.scope, "asked": asked}

@@ -1,6 +1,6 @@
-"""What the finished model writes: whether it repeats itself, and whether its sentences are well-formed."""
+"""Check what the finished model writes: whether it repeats itself, and whether its sentences are well-formed."""
 
-from pathlib import Path
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.callbacks.base import RunCallback
 from lightgpt2.data.requirements import is_requirement
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.diversity import distinct, repeated
 from lightgpt2.methods.method import Method
 from lightgpt2.models.ledger import FILE, Ledger
@@ -60,28 +60,20 @@ class GenerationCheck(RunCallback):
         self.temperature, self.seed = float(temperature), int(seed)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds what cannot be generated, before anything is trained.
-
-        Raises:
-            UserError: The tokens do not fit into the model, or no document is long enough.
-        """
+        """Raises a `UserError` if the tokens do not fit into the model, or no document is long enough."""
         assert isinstance(pl_module, Method)
-        key, data = "trainer.callbacks.GenerationCheck", pl_module.data
-        room = pl_module.model.config.max_position_embeddings
-        if self.prompt_tokens >= room:
-            raise UserError(
-                f"{key}.prompt_tokens: {self.prompt_tokens} leave none of the model's {room} positions; give at most {room - 1}"
-            )
-        if self.prompt_tokens + self.new_tokens > room:
-            raise UserError(
-                f"{key}.new_tokens: {self.prompt_tokens} tokens of prompt and {self.new_tokens} new ones are more than the "
-                f"model's {room} positions; give at most {room - self.prompt_tokens}"
-            )
-        if not data.passages("valid", 1, self.prompt_tokens, self.new_tokens):
-            raise UserError(
-                f"{key}.prompt_tokens: no document of the validation split is longer than {self.prompt_tokens} tokens; give "
-                "less"
-            )
+        key, data, room = "prompt_tokens", pl_module.data, pl_module.model.config.max_position_embeddings
+        prompt, new = self.prompt_tokens, self.new_tokens
+        if prompt >= room:
+            what, fix = f"{prompt} leave none of the model's {room} positions", f"give at most {room - 1}"
+        elif prompt + new > room:
+            key, fix = "new_tokens", f"give at most {room - prompt}"
+            what = f"{prompt} tokens of prompt and {new} new ones are more than the model's {room} positions"
+        elif not data.passages("valid", 1, prompt, new):
+            what, fix = f"no document of the validation split is longer than {prompt} tokens", "give less"
+        else:
+            return
+        raise UserError([Problem(f"trainer.callbacks.GenerationCheck.{key}", what, fix)])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates, measures, prints."""
@@ -95,7 +87,11 @@ class GenerationCheck(RunCallback):
             Ledger.read(folder).amended(generation=found).write(folder)
             print(f"{folder.name}: {_described(found)}", flush=True)
             if isinstance(trainer.logger, TensorBoardLogger):
-                self._write_logs(trainer.logger, trainer.global_step, folder, found)
+                for key in [key for key, value in found.items() if isinstance(value, float)]:
+                    trainer.logger.experiment.add_scalar(
+                        f"generation/{folder.name}/{key}", found[key], trainer.global_step
+                    )
+                trainer.logger.save()
 
     def _measure(self, model: PreTrainedModel, data: Any) -> dict[str, Any]:
         passages = data.passages("valid", self.samples, self.prompt_tokens, self.new_tokens)
@@ -125,42 +121,26 @@ class GenerationCheck(RunCallback):
     def _continue(
         self, model: PreTrainedModel, prompts: list[list[int]], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[int]]:
-        """Sampled continuations, each up to the token that separates documents, or ends them."""
+        """Sample continuations, each up to the token that separates or ends documents."""
         ends = {token for token in (separator_id(tokenizer), tokenizer.eos_token_id) if token is not None}
         written = []
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+        options = {**sampling, "max_new_tokens": self.new_tokens, "eos_token_id": [*ends], "pad_token_id": min(ends)}
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             for i in tqdm(range(0, len(prompts), _BATCH), desc="Generating", leave=False):
                 ids = torch.tensor(prompts[i : i + _BATCH], device=model.device)
-                output = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=self.new_tokens,
-                    do_sample=True,
-                    temperature=self.temperature,
-                    top_k=0,
-                    top_p=1.0,
-                    eos_token_id=list(ends),
-                    pad_token_id=min(ends),
-                )
+                output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
                 written += [_until(row[ids.shape[1] :], ends) for row in output.tolist()]
         return written
 
-    def _write_logs(self, logger: TensorBoardLogger, step: int, folder: Path, found: dict[str, Any]) -> None:
-        for key in ("repeated", "repeated_text", "distinct_2", "distinct_2_text", "well_formed"):
-            if key in found:
-                logger.experiment.add_scalar(f"generation/{folder.name}/{key}", found[key], step)
-        logger.save()
-
 
 def _until(tokens: list[int], ends: set[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
+    return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def _mean_repeated(sequences: list[list[int]]) -> float:
-    """Over all tokens, not over sequences: short ones count less."""
+    """The mean over all tokens, not over sequences: short ones count less."""
     total = sum(map(len, sequences))
     return sum(repeated(tokens) * len(tokens) for tokens in sequences) / total if total else 0.0
 

@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on: the progress bar's figures and the loggers' curves."""
+"""Log the curves of a run: to the progress bar and the loggers."""
 
 import time
 from typing import Any

@@ -61,41 +61,36 @@ class GlobalL1Pruning(RunCallback):
         criterion: Criterion = "l1",
         seed: NonNegativeInt = 0,
     ) -> None:
-        self.targets, self.schedule, self.every = targets, schedule, int(every)
+        self.targets, self.schedule, self.criterion, self.seed = targets, schedule, criterion, seed
+        # plain numbers: checkpoints hold nothing else
+        self.amount, self.warmup, self.hold, self.every = float(amount), float(warmup), float(hold), int(every)
         self._trained = False
-        # Plain numbers: checkpoints hold nothing else
-        self.amount, self.warmup, self.hold = float(amount), float(warmup), float(hold)
-        self.criterion, self.seed = criterion, seed
 
     def attach(self, run: Run) -> list[Problem]:
         """Checks the settings."""
         super().attach(run)
-        if self.warmup + self.hold < 1:
-            return []
-        return [
-            Problem("warmup", f"{self.warmup} and hold: {self.hold} leave no step to prune at", "give a sum below 1")
-        ]
+        what = f"{self.warmup} and hold: {self.hold} leave no step to prune at"
+        return [] if self.warmup + self.hold < 1 else [Problem("warmup", what, "give a sum below 1")]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that what is pruned will be there to be counted, before anything is touched."""
+        """Checks that what is pruned will be in the artefact, before anything is touched."""
         assert isinstance(pl_module, Method)
         if stage == "fit" and pl_module.removes:
-            raise UserError(
-                f"{_KEY}: {type(pl_module).__name__} removes heads and neurons, with some of the weights that would be "
-                "counted; prune weights in a stage after it"
+            what = (
+                f"{type(pl_module).__name__} removes heads and neurons, with some of the weights that would be counted"
             )
+            raise UserError(f"{_KEY}: {what}; prune weights in a stage after it")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds what cannot be pruned, before anything is trained or scored."""
+        """Refuses what cannot be pruned, before anything is trained or scored."""
         assert isinstance(pl_module, Method)
         if pl_module.device_mesh is not None:
             raise UserError(f"{_KEY}: not supported with FSDP2; use trainer.strategy auto, or ddp")
         chosen = prunable(pl_module.model, self.targets, f"{_KEY}.targets")
         weights, gone = pl_module.held.masks.counts(chosen)
         if gone > round(self.amount * weights) and trainer.ckpt_path is None:
-            raise UserError(
-                f"{_KEY}.amount: {self.amount} is less than the {gone / weights:.4f} that an earlier stage pruned; give more"
-            )
+            what = f"{self.amount} is less than the {gone / weights:.4f} that an earlier stage pruned; give more"
+            raise UserError(f"{_KEY}.amount: {what}")
         if pl_module.total_steps == 0:
             if self.schedule == "cubic":
                 raise UserError(f"{_KEY}.schedule: cubic needs steps, and trainer.max_steps is 0; use one-shot")
@@ -118,22 +113,12 @@ class GlobalL1Pruning(RunCallback):
         self._prune(pl_module, self.amount)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes where there was no step to train.
-
-        Raises:
-            UserError: A finished run was resumed, and was not pruned so.
-        """
+        """Prunes if there was no step to train; a `UserError` if a finished run was resumed, and was not pruned so."""
         assert isinstance(pl_module, Method)
-        if self._trained:
-            return
-        wanted = (self.targets, self.amount, self.criterion)
-        if trainer.ckpt_path is None:
+        wanted = {"op": "global_l1", "targets": self.targets, "amount": self.amount, "criterion": self.criterion}
+        if not self._trained and trainer.ckpt_path is None:
             self._prune(pl_module, self.amount)
-        elif wanted not in [
-            (done["targets"], done["amount"], done["criterion"])
-            for done in pl_module.held.prunings
-            if done["op"] == "global_l1"
-        ]:
+        elif not self._trained and not any(wanted.items() <= done.items() for done in pl_module.held.prunings):
             raise UserError(
                 f"{_KEY}: the run has no step left, so nothing would be pruned; raise trainer.max_steps, or start another run "
                 "from its artefact with trainer.max_steps: 0"
@@ -145,17 +130,14 @@ class GlobalL1Pruning(RunCallback):
         self._check_trained(chosen)
         scores = magnitudes(chosen) if self.criterion == "l1" else random_scores(chosen, self.seed)
         masks = keep_masks(scores, amount, dict(method.held.masks.items()))
-        device = next(iter(chosen.values())).device
+        device, adapters = next(iter(chosen.values())).device, any(".lora_" in name for name in chosen)
         operation = KINDS["global_l1"].record(
-            criterion=self.criterion,
-            targets=self.targets,
-            adapters=any(".lora_" in name for name in chosen),
-            amount=self.amount,
+            criterion=self.criterion, targets=self.targets, adapters=adapters, amount=self.amount
         )
         method.held.prune(method.model, {name: mask.to(device) for name, mask in masks.items()}, operation)
 
     def _check_trained(self, chosen: Mapping[str, Tensor]) -> None:
-        """New adapters have B = 0 throughout: it would be what goes, and nothing could be learnt any more."""
+        """Refuse new adapters: B = 0 would be what goes, and nothing could be learned any more."""
         second = [p for name, p in chosen.items() if ".lora_B." in name]
         if second and not any(bool(p.count_nonzero()) for p in second):
             raise UserError(

@@ -1,4 +1,4 @@
-"""What `validate` and `test` print, and what `predict` writes: figures of examples, from those of their parts."""
+"""Print the scores of `validate` and `test`, and write the predictions of `predict`."""
 
 import json
 from typing import Any
@@ -12,29 +12,19 @@ from lightgpt2.runs.run import Run
 
 
 class ScorePrinter(Callback):
-    """Prints each metric of a split with its 95 % interval, and what was scored.
-
-    Attributes:
-        metrics: The metrics of the split that was scored last, by name.
-    """
+    """Prints each metric of a split with its 95 % interval, and what was scored."""
 
     def __init__(self) -> None:
         self._rows: list[Any] = []
-        self.metrics: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}  # of the split that was scored last, by name
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Collects the scores of a batch."""
         self._rows += outputs["rows"]
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the validation split's scores."""
@@ -62,22 +52,16 @@ class ScorePrinter(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes one JSON line an example to `checkpoints/<run>/predictions.jsonl`: its scores, or what the task predicts."""
+    """Writes a JSON line for each example to `checkpoints/<run>/predictions.jsonl`: its scores, or the task's prediction."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._outputs: list[Any] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Collects what a batch brought."""
+        """Collects the outputs of a batch."""
         self._outputs += outputs
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,9 +73,8 @@ class PredictionWriter(Callback):
         if pl_module.task.predict == "scores":
             lines = pl_module.task.scores(outputs)
         else:  # a batch that keeps processes in step repeats an example
-            lines = sorted(
-                {next(iter(row.values())): row for row in outputs}.values(), key=lambda row: next(iter(row.values()))
-            )
+            once = {next(iter(row.values())): row for row in outputs}
+            lines = [once[example] for example in sorted(once)]
         with atomic_file(self.run.predictions) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         print(f"{len(lines)} documents written to {self.run.predictions}", flush=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Connection:
-    """What a method hands over to its data before the data is prepared."""
+    """The facts that a method hands over to its data before the data is prepared."""
 
     tokenizer: (
         str | dict[str, Any]
@@ -45,7 +45,7 @@ class TaskData(LightningDataModule):
         """The mistakes in the settings, one line each."""
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
-        """What is too long for models of these numbers of positions, by config key, one line each."""
+        """The problems with models of these numbers of positions, by config key, one line each."""
         return []
 
     @property
@@ -63,11 +63,11 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the ledger keeps of the data: `source`, `sha256`, `splits`, and how it is cut."""
+        """The ledger's record of the data: `source`, `sha256`, `splits`, and how it is cut."""
 
     @abstractmethod
     def batching(self) -> dict[str, Any]:
-        """What decides the batches, by config key: a resumed run must have the same."""
+        """The settings that decide the batches, by config key: a resumed run must have the same."""
 
     def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
         """The beginnings of the first examples that are longer than `length` tokens, each with up to `more` that follow."""

@@ -84,7 +84,7 @@ class LanguageModelingData(TaskData):
         self._splits: dict[str, store.TokenSplit] = {}
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
-        """Whether windows are longer than the models' positions, one line each."""
+        """The models that have fewer positions than a window, one line each."""
         length, owners = self.sequence_length, {count: key for key, count in positions.items()}
         what = "data.sequence_length: {} is longer than the {} positions of {}; give at most that"
         return [what.format(length, count, key) for count, key in owners.items() if length > count]
@@ -110,8 +110,6 @@ class LanguageModelingData(TaskData):
         except UserError as error:
             found += error.problems
         return found
-
-    # -- Lightning hooks ---------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and tokenizes the corpus unless that is done; one process a machine runs this."""
@@ -154,8 +152,6 @@ class LanguageModelingData(TaskData):
         prompts = None if length is None else prompt_windows(self._splits[split], length)
         return self._loader(split, prompts or self._scoring_windows(split), *self._place())
 
-    # -- what others ask ---------------------------------------------------------------------------------------------
-
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch under the attached trainer."""
@@ -183,15 +179,9 @@ class LanguageModelingData(TaskData):
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
     def describe(self) -> dict[str, Any]:
-        """What the ledger keeps of the data."""
-        return {
-            "source": self.corpus.source,
-            "sha256": self.meta["sha256"],
-            "splits": self.meta["splits"],
-            "sequence_length": self.sequence_length,
-            "stride": self.stride,
-            "mode": self.mode,
-        }
+        """The ledger's record of the data."""
+        read = {"source": self.corpus.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
+        return {**read, "sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
 
     def batching(self) -> dict[str, Any]:
         """The splits, the windows, and how many of them make a micro-batch."""
@@ -204,8 +194,6 @@ class LanguageModelingData(TaskData):
             "data.batch_size": int(self.batch_size),
         }
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
     def _place(self) -> tuple[int, int]:
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
@@ -217,16 +205,10 @@ class LanguageModelingData(TaskData):
         return document_windows(split, self.sequence_length + 1, self.sequence_length)
 
     def _step_sampler(self) -> StepSampler:
-        trainer = self.trainer
+        trainer, windows = self.trainer, self._train_windows()
         assert trainer is not None
-        return StepSampler(
-            self._train_windows(),
-            self.batch_size,
-            trainer.accumulate_grad_batches,
-            *self._place(),
-            seed=self.seed,
-            step=lambda: trainer.global_step,
-        )
+        accumulate, place = trainer.accumulate_grad_batches, self._place()
+        return StepSampler(windows, self.batch_size, accumulate, *place, self.seed, lambda: trainer.global_step)
 
     def _scoring_windows(self, split: str) -> Windows:
         return document_windows(self._splits[split], self.sequence_length, self.stride)
@@ -251,10 +233,8 @@ class LanguageModelingData(TaskData):
                 made = source.partition(":")[0] == "requirements"
                 key = "data.source" if made or split == "train" else f"data.{split}_fraction"
                 fix = "another fraction, or cut text files into smaller documents with data.separator"
-                raise UserError(
-                    f"{key}: the {documents} documents of {source} leave none for the {split} split; give "
-                    f"{'more of them' if made else f'more documents, {fix}'}"
-                )
+                what = f"the {documents} documents of {source} leave none for the {split} split"
+                raise UserError(f"{key}: {what}; give {'more of them' if made else f'more documents, {fix}'}")
         if stage != "fit":
             return
         sampler, trainer = self._step_sampler(), self.trainer
@@ -281,10 +261,8 @@ class LanguageModelingData(TaskData):
         assert self.connection is not None, "connect() hands over the model's tokenizer"
         source, key = self.connection.tokenizer, self.connection.key
         if isinstance(source, dict):
-            raise UserError(
-                f"data.tokenizer: {key} is a configuration and brings no tokenizer; name one, or give data.vocab_size to "
-                "train one"
-            )
+            what = f"{key} is a configuration and brings no tokenizer"
+            raise UserError(f"data.tokenizer: {what}; name one, or give data.vocab_size to train one")
         return load_tokenizer(source, key, self.connection.trust_remote_code)
 
     def _trims(self) -> bool:

@@ -46,7 +46,7 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
 
 
 def _trained_on(model: str) -> dict[str, Any]:
-    """What the ledger says about the data of the last stage that had some."""
+    """The settings of the data of the last stage that had some, from the ledger."""
     known = set(inspect.signature(LanguageModelingData.__init__).parameters)
     for entry in reversed(Ledger.read(model)):
         found = (entry.get("config") or {}).get("data") or {}

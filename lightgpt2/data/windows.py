@@ -18,7 +18,7 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Windows:
-    """Where windows lie in a token stream.
+    """The places of windows in a token stream.
 
     Window i feeds the tokens `[start, start + length)` to the model and asks for those one further on. Only the predictions
     from `scored` on count.

@@ -1,4 +1,4 @@
-"""Which layers of a deep model stand for which layers of a shallow one."""
+"""Choose the layers of a deep model that make, or are compared with, a shallow one."""
 
 from collections.abc import Sequence
 
@@ -30,13 +30,6 @@ def even_layers(deep: int, shallow: int) -> list[int]:
 def central_layers(deep: int, shallow: int) -> list[int]:
     """Indices of the `shallow` layers in the middle of `deep` ones; an odd one out is left off at the end.
 
-    Args:
-        deep: Number of layers to choose from, at least 1.
-        shallow: Number of layers to choose, between 1 and `deep`.
-
-    Returns:
-        Consecutive layer indices.
-
     Raises:
         ValueError: `shallow` is not between 1 and `deep`.
     """
@@ -47,11 +40,7 @@ def central_layers(deep: int, shallow: int) -> list[int]:
 
 
 def check_layers(layers: Sequence[int], deep: int) -> None:
-    """Checks that every index of `layers` names a layer of a model with `deep` layers.
-
-    Raises:
-        ValueError: The list is empty or an index is outside [0, deep).
-    """
+    """Raise a `ValueError` if `layers` is empty or names a layer outside [0, deep)."""
     outside = [layer for layer in layers if not 0 <= layer < deep]
     if not layers or outside:
         raise ValueError(f"layers {outside or 'list is empty'}: a model of {deep} layers has layers 0 to {deep - 1}")

@@ -1,4 +1,4 @@
-"""Movement pruning: which units of the weights stay is learnt with the weights (Sanh et al. 2020, arXiv:2005.07683).
+"""Movement pruning: the units of the weights that stay are learned with the weights (Sanh et al. 2020, arXiv:2005.07683).
 
     W' = M(S) * W        dL/dS = sum over the unit of dL/dW' * W        (eq. 3-6, straight through M)
 
@@ -28,12 +28,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(scores: Tensor, keep: Tensor) -> Tensor:
-    """The mask as numbers, whose gradient goes to the scores as it is.
-
-    Args:
-        scores: Scores, any shape.
-        keep: Boolean mask of that shape, true where a unit stays.
-    """
+    """The boolean mask as numbers, whose gradient goes to the scores, of the same shape, as it is."""
     return _StraightThrough.apply(scores, keep)  # type: ignore[no-untyped-call]
 
 
@@ -43,41 +38,22 @@ def opened(gate: Tensor) -> Tensor:
 
 
 def spread_channels(gate: Tensor, repeats: Sequence[int]) -> Tensor:
-    """A gate of each unit as one of each channel along an axis.
+    """Spread the gates of units `[units]` over their channels along an axis, section by section, `[sum(units * repeats)]`.
 
-    Args:
-        gate: `[units]`.
-        repeats: Channels that a unit has in each of the sections that the axis is made of.
-
-    Returns:
-        `[sum(units * repeats)]`, section by section.
+    `repeats` are the channels that a unit has in each of the sections of the axis.
     """
     return torch.cat([gate.repeat_interleave(count) for count in repeats])
 
 
 def total_channels(values: Tensor, repeats: Sequence[int]) -> Tensor:
-    """The sum of values over each unit's channels: the transpose of `spread_channels`.
-
-    Args:
-        values: `[sum(units * repeats)]`.
-        repeats: Channels that a unit has in each section.
-
-    Returns:
-        `[units]`.
-    """
+    """Sum values over each unit's channels, `[units]`: the transpose of `spread_channels`."""
     units = values.numel() // sum(repeats)
     sections = values.split([units * count for count in repeats])
     return torch.stack([part.view(units, -1).sum(dim=1) for part in sections]).sum(dim=0)
 
 
 def spread_blocks(gate: Tensor, shape: Sequence[int], block: int) -> Tensor:
-    """A gate of each block as one of each weight.
-
-    Args:
-        gate: `[ceil(rows / block), ceil(columns / block)]`.
-        shape: Rows and columns of the matrix; blocks at its far edges may be smaller.
-        block: Rows and columns of a block.
-    """
+    """Spread the gates of blocks `[ceil(rows / block), ceil(columns / block)]` over the weights of a matrix of this shape."""
     if block == 1:
         return gate
     rows, columns = shape
@@ -95,11 +71,11 @@ def total_blocks(values: Tensor, block: int) -> Tensor:
 
 
 class Units(nn.Module):
-    """The units of one kind: their scores, and which of them stay.
+    """The units of one kind: their scores, which start at 0, and which of them stay.
 
     Args:
         shapes: Shape of the scores by the name of the layer or matrix that the units belong to.
-        trained: Whether the scores are learnt. They start at 0.
+        trained: Whether the scores are learned.
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], trained: bool) -> None:
@@ -116,12 +92,12 @@ class Units(nn.Module):
         return straight_through(self.scores[_key(name)], self.keep(name))
 
     def keep(self, name: str) -> Tensor:
-        """The same as a boolean mask."""
+        """The gate as a boolean mask."""
         return self.masks.get_buffer(_key(name))
 
     @torch.no_grad()
     def set_scores(self, scores: Mapping[str, Tensor]) -> None:
-        """Gives scores that are not learnt their values."""
+        """Sets scores that are not learned."""
         for name, value in scores.items():
             self.scores[_key(name)].copy_(value)
 
@@ -137,7 +113,7 @@ class Units(nn.Module):
             left: Masks by name, false where a unit is zero already; those go before any other.
 
         Returns:
-            `flips`: how many units changed sides; `threshold`: the lowest score that stayed.
+            `flips`: the number of units that changed sides; `threshold`: the lowest score that stayed.
         """
         scores = {name: self.scores[_key(name)].detach() for name in self.names}
         groups = [scores] if scope == "global" else [{name: value} for name, value in scores.items()]
@@ -148,11 +124,7 @@ class Units(nn.Module):
         return self._take(keep, lambda name: scores[name])
 
     def decide_above(self, threshold: float, regrow: bool) -> dict[str, float]:
-        """Takes out the units the sigmoid of whose score is not above a threshold (soft movement pruning, section 3).
-
-        Args:
-            threshold: In [0, 1).
-            regrow: Whether units that went may come back.
+        """Takes out units whose score has a sigmoid not above a threshold in [0, 1) (soft movement pruning, section 3).
 
         Returns:
             As `decide`.

@@ -16,12 +16,7 @@ def magnitudes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_scores(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Importances drawn at random, the same ones for the same seed and shapes, on the CPU.
-
-    Args:
-        tensors: The tensors, in a fixed order.
-        seed: Seed of a generator of its own.
-    """
+    """Importances from a random generator: equal ones for equal seeds and shapes, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in tensors.items()}
 
@@ -31,8 +26,7 @@ def keep_masks(
 ) -> dict[str, Tensor]:
     """Masks under which exactly `round(amount * n)` of all `n` weights go, those with the lowest scores.
 
-    (More only where more went before.) Of equal scores the one that comes first goes first, so the result depends on nothing
-    but the arguments.
+    (More only if more went before.) Of equal scores the first goes first, so the result depends on the arguments alone.
 
     Args:
         scores: Importance of each weight by tensor name.
@@ -75,52 +69,31 @@ class Masks(nn.Module):
         return ((key.replace("/", "."), cast(Tensor, mask)) for key, mask in self._buffers.items())
 
     def set(self, masks: Mapping[str, Tensor]) -> None:
-        """Replaces the masks of the named parameters.
-
-        Args:
-            masks: Masks by the parameters' names.
-        """
+        """Replaces the masks of the named parameters."""
         for name, mask in masks.items():
             self._buffers[name.replace(".", "/")] = mask  # a buffer's own name may hold no dot
 
     def allocate(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Makes room for masks that a state dict is about to bring.
-
-        Args:
-            state_dict: A state dict.
-            prefix: What comes before the names of this module's own entries there.
-        """
+        """Makes room for the masks that a state dict is about to bring, under this prefix."""
         for key, value in state_dict.items():
             if key.startswith(prefix):
                 self._buffers[key.removeprefix(prefix)] = torch.ones_like(value)
 
     @torch.no_grad()
     def weights_(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Sets the masked weights to zero.
-
-        Args:
-            parameters: The model's parameters by name.
-        """
+        """Sets the masked weights to zero."""
         for name, mask in self.items():
             parameters[name].masked_fill_(~mask, 0)
 
     @torch.no_grad()
     def gradients_(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Sets the masked weights' gradients to zero.
-
-        Args:
-            parameters: The model's parameters by name.
-        """
+        """Sets the masked weights' gradients to zero."""
         for name, mask in self.items():
             if (gradient := parameters[name].grad) is not None:
                 gradient.masked_fill_(~mask, 0)
 
     def counts(self, names: Iterable[str] | None = None) -> tuple[int, int]:
-        """Number of weights under masks, and of those that are zero for it.
-
-        Args:
-            names: The parameters that are meant. The default is all.
-        """
+        """The number of weights under masks, of all or the named parameters, and of those that are zero for it."""
         chosen = None if names is None else set(names)
         sizes = [(m.numel(), int(m.count_nonzero())) for name, m in self.items() if chosen is None or name in chosen]
         return sum(n for n, _ in sizes), sum(n - kept for n, kept in sizes)

@@ -1,8 +1,8 @@
-"""Symmetric integers with scales, and training with them in mind.
+"""Symmetric integers with scales, and training for them.
 
 Rounding in the forward pass and a gradient that passes it by (Jacob et al. 2018, arXiv:1712.05877; the straight-through
-estimator of Bengio et al. 2013, arXiv:1308.3432): weights learn to be where rounding does them no harm. Scales follow
-the weights at every forward pass, so that nothing is observed or calibrated.
+estimator of Bengio et al. 2013, arXiv:1308.3432): weights learn values that rounding does not harm. Scales follow the weights
+at every forward pass: nothing is observed or calibrated.
 """
 
 import torch
@@ -17,23 +17,15 @@ def grouped(rows: Tensor, group: int | None) -> Tensor:
     """The numbers that share a scale, side by side, `[O, G, g]`.
 
     Args:
-        rows: `[O, I]`, one row an output channel.
-        group: How many consecutive inputs share a scale; the last group of a row is filled up with zeros. None: the whole row.
+        rows: `[O, I]`, one row for each output channel.
+        group: The number of consecutive inputs that share a scale; the last group is filled up with zeros. None: the whole row.
     """
     size = group or rows.shape[1]
     return torch.nn.functional.pad(rows, (0, -rows.shape[1] % size)).reshape(rows.shape[0], -1, size)
 
 
 def scales(groups: Tensor, bits: int) -> Tensor:
-    """What one step of the integers is worth, `[O, G, 1]`: the largest magnitude over the largest integer (127 or 7).
-
-    Args:
-        groups: `[O, G, g]`.
-        bits: 8 or 4.
-
-    Returns:
-        Scales above zero, also where all numbers are zero.
-    """
+    """The step of the integers `[O, G, 1]`: the largest magnitude of a group over the largest integer, 127 or 7; above 0."""
     largest = groups.detach().abs().amax(dim=-1, keepdim=True)
     return (largest / limit(bits)).clamp_min(torch.finfo(groups.dtype).tiny)
 
@@ -44,15 +36,12 @@ def limit(bits: int) -> int:
 
 
 def fake_quantize(rows: Tensor, bits: int, group: int | None = None) -> Tensor:
-    """The numbers that integers with scales can hold, nearest to the given ones; the gradient is handed through.
+    """The numbers nearest to the given ones that integers with scales can hold; the gradient passes through. Zeros stay zero.
 
     Args:
-        rows: `[O, I]` in FP32, one row an output channel of a weight.
+        rows: `[O, I]` in FP32, one row for each output channel of a weight.
         bits: 8 or 4.
         group: As for `grouped`.
-
-    Returns:
-        `[O, I]`; zeros stay zero.
     """
     groups = grouped(rows, group)
     scale = scales(groups, bits).flatten()

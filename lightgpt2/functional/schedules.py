@@ -55,12 +55,7 @@ def cubic(step: float, begin: float, end: float, start: float, final: float) -> 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: Optimizer steps taken so far.
-        total: Optimizer steps of the run.
-    """
+    """The optimizer steps taken so far, and those of the whole run."""
 
     step: int
     total: int

@@ -27,7 +27,7 @@ Targets = Callable[[slice, torch.dtype], Tensor]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How the terms of the vocabulary loss are weighed.
+    """The weights of the terms of the vocabulary loss.
 
     Attributes:
         ce: Weight of the cross-entropy with the labels.

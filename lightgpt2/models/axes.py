@@ -1,4 +1,4 @@
-"""What each axis of each parameter stands for, by which slices are taken and importances are summed; and sizes of blocks."""
+"""The meaning of each axis of each parameter, for slices and sums of importances; and sizes of blocks."""
 
 import copy
 import re
@@ -62,7 +62,7 @@ def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int])
     """
     shape, sized = Shape.of(config), copy.deepcopy(config)
     own = {key: value for key, value in getattr(sized, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
-    # Where heads have a size of their own, transformers still wants their number to divide the width.
+    # Where heads have their own size, transformers still wants their number to divide the width.
     fits = not family_of(config).heads_share_width and heads[0] and shape.width % heads[0] == 0
     if len({*heads}) == 1 and (heads[0] == shape.heads or fits):
         shape = replace(shape, heads=heads[0])

@@ -1,4 +1,4 @@
-"""Which tensors of a model can be pruned, and what is zero in a saved one."""
+"""Find the tensors of a model that can be pruned, and count zeros in a saved one."""
 
 import re
 from collections.abc import Iterable

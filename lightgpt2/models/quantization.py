@@ -41,7 +41,7 @@ def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
 
 
 def quantization_of(config: PretrainedConfig) -> str | None:
-    """What a model's weights are quantized to: `nf4`, `int8`, `int4`, another method's name; None for plain weights."""
+    """The format of a model's weights: `nf4`, `int8`, `int4`, another method's name; None for plain weights."""
     if stored := getattr(config, "lightgpt2", {}).get("stored"):
         return str(stored)
     found: Any = getattr(config, "quantization_config", None)
@@ -56,7 +56,7 @@ def quantization_of(config: PretrainedConfig) -> str | None:
 
 
 def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
-    """What a model's file is quantized to: as `quantization_of`, or `gguf`."""
+    """The format of a model's file: as `quantization_of`, or `gguf`."""
     config = load_config(source, key, trust_remote_code)
     return "gguf" if source.endswith(".gguf") else quantization_of(config)
 

@@ -76,7 +76,7 @@ def norm_scores(model: PreTrainedModel) -> Scores:
 
 @torch.no_grad()
 def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scores:
-    """What channels carry on calibration text: the mean absolute activation times the norm of the weights that read it.
+    """The load of each channel on calibration text: the mean absolute activation times the norm of the weights that read it.
 
     For the width it is the mean absolute hidden state alone, over all blocks (Muralidharan et al. 2024, arXiv:2407.14679; Sun
     et al. 2023, arXiv:2306.11695). Queries and keys have no such output: there it is the weights' norm. The model must be in

@@ -1,4 +1,4 @@
-"""Which weights belong to which unit: heads and neurons by the roles of axes, blocks by their place in a matrix."""
+"""Map weights to units: heads and neurons by the roles of axes, blocks by their place in a matrix."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ UnitMap = Mapping[str, ChannelMap | BlockMap]  # by the names of parameters
 
 
 def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> UnitMap:
-    """Which units the weights of the blocks' linear layers belong to; embeddings, norms and the head belong to none.
+    """Map the weights of the blocks' linear layers to units; embeddings, norms and the head belong to none.
 
     A head of keys and values goes with all the queries that read it. `block` is the rows and columns of a block.
     """

@@ -14,7 +14,7 @@ from lightgpt2.tasks.base import Task
 
 @dataclass(frozen=True)
 class Binding:
-    """What an objective works with."""
+    """The facts that an objective works with."""
 
     task: Task
     student: PreTrainedModel  # the model that is trained
@@ -25,7 +25,7 @@ class Binding:
 
 
 class Objective(nn.Module, ABC):
-    """What is minimized. Its parameters are trained with the model's."""
+    """The loss that is minimized. Its parameters are trained with the model's."""
 
     key: str = "objective"  # its config key, for messages
 
@@ -46,7 +46,7 @@ class Objective(nn.Module, ABC):
     def problems(
         self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
     ) -> list[Problem]:
-        """What does not fit, as far as shows without weights; keys in full (`objective.loss`).
+        """The problems that show without weights; keys in full (`objective.loss`).
 
         Args:
             student: The configuration of the model that is trained.

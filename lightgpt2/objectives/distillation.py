@@ -78,7 +78,7 @@ class Distillation(Objective):
     def problems(
         self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
     ) -> list[Problem]:
-        """What of student and teacher does not fit together."""
+        """The problems of student and teacher with each other."""
         found, key = [], f"{self.key}.layer_map"
         if not any((self.loss.ce, self.loss.kd, self.loss.hidden)):
             found.append(Problem(f"{self.key}.loss", "every weight is 0", "give ce, kd or hidden above 0"))

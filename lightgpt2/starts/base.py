@@ -10,7 +10,7 @@ from lightgpt2.models.operations import Operation
 
 
 class Start(ABC):
-    """Where the model that is trained comes from."""
+    """The origin of the model that is trained."""
 
     source: str | dict[str, Any]  # hub id, folder, GGUF file, or configuration values
     key: str = "start"  # its config key, for messages; that of the source is `key.model`

@@ -155,7 +155,7 @@ class Trimmed(Start):
         if heads % old.groups:
             what = f"each {old.groups} heads share one head of keys and values; {heads} is no multiple of {old.groups}"
             problems.append(Problem(key, what, "give one"))
-        elif width % heads:  # which transformers wants of a Llama too, though its heads have a size of their own
+        elif width % heads:  # which transformers wants of a Llama too, though its heads have their own size
             problems.append(Problem(key, f"{heads} heads do not divide a width of {width}", "give a divisor of it"))
         elif head > old.head:
             what = f"{heads} heads of a width of {width} would have {head} channels, and have {old.head}"

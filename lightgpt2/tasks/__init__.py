@@ -1,4 +1,4 @@
-"""What is predicted and how it is scored; one task a file."""
+"""Tasks: what is predicted and how it is scored."""
 
 from lightgpt2.tasks.base import Predictions, Task
 from lightgpt2.tasks.language_modeling import LanguageModeling

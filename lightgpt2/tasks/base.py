@@ -1,4 +1,4 @@
-"""What a task is: what is predicted, how it is scored, and what of it is shown."""
+"""The contract of a task: what is predicted, how it is scored and shown."""
 
 import math
 from abc import ABC, abstractmethod
@@ -41,7 +41,7 @@ class Predictions:
 
 
 class Task(ABC):
-    """What is predicted and how it is scored; a method works with any task."""
+    """A kind of prediction and how it is scored; a method works with any task."""
 
     auto_class: ClassVar[str]  # the class of transformers that loads its models
     peft_type: ClassVar[str]  # PEFT's name for it
@@ -128,7 +128,7 @@ class Task(ABC):
         return self.metrics(rows)
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
-        """What does not fit the models or the data; keys relative to the task."""
+        """The problems with the models or the data; keys relative to the task."""
         return []
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:

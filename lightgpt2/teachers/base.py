@@ -14,14 +14,14 @@ from lightgpt2.tasks.base import Task
 
 @dataclass(frozen=True)
 class Targets:
-    """What a student is to match in one batch."""
+    """The outputs that a student is to match in one batch."""
 
     logits: Callable[[slice, torch.dtype], Tensor]  # [n, V] of a slice of the predictions; log probabilities will do
     states: Mapping[str, Tensor]  # hidden states [M, D] by name, those that were asked for
 
 
 class Teacher(ABC):
-    """Where targets come from. It is in no checkpoint, no optimizer and no gradient."""
+    """The origin of targets. It is in no checkpoint, no optimizer and no gradient."""
 
     key: str = "teacher"  # its config key, for messages
 

@@ -2,32 +2,33 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from lightgpt2.data.requirements import flaw
+from lightgpt2.callbacks import GenerationCheck
+from lightgpt2.data.requirements import requirements
+from lightgpt2.errors import UserError
+from lightgpt2.methods import FineTune
 from tests.support.mistakes import Bench
-
-_CHECK = "lightgpt2.callbacks.GenerationCheck"
-
-
-def check(**settings: Any) -> dict[str, Any]:
-    return {"class_path": _CHECK, "init_args": {"samples": 20, "prompt_tokens": 6, "new_tokens": 24, **settings}}
+from tests.support.models import make_model, write_tokenizer
 
 
 def found(folder: str = "model") -> dict[str, Any]:
     return json.loads(Path(f"checkpoints/r/{folder}/ledger.json").read_text())[-1]["generation"]
 
 
+@pytest.mark.slow
 def test_artefact_and_siblings_are_looked_at_with_the_same_text(bench: Bench) -> None:
+    settings = {"samples": 20, "prompt_tokens": 6, "new_tokens": 24}
+    check = {"class_path": "lightgpt2.callbacks.GenerationCheck", "init_args": settings}
     quantization = {"class_path": "lightgpt2.callbacks.PostTrainingQuantization", "init_args": {"formats": ["int8"]}}
-    bench.configure({"trainer.callbacks": [check(), quantization], "data.valid_fraction": 0.3})
+    bench.configure({"trainer.callbacks": [check, quantization], "data.valid_fraction": 0.3})
     first = bench.succeed("fit")
-    told = [line for line in first.splitlines() if "repeats" in line]
-    assert [line.split(":")[0] for line in told] == ["model", "model-int8"]
+    shown = [line for line in first.splitlines() if "repeats" in line]
+    assert [line.split(":")[0] for line in shown] == ["model", "model-int8"]
     plain, quantized = found(), found("model-int8")
     for key in ("samples", "settings", "repeated_text", "distinct_2_text"):
         assert plain[key] == pytest.approx(quantized[key], abs=0.05), "but for the lengths of what they write"
@@ -37,45 +38,60 @@ def test_artefact_and_siblings_are_looked_at_with_the_same_text(bench: Bench) ->
     assert found() == plain, "the same seed gives the same text"
 
 
-def test_a_model_that_says_one_thing_has_collapsed(bench: Bench) -> None:
-    teacher = AutoModelForCausalLM.from_pretrained("teacher")
+class Documents:
+    """A data module of requirements, as far as generation asks."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.tokenizer, self.source = write_tokenizer(folder), source
+        self.texts = [self.tokenizer(text)["input_ids"] for _, text in requirements(20)]
+
+    def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
+        rows = [[0, *ids] for ids in self.texts if len(ids) >= length]
+        return [(row[:length], row[length : length + more]) for row in rows][:count]
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+
+def test_a_model_that_says_one_thing_has_collapsed(tmp_path: Path) -> None:
+    model, check = make_model("gpt2"), GenerationCheck(20, prompt_tokens=6, new_tokens=24)
     with torch.no_grad():
-        teacher.transformer.ln_f.weight.zero_()
-        teacher.transformer.ln_f.bias.copy_(100 * teacher.transformer.wte.weight[77])
-    teacher.save_pretrained("teacher")
-    model = {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "teacher"}}
-    bench.configure({"model": model, "trainer.max_steps": 0, "trainer.callbacks": [check()]})
-    bench.succeed("fit")
-    generation = found()
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(100 * model.transformer.wte.weight[77])
+    generation = check._measure(model, Documents(tmp_path, "text"))
+    assert generation["collapsed"]
     assert generation["repeated"] > 0.9
     assert generation["distinct_2"] < 0.05
     assert generation["repeated_text"] < 0.7
+    assert "well_formed" not in generation
 
 
-def test_sentences_of_the_grammar_are_checked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr("lightgpt2.callbacks.generation.flaw", lambda text: seen.append(text) or flaw(text))
-    bench.configure({"trainer.callbacks": [check(new_tokens=40)], "data.source": "requirements:300"})
-    bench.succeed("fit")
-    assert found()["well_formed"] == 0.0, "three steps teach no grammar"
-    assert len(seen) == 20
-    assert all(text.startswith("[") for text in seen)
+def test_sentences_of_the_grammar_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Documents(tmp_path, "requirements:20")
+    check = GenerationCheck(20, prompt_tokens=6, new_tokens=57)
+    assert check._measure(make_model("gpt2"), data)["well_formed"] == 0.0, "random weights know no grammar"
+    rest = [ids[5:] for ids in data.texts]
+    monkeypatch.setattr(GenerationCheck, "_continue", lambda *_: rest)
+    assert check._measure(make_model("gpt2"), data)["well_formed"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"new_tokens": 60}, ["new_tokens: 6 tokens of prompt and 60 new ones", "64 positions; give at most 58"]),
+        ({"prompt_tokens": 39_000, "new_tokens": 1}, ["prompt_tokens: 39000 leave none", "positions; give at most 63"]),
         (
-            {"prompt_tokens": 39_000, "new_tokens": 1},
-            ["prompt_tokens: 39000 leave none", "64 positions; give at most 63"],
+            {"prompt_tokens": 63, "new_tokens": 1},
+            ["prompt_tokens: no document of the validation split is longer than 63"],
         ),
-        ({"temperature": 0}, ["temperature: 0 is not allowed; give a value above 0"]),
-        ({"samples": 0}, ["samples: 0 is not allowed"]),
     ],
 )
-def test_what_cannot_be_generated_is_refused(bench: Bench, settings: dict[str, Any], words: list[str]) -> None:
-    bench.configure({"trainer.callbacks": [check(**settings)]})
-    (message,) = bench.refuse("fit", touches=True)
-    assert message.startswith("trainer.callbacks")
-    assert all(word in message for word in words), message
+def test_what_cannot_be_generated_is_refused(tmp_path: Path, settings: dict[str, int], words: list[str]) -> None:
+    method: Any = FineTune("unused")
+    method.model = make_model("gpt2")
+    data = Documents(tmp_path, "text")
+    data.texts = [ids[:50] for ids in data.texts]
+    method._trainer = SimpleNamespace(datamodule=data)
+    with pytest.raises(UserError, match=r"^trainer\.callbacks\.GenerationCheck\.") as refused:
+        GenerationCheck(**{"prompt_tokens": 6, "new_tokens": 24, **settings}).on_fit_start(method._trainer, method)
+    assert all(word in str(refused.value) for word in words), refused.value

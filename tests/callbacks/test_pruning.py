@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,17 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lightgpt2.adaptations import Adaptation, Lora
+from lightgpt2.adaptations.pruning_settings import Pruning
+from lightgpt2.callbacks import GlobalL1Pruning
+from lightgpt2.errors import UserError
+from lightgpt2.methods import Method, MovementPruning
+from lightgpt2.models.pruning import prunable
+from lightgpt2.starts import Pretrained
 from tests.methods.test_lora import config as lora_config
 from tests.support.cli import logged
 from tests.support.mistakes import Bench
+from tests.support.models import make_model
 
 IDS = torch.arange(60).view(2, 30)
 
@@ -43,6 +52,7 @@ def zeros(file: str, part: str) -> tuple[int, int]:
     return sum(t.numel() - int(t.count_nonzero()) for t in chosen), sum(t.numel() for t in chosen)
 
 
+@pytest.mark.slow
 def test_scheduled_pruning_of_linear_layers_reaches_the_target_on_disk(bench: Bench) -> None:
     bench.configure(finetune(targets="linear", amount=0.6, schedule="cubic", warmup=0.2, hold=0.3, every=3))
     bench.succeed("fit")
@@ -62,6 +72,7 @@ def test_scheduled_pruning_of_linear_layers_reaches_the_target_on_disk(bench: Be
     assert 0 < values[0] < 0.6
 
 
+@pytest.mark.slow
 def test_masks_hold_through_resumption_and_the_next_stage(bench: Bench) -> None:
     bench.configure(finetune(targets="linear", amount=0.5))
     bench.succeed("fit")
@@ -83,6 +94,7 @@ def test_masks_hold_through_resumption_and_the_next_stage(bench: Bench) -> None:
     assert operation["achieved"] == 0.5
 
 
+@pytest.mark.slow
 def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
     """Trained, pruned by 80 % without a step, tuned: three stages; PEFT's adapter and the merged model agree at each."""
     bench.configure(adapters("teacher"))
@@ -120,6 +132,7 @@ def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
     assert len(json.loads(Path("checkpoints/tuned/adapter/ledger.json").read_text())) == 3
 
 
+@pytest.mark.slow
 def test_random_pruning_removes_as_much_but_other_weights(bench: Bench) -> None:
     for criterion in ("l1", "random"):
         bench.configure(finetune(targets="c_fc", amount=0.7, criterion=criterion) | {"trainer.max_steps": 0})
@@ -136,59 +149,48 @@ def test_random_pruning_removes_as_much_but_other_weights(bench: Bench) -> None:
     assert norms["l1"] < 0.7 * norms["random"]
 
 
-MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "amount of one": (finetune(amount=1.0), "trainer.callbacks.amount: "),
-    "negative amount": (finetune(amount=-0.1), "trainer.callbacks.amount: "),
+_KEY = "trainer.callbacks.GlobalL1Pruning"
+MISTAKES: dict[str, tuple[list[Adaptation], dict[str, Any], int, str]] = {
     "no such targets": (
-        finetune(targets="nowhere"),
-        "trainer.callbacks.GlobalL1Pruning.targets: 'nowhere' matches no trainable matrix of this model; give lora, linear",
+        [], {"targets": "nowhere"}, 3,
+        "targets: 'nowhere' matches no trainable matrix of this model; give lora, linear, or a regular expression",
     ),
-    "no regular expression": (
-        finetune(targets="("),
-        "trainer.callbacks.GlobalL1Pruning.targets: '(' is not a regular expression",
-    ),
-    "adapters of a model without": (
-        finetune(targets="lora"),
-        "trainer.callbacks.GlobalL1Pruning.targets: 'lora' matches no trainable matrix",
-    ),
-    "frozen weights": (
-        adapters("teacher", targets="linear"),
-        "trainer.callbacks.GlobalL1Pruning.targets: 'linear' matches no trainable matrix",
-    ),
-    "untrained adapters": (
-        adapters("teacher", targets="lora") | {"trainer.max_steps": 0},
-        "trainer.callbacks.GlobalL1Pruning.targets: the adapters are untrained (B is all zero",
-    ),
-    "schedule longer than the run": (
-        finetune(schedule="cubic", warmup=0.6, hold=0.4),
-        "trainer.callbacks.GlobalL1Pruning.warmup: 0.6 and hold: 0.4 leave no step to prune at",
-    ),
-    "schedule without steps": (
-        finetune(schedule="cubic") | {"trainer.max_steps": 0},
-        "trainer.callbacks.GlobalL1Pruning.schedule: cubic needs steps",
-    ),
-}
+    "no regular expression": ([], {"targets": "("}, 3, "targets: '(' is not a regular expression"),
+    "adapters of a model without": ([], {"targets": "lora"}, 3, "targets: 'lora' matches no trainable matrix"),
+    "frozen weights": ([Lora()], {"targets": "linear"}, 3, "targets: 'linear' matches no trainable matrix"),
+    "untrained adapters": ([Lora()], {"targets": "lora"}, 0, "targets: the adapters are untrained (B is all zero"),
+    "schedule without steps": ([], {"schedule": "cubic"}, 0, "schedule: cubic needs steps"),
+    "less than an earlier stage": ([], {"amount": 0.3}, 3, "amount: 0.3 is less than the 0.5000 that an earlier stage"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_give_one_message_before_anything_is_trained(bench: Bench, name: str) -> None:
-    changes, words = MISTAKES[name]
-    bench.configure(changes)
-    (message,) = bench.refuse("fit", touches=True)
-    assert message.startswith(words), message
-    assert not Path("checkpoints/r/model").exists()
+@pytest.mark.parametrize(("parts", "settings", "steps", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_refused_before_anything_is_trained(
+    parts: list[Adaptation], settings: dict[str, Any], steps: int, words: str
+) -> None:
+    method: Any = Method(Pretrained("unused"), adaptations=parts)
+    method.model = make_model("gpt2")
+    method.assemble(total_steps=steps)
+    data = SimpleNamespace(steps_per_epoch=5)
+    method._trainer = SimpleNamespace(max_steps=steps, max_epochs=None, ckpt_path=None, datamodule=data)
+    if not parts:
+        linear = prunable(method.model, "linear", "")
+        method.held.masks.set({name: torch.arange(p.numel()).view_as(p) % 2 == 0 for name, p in linear.items()})
+    with pytest.raises(UserError) as refused:
+        GlobalL1Pruning(**settings).on_fit_start(method._trainer, method)
+    assert str(refused.value).startswith(f"{_KEY}.{words}")
 
 
-def test_less_than_what_an_earlier_stage_pruned_is_refused(bench: Bench) -> None:
-    bench.configure(finetune(targets="linear", amount=0.5) | {"trainer.max_steps": 0})
-    bench.succeed("fit", "--run", "first")
-    following = finetune(targets="linear", amount=0.3)
-    following["model"]["init_args"]["model"] = "checkpoints/first/model"
-    bench.configure(following)
-    (message,) = bench.refuse("fit", touches=True)
-    assert "amount: 0.3 is less than the 0.5000 that an earlier stage pruned" in message
+def test_what_contradicts_itself_or_the_method_is_refused(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace()
+    (problem,) = GlobalL1Pruning(schedule="cubic", warmup=0.6, hold=0.4).attach(run)
+    assert problem.startswith("warmup: 0.6 and hold: 0.4 leave no step to prune at")
+    trainer: Any = None
+    with pytest.raises(UserError, match=rf"^{_KEY}: MovementPruning removes heads and neurons.* in a stage after it"):
+        GlobalL1Pruning().setup(trainer, MovementPruning("unused", pruning=Pruning(ffn=0.5)), "fit")
 
 
+@pytest.mark.slow
 def test_two_prunings_are_counted_and_held_apart(bench: Bench) -> None:
     """Other weights than an earlier stage's, by less; and a third stage keeps the zeros of both."""
     bench.configure(finetune(targets="attn", amount=0.8) | {"trainer.max_steps": 0})
@@ -208,15 +210,7 @@ def test_two_prunings_are_counted_and_held_apart(bench: Bench) -> None:
         assert achieved == {"attn": pytest.approx(0.8, abs=1e-4), "mlp": 0.5}
 
 
-def test_adapters_pruned_by_a_pattern_stay_pruned(bench: Bench) -> None:
-    bench.configure(adapters("teacher", targets="c_attn", amount=0.5))
-    bench.succeed("fit", "--run", "pruned")
-    bench.configure(adapters("checkpoints/pruned/adapter"))
-    bench.succeed("fit", "--run", "tuned")
-    gone, total = zeros("tuned/adapter/adapter_model.safetensors", "lora_")
-    assert gone == round(0.5 * total)
-
-
+@pytest.mark.slow
 def test_finished_run_is_not_said_to_be_pruned(bench: Bench) -> None:
     bench.configure(finetune() | {"trainer.callbacks": []})
     bench.succeed("fit")
@@ -228,10 +222,14 @@ def test_finished_run_is_not_said_to_be_pruned(bench: Bench) -> None:
     assert last_entry("r") == before
 
 
-def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them(bench: Bench) -> None:
+@pytest.mark.slow
+def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them_and_a_pattern_is_kept(bench: Bench) -> None:
     changes = adapters("teacher", targets="modules_to_save", amount=0.5)
     changes["model"]["init_args"]["lora"] |= {"modules_to_save": ["c_fc"]}
     bench.configure(changes)
-    bench.succeed("fit")
-    gone, total = zeros("r/adapter/adapter_model.safetensors", "c_fc")
-    assert gone == round(0.5 * total)
+    bench.succeed("fit", "--run", "pruned")
+    bench.configure(adapters("checkpoints/pruned/adapter"))
+    bench.succeed("fit", "--run", "tuned")
+    for run in ("pruned", "tuned"):
+        gone, total = zeros(f"{run}/adapter/adapter_model.safetensors", "c_fc")
+        assert gone == round(0.5 * total)

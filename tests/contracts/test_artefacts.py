@@ -26,10 +26,8 @@ def test_the_artefact_computes_what_was_trained(tmp_path: Path, family: str, nam
     save_model(plain.float(), tokenizer, tmp_path / "source")
     method.start.source = str(tmp_path / "source")
     folders = method.save(tmp_path / "run/model", tokenizer, whole_weights(method.model))
-    assert (
-        folders[tmp_path / "run/model"]
-        == method.save(tmp_path / "run/model", tokenizer, whole_weights(method.model))[tmp_path / "run/model"]
-    )
+    again = method.save(tmp_path / "run/model", tokenizer, whole_weights(method.model))
+    assert folders[tmp_path / "run/model"] == again[tmp_path / "run/model"]
     loaded = load_model(str(tmp_path / "run/model"), "model").eval()
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():

@@ -55,8 +55,11 @@ ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
     "heads and neurons": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4))],
     "weights": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4, granularity="weight"))],
     "gates and int8": lambda: [MovementGates(Pruning(attention=0.3, ffn=0.4)), FakeQuantize()],
-    "lora and int8": lambda: [Lora(LoraAdapters(r=2, dropout=0.0, target_modules="all-linear")), FakeQuantize()],
-}
+    "lora and int8": lambda: [Lora(LoraAdapters(r=2, dropout=0.0)), FakeQuantize()],
+    "lora and int4 of everything": lambda: [
+        Lora(LoraAdapters(r=2, dropout=0.0)), FakeQuantize(Integers(bits=4, group=16, activations=True, embeddings=True)),
+    ],
+}  # fmt: skip
 OBJECTIVES = ("cross-entropy", "distillation")
 
 
@@ -137,10 +140,13 @@ def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[st
     return weights
 
 
-@pytest.mark.parametrize("task", [LanguageModeling(), Parity()], ids=["language modeling", "parity"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", ADAPTATIONS)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", [name for name in ADAPTATIONS if "everything" not in name])  # inputs are rounded too
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity())],
+    ids=["gpt2", "llama", "parity"],
+)
 def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -> None:
     method, plain, teacher = prepared(family, task, objective, name)
     if isinstance(task, Parity) and objective == "distillation":

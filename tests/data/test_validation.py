@@ -61,22 +61,18 @@ def test_data_that_says_nothing_is_passed_over(model: Path, found: dict[str, Any
 
 def test_text_that_is_gone_is_one_message(model: Path) -> None:
     note(model, {"source": "./gone"})
-    with pytest.raises(UserError) as refused:
+    words = (
+        r"^--data: the text that model was trained on is of no use here \(\./gone does not exist; [^\n]*; give another$"
+    )
+    with pytest.raises(UserError, match=words):
         validation_data("model", None)
-    (problem,) = refused.value.problems
-    assert problem.startswith("--data: the text that model was trained on is of no use here (./gone does not exist; ")
-    assert problem.endswith("; give another")
 
 
-@pytest.mark.parametrize(
-    ("source", "words"), [("./none", "--data: ./none"), ("empty", "--data: empty"), ("requirements:x", "--data: ")]
-)
-def test_text_that_cannot_be_is_one_message(model: Path, source: str, words: str) -> None:
+@pytest.mark.parametrize("source", ["./none", "empty", "requirements:x"])
+def test_text_that_cannot_be_is_one_message(model: Path, source: str) -> None:
     Path("empty").mkdir()
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match=rf"^--data: {source}[^\n]*$"):
         validation_data("model", source)
-    (problem,) = refused.value.problems
-    assert problem.startswith(words), problem
 
 
 @pytest.mark.parametrize("name", ["./gone", "bert"])

@@ -18,16 +18,16 @@ from lightgpt2.functional.movement import (
 )
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_gradient_of_a_score_is_the_sum_of_gradient_times_weight(seed: int) -> None:
     """Against a loop over blocks, for a weight that is used as W' = M(S) W; masked blocks included."""
-    weight, inputs, outputs = draw(6, 7, seed=seed), draw(5, 6, seed=seed + 100), draw(5, 7, seed=seed + 200)
-    scores = draw(3, 3, seed=seed + 300).requires_grad_()
-    keep = draw(3, 3, seed=seed + 400) > 0
+    weight, inputs, outputs = normal(6, 7, seed=seed), normal(5, 6, seed=seed + 100), normal(5, 7, seed=seed + 200)
+    scores = normal(3, 3, seed=seed + 300).requires_grad_()
+    keep = normal(3, 3, seed=seed + 400) > 0
     weight.requires_grad_()
     gated = weight * spread_blocks(straight_through(scores, keep), weight.shape, 3)
     gated.retain_grad()
@@ -66,7 +66,7 @@ SPREADS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor],
 def test_a_total_is_the_transpose_of_a_spread(name: str) -> None:
     """<spread(g), v> = <g, total(v)> for all g and v."""
     spread, total, units, weights = SPREADS[name]
-    gate, values = draw(*units), draw(*weights, seed=1)
+    gate, values = normal(*units), normal(*weights, seed=1)
     assert spread(gate).shape == values.shape
     assert float((spread(gate) * values).sum()) == pytest.approx(float((gate * total(values)).sum()), rel=1e-12)
 
@@ -77,7 +77,7 @@ def test_channels_are_gated_section_by_section() -> None:
 
 
 def test_an_opened_gate_lets_everything_through_and_hands_its_gradient_on() -> None:
-    scores = draw(4).requires_grad_()
+    scores = normal(4).requires_grad_()
     keep = torch.tensor([True, False, True, False])
     gate = opened(straight_through(scores, keep))
     assert gate.tolist() == [1.0] * 4
@@ -95,18 +95,15 @@ def units(values: dict[str, list[float]]) -> Units:
 ROWS = {"0": [-3.0, 2.0, 0.5, -1.0], "1": [4.0, 5.0, -2.0, 6.0]}
 
 
-def test_of_all_layers_the_lowest_scores_go() -> None:
+@pytest.mark.parametrize(
+    ("scope", "first", "second"),
+    [("global", [0, 1, 0, 0], [1, 1, 0, 1]), ("layer", [0, 1, 1, 0], [0, 1, 0, 1])],
+)
+def test_the_lowest_scores_of_all_or_each_layer_go(scope: Scope, first: list[int], second: list[int]) -> None:
     made = units(ROWS)
-    assert made.decide(0.5, "global", regrow=False) == {"flips": 4, "threshold": 2.0}
-    assert made.keep("0").tolist() == [False, True, False, False]
-    assert made.keep("1").tolist() == [True, True, False, True]
-
-
-def test_of_each_layer_the_lowest_scores_go() -> None:
-    made = units(ROWS)
-    made.decide(0.5, "layer", regrow=False)
-    assert made.keep("0").tolist() == [False, True, True, False]
-    assert made.keep("1").tolist() == [False, True, False, True]
+    assert made.decide(0.5, scope, regrow=False) == {"flips": 4, "threshold": 2.0 if scope == "global" else 0.5}
+    assert made.keep("0").tolist() == first
+    assert made.keep("1").tolist() == second
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

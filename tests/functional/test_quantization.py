@@ -139,14 +139,11 @@ def test_affine_integers_whatever_the_power(value: float) -> None:
 
 
 def test_affine_integers_come_row_by_row() -> None:
-    """However many rows there are, each is rounded by itself."""
+    """Each of many rows is rounded by itself."""
     rows = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
-    power = torch.rand(16, generator=torch.Generator().manual_seed(1))
-    whole, apart = (
-        affine_product(rows, 16, power),
-        [affine_product(rows[place : place + 1], 16, power) for place in (0, 4095, 4096, 4999)],
-    )
-    assert torch.equal(whole[[0, 4095, 4096, 4999]], torch.cat(apart))
+    power, some = torch.rand(16, generator=torch.Generator().manual_seed(1)), [0, 4095, 4096, 4999]
+    apart = [affine_product(rows[place : place + 1], 16, power) for place in some]
+    assert torch.equal(affine_product(rows, 16, power)[some], torch.cat(apart))
 
 
 def test_inputs_are_rounded_as_a_weight_with_a_row_for_each_token_would_be() -> None:
@@ -168,10 +165,10 @@ def test_what_is_packed_comes_out_byte_for_byte(dtype: torch.dtype, sparsity: fl
     assert torch.equal(again.flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))
 
 
-def test_negative_zeros_and_no_numbers_are_packed_too() -> None:
+def test_negative_zeros_and_nan_are_packed_too() -> None:
     tensor = torch.tensor([-0.0, 0.0, float("nan"), float("-inf")] * 100)
-    again = unpacked(*(lambda data, about: (data, *about.values()))(*pack(tensor)))
-    assert torch.equal(again.view(torch.int32), tensor.view(torch.int32))
+    data, about = pack(tensor)
+    assert torch.equal(unpacked(data, **about).view(torch.int32), tensor.view(torch.int32))
 
 
 def test_zeros_take_no_space() -> None:

@@ -10,12 +10,19 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from lightgpt2.adaptations import MovementGates
+from lightgpt2.adaptations.pruning_settings import Pruning, Threshold
+from lightgpt2.errors import UserError
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.methods import MovementPruning
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.surgery import replay
+from lightgpt2.objectives import DistillLoss
 from tests.support.cli import logged
 from tests.support.environment import link_environment, run_isolated
 from tests.support.mistakes import Bench
-from tests.support.models import write_model
+from tests.support.models import make_model, write_model
+from tests.support.refusals import assert_refused, context_of
 
 _RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
 _SHARES = {"attention": 0.4, "ffn": 0.6}
@@ -32,8 +39,9 @@ def last_entry() -> dict[str, Any]:
     return json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_what_has_gone_is_removed_saved_and_told(bench: Bench, family: str) -> None:
+def test_what_has_gone_is_removed_saved_and_reported(bench: Bench, family: str) -> None:
     write_model(Path("source"), family)
     bench.configure({**movement("source", teacher="source"), "trainer.max_steps": 8})
     bench.succeed("fit")
@@ -85,6 +93,7 @@ print(model.generate(torch.arange(5)[None], max_new_tokens=5, do_sample=False, p
     assert "torch.Size([1, 10])" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_schedule_the_flips_and_the_pictures_are_in_tensorboard(bench: Bench) -> None:
     pruning = {**_SHARES, "warmup": 0.2, "cooldown": 0.2}
     bench.configure({**movement(pruning=pruning), "trainer.max_steps": 10, "trainer.val_check_interval": 5})
@@ -105,35 +114,20 @@ def test_the_schedule_the_flips_and_the_pictures_are_in_tensorboard(bench: Bench
     assert len(events.Images("pruning/ffn/layers")) == 2
 
 
-def test_validation_is_of_the_model_as_it_is_pruned_then(bench: Bench) -> None:
-    """The last validation, with the weights that are saved, gives the score of the artefact."""
-    bench.configure({**movement(), "trainer.max_steps": 6, "trainer.val_check_interval": 6})
-    bench.succeed("fit")
-    after = last_entry()["quality"]["after"]["perplexity"]["value"]
-    assert logged(Path(), "r")["val/perplexity"][6] == pytest.approx(after, rel=1e-4)
-
-
-@pytest.mark.parametrize("criterion", ["magnitude", "random"])
-def test_controls_take_out_as_much(bench: Bench, criterion: str) -> None:
-    bench.configure({**movement(pruning={**_SHARES, "criterion": criterion}), "trainer.max_steps": 6})
-    bench.succeed("fit")
-    operation = last_entry()["operations"][-1]
-    assert (operation["heads"]["removed"], operation["ffn"]["removed"]) == (3, 307)
-    assert operation["criterion"] == criterion
-    state = torch.load("checkpoints/r/last.ckpt", weights_only=True)["state_dict"]
-    assert any("units.ffn.masks" in name for name in state)
-    assert not any("units.ffn.scores" in name for name in state), "what is not learnt is in no checkpoint"
-
-
-def test_random_scores_are_those_of_their_seed(bench: Bench) -> None:
+def test_random_scores_are_those_of_their_seed() -> None:
     found = []
     for seed in (3, 3, 4):
-        bench.configure({**movement(pruning={**_SHARES, "criterion": "random", "seed": seed}), "trainer.max_steps": 3})
-        bench.succeed("fit")
-        found.append(last_entry()["operations"][-1]["ffn"]["kept"])
-    assert found[0] == found[1] != found[2]
+        part = MovementGates(Pruning(**_SHARES, criterion="random", seed=seed))
+        model = make_model("gpt2")
+        part.apply_to(model, context_of(model))
+        part.after_step(model, Progress(10, 10))
+        found.append(torch.cat([part.units["ffn"].keep(str(layer)) for layer in range(4)]))
+        assert int((~found[-1]).sum()) == round(0.6 * 4 * 128)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["block", "weight"])
 def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granularity: str) -> None:
     pruning = {**_SHARES, "granularity": granularity, "block": 8}
@@ -163,9 +157,9 @@ def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granulari
         assert not torch.equal(later[name], value)
 
 
-@pytest.mark.parametrize("granularity", ["block", "weight"])
-def test_what_was_pruned_before_counts_among_what_goes(bench: Bench, granularity: str) -> None:
-    pruning = {"attention": 0.4, "ffn": 0.6, "granularity": granularity, "block": 8}
+@pytest.mark.slow
+def test_what_was_pruned_before_counts_among_what_goes(bench: Bench) -> None:
+    pruning = {**_SHARES, "granularity": "block", "block": 8}
     bench.configure({**movement(pruning=pruning), "trainer.max_steps": 6})
     bench.succeed("fit")
     Path("checkpoints/r").rename("checkpoints/pruned")
@@ -180,6 +174,7 @@ def test_what_was_pruned_before_counts_among_what_goes(bench: Bench, granularity
     assert last_entry()["operations"][0]["achieved"] == pytest.approx(wanted, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
     left = {}
     for penalty in (0.0, 3000.0):
@@ -191,6 +186,7 @@ def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
     assert "train/penalty" in logged(Path(), "r")
 
 
+@pytest.mark.slow
 def test_a_model_without_some_units_goes_through_later_stages(bench: Bench) -> None:
     """Fine-tuned, distilled from, and pruned by movement again."""
     bench.configure({**movement(pruning={"attention": 0.6, "ffn": 0.9}), "trainer.max_steps": 6})
@@ -208,63 +204,61 @@ def test_a_model_without_some_units_goes_through_later_stages(bench: Bench) -> N
         bench.succeed("fit")
 
 
-def test_layers_of_a_llama_may_keep_a_number_of_heads_that_does_not_divide_its_width(bench: Bench) -> None:
-    write_model(Path("source"), "llama", num_key_value_heads=4)
-    bench.configure({**movement("source", pruning={"attention": 0.25, "scope": "layer"}), "trainer.max_steps": 4})
-    bench.succeed("fit")
-    assert load_model("checkpoints/r/model", "model").config.lightgpt2 == {"heads": [3, 3, 3, 3]}
-
-
-MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "nothing": ({}, {"pruning": {"attention": 0.0}}, ["model.pruning.attention: nothing is to be pruned"]),
-    "all": ({}, {"pruning": {"ffn": 1.0}}, ["model.pruning.ffn", "below 1"]),
-    "less than nothing": ({}, {"pruning": {"attention": -0.1}}, ["model.pruning.attention", "at least 0"]),
+MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "nothing": ({"pruning": Pruning()}, ["model.pruning.attention: nothing is to be pruned"]),
     "a schedule longer than the run": (
-        {}, {"pruning": {"ffn": 0.5, "warmup": 0.6, "cooldown": 0.5}},
+        {"pruning": Pruning(ffn=0.5, warmup=0.6, cooldown=0.5)},
         ["model.pruning.warmup: 0.6 and cooldown: 0.5 leave no step to prune at"],
     ),
-    "too few steps": (
-        {"trainer.max_steps": 1}, {"pruning": {"ffn": 0.5, "warmup": 0.54, "cooldown": 0.45}},
-        ["trainer.max_steps: 1 steps leave none for the schedule", "give more steps"],
+    "less than a head": (
+        {"pruning": Pruning(attention=0.2, scope="layer")},
+        ["model.pruning.attention: 0.2 of the 2 heads of a layer (scope: layer) is none", "at least 0.5"],
     ),
-    "no steps": ({"trainer.max_steps": 0}, {}, ["trainer.max_steps: 0 trains nothing"]),
-    "less than a head": ({}, {"pruning": {"attention": 0.2, "scope": "layer"}},
-                         ["model.pruning.attention: 0.2 of the 2 heads of a layer (scope: layer) is none", "at least 0.5"]),
-    "an unknown granularity": ({}, {"pruning": {"ffn": 0.5, "granularity": "row"}}, ["model.pruning.granularity"]),
-    "shares and a threshold": ({}, {"pruning": {"ffn": 0.5, "threshold": {"at": 0.1}}},
-                               ["model.pruning.threshold: it decides how much goes"]),
-    "a threshold for magnitudes": ({}, {"pruning": {"criterion": "magnitude", "threshold": {"at": 0.1}}},
-                                   ["model.pruning.threshold: magnitude learns no scores"]),
-    "a loss without a teacher": ({}, {"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
-    "blocks larger than the matrices": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 64}},
-                                        ["model.pruning.block: 64 is more than the 32"]),
-    "no end of a rate": ({}, {"pruning": {"ffn": 0.5, "lr": float("inf")}}, ["model.pruning.lr: must be finite, got inf"]),
-    "no end of a penalty": ({}, {"pruning": {"threshold": {"penalty": float("inf")}}},
-                            ["model.pruning.threshold.penalty: must be finite, got inf"]),
-    "less than a weight": ({}, {"pruning": {"ffn": 1e-6, "granularity": "weight"}},
-                           ["model.pruning.ffn: 1e-06 of 32,768 is none"]),
-    "a negative block": ({}, {"pruning": {"ffn": 0.5, "granularity": "block", "block": 0}}, ["model.pruning.block"]),
+    "shares and a threshold": (
+        {"pruning": Pruning(ffn=0.5, threshold=Threshold())}, ["model.pruning.threshold: it decides how much goes"],
+    ),
+    "a threshold for magnitudes": (
+        {"pruning": Pruning(criterion="magnitude", threshold=Threshold())},
+        ["model.pruning.threshold: magnitude learns no scores"],
+    ),
+    "a loss without a teacher": ({"loss": DistillLoss()}, ["model.loss: means nothing without model.teacher"]),
+    "blocks larger than the matrices": (
+        {"pruning": Pruning(ffn=0.5, granularity="block", block=64)}, ["model.pruning.block: 64 is more than the 32"],
+    ),
+    "no end of a rate": (
+        {"pruning": Pruning(ffn=0.5, lr=float("inf"))}, ["model.pruning.lr: must be finite, got inf"],
+    ),
+    "no end of a penalty": (
+        {"pruning": Pruning(threshold=Threshold(penalty=float("inf")))},
+        ["model.pruning.threshold.penalty: must be finite, got inf"],
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "init", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_what_cannot_be_pruned_is_refused(
-    bench: Bench, changes: dict[str, Any], init: dict[str, Any], words: list[str]
-) -> None:
-    bench.configure({**movement(**init), **changes})
-    (message,) = bench.refuse("fit")
-    assert message.startswith(words[0])
-    assert all(word in message for word in words)
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(("init", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_what_cannot_be_pruned_is_refused(init: dict[str, Any], words: list[str]) -> None:
+    assert_refused(MovementPruning(**{"model": "teacher", "pruning": Pruning(**_SHARES), **init}), *words, steps=100)
 
 
-def test_single_weights_are_not_pruned_where_heads_are_removed(bench: Bench) -> None:
-    l1 = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": {"targets": "linear", "amount": 0.5}}
-    bench.configure({**movement(), "trainer.callbacks": [l1]})
-    (message,) = bench.refuse("fit")
-    assert message.startswith("trainer.callbacks.GlobalL1Pruning: MovementPruning removes heads and neurons")
-    assert "in a stage after it" in message
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_schedule_without_a_step_is_refused(steps: int) -> None:
+    method = MovementPruning("teacher", pruning=Pruning(ffn=0.5, warmup=0.54, cooldown=0.45))
+    assert_refused(
+        method, f"trainer.max_steps: {steps} steps leave none for the schedule", "give more steps", steps=steps
+    )
 
 
+def test_less_than_a_weight_is_refused() -> None:
+    method = MovementPruning("teacher", pruning=Pruning(ffn=1e-6, granularity="weight"))
+    method.model = make_model("gpt2")
+    method.assemble(total_steps=10)
+    with pytest.raises(UserError, match=r"pruning\.ffn: 1e-06 of 32,768 is none"):
+        method.adaptations[0].check(method.model)
+
+
+@pytest.mark.slow
 def test_whole_heads_of_a_model_with_single_weights_pruned_are_refused(bench: Bench) -> None:
     bench.configure({**movement(pruning={"ffn": 0.5, "granularity": "weight"}), "trainer.max_steps": 4})
     bench.succeed("fit")

@@ -13,18 +13,22 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lightgpt2.adaptations import FakeQuantize
 from lightgpt2.conversions.packing import pack_folder
+from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes
-from lightgpt2.functional.quantization import fake_quantize
+from lightgpt2.functional.schedules import Progress
+from lightgpt2.methods import QAT
 from lightgpt2.models import loading
 from lightgpt2.models.integers import Integers, round_weights
 from lightgpt2.models.loading import load_model, new_model
 from lightgpt2.models.pruning import prunable
-from lightgpt2.models.saving import whole_weights
+from lightgpt2.models.saving import save_model, whole_weights
 from lightgpt2.models.standalone import stored_weights
-from tests.support.cli import logged
+from lightgpt2.objectives import DistillLoss
 from tests.support.mistakes import Bench
-from tests.support.models import SHAPES, save_integers, write_model, write_tokenizer
+from tests.support.models import SHAPES, make_model, save_integers, write_model, write_tokenizer
+from tests.support.refusals import assert_refused, context_of
 
 _RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
 
@@ -78,12 +82,12 @@ def random_config(draw: random.Random, family: str) -> Any:
     return config
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_what_loads_computes_what_was_trained_to_the_last_bit(tmp_path: Path, family: str) -> None:
-    """Over 200 seeds, shapes and formats: tied and untied, of even and uneven layers, dense and pruned."""
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 200), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_what_loads_computes_what_was_trained_to_the_last_bit(tmp_path: Path, family: str, seeds: range) -> None:
+    """Over seeds, shapes and formats: tied and untied, of even and uneven layers, dense and pruned."""
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
-    for seed in range(200):
+    for seed in seeds:
         draw = random.Random(seed)
         torch.manual_seed(seed)
         model = new_model(random_config(draw, family)).train()
@@ -107,16 +111,11 @@ def test_what_loads_computes_what_was_trained_to_the_last_bit(tmp_path: Path, fa
         assert torch.equal(logits(loaded), trained), (seed, form)
 
 
-FORMS: dict[str, dict[str, Any]] = {
-    "int8": {},
-    "int8 of everything": {"activations": True, "embeddings": True},
-    "int4": {"bits": 4, "embeddings": True},
-    "int4 in groups of 5": {"bits": 4, "group": 5, "activations": True},
-}
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [("gpt2", {"activations": True, "embeddings": True}), ("llama", {"bits": 4, "group": 5, "activations": True})],
+)
 def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict[str, Any]) -> None:
     write_model(Path("given"), family)
     bench.configure({**qat("given", quantization=form), "trainer.max_steps": 3})
@@ -134,16 +133,16 @@ def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict
     (operation,) = entry["operations"]
     assert {key: operation[key] for key in form} == form
     assert "\nsource " in output
-    shown = bench.succeed("validate", "--ckpt_path", "last")
     figure = entry["quality"]["after"]["perplexity"]["value"]
-    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, abs=1e-4)
-    shown = bench.succeed("validate", "--ckpt_path", "checkpoints/r/model")
-    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, abs=1e-4)
+    for checkpoint in ("last", "checkpoints/r/model"):
+        shown = bench.succeed("validate", "--ckpt_path", checkpoint)
+        assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, abs=1e-4)
     with safe_open("checkpoints/r/model/model.safetensors", "pt") as file:
         integers = [name for name in file.keys() if file.get_tensor(name).dtype in (torch.int8, torch.uint8)]  # noqa: SIM118
     assert len(integers) == operation["matched"] + (family == "gpt2" and form.get("embeddings", False))
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_it_and_refuses_to_take_integers_for_weights(bench: Bench) -> None:
     form = {"bits": 4, "activations": True, "embeddings": True}
     bench.configure({**qat(quantization=form), "trainer.callbacks": ["lightgpt2.callbacks.PackedArtefact"]})
@@ -194,39 +193,20 @@ def test_gpt2_in_int8_is_a_quarter_and_packed_without_its_zeros_an_eighth(tmp_pa
 # -- training ----------------------------------------------------------------------------------------------------------------
 
 
-def test_rounding_starts_after_the_delay(bench: Bench) -> None:
-    """Until then each loss is that of full precision; validation rounds always."""
-    found = {}
-    for name, method, init in (
-        ("full", "FineTune", {}),
-        ("late", "QAT", {"quantization": {"bits": 4}, "delay": 0.5}),
-        ("never", "QAT", {"quantization": {"bits": 4}, "delay": 1.0}),
-    ):
-        bench.configure({**qat(method=method, **init), "trainer.max_steps": 6, "trainer.log_every_n_steps": 1})
-        bench.succeed("fit")
-        found[name] = logged(Path(), "r")
-        Path("checkpoints/r").rename(f"checkpoints/{name}")
-        Path("tb-logs/r").rename(f"tb-logs/{name}")
-    losses = {name: list(run["train/loss"].values()) for name, run in found.items()}
-    assert losses["never"] == losses["full"]
-    assert losses["late"][:3] == losses["full"][:3]
-    assert losses["late"][3] != losses["full"][3]
-    scores = [list(found[name]["val/loss"].values()) for name in ("full", "late", "never")]
-    assert scores[0][0] != scores[1][0] == scores[2][0]
+def test_rounding_starts_after_the_delay() -> None:
+    """Until then the model computes in full precision; validation rounds always."""
+    plain = make_model("gpt2")
+    for delay, rounds in ((0.0, [True] * 6), (0.5, [False] * 3 + [True] * 3), (1.0, [False] * 6)):
+        model = make_model("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        part = FakeQuantize(Integers(bits=4), delay)
+        part.apply_to(model, context_of(model, 6))
+        for step, rounded in enumerate(rounds):
+            part.before_step(Progress(step, 6))
+            assert torch.equal(logits(model.train()), logits(plain)) != rounded
+            assert not torch.equal(logits(model.eval()), logits(plain))
 
 
-def test_without_a_step_the_weights_are_rounded_as_they_are(bench: Bench) -> None:
-    bench.configure({**qat(quantization={"bits": 4}), "trainer.max_steps": 0})
-    bench.succeed("fit")
-    (entry,) = entries()
-    assert entry["steps"] == 0
-    assert entry["quality"]["before"] == entry["quality"]["after"]
-    given, found = (load_model(folder, "model").state_dict() for folder in ("teacher", "checkpoints/r/model"))
-    name = "transformer.h.0.mlp.c_fc.weight"
-    assert torch.equal(found[name], fake_quantize(given[name].T.contiguous(), 4, 32).T)
-    assert torch.equal(found["transformer.wte.weight"], given["transformer.wte.weight"])
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("teacher", "labels"), [("teacher", {"teacher"}), ("other", {"teacher", "source"})])
 def test_a_teacher_may_teach(bench: Bench, teacher: str, labels: set[str]) -> None:
     write_model(Path("other"), seed=1)
@@ -237,6 +217,7 @@ def test_a_teacher_may_teach(bench: Bench, teacher: str, labels: set[str]) -> No
     assert entry["teacher"]["source"] == teacher
 
 
+@pytest.mark.slow
 def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
     """Pruned, packed in full precision; then trained with rounded weights, packed as integers."""
     packing, pruning = callback("PackedArtefact"), callback("GlobalL1Pruning", targets="linear", amount=0.8)
@@ -278,104 +259,50 @@ def test_compiled_is_the_same_model(bench: Bench) -> None:
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a group for int8": (
-        {"quantization": {"group": 16}},
+        {"quantization": Integers(group=16)},
         ["model.quantization.group: INT8 has one scale for each output channel", "give bits 4"],
     ),
-    "a group of one": ({"quantization": {"bits": 4, "group": 1}}, ["model.quantization.group: must be between 2 and 128"]),
-    "a group too big": ({"quantization": {"bits": 4, "group": 129}}, ["model.quantization.group: must be between 2 and"]),
-    "no group": ({"quantization": {"bits": 4, "group": 0}}, ["model.quantization.group: must be between 2 and"]),
-    "a fraction of bits": ({"quantization": {"bits": 8.0}}, ["model.quantization.bits: must be a whole number, got 8.0"]),
-    "five bits": ({"quantization": {"bits": 5}}, ["model.quantization.bits", "8, 4"]),
-    "a delay beyond the end": ({"delay": 1.5}, ["model.delay", "1.5"]),
-    "a loss without a teacher": ({"loss": {"kd": 1.0}}, ["model.loss: means nothing without model.teacher"]),
-    "no loss": ({"teacher": "teacher", "loss": {"ce": 0, "kd": 0, "hidden": 0}}, ["model.loss: every weight is 0"]),
+    "a group of one": ({"quantization": Integers(4, 1)}, ["model.quantization.group: must be between 2 and 128, the most"]),
+    "a group too big": ({"quantization": Integers(4, 129)}, ["model.quantization.group: must be between 2 and"]),
+    "no group": ({"quantization": Integers(4, 0)}, ["model.quantization.group: must be between 2 and"]),
+    "a fraction of bits": (
+        {"quantization": Integers(8.0)}, ["model.quantization.bits: must be a whole number, got 8.0"],  # type: ignore[arg-type]
+    ),
+    "a loss without a teacher": ({"loss": DistillLoss()}, ["model.loss: means nothing without model.teacher"]),
+    "no loss": ({"teacher": "teacher", "loss": DistillLoss(0, 0, 0)}, ["model.loss: every weight is 0"]),
     "no model": ({"model": "nowhere/at/all"}, ["model.model: nowhere/at/all does not exist"]),
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(("init", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_settings_that_make_no_sense_are_refused(bench: Bench, init: dict[str, Any], words: list[str]) -> None:
-    bench.configure(qat(**init))
-    (message,) = bench.refuse("fit")
-    assert message.startswith(words[0]), message
-    assert all(word in message for word in words), message
+def test_settings_that_make_no_sense_are_refused(init: dict[str, Any], words: list[str]) -> None:
+    assert_refused(QAT(**{"model": "teacher", **init}), *words)
 
 
-@pytest.mark.parametrize("stored", ["nf4", "int8", "packed int4"])
-@pytest.mark.parametrize("method", ["QAT", "FineTune", "LoRA", "QLoRA", "Trim"])
-def test_what_is_quantized_is_not_trained_or_converted_again(bench: Bench, stored: str, method: str) -> None:
-    if (stored, method) == ("nf4", "QLoRA"):
-        pytest.skip("which it takes")
-    folder = "checkpoints/r/model"
-    if stored == "nf4":
-        write_model(Path("teacher"), n_embd=64)
-        quantization = callback("PostTrainingQuantization", formats=["nf4"])
-        bench.configure({**qat(method="FineTune"), "trainer.max_steps": 0, "trainer.callbacks": [quantization]})
-        folder = "checkpoints/r/model-nf4"
-    else:
-        form = {"bits": 8 if stored == "int8" else 4}
-        bench.configure(
-            {**qat(quantization=form), "trainer.max_steps": 0, "trainer.callbacks": [callback("PackedArtefact")]}
-        )
-        folder += "-packed" if "packed" in stored else ""
-    bench.succeed("fit")
-    Path("checkpoints/r").rename("checkpoints/given")
-    folder = folder.replace("/r/", "/given/")
-    bench.configure(qat(folder, method, **({"layers": 2} if method == "Trim" else {})))
-    (message,) = bench.refuse("fit")
-    assert message.startswith(f"model.model: {folder} is quantized to {stored.split()[-1].upper()}: ")
-    assert stored == "nf4" or "QLoRA" not in message, "which takes NF4 only"
+@pytest.mark.parametrize("where", ["cut off", "in a byte"])
+def test_a_damaged_file_has_a_plain_message(tmp_path: Path, where: str) -> None:
+    model, tokenizer = make_model("gpt2"), write_tokenizer(tmp_path / "tokenizer")
+    save_integers(model, Integers(), tokenizer, tmp_path / "model", whole_weights(model))
+    pack_folder(tmp_path / "model", tmp_path / "packed")
+    for folder in ("packed", "model") if where == "cut off" else ("packed",):  # which alone has checksums
+        file = tmp_path / folder / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-20] ^= 255
+        file.write_bytes(content[:-100] if where == "cut off" else content)
+        with pytest.raises(UserError, match=rf"^model: {tmp_path / folder} is damaged \("):
+            load_model(str(tmp_path / folder), "model")
 
 
-def test_the_integers_are_not_quantized_after_training(bench: Bench) -> None:
-    quantization = callback("PostTrainingQuantization", formats=["int8"])
-    bench.configure({**qat(), "trainer.callbacks": [quantization]})
-    (message,) = bench.refuse("fit")
-    assert message == (
-        "trainer.callbacks.PostTrainingQuantization: QAT leaves the weights in INT8, and nothing is converted twice; remove it "
-        "(lightgpt2.callbacks.Export writes them with their own scales)"
-    )
-
-
-def test_another_format_is_another_run(bench: Bench) -> None:
-    bench.configure(qat())
-    bench.succeed("fit")
-    bench.configure(qat(quantization={"bits": 4}))
-    (message,) = bench.refuse("fit", "--ckpt_path", "last")
-    assert "model.quantization" in message
-
-
-def test_a_damaged_file_has_a_plain_message(bench: Bench) -> None:
-    bench.configure({**qat(), "trainer.callbacks": [callback("PackedArtefact")]})
-    bench.succeed("fit")
-    for folder in ("model", "model-packed"):
-        file = Path(f"checkpoints/r/{folder}/model.safetensors")
-        file.write_bytes(file.read_bytes()[:-100])
-        (message,) = bench.refuse("validate", "--ckpt_path", f"checkpoints/r/{folder}")
-        assert "is damaged" in message
-
-
-def test_a_byte_that_has_changed_shows_in_a_packed_file(bench: Bench) -> None:
-    bench.configure({**qat(), "trainer.callbacks": [callback("PackedArtefact")]})
-    bench.succeed("fit")
-    file = Path("checkpoints/r/model-packed/model.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-20] ^= 255
-    file.write_bytes(content)
-    (message,) = bench.refuse("validate", "--ckpt_path", "checkpoints/r/model-packed")
-    assert message.startswith("model.model: checkpoints/r/model-packed is damaged (")
-
-
-def test_what_is_trained_from_a_packed_model_is_one_of_plain_transformers(bench: Bench) -> None:
-    bench.configure({**qat(method="FineTune"), "trainer.callbacks": [callback("PackedArtefact")]})
-    bench.succeed("fit")
-    Path("checkpoints/r").rename("checkpoints/packed")
-    bench.configure(qat("checkpoints/packed/model-packed", "FineTune"))
-    bench.succeed("fit")
-    config = AutoModelForCausalLM.from_pretrained("checkpoints/r/model").config
+def test_what_is_saved_of_a_packed_model_is_one_of_plain_transformers(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    save_model(make_model("gpt2"), tokenizer, tmp_path / "model")
+    pack_folder(tmp_path / "model", tmp_path / "packed")
+    save_model(load_model(str(tmp_path / "packed"), "model"), tokenizer, tmp_path / "again")
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "again").config
     assert config.architectures == ["GPT2LMHeadModel"]
     assert not {"lightgpt2", "auto_map"} & {*config.to_dict()}
-    assert not [*Path("checkpoints/r/model").glob("*.py")]
+    assert not [*(tmp_path / "again").glob("*.py")]
 
 
 def test_shapes_stand_for_what_the_tests_say() -> None:

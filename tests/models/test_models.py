@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightgpt2.models import surgery
-from lightgpt2.models.families import FAMILIES, blocks, head_weight
+from lightgpt2.models.families import FAMILIES, blocks, head
 from lightgpt2.models.files import atomic_folder, restore_folder
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import load_model, load_tokenizer
@@ -85,7 +85,7 @@ def test_saved_folder_is_a_plain_one_and_ties_count_once(tmp_path: Path, family:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-        head_weight(model)[:2] = 0
+        head(model).weight[:2] = 0
     save_model(model, tokenizer, tmp_path / "m")
     names = {p.name for p in (tmp_path / "m").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
-from lightgpt2.models.families import FAMILIES, head_weight, is_tied, recorded_states
+from lightgpt2.models.families import FAMILIES, head, is_tied, recorded_states
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
@@ -160,7 +160,7 @@ def test_a_smaller_vocabulary_is_the_same_model_that_chooses_among_fewer_tokens(
     small = apply(model, [vocabulary_operation(STAY, 300)])
     assert small.config.vocab_size == small.get_input_embeddings().num_embeddings == len(STAY)
     assert is_tied(small) is tied
-    assert torch.equal(head_weight(small), head_weight(model)[STAY])
+    assert torch.equal(head(small).weight, head(model).weight[STAY])
     assert (small.config.bos_token_id, small.config.eos_token_id, small.config.pad_token_id) == (1, [4, 3], 2)
     assert (small.generation_config.eos_token_id, small.generation_config.bos_token_id) == ([3], None)
     assert model.config.pad_token_id == 7, "the old one is as it was"

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data import LanguageModelingData
 from lightgpt2.data.store import split_documents
+from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_model, load_tokenizer, separator_id
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.saving import save_model
@@ -57,7 +58,7 @@ def test_perplexity_does_not_move_with_batch_size_and_is_the_plain_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = str(write_model(tmp_path / "model", family))
-    corpus = write_corpus(tmp_path / "corpus")
+    corpus = write_corpus(tmp_path / "corpus", documents=12, length=400)
     settings = {"sequence_length": 48, "stride": 20, "valid_fraction": 0.3}
     results = [scored(folder, corpus, batch, **settings) for batch in (1, 8, 16)]
     first, data = results[0]
@@ -73,6 +74,10 @@ def test_perplexity_does_not_move_with_batch_size_and_is_the_plain_one(
     assert LanguageModeling().counts(first) == {"tokens": tokens, "documents": len(texts)}
     bits = first["perplexity"].numerators.sum() / math.log(2) / sum(len(t.encode()) for t in texts)
     assert first["bits_per_byte"].value() == pytest.approx(bits)
+    with pytest.raises(
+        UserError, match=r"^model\.calibration: the training split has .* tokens, fewer than 100000; give"
+    ):
+        data.calibration(100_000)
 
 
 @pytest.mark.slow

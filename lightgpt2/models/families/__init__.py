@@ -26,7 +26,7 @@ LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public t
 
 __all__ = [
     "ENCODERS", "FAMILIES", "LINEAR", "Family", "Head", "Shape", "backbone", "block_linears", "blocks", "check_family",
-    "check_head", "compute_with", "family_of", "head", "head_weight", "is_tied", "recorded_states", "unquantized_head",
+    "check_head", "compute_with", "family_of", "head", "is_tied", "recorded_states", "unquantized_head",
 ]  # fmt: skip
 
 
@@ -43,11 +43,6 @@ def blocks(model: PreTrainedModel, stack: str = "decoder") -> nn.ModuleList:
 def head(model: PreTrainedModel) -> Head:
     """Weight, bias and scale of the vocabulary head, as it computes with them."""
     return family_of(model).head(model)
-
-
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The weight of the vocabulary head `[V, D]`, as it computes with it."""
-    return head(model).weight
 
 
 def is_tied(model: PreTrainedModel) -> bool:

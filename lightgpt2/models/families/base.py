@@ -50,7 +50,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Gguf:
-    """How llama.cpp has a family, beside what all families have."""
+    """The form of a family in llama.cpp, beside what all families have."""
 
     architecture: str
     problems: Callable[[PretrainedConfig], Iterable[str]]  # what it would compute differently, and the fix

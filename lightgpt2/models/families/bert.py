@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Encoder:
-    """Where an encoder has its modules, by their paths."""
+    """The paths of an encoder's modules."""
 
     blocks: str  # the list of layers in the base model
     parts: tuple[str, ...]  # of a layer: query, key, value, attended, first norm, up, down, second norm

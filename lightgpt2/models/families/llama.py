@@ -38,7 +38,7 @@ def _gguf_stored(name: str, value: Tensor, config: PretrainedConfig) -> Tensor:
 
 
 def _gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """How many times slower than by the base alone each pair of a head's channels is rotated `[d/2]`."""
+    """The factors `[d/2]` by which pairs of a head's channels are rotated slower than by the base alone."""
     rope, frequencies = model.config.rope_parameters, model.base_model.rotary_emb.inv_freq.double()
     if rope["rope_type"] != "default":
         exponents = torch.arange(len(frequencies), dtype=torch.float64) / len(frequencies)
