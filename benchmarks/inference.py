@@ -36,10 +36,7 @@ REQUIREMENTS = "benchmarks/requirements-inference.txt"
 BASELINE = "transformers eager"
 _DISTURBED = 0.1
 _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".data", ".bin", ".xml")
-
-
-_CT2, _OURS = "ct2:CTranslate2Engine", "onnx:OnnxEngine"
-_OPENVINO = ("openvino", "nncf")
+_CT2, _OPENVINO, _OURS = "ct2:CTranslate2Engine", "openvino_engine:OpenVinoEngine", "onnx:OnnxEngine"
 ARMS = [
     Arm(BASELINE, "pytorch:TransformersEngine", options={"attention": "eager"}),
     Arm("transformers sdpa", "pytorch:TransformersEngine", options={"attention": "sdpa"}),
@@ -51,13 +48,7 @@ ARMS = [
     Arm("CTranslate2 INT8", _CT2, "ctranslate2-int8", {"compute": "int8"}, ("ctranslate2",)),
     # As OpenVINO would run it, which is in bfloat16 on a CPU that has it; and held to float32.
     *(
-        Arm(
-            f"OpenVINO {kind}{more}",
-            "openvino_engine:OpenVinoEngine",
-            f"openvino-{kind.lower()}",
-            {"hint": hint},
-            _OPENVINO,
-        )
+        Arm(f"OpenVINO {kind}{more}", _OPENVINO, f"openvino-{kind.lower()}", {"hint": hint}, ("openvino", "nncf"))
         for kind in ("FP32", "INT8", "INT4")
         for more, hint in (("", "default"), (", f32 hint", "f32"))
     ),

@@ -12,13 +12,10 @@ from benchmarks.common import parser, place
 from benchmarks.paired import SEED, SETTINGS, compare
 
 _CRITERIA = {
-    "movement": ["movement"],
-    "magnitude": ["magnitude"],
-    "random scores": ["random"],
+    "movement": ["movement"], "magnitude": ["magnitude"], "random scores": ["random"],
     "movement, regrowth": ["movement", "--model.pruning.regrow", "true"],
-    "movement, no teacher": ["movement"],
-    "magnitude, no teacher": ["magnitude"],
-}
+    "movement, no teacher": ["movement"], "magnitude, no teacher": ["magnitude"],
+}  # fmt: skip
 _ALONE = ["--model.teacher", "null", "--model.loss", "null"]
 PAIRS = [
     ("movement", "magnitude"), ("magnitude", "random scores"), ("movement, regrowth", "movement"),

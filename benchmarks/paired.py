@@ -114,14 +114,9 @@ def mean(metrics: Sequence[Metric]) -> Metric:
 
 def changes(arms: Arms, pairs: Pairs) -> dict[tuple[str, str], list[Change]]:
     """An arm's metric as a multiple of another's, with bootstrap intervals over documents: of each seed, then of the mean."""
-    return {
-        (arm, other): [
-            mine.against(theirs)
-            for mine, theirs in zip([*arms[arm], mean(arms[arm])], [*arms[other], mean(arms[other])], strict=True)
-        ]
-        for arm, other in pairs
-        if arm in arms and other in arms
-    }
+    whole = {arm: [*found, mean(found)] for arm, found in arms.items()}
+    known = [pair for pair in pairs if {*pair} <= {*arms}]
+    return {(a, b): [x.against(y) for x, y in zip(whole[a], whole[b], strict=True)] for a, b in known}
 
 
 def tables(arms: Arms, pairs: Pairs, seeds: Sequence[int]) -> str:
@@ -138,13 +133,9 @@ def _percent(change: Change) -> str:
 
 
 def compare(
-    options: argparse.Namespace,
-    arms: Mapping[str, Sequence[str]],
-    pairs: Pairs,
-    common: Sequence[str],
-    before: str,
-    first: Iterable[Fit] = (),
-) -> None:
+    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], pairs: Pairs, common: Sequence[str], before: str,
+    first: Sequence[Fit] = (),
+) -> None:  # fmt: skip
     """Fits what is not there yet, every arm with every seed, and prints the tables.
 
     Args:
@@ -155,14 +146,14 @@ def compare(
         before: The label of the model before training, in the ledger.
         first: What all arms need.
     """
-    needed, fits = [*first], []
+    fits = []
     common = [*common, "--data.source", place(options.source), *steps(options.steps)]
     for seed in options.seeds:
         for arm, given in arms.items():
             own = [str(seed) if option == SEED else option for option in given]
             settings = [*own, *common, "--seed_everything", str(seed)]
-            fits.append(Fit(run_name(arm, seed), settings, [fit.run for fit in needed]))
-    fit_all(options.folder, [*needed, *fits], options.jobs)
+            fits.append(Fit(run_name(arm, seed), settings, [fit.run for fit in first]))
+    fit_all(options.folder, [*first, *fits], options.jobs)
     found = {arm: [scored(options.folder, run_name(arm, seed)) for seed in options.seeds] for arm in arms}
     start = scored(options.folder, fits[-1].run, before)
     print(f"\n{options.source}: {start.name} {start.value():.4g} before, {options.steps} steps\n")

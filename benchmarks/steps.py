@@ -137,10 +137,10 @@ def lightgpt2(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: 
     from lightgpt2.objectives import DistillLoss
 
     class Wait(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(self, *args: Any) -> None:
             gate.wait()
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
             gate.loss = outputs["loss"]
 
     class Data(pl.LightningDataModule):

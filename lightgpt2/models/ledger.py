@@ -1,11 +1,12 @@
 """`ledger.json`: what was done to a model since its source, in order, with the evidence."""
 
+import contextlib
 import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ def config_hash(config: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes the figures."""
-    packages = ("torch", "transformers", "lightning", "tokenizers", "datasets")
-    return {"lightgpt2": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
+    found = {"lightgpt2": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "lightning", "tokenizers", "datasets"):
+        with contextlib.suppress(PackageNotFoundError):  # text from files needs no `datasets`
+            found[name] = version(name)
+    return found
 
 
 @dataclass(frozen=True)
