@@ -3,16 +3,13 @@
     python -m benchmarks.chain [--parts training inference decode] [--device cuda]
 
 Random weights, since only time and memory are measured. `training`: peak memory of the training steps by method, each a
-`lightgpt2 fit` of its own, as the ledger has it. `inference`: every precision with every attention, as `lightgpt2 benchmark`
-measures them. `decode`: greedy decoding with a static cache, compiled on CUDA, against eager decoding, in turns.
+`lightgpt2 fit` in its own process, as the ledger has it. `inference`: every precision with every attention, as `lightgpt2
+benchmark` measures them. `decode`: greedy decoding with a static cache, compiled on CUDA, against eager decoding, in turns.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,19 +18,19 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 from transformers import GPT2LMHeadModel
 
-from benchmarks.common import gpt2, machine
+from benchmarks.common import gpt2, machine, markdown, parser, ratios
+from benchmarks.paired import Fit, fit_all, model_folder
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.measure.arms import Settings, plan
 from lightgpt2.measure.benchmark import measure
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.saving import save_model
 from lightgpt2.report.benchmark_table import benchmark_table
 
-PARTS = ("training", "inference", "decode")
 METHODS = {"full fine-tuning": "FineTune", "LoRA, c_attn, r = 8": "LoRA", "QLoRA, c_attn, r = 8": "QLoRA"}
 CHECKPOINTING = {"": False, ", activation checkpointing": True}
 
@@ -47,7 +44,7 @@ def write_model(folder: Path, layers: int, width: int, heads: int, vocabulary: i
 
 
 def fit_memory(folder: Path, method: str, checkpointing: bool, model: Path, options: argparse.Namespace) -> float:
-    """Peak memory of a few training steps in MB, in a process of its own."""
+    """Peak memory of a few training steps in MB, in its own process."""
     init: dict[str, Any] = {"model": str(model), "activation_checkpointing": checkpointing}
     if method != "FineTune":
         init["lora"] = {"r": 8, "alpha": 32, "target_modules": ["c_attn"]}
@@ -62,20 +59,15 @@ def fit_memory(folder: Path, method: str, checkpointing: bool, model: Path, opti
         },
     }  # fmt: skip
     path = folder / f"{model.name}-{method}-{checkpointing}.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "lightgpt2", "fit", "--config", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-    ledger = json.loads((folder / "checkpoints" / path.stem / "model" / "ledger.json").read_text(encoding="utf-8"))
-    return float(ledger[-1]["training"]["peak_memory_mb"])
+    path.write_text(json.dumps(config), encoding="utf-8")
+    fit_all(folder, [Fit(path.stem, ["--config", str(path)])], threads=torch.get_num_threads())
+    return float(Ledger.read(model_folder(folder, path.stem)).last["training"]["peak_memory_mb"])
 
 
 def training(folder: Path, model: Path, options: argparse.Namespace) -> None:
     """Peak memory by method, and above what the same process holds with next to no model."""
     tiny = write_model(folder / "tiny", 1, 16, 2, 300)
-    print(
-        "| method | peak MB | above a process with a tiny model, MB | against full fine-tuning |\n| --- | --- | --- | --- |"
-    )
+    rows: list[list[str]] = []
     whole = 0.0
     for name, method in METHODS.items():
         libraries = fit_memory(folder, method, False, tiny, options)
@@ -83,7 +75,9 @@ def training(folder: Path, model: Path, options: argparse.Namespace) -> None:
             peak = fit_memory(folder, method, checkpointing, model, options)
             above = peak - libraries
             whole = whole or above
-            print(f"| {name}{more} | {peak:.0f} | {above:.0f} | {above / whole - 1:+.1%} |", flush=True)
+            rows.append([name + more, f"{peak:.0f}", f"{above:.0f}", f"{above / whole - 1:+.1%}"])
+    header = ["method", "peak MB", "above a process with a tiny model, MB", "against full fine-tuning"]
+    print(markdown(header, rows))
 
 
 def inference(folder: Path, model: Path, options: argparse.Namespace) -> None:
@@ -95,14 +89,15 @@ def inference(folder: Path, model: Path, options: argparse.Namespace) -> None:
     print(benchmark_table(measure(arms, settings, device, folder / "traces")))
 
 
-def decode(model: Path, options: argparse.Namespace) -> None:
-    """Tokens/s with the default cache, eager, and with a compiled static one; the first run of each is not counted."""
+def decode(folder: Path, model: Path, options: argparse.Namespace) -> None:
+    """Tokens/s with the default cache, eager, and with a compiled static one; the first runs of each are not counted."""
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     loaded = GPT2LMHeadModel.from_pretrained(model, dtype=dtype).to(options.device).eval()
     loaded.generation_config.eos_token_id = None
     prompt = torch.ones(1, options.prompt, dtype=torch.long, device=options.device)
+    count = options.new_tokens
 
-    def seconds(count: int, **more: Any) -> float:
+    def seconds(**more: Any) -> float:
         start = time.perf_counter()
         loaded.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=count, max_new_tokens=count,
@@ -117,13 +112,17 @@ def decode(model: Path, options: argparse.Namespace) -> None:
     arms: dict[str, dict[str, Any]] = {"eager": {}, static: {"cache_implementation": "static"}}
     for more in arms.values():
         for _ in range(3):
-            seconds(options.new_tokens, **more)
-    rounds = [[seconds(options.new_tokens, **more) for more in arms.values()] for _ in range(options.rounds)]
-    print("| decode | tokens/s | against eager |\n| --- | --- | --- |")
-    for i, name in enumerate(arms):
-        speeds = [options.new_tokens / times[i] for times in rounds]
-        ratios = [times[0] / times[i] for times in rounds]
-        print(f"| {name} | {statistics.median(speeds):.1f} | {statistics.median(ratios):.2f}x |")
+            seconds(**more)
+    rounds = [{name: seconds(**more) for name, more in arms.items()} for _ in range(options.rounds)]
+    times = {name: [found[name] for found in rounds] for name in arms}
+    rows = (
+        [name, f"{count / statistics.median(times[name]):.1f}", f"{middle:.2f}x"]
+        for name, (middle, _, _) in ratios(times, "eager").items()
+    )
+    print(markdown(["decode", "tokens/s", "against eager"], rows))
+
+
+PARTS = {"training": training, "inference": inference, "decode": decode}
 
 
 def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
@@ -135,24 +134,17 @@ def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
         model = write_model(folder / "gpt2", options.layers, options.width, options.heads, options.vocabulary)
         for part in parts:
             print(f"\n{part}\n", flush=True)
-            if part == "decode":
-                decode(model, options)
-            else:
-                {"training": training, "inference": inference}[part](folder, model, options)
+            PARTS[part](folder, model, options)
 
 
 def main() -> None:
     """Prints the tables that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    defaults = {
-        "layers": 12, "width": 768, "heads": 12, "vocabulary": 50257, "batch": 8, "length": 128, "prompt": 32,
-        "new_tokens": 128, "rounds": 5,
-    }  # fmt: skip
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    options = parser.parse_args()
+    command = parser(
+        __doc__, layers=12, width=768, heads=12, vocabulary=50257, batch=8, length=128, prompt=32, new_tokens=128, rounds=5,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )  # fmt: skip
+    command.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    options = command.parse_args()
     print(machine(), flush=True)
     tables(options.parts, options)
 

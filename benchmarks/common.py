@@ -1,7 +1,8 @@
-"""What the measurements share: GPT-2 shapes, the plain loss, and the summary of interleaved rounds."""
+"""What the measurements share: options, tables, GPT-2 shapes, the plain loss, and the summary of interleaved rounds."""
 
-import platform
+import argparse
 import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,42 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+ROOT = Path(__file__).parents[1]
 CE, KD, TEMPERATURE = 0.3, 0.7, 2.0
 VOCABULARY = 50257
+
+
+def parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A command line whose help is a module's docstring.
+
+    Args:
+        text: The docstring.
+        **options: Each option's default, whose type it has: `steps=200`, `seeds=[1, 2]`, `fast=False`; or a type alone, for
+            one that must be given: `folder=Path`.
+    """
+    found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, type):
+            found.add_argument(flag, type=value, required=True)
+        elif isinstance(value, bool):
+            found.add_argument(flag, action="store_true", default=value)
+        elif isinstance(value, list):
+            found.add_argument(flag, type=type(value[0]) if value else str, nargs="+", default=value)
+        else:
+            found.add_argument(flag, type=str if value is None else type(value), default=value)
+    return found
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    names = [*header]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows))
+
+
+def place(name: str) -> str:
+    """A path as another folder sees it; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def gpt2(layers: int, width: int, heads: int, positions: int, vocabulary: int = VOCABULARY) -> GPT2LMHeadModel:
@@ -35,38 +70,25 @@ def plain_loss(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, 
     return CE * ce + KD * TEMPERATURE**2 * kd
 
 
-def random_batches(count: int, batch: int, length: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Batches of random tokens, as the data module makes them."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocabulary, (count, batch, length + 1), generator=generator)
+def random_batches(count: int, batch: int, length: int, vocabulary: int) -> list[dict[str, Any]]:
+    """Batches of random tokens, as the data module yields them."""
+    tokens = torch.randint(vocabulary, (count, batch, length + 1), generator=torch.Generator().manual_seed(0))
     return [
-        {"input_ids": t[:, :-1].contiguous(), "labels": t[:, 1:].contiguous(), "step_tokens": batch * length}
+        {"input_ids": t[:, :-1].contiguous(), "labels": t[:, 1:].contiguous(), "step_items": batch * length}
         for t in tokens
     ]
 
 
-def ratios(times: dict[str, list[float]], baseline: str) -> dict[str, tuple[float, float, float]]:
-    """For each arm, how many times faster than the baseline it is: median and range of the ratios inside rounds."""
-    result = {}
-    for arm, values in times.items():
-        speedups = [b / t for b, t in zip(times[baseline], values, strict=True)]
-        result[arm] = (statistics.median(speedups), min(speedups), max(speedups))
-    return result
+def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, tuple[float, float, float]]:
+    """How many times faster than the baseline each arm is: median and range of the ratios inside rounds."""
+    inside = {arm: [b / t for b, t in zip(times[baseline], values, strict=True)] for arm, values in times.items()}
+    return {arm: (statistics.median(found), min(found), max(found)) for arm, found in inside.items()}
 
 
 def machine() -> str:
     """The processor, the threads and the versions that a figure belongs to."""
-    import lightning
-    import transformers
+    from lightgpt2.measure import benchmark
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()}, {name}"
-    return (
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, lightning {lightning.__version__}, "
-        f"transformers {transformers.__version__}"
-    )
+    found = benchmark.machine("cuda" if torch.cuda.is_available() else "cpu")
+    versions = [f"{name} {found['versions'][name]}" for name in ("torch", "lightning", "transformers")]
+    return f"{found['name']}, {found['threads']} threads, {', '.join(versions)}"

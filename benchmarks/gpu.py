@@ -19,25 +19,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import chain
-from benchmarks.common import CE, KD, TEMPERATURE, machine, plain_loss, random_batches
-from benchmarks.training import fused_loss, load, measure, parse, table
-from lightgpt2.functional.vocabulary import LossWeights, Teacher, vocabulary_loss
-
-
-def synchronize(device: str) -> None:
-    """Waits until the device is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+from benchmarks.common import machine, markdown, parser, plain_loss, random_batches
+from benchmarks.steps import fused_head, fused_loss, load, states
+from benchmarks.training import SHAPES, measure, table
 
 
 def seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
     """Median time of a piece of work, after one run to warm up."""
     times = []
     for _ in range(repeats + 1):
-        synchronize(device)
         start = time.perf_counter()
         work()
-        synchronize(device)
+        if device == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
@@ -53,8 +47,7 @@ def matrix_peak(device: str, dtype: torch.dtype, size: int) -> float:
 
 def parts(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], int]:
     """Seconds of each part of a step, and the floating-point operations of the whole."""
-    student, teacher = load(folder, options)
-    device = options.device
+    (student, teacher), device = load(folder, options), options.device
     batch = random_batches(1, options.batch, options.length, options.vocabulary)[0]
     ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
@@ -62,29 +55,24 @@ def parts(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], 
     def autocast() -> torch.autocast:
         return torch.autocast(device, torch.bfloat16, enabled=options.bf16)
 
-    def states(model: Any) -> torch.Tensor:
-        hidden: torch.Tensor = model.transformer(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1)
-
     def teacher_forward() -> torch.Tensor:
         with autocast(), torch.no_grad():
-            return states(teacher)
+            return states(teacher, ids)
 
     def student_both() -> None:
         with autocast():
-            hidden = states(student)
+            hidden = states(student, ids)
         hidden.backward(torch.ones_like(hidden))
 
     target = teacher_forward()
     with torch.no_grad(), autocast():
-        hidden = states(student)
-    source, weights = Teacher(target, teacher.lm_head.weight), LossWeights(CE, KD, "kl", TEMPERATURE)
+        hidden = states(student, ids)
 
     def head_fused() -> None:
         inputs = hidden.detach().requires_grad_()
         with autocast():
-            loss = vocabulary_loss(inputs, student.lm_head.weight, labels.flatten(), weights, source)[0]
-        (loss / labels.numel()).backward()
+            loss = fused_head(inputs, target, student, teacher, labels)
+        loss.backward()
 
     def whole(compute: Callable[..., torch.Tensor]) -> None:
         with autocast():
@@ -111,27 +99,25 @@ def parts(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], 
 def main() -> None:
     """Prints the arms' table, the parts' table and the share of the peak."""
     cuda = torch.cuda.is_available()
-    options = parse(
-        __doc__ or "", batch=16, length=512, width=768, heads=12, student_layers=12,
-        teacher_width=1024, teacher_heads=16, teacher_layers=24, device="cuda" if cuda else "cpu", bf16=cuda,
-    )  # fmt: skip
+    shapes = SHAPES | {
+        "batch": 16, "length": 512, "student_layers": 12, "teacher_width": 1024, "teacher_heads": 16, "teacher_layers": 24,
+        "device": "cuda" if cuda else "cpu", "bf16": cuda,
+    }  # fmt: skip
+    options = parser(__doc__, **shapes).parse_args()
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     with tempfile.TemporaryDirectory() as name:
         result = measure(options, Path(name))
         times, flops = parts(Path(name), options)
     peak = matrix_peak(options.device, dtype, 8192 if options.device == "cuda" else 256)
-    print(f"\n{machine()}\n\n{table(result, options)}\n\n| part | ms |\n| --- | --- |")
-    for part, value in times.items():
-        print(f"| {part} | {value * 1e3:.2f} |")
+    print(f"\n{machine()}\n\n{table(result, options)}\n")
+    print(markdown(["part", "ms"], ([part, f"{value * 1e3:.2f}"] for part, value in times.items())))
     step = statistics.median(result["lightgpt2"]["times"])
     print(f"\nmatrix peak, measured: {peak / 1e12:.2f} TFLOP/s ({dtype})")
     print(f"operations of a step: {flops / 1e12:.4f} TFLOP; lightgpt2 runs at {flops / step / peak:.1%} of the peak")
-    shapes = {
-        "layers": options.student_layers,
-        "prompt": min(32, options.length // 2),
-        "new_tokens": options.length // 4,
-    }
-    chain.tables(chain.PARTS if cuda else ["decode"], argparse.Namespace(**{**vars(options), **shapes}))
+    options.layers, options.prompt, options.new_tokens = (
+        options.student_layers, min(32, options.length // 2), options.length // 4
+    )  # fmt: skip
+    chain.tables([*chain.PARTS] if cuda else ["decode"], options)
 
 
 if __name__ == "__main__":

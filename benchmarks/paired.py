@@ -1,118 +1,160 @@
-"""Arms that differ in one thing, each with several seeds: real commands, scored document by document, compared in pairs."""
+"""Arms that differ in one thing, each with several seeds: real fits, scored document by document, compared in pairs."""
 
 import argparse
+import dataclasses
 import json
-import math
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Scores = NDArray[np.float64]
+from benchmarks.common import ROOT, markdown, place
+from lightgpt2.models.ledger import Ledger
+from lightgpt2.models.quality import Change, Metric, read_scores
+
 SEED = "{seed}"  # in an arm's options: the seed of the run
+SETTINGS = {"model": str, "source": "pydoc", "folder": Path, "steps": 200, "seeds": [1, 2, 3], "jobs": 1}
+Arms = Mapping[str, Sequence[Metric]]  # what each arm scored, a metric a seed
+Pairs = Iterable[tuple[str, str]]
 
 
-def place(name: str) -> str:
-    """A path as another folder sees it; other names as they are."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+@dataclass(frozen=True)
+class Fit:
+    """One `lightgpt2 fit`: the name of its run, its options, and the runs that it starts from."""
+
+    run: str
+    options: Sequence[str]
+    needs: Sequence[str] = ()
 
 
-def lightgpt2(folder: Path, *args: str) -> None:
-    """Runs the command in the folder."""
-    print("lightgpt2", *args, flush=True)
-    command = [sys.executable, "-m", "lightgpt2", *args, "--trainer.enable_progress_bar", "false"]
-    subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+def options_of(**settings: Any) -> list[str]:
+    """Options of the command line: `model__lr=1` is `--model.lr 1`; what is no text is given as JSON."""
+    texts = {key: each if isinstance(each, str) else json.dumps(each) for key, each in settings.items()}
+    return [part for key, text in texts.items() for part in (f"--{key.replace('__', '.')}", text)]
 
 
-def arguments(text: str | None) -> argparse.ArgumentParser:
-    """The options that all comparisons of one model's arms have."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--source", default="pydoc", help="as data.source")
-    parser.add_argument("--folder", type=Path, required=True, help="working folder; runs in it are gone on with")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    return parser
+def steps(count: int) -> list[str]:
+    """Options of a run with this many steps, which is scored at its end."""
+    return options_of(trainer__max_steps=count, trainer__val_check_interval=count)
 
 
-def run_name(arm: str, seed: int) -> str:
-    """What the run of an arm is called."""
-    return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
-
-
-def ledger(folder: Path, run: str) -> dict[str, Any]:
-    """The last entry of a run's ledger."""
-    path = folder / "checkpoints" / run / "model" / "ledger.json"
-    return json.loads(path.read_text(encoding="utf-8"))[-1]
-
-
-@dataclass
-class Compared:
-    """What the arms scored on the validation split.
-
-    Attributes:
-        scores: For each arm and seed the summed negative log likelihood of each document, in nats.
-        tokens: Scored tokens of each document.
-    """
-
-    scores: dict[str, list[Scores]]
-    tokens: NDArray[np.int64]
-
-    def table(self, seeds: Sequence[int]) -> str:
-        """Perplexities, one row an arm; the last column is their geometric mean."""
-        rows = [
-            "| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |",
-            "| --- |" + " --- |" * (len(seeds) + 1),
-        ]
-        for arm, scores in self.scores.items():
-            perplexities = [math.exp(nll.sum() / self.tokens.sum()) for nll in scores]
-            cells = [*perplexities, math.exp(np.mean(np.log(perplexities)))]
-            rows.append(f"| {arm} | " + " | ".join(f"{value:.4g}" for value in cells) + " |")
-        return "\n".join(rows)
-
-    def difference(self, arm: str, against: str) -> str:
-        """By how much an arm's perplexity differs, with a 95 % bootstrap interval over documents, seeds averaged."""
-        paired = np.mean(self.scores[arm], axis=0) - np.mean(self.scores[against], axis=0)
-        count = len(self.tokens)
-        draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=5000)
-        low, high = np.expm1(np.quantile((draws @ paired) / (draws @ self.tokens), [0.025, 0.975]))
-        change = math.expm1(paired.sum() / self.tokens.sum())
-        return f"perplexity, {arm} against {against}: {change:+.2%} (95 % interval {low:+.2%} to {high:+.2%})"
-
-
-def compare(
-    folder: Path,
-    arms: Mapping[str, Sequence[str]],
-    seeds: Sequence[int],
-    common: Sequence[str],
-    training: Sequence[str],
-) -> Compared:
-    """Fits and scores whatever is not there yet.
+def fit_all(folder: Path, fits: Iterable[Fit], jobs: int = 1, threads: int = 1) -> None:
+    """Runs the fits that a folder does not have yet, each in its own process.
 
     Args:
         folder: Working folder.
-        arms: Options of each arm, its configuration first.
-        seeds: Seeds of each arm.
-        common: Options of all, which come after those.
-        training: Options of `fit` alone.
+        fits: The fits; one comes after those that it needs.
+        jobs: How many run at once.
+        threads: Threads of each.
     """
-    scores: dict[str, list[Scores]] = {arm: [] for arm in arms}
-    tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-    for seed in seeds:
-        for arm, options in arms.items():
-            run = run_name(arm, seed)
-            found = folder / "checkpoints" / run / "predictions.jsonl"
-            if not found.exists():
-                own = [str(seed) if option == SEED else option for option in options]
-                settings = [*own, *common, "--seed_everything", str(seed), "--run", run]
-                lightgpt2(folder, "fit", *settings, *training, "--ckpt_path", "last")
-                lightgpt2(folder, "predict", *settings, "--data.predict_split", "valid")
-            rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
-            scores[arm].append(np.array([row["nll"] for row in rows]))
-            tokens = np.array([row["tokens"] for row in rows])
-    return Compared(scores, tokens)
+    started: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(jobs) as pool:  # which takes them in order: what is waited for has been started
+        for each in fits:
+            needed = [started[run] for run in each.needs]
+            started[each.run] = pool.submit(_fit, folder, each, needed, threads)
+        try:
+            for future in started.values():
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fit(folder: Path, fit: Fit, needed: Sequence[Future[None]], threads: int) -> None:
+    for future in needed:
+        future.result()
+    if not (model_folder(folder, fit.run) / "scores.npz").exists():  # which is written last
+        more = ["--run", fit.run, "--ckpt_path", "last", "--trainer.enable_progress_bar", "false"]
+        lightgpt2(folder, fit.run, ["fit", *fit.options, *more], threads)
+
+
+def lightgpt2(folder: Path, name: str, arguments: Sequence[str], threads: int = 1) -> None:
+    """Runs the command in a folder; what it prints goes to `logs/NAME.txt`."""
+    begun, paths = time.monotonic(), [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "lightgpt2", *arguments]
+    print(f"{name}: lightgpt2", *arguments, file=sys.stderr, flush=True)
+    log = folder / "logs" / f"{name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=file, stderr=file, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed with exit code {done.returncode}:\n{log.read_text()[-2000:]}")
+    print(f"{name}: finished after {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+
+
+def model_folder(folder: Path, run: str) -> Path:
+    """The model that a run made."""
+    return folder / "checkpoints" / run / "model"
+
+
+def scored(folder: Path, run: str, label: str = "after") -> Metric:
+    """The primary metric of a model that a run scored, document by document."""
+    quality = Ledger.read(model_folder(folder, run)).last["quality"][label]
+    return read_scores(model_folder(folder, run), label, quality)[quality["primary"]]
+
+
+def run_name(arm: str, seed: int) -> str:
+    """The name of an arm's run."""
+    return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def mean(metrics: Sequence[Metric]) -> Metric:
+    """The metric whose numerators are the mean over seeds: of perplexities the geometric mean."""
+    return dataclasses.replace(metrics[0], numerators=np.mean([each.numerators for each in metrics], axis=0))
+
+
+def changes(arms: Arms, pairs: Pairs) -> dict[tuple[str, str], list[Change]]:
+    """An arm's metric as a multiple of another's, with bootstrap intervals over documents: of each seed, then of the mean."""
+    whole = {arm: [*found, mean(found)] for arm, found in arms.items()}
+    known = [pair for pair in pairs if {*pair} <= {*arms}]
+    return {(a, b): [x.against(y) for x, y in zip(whole[a], whole[b], strict=True)] for a, b in known}
+
+
+def tables(arms: Arms, pairs: Pairs, seeds: Sequence[int]) -> str:
+    """The arms' metrics, then the differences of pairs in per cent with their 95 % intervals."""
+    header = [*(f"seed {seed}" for seed in seeds), "mean"]
+    values = [[arm, *(f"{each.value():.4g}" for each in (*found, mean(found)))] for arm, found in arms.items()]
+    rows = [[f"{arm} against {other}", *map(_percent, found)] for (arm, other), found in changes(arms, pairs).items()]
+    return f"{markdown(['arm', *header], values)}\n\n{markdown(['pair', *header], rows)}"
+
+
+def _percent(change: Change) -> str:
+    low, high = (f"{bound - 1:+.2%}" for bound in change.interval_95 or (change.ratio, change.ratio))
+    return f"{change.ratio - 1:+.2%} ({low} to {high})"
+
+
+def compare(
+    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], pairs: Pairs, common: Sequence[str], before: str,
+    first: Sequence[Fit] = (),
+) -> None:  # fmt: skip
+    """Fits what is not there yet, every arm with every seed, and prints the tables.
+
+    Args:
+        options: As `SETTINGS`.
+        arms: The options of each arm, its configuration first.
+        pairs: Which arms to compare.
+        common: Options of all arms.
+        before: The label of the model before training, in the ledger.
+        first: What all arms need.
+    """
+    fits = []
+    common = [*common, "--data.source", place(options.source), *steps(options.steps)]
+    for seed in options.seeds:
+        for arm, given in arms.items():
+            own = [str(seed) if option == SEED else option for option in given]
+            settings = [*own, *common, "--seed_everything", str(seed)]
+            fits.append(Fit(run_name(arm, seed), settings, [fit.run for fit in first]))
+    fit_all(options.folder, [*first, *fits], options.jobs)
+    found = {arm: [scored(options.folder, run_name(arm, seed)) for seed in options.seeds] for arm in arms}
+    start = scored(options.folder, fits[-1].run, before)
+    print(f"\n{options.source}: {start.name} {start.value():.4g} before, {options.steps} steps\n")
+    print(tables(found, pairs, options.seeds))

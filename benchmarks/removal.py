@@ -4,10 +4,9 @@
 
 Random weights, since only time is measured: a GPT-2 and the same without a share of its heads and neurons, drawn at random over
 all layers, so that layers end with different numbers of them. Both are measured in turns as `lightgpt2 benchmark` does, each in
-a process of its own. Predicted is the ratio of multiplications in linear layers, vocabulary head and attention.
+its own process. Predicted is the ratio of multiplications in linear layers, vocabulary head and attention.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 import transformers
 
 from benchmarks.chain import write_model
-from benchmarks.common import machine
+from benchmarks.common import machine, parser
 from lightgpt2.functional.pruning import keep_masks, random_scores
 from lightgpt2.measure.arms import Settings, plan
 from lightgpt2.measure.benchmark import measure
@@ -27,12 +26,10 @@ from lightgpt2.report.benchmark_table import benchmark_table
 
 
 def multiplications(config: transformers.PretrainedConfig, tokens: int) -> int:
-    """Of one position in a forward pass of so many tokens, on the average."""
+    """Those of one position in a forward pass over a number of tokens, on the average."""
     shape, (heads, neurons) = Shape.of(config), block_sizes(config)
-    channels = shape.head * sum(heads)
-    attention = channels * (
-        4 * shape.width + tokens + 1
-    )  # a position sees half of the tokens, once for keys and once for values
+    # A position sees half of the tokens, once for keys and once for values.
+    attention = shape.head * sum(heads) * (4 * shape.width + tokens + 1)
     return attention + 2 * shape.width * sum(neurons) + shape.width * config.vocab_size
 
 
@@ -47,21 +44,10 @@ def without(whole: Path, smaller: Path, shares: tuple[float, float]) -> None:
 
 def main() -> None:
     """Prints what was measured and what was predicted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", type=float, default=0.3)
-    parser.add_argument("--neurons", type=float, default=0.6)
-    defaults = {
-        "layers": 12,
-        "width": 768,
-        "model-heads": 12,
-        "vocabulary": 50257,
-        "length": 128,
-        "new-tokens": 64,
-        "rounds": 5,
-    }
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = parser.parse_args()
+    options = parser(
+        __doc__, heads=0.3, neurons=0.6, layers=12, width=768, model_heads=12, vocabulary=50257, length=128, new_tokens=64,
+        rounds=5,
+    ).parse_args()  # fmt: skip
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     print(machine(), flush=True)
@@ -73,14 +59,11 @@ def main() -> None:
         arms = plan([str(whole), str(folder / "removed")], ["fp32"], ["sdpa"], settings)
         print(benchmark_table(measure(arms, settings, "cpu", folder / "traces")))
         configs = [load_model(str(path), "model").config for path in (whole, folder / "removed")]
-    for what, tokens in (
-        (f"forward of {options.length} tokens", options.length),
-        ("a new token", 32 + options.new_tokens // 2),
-    ):
+    forward, token = f"forward of {options.length} tokens", "a new token"
+    for what, tokens in {forward: options.length, token: 32 + options.new_tokens // 2}.items():
         before, after = (multiplications(config, tokens) for config in configs)
-        print(
-            f"predicted, {what}: {before / 1e6:.1f} to {after / 1e6:.1f} million multiplications, {before / after:.2f}x"
-        )
+        counts = f"{before / 1e6:.1f} to {after / 1e6:.1f} million multiplications"
+        print(f"predicted, {what}: {counts}, {before / after:.2f}x")
 
 
 if __name__ == "__main__":

@@ -4,75 +4,62 @@
 
 Runs `lightgpt2 sweep` in FOLDER: global magnitude pruning of the linear layers, with random pruning beside it, each level
 scored from disk on the whole validation split. The specialised model on the text of its domain; the general one on that, and on
-general text. What a level costs is how many times the model's own perplexity at 0 % it has; the interval is a bootstrap over
-documents, the two levels in pairs.
+general text (`--general-source`). What a level costs is how many times the model's own perplexity at 0 % it has; the interval
+is a bootstrap over documents, the two levels in pairs. `--set` takes further settings, KEY=VALUE each, as sweep does.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import markdown, parser, place
+from benchmarks.paired import lightgpt2
+from lightgpt2.models.quality import value_of
 from lightgpt2.report.plots import sweep_plot
 
-Sweeps = dict[str, dict[str, Any]]
 
-
-def place(name: str) -> str:
-    """A path as another folder sees it; other names as they are."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def sweep(folder: Path, run: str, model: str, source: str, options: argparse.Namespace) -> dict[str, Any]:
+def sweep(run: str, model: str, source: str, options: argparse.Namespace) -> dict[str, Any]:
     """What the command finds of a model on a text; what it found before, if it did."""
-    found = folder / "checkpoints" / run / "sweep.json"
-    if not found.exists():
+    path = options.folder / "checkpoints" / run / "sweep.json"
+    if not path.exists():
         changes = [f"model.model={place(model)}", f"data.source={place(source)}", "trainer.max_steps=0", *options.set]
         levels = [str(level) for level in options.levels]
-        command = [sys.executable, "-m", "lightgpt2", "sweep", "--config", "finetune.yaml", "--run", run]
-        subprocess.run([*command, "--values", *levels, "--set", *changes], cwd=folder, check=True)
-    return json.loads(found.read_text(encoding="utf-8"))
+        command = ["sweep", "--config", "finetune.yaml", "--run", run, "--values", *levels, "--set", *changes]
+        lightgpt2(options.folder, run, command)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
-def table(sweeps: Sweeps) -> str:
-    """One row for each model, text and level."""
-    lines = ["| model | sparsity | perplexity | 95 % interval | times its own at 0 % | pruned at random |"]
-    lines.append("| --- |" + " ---: |" * 5)
-    for name, found in sweeps.items():
-        for level, mine, control in zip(found["values"], found["arms"]["l1"], found["arms"]["random"], strict=True):
-            interval = " to ".join(f"{bound:.2f}" for bound in mine["interval_95"] or ())
-            lines.append(
-                f"| {name} | {100 * level:g} % | {mine['perplexity']:.2f} | {interval} | {_ratio(mine)} | {_ratio(control)} |"
-            )
-    return "\n".join(lines)
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    interval = " to ".join(f"{bound:.3f}" for bound in row["ratio_95"] or ())
-    return f"{row['ratio']:.3f} ({interval})"
+def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
+    """One row for each level."""
+    return [
+        [
+            name, f"{100 * level:g} %", f"{value_of(mine):.2f}",
+            " to ".join(f"{bound:.2f}" for bound in mine[mine["primary"]]["interval_95"] or ()),
+            *(
+                f"{row['ratio']:.3f} ({' to '.join(f'{bound:.3f}' for bound in row['ratio_95'] or ())})"
+                for row in (mine, control)
+            ),
+        ]
+        for level, mine, control in zip(found["values"], found["arms"]["l1"], found["arms"]["random"], strict=True)
+    ]  # fmt: skip
 
 
 def main() -> None:
     """Sweeps what is not swept yet, prints the table and draws the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--general", required=True, metavar="MODEL", help="hub id, model folder or GGUF file")
-    parser.add_argument("--specialised", required=True, metavar="MODEL", help="the same model, trained on the domain")
-    parser.add_argument("--source", default="requirements", help="text of the domain, as data.source")
-    parser.add_argument("--general-source", default="pydoc", metavar="SOURCE", help="general text, as data.source")
-    parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6, 0.8])
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings, as for sweep")
-    parser.add_argument("--folder", type=Path, required=True, help="working folder; what was swept in it is kept")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    options = parser(
+        __doc__, general=str, specialised=str, source="requirements", general_source="pydoc",
+        levels=[0.0, 0.2, 0.4, 0.6, 0.8], set=[], folder=Path,
+    ).parse_args()  # fmt: skip
     arms = {
         "general, general text": ("general", options.general, options.general_source),
         "general, domain": ("general-domain", options.general, options.source),
         "specialised, domain": ("specialised", options.specialised, options.source),
     }
-    sweeps = {name: sweep(options.folder, *arm, options) for name, arm in arms.items()}
-    print(f"\n{table(sweeps)}")
+    sweeps = {name: sweep(*arm, options) for name, arm in arms.items()}
+    header = ["model", "sparsity", "perplexity", "95 % interval", "times its own at 0 %", "pruned at random"]
+    print("\n" + markdown(header, [row for name, found in sweeps.items() for row in rows(name, found)]))
     lines = {name: found["arms"]["l1"] for name, found in sweeps.items()}
     both = {"values": sweeps["specialised, domain"]["values"], "arms": lines}
     if plot := sweep_plot(both, "sparsity", "general and specialised", "resistance"):

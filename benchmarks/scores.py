@@ -1,6 +1,6 @@
 """What do movement scores of a model that has converged say? More of what is noise than of what is needed.
 
-    python -m benchmarks.scores --model MODEL --source requirements [--steps 60] [--lr 1e-4]
+    python -m benchmarks.scores --model MODEL --source requirements [--steps 60] [--lr 1e-4] [--scope layer]
 
 Trains MODEL further with cross-entropy, with all gates open, and the scores of its neurons with it; then takes out the share of
 neurons that each ranking puts last, with no training after it, and scores what is left on windows that were not trained on. The
@@ -8,7 +8,6 @@ rankings: the scores, the same with their sign turned, the norm of the weights, 
 the gates (first-order importance, Michel et al. 2019, arXiv:1905.10650), and random numbers.
 """
 
-import argparse
 import math
 
 import torch
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from benchmarks.common import markdown, parser
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.functional.movement import Units
 from lightgpt2.functional.pruning import random_scores
 from lightgpt2.models.loading import load_model, load_tokenizer
-from lightgpt2.models.units import gate_weights, grips, magnitudes, make_units
+from lightgpt2.models.units import gate_weights, magnitudes, make_units, unit_map
 
 _LENGTH, _HELD_OUT, _BATCH = 128, 64, 8
 
@@ -51,11 +51,11 @@ def train(model: PreTrainedModel, neurons: Units, batches: Tensor, steps: int, l
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     sums = {name: torch.zeros_like(neurons.gate(name)) for name in neurons.names}
-    draw = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(model, batches[torch.randint(len(batches), (_BATCH,), generator=draw)]).backward()
+        loss(model, batches[torch.randint(len(batches), (_BATCH,), generator=generator)]).backward()
         for name, score in zip(neurons.names, scores, strict=True):
             assert score.grad is not None
             sums[name] += score.grad.abs()
@@ -66,47 +66,41 @@ def train(model: PreTrainedModel, neurons: Units, batches: Tensor, steps: int, l
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, held_out: Tensor) -> float:
-    """Of windows that were not trained on."""
+    """The perplexity of windows that were not trained on."""
     model.eval()
     return math.exp(sum(float(loss(model, part)) for part in held_out.split(16)) / len(held_out.split(16)))
 
 
 def main() -> None:
     """Prints the perplexity that each ranking leaves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--source", default="pydoc", help="as data.source")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.6, 0.9])
-    options = parser.parse_args()
+    command = parser(__doc__, model=str, source="pydoc", steps=60, lr=1e-4, shares=[0.3, 0.6, 0.9])
+    command.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
+    options = command.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model, tokens = load_model(options.model, "--model"), windows(options.source, options.model)
-    held = {name: grip for name, grip in grips(model, "structured", 1).items() if grip.kind == "ffn"}
-    units = make_units(model, held, trained=True)
+    mapped = {name: part for name, part in unit_map(model, "structured", 1).items() if part.kind == "ffn"}
+    units = make_units(model, mapped, trained=True)
     neurons = units["ffn"]
     assert isinstance(neurons, Units)
-    gate_weights(model, held, units)
+    gate_weights(model, mapped, units)
     gradients = train(model, neurons, tokens[_HELD_OUT:], options.steps, options.lr)
-    learnt = {name: neurons.scores[name].detach().clone() for name in neurons.names}
+    learned = {name: neurons.scores[name].detach().clone() for name in neurons.names}
     rankings = {
-        "movement scores": learnt,
-        "the same, sign turned": {name: -score for name, score in learnt.items()},
-        "norm of the weights": magnitudes(model, held)["ffn"],
+        "movement scores": learned,
+        "the same, sign turned": {name: -score for name, score in learned.items()},
+        "norm of the weights": magnitudes(model, mapped)["ffn"],
         "absolute gradients": gradients,
-        "random": random_scores(learnt, 0),
+        "random": random_scores(learned, 0),
     }
-    print("| neurons ranked by | 0 % | " + " | ".join(f"{share:.0%}" for share in options.shares) + " |")
-    print("| --- |" + " --- |" * (len(options.shares) + 1))
+    rows = []
     for name, scores in rankings.items():
         neurons.set_scores(scores)
-        cells = []
+        rows.append([name])
         for share in (0.0, *options.shares):
             neurons.decide(share, options.scope, regrow=True)
-            cells.append(f"{perplexity(model, tokens[:_HELD_OUT]):.4g}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+            rows[-1].append(f"{perplexity(model, tokens[:_HELD_OUT]):.4g}")
+    print(markdown(["neurons ranked by", "0 %", *(f"{share:.0%}" for share in options.shares)], rows))
 
 
 if __name__ == "__main__":

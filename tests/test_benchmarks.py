@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import joint, paired
 from benchmarks.engines import worker
+from lightgpt2.models.quality import Metric
 from tests.support.cli import ROOT
 from tests.support.models import write_corpus, write_model
 
@@ -18,55 +21,56 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_gpu_benchmark_runs_small_on_a_cpu() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", *SMALL, "--device", "cpu"]
+def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    for arm in ("bare plain", "trainer plain", "bare fused", "lightgpt2"):
-        assert re.search(rf"^\| {arm} \| [\d.]+ \|", done.stdout, flags=re.MULTILINE), done.stdout
-    worst = re.search(r"largest relative difference .*: ([\d.e+-]+)$", done.stdout, flags=re.MULTILINE)
-    assert worst is not None
-    assert float(worst[1]) < 1e-5
-    assert "of the peak" in done.stdout
-    assert "heads and loss, fused" in done.stdout
-    for arm in ("eager", "static cache, not compiled"):
-        assert re.search(rf"^\| {arm} \| [\d.]+ \| [\d.]+x \|$", done.stdout, flags=re.MULTILINE), done.stdout
+    return done
 
 
 @pytest.mark.slow
-def test_resistance_is_told_of_both_models_on_both_texts(tmp_path: Path) -> None:
+def test_gpu_benchmark_runs_small_on_a_cpu() -> None:
+    printed = run("gpu", *SMALL, "--device", "cpu").stdout
+    for arm in ("bare plain", "trainer plain", "bare fused", "lightgpt2"):
+        assert re.search(rf"^\| {arm} \| [\d.]+ \|", printed, flags=re.MULTILINE), printed
+    worst = re.search(r"largest relative difference .*: ([\d.e+-]+)$", printed, flags=re.MULTILINE)
+    assert worst is not None
+    assert float(worst[1]) < 1e-5
+    assert "of the peak" in printed
+    assert "heads and loss, fused" in printed
+    for arm in ("eager", "static cache, not compiled"):
+        assert re.search(rf"^\| {arm} \| [\d.]+ \| [\d.]+x \|$", printed, flags=re.MULTILINE), printed
+
+
+@pytest.mark.slow
+def test_resistance_is_of_both_models_on_both_texts(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
     for name in ("general", "special"):
         write_model(tmp_path / name)
-    command = [
-        sys.executable, "-m", "benchmarks.resistance", "--general", str(tmp_path / "general"), "--specialised",
-        str(tmp_path / "special"), "--source", "requirements:200", "--general-source", str(tmp_path / "corpus"), "--levels",
-        "0.8", "--folder", str(tmp_path / "work"), "--set", "data.sequence_length=32",
+    options = [
+        "--general", str(tmp_path / "general"), "--specialised", str(tmp_path / "special"), "--source", "requirements:200",
+        "--general-source", str(tmp_path / "corpus"), "--levels", "0.8", "--folder", str(tmp_path / "work"),
+        "--set", "data.sequence_length=32",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    printed = run("resistance", *options).stdout
     for arm in ("general, general text", "general, domain", "specialised, domain"):
         row = rf"^\| {arm} \| (\d+) % \|.*\| ([\d.]+) \(.*\| ([\d.]+) \(.*$"
-        rows = re.findall(row, done.stdout, flags=re.MULTILINE)
-        assert [level for level, *_ in rows] == ["0", "80"], done.stdout
+        rows = re.findall(row, printed, flags=re.MULTILINE)
+        assert [level for level, *_ in rows] == ["0", "80"], printed
         assert rows[0][1:] == ("1.000", "1.000"), "of itself"
     assert "general, domain" in (tmp_path / "work/resistance.svg").read_text()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert again.stdout in done.stdout, "what was swept is kept"
+    assert run("resistance", *options).stdout == printed, "what was swept is kept"
 
 
 @pytest.mark.slow
 def test_engines_are_compared_in_rounds_and_missing_ones_are_named(tmp_path: Path) -> None:
     write_model(tmp_path / "tiny")
     figures = tmp_path / "figures.json"
-    command = [
-        sys.executable, "-m", "benchmarks.inference", "--model", str(tmp_path / "tiny"), "--arms", "sdpa", "CTranslate2 INT8",
-        "--rounds", "2", "--threads", "1", "--prompt", "4", "--new-tokens", "6", "--length", "8", "--batches", "1", "2",
-        "--tries", "1", "--json", str(figures), "--folder", str(tmp_path / "work"),
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run(
+        "inference", "--model", str(tmp_path / "tiny"), "--arms", "sdpa", "CTranslate2 INT8", "--rounds", "2", "--threads", "1",
+        "--prompt", "4", "--new-tokens", "6", "--length", "8", "--batches", "1", "2", "--tries", "1", "--json", str(figures),
+        "--folder", str(tmp_path / "work"),
+    )  # fmt: skip
     cell = r"[\d.]+: [\d.]+x \([\d.]+\.\.[\d.]+\)"
     row = rf"^\| transformers sdpa \| {cell} \| {cell} \| {cell} \| \d+ \| \d+ \| 0.0000 \|$"
     assert re.search(row, done.stdout, flags=re.MULTILINE), done.stdout
@@ -98,3 +102,34 @@ def test_a_disturbed_measurement_is_repeated_and_the_least_disturbed_kept(monkey
 
     assert measure([0.9, 0.01, 0.9]) == (20.0, pytest.approx(0.01)), "the second is undisturbed, and the last"
     assert measure([0.9, 0.5, 0.3]) == (40.0, pytest.approx(0.3)), "all tries are disturbed: the least"
+
+
+def test_arms_are_compared_document_by_document() -> None:
+    tokens = np.array([10.0, 30.0])
+    plain = [Metric("perplexity", "lower", tokens * nll, tokens, "exp") for nll in (4.0, 4.2)]
+    better = [Metric("perplexity", "lower", tokens * (nll - 0.1), tokens, "exp") for nll in (4.0, 4.2)]
+    pairs = [("better", "plain"), ("better", "absent")]
+    (found,) = paired.changes({"plain": plain, "better": better}, pairs).values()
+    for change in found:
+        assert (change.ratio, *change.interval_95) == pytest.approx([np.exp(-0.1)] * 3)  # type: ignore[misc]
+    printed = paired.tables({"plain": plain, "better": better}, pairs, [1, 2])
+    assert f"| plain | {np.exp(4.0):.4g} | {np.exp(4.2):.4g} | {np.exp(4.1):.4g} |" in printed
+    assert "| better against plain | -9.52% (-9.52% to -9.52%) |" in printed
+
+
+def test_fits_run_after_those_that_they_need_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def fit(folder: Path, name: str, arguments: list[str], threads: int) -> None:
+        ran.append(name)
+        model = paired.model_folder(folder, name)
+        model.mkdir(parents=True)
+        (model / "scores.npz").touch()
+
+    monkeypatch.setattr(paired, "lightgpt2", fit)
+    fits = [paired.Fit("teacher", []), *joint.chains(1, 50)]
+    for _ in range(2):
+        paired.fit_all(tmp_path, fits, jobs=2)
+    assert sorted(ran) == sorted(fit.run for fit in fits)
+    for each in fits:
+        assert all(ran.index(needed) < ran.index(each.run) for needed in each.needs)

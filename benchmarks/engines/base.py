@@ -3,19 +3,20 @@
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-Logits = NDArray[np.float32]
+Logits = NDArray[Any]
 
 
 class Engine(ABC):
     """A model in one engine, on a CPU.
 
     Args:
-        folder: The engine's own files.
+        folder: The engine's files.
         threads: How many threads it computes with.
         options: What the arm sets beside them.
     """
@@ -24,49 +25,36 @@ class Engine(ABC):
         self.folder, self.threads, self.options = folder, threads, options
 
     def prepare(self) -> None:  # noqa: B027 - most have imported everything
-        """Loads what an engine loads late of its own: no part of a model's memory."""
+        """Loads what an engine loads late by itself: no part of a model's memory."""
 
     @abstractmethod
     def load(self, capacity: int) -> None:
-        """Reads the model.
+        """Reads the model; no sequence that is decoded will be longer than `capacity`."""
 
-        Args:
-            capacity: The longest sequence that will be decoded, in tokens.
-        """
+    def prefill(self, prompt: Ids) -> Logits:
+        """Forgets everything, reads a prompt `[S]`; the logits `[V]` of the next token."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def start(self, prompt: Ids) -> int:
-        """Forgets everything, reads a prompt `[S]` and answers the most likely next token."""
-
-    @abstractmethod
-    def step(self, token: int) -> int:
-        """Reads one more token and answers the most likely next one."""
+    def decode(self, token: int) -> Logits:
+        """Reads one more token; the logits `[V]` of the next one."""
+        raise NotImplementedError
 
     @abstractmethod
-    def forward(self, ids: Ids) -> Logits:
-        """The logits `[B, T, V]` of all positions of a batch `[B, T]`; they may be overwritten by the next pass."""
+    def logits(self, ids: Ids) -> Logits:
+        """The logits `[B, T, V]` of a batch `[B, T]`, an encoder's states; they may be overwritten by the next pass."""
 
     def release(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Gives back what only `forward` needs."""
+        """Gives back what only `logits` needs."""
 
     def describe(self) -> str:
-        """What the table says of the engine beside its name: its version, and the precision that it computes in."""
+        """Versions, and the precision that it computes in where it chose that."""
         return ""
 
-    def decode(self, prompt: Ids, count: int) -> tuple[list[int], list[float]]:
-        """Greedy text from a prompt.
-
-        Args:
-            prompt: Tokens, `[S]`.
-            count: How many new tokens after the first.
-
-        Returns:
-            All `count + 1` tokens, and milliseconds of each one after the first: the pass over one token and the choice of
-            the next.
-        """
-        tokens, times = [self.start(prompt)], []
+    def greedy(self, prompt: Ids, count: int) -> list[float]:
+        """Milliseconds of each of `count` tokens after the first: the pass over one token and the choice of the next."""
+        token, times = int(self.prefill(prompt).argmax()), []
         for _ in range(count):
             started = time.perf_counter()
-            tokens.append(self.step(tokens[-1]))
+            token = int(self.decode(token).argmax())
             times.append((time.perf_counter() - started) * 1e3)
-        return tokens, times
+        return times

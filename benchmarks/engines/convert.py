@@ -51,14 +51,10 @@ def to_openvino(kind: str, model: Path, target: Path) -> None:
     whole = _openvino_model(model)
     # Where a width is no multiple of 128: the largest power of two that divides it.
     narrow = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+    grouped = {"group_size": 128, "ratio": 1.0, "advanced_parameters": narrow}
     modes: dict[str, dict[str, Any]] = {
         "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-        "int4": {
-            "mode": nncf.CompressWeightsMode.INT4_ASYM,
-            "group_size": 128,
-            "ratio": 1.0,
-            "advanced_parameters": narrow,
-        },
+        "int4": {"mode": nncf.CompressWeightsMode.INT4_ASYM, **grouped},
     }
     if kind in modes:
         whole = nncf.compress_weights(whole, **modes[kind])
@@ -74,12 +70,8 @@ def _openvino_model(folder: Path) -> Any:
     ids = torch.arange(6).expand(2, 6)
     with torch.no_grad():
         past = model(ids[:, :3], use_cache=True).past_key_values
-    inputs = {
-        "input_ids": ids[:, 3:],
-        "attention_mask": torch.ones(2, 6, dtype=torch.long),
-        "position_ids": ids[:, 3:].contiguous(),
-        "past_key_values": past,
-    }
+    mask, new = torch.ones(2, 6, dtype=torch.long), ids[:, 3:]
+    inputs = {"input_ids": new, "attention_mask": mask, "position_ids": new.contiguous(), "past_key_values": past}
     program = OpenVINOExporter().export(model, inputs, config=OpenVINOConfig(dynamic=True)).program
     # The exporter pins the precision of its trace, which other routes to OpenVINO don't.
     del program.rt_info["runtime_options"]
@@ -89,10 +81,8 @@ def _openvino_model(folder: Path) -> Any:
 def to_onnx(kind: str, model: Path, target: Path) -> None:
     """`onnx`, `onnx-int8`, `onnx-int4`, `onnx-int4-128`, `onnx-int4-128-prefill`."""
     target.rmdir()
-    options = {
-        "onnx-int4-128": ["onnx-int4", "--group", "128", "--embeddings", "int4"],
-        "onnx-int4-128-prefill": ["onnx-int4", "--group", "128", "--embeddings", "int4", "--prefill", "int8"],
-    }
+    small = ["onnx-int4", "--group", "128", "--embeddings", "int4"]
+    options = {"onnx-int4-128": small, "onnx-int4-128-prefill": [*small, "--prefill", "int8"]}
     _export(model, target, *options.get(kind, [kind]))
 
 

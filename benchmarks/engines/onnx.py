@@ -1,12 +1,12 @@
 """ONNX Runtime on a folder of `lightgpt2 export`, by the engine that `lightgpt2.load` and `lightgpt2 generate` run."""
 
-import json
+# ruff: noqa: D102 - `Engine` says what its methods do
 
 import numpy as np
-import onnx
-import onnxruntime
 
 from benchmarks.engines.base import Engine, Ids, Logits
+from lightgpt2.runtime import ort
+from lightgpt2.runtime.loading import context_of
 from lightgpt2.runtime.onnx_engine import OnnxEngine as Runtime
 
 
@@ -14,33 +14,21 @@ class OnnxEngine(Engine):
     """The cache is allocated once and written in place; of a prompt the last position's logits alone are asked for."""
 
     def prepare(self) -> None:
-        """Its operators, which it registers with a process's first session."""
-        one = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-        same = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "nothing", [one], [same])
-        model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)])
-        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        """Registers its operators, which it does with a process's first session."""
+        ort.clips_products()
 
     def load(self, capacity: int) -> None:
-        """Makes the session."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        context = config.get("n_positions") or config["max_position_embeddings"]
-        self._runtime = Runtime(self.folder / "model.onnx", context, self.threads)
+        self._runtime = Runtime(self.folder / "model.onnx", context_of(self.folder, "model"), self.threads)
         self._room = capacity
 
-    def start(self, prompt: Ids) -> int:
-        """One pass over the prompt into the start of the cache."""
-        logits = self._runtime.prefill(prompt[None], np.ones((1, len(prompt)), np.int64), self._room - len(prompt))
-        return int(np.argmax(logits[0]))
+    def prefill(self, prompt: Ids) -> Logits:
+        return self._runtime.prefill(prompt[None], np.ones((1, len(prompt)), np.int64), self._room - len(prompt))[0]
 
-    def step(self, token: int) -> int:
-        """One pass over one token."""
-        return int(np.argmax(self._runtime.decode(np.array([token]))[0]))
+    def decode(self, token: int) -> Logits:
+        return self._runtime.decode(np.array([token]))[0]
 
-    def forward(self, ids: Ids) -> Logits:
-        """One pass from an empty cache."""
+    def logits(self, ids: Ids) -> Logits:
         return np.asarray(self._runtime.logits(ids, np.ones_like(ids)), np.float32)
 
     def describe(self) -> str:
-        """Version."""
-        return f"onnxruntime {onnxruntime.__version__}"
+        return f"onnxruntime {ort.runtime.__version__}"

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
     """Versions of what computes the figures."""
     found = {"lightgpt2": __version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "lightning", "tokenizers", "datasets"):
-        with contextlib.suppress(PackageNotFoundError):
+        with contextlib.suppress(PackageNotFoundError):  # text from files needs no `datasets`
             found[name] = version(name)
     return found
 
