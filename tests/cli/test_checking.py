@@ -90,7 +90,16 @@ def test_all_mistakes_of_files_and_command_line_are_named_at_once_by_their_whole
         "data.stride": "x", "model.optimizer.lr": "abc", "model.nope": 3, "model.loss.ce": -1, "model.loss.tempp": 1,
         "nokey": 1, "model.teacher": None, "checkpoint.every_n_steps": 0,
     }  # fmt: skip
-    options = ["--config", "more.yaml", "--trainer.max_steps", "y", "--model.task.smples=2", "--other", "3", "--trainer.bar=1"]
+    options = [
+        "--config",
+        "more.yaml",
+        "--trainer.max_steps",
+        "y",
+        "--model.task.smples=2",
+        "--other",
+        "3",
+        "--trainer.bar=1",
+    ]
     keys = [message.partition(":")[0] for message in refused(changes, *options)]
     assert len(keys) == len(set(keys))
     assert set(keys) == {*changes, "data.seeed", "trainer.max_steps", "model.task.smples", "other", "trainer.bar"}
