@@ -143,7 +143,13 @@ def changed(ledger: Ledger) -> list[str]:
     if len(sizes) == 2:
         names = {"parameters": "parameters", "megabytes": "MB on disk"}
         pairs += [(text, *(each[key] for each in sizes)) for key, text in names.items() if all(key in s for s in sizes)]
-    return [f"{name} {old:,.6g} -> {new:,.6g} ({new / old - 1:+.1%})" for name, old, new in pairs if old]
+    return [
+        f"{name} {_figure(old)} -> {_figure(new)} ({new / old - 1:+.1%})" for name, old, new in pairs if old and new != old
+    ]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
 def _metric(name: str, value: float) -> str:
