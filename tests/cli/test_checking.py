@@ -36,7 +36,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "model.start",
         "x",
-        f"no such key; did you mean student? See lightgpt2 fit {MODEL_HELP}",
+        f"no such key; see lightgpt2 fit {MODEL_HELP}",
     ),  # which the preset gives
     ("modle", 1, "no such key; did you mean model? See lightgpt2 fit --help"),
     ("zzz", 1, "no such key; see lightgpt2 fit --help"),
@@ -90,7 +90,16 @@ def test_all_mistakes_of_files_and_command_line_are_named_at_once_by_their_whole
         "data.stride": "x", "model.optimizer.lr": "abc", "model.nope": 3, "model.loss.ce": -1, "model.loss.tempp": 1,
         "nokey": 1, "model.teacher": None, "checkpoint.every_n_steps": 0,
     }  # fmt: skip
-    options = ["--config", "more.yaml", "--trainer.max_steps", "y", "--model.task.smples=2", "--other", "3", "--trainer.bar=1"]
+    options = [
+        "--config",
+        "more.yaml",
+        "--trainer.max_steps",
+        "y",
+        "--model.task.smples=2",
+        "--other",
+        "3",
+        "--trainer.bar=1",
+    ]
     keys = [message.partition(":")[0] for message in refused(changes, *options)]
     assert len(keys) == len(set(keys))
     assert set(keys) == {*changes, "data.seeed", "trainer.max_steps", "model.task.smples", "other", "trainer.bar"}
@@ -170,7 +179,7 @@ def test_a_class_of_the_user_is_read_too_and_what_cannot_be_read_is_left_to_the_
     found = settings_of("mine.Mine")
     assert found is not None
     assert {name: (setting.types, setting.required) for name, setting in found.items()} == {
-        "depth": ((int,), False), "a": ((), True), "b": ((), False),
+        "depth": ((int,), True), "a": ((), True), "b": ((), False),
     }  # fmt: skip
 
 
