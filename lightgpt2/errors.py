@@ -48,7 +48,7 @@ class Problem(str):
             return self
         old = max(fits, key=len)
         key = f"{names[old]}{self.key[len(old) :]}".lstrip(".")
-        return Problem(key, self.what, self.fix.replace(f"--{self.key} ", f"--{key} "))
+        return Problem(key, *(text.replace(f"--{self.key} ", f"--{key} ") for text in (self.what, self.fix)))
 
 
 class UserError(Exception):

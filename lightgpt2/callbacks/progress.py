@@ -74,7 +74,8 @@ class Progress(ProgressBar):
             return
         now, self._step, before = time.monotonic(), step, self._step
         metrics: dict[str, Any] = {**self.get_metrics(trainer, pl_module)}
-        shown = ", ".join(_metric(name, float(value)) for name, value in metrics.items() if name != "v_num")
+        named = sorted(metrics.items(), key=lambda metric: metric[0].endswith("/s"))  # speeds come last
+        shown = ", ".join(_metric(name, float(value)) for name, value in named if name != "v_num")
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(step - before)

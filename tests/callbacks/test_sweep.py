@@ -56,7 +56,7 @@ def swept(method: MagicMock, **settings: Any) -> dict[str, Any]:
     assert callback.phase == 3
     assert callback.attach(Run("r")) == []
     Run("r").model.mkdir(parents=True)
-    (Run("r").model / "ledger.json").write_text('[{"quality": {"after": {"kept": {"value": 1}}, "primary": "kept"}}]')
+    (Run("r").model / "ledger.json").write_text('[{"quality": {"after": {"kept": {"value": 1}, "primary": "kept"}}}]')
     data = SimpleNamespace(name="data", tokenizer=write_tokenizer(Path("tokenizer")))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data, strategy=strategy, logger=None)

@@ -78,6 +78,7 @@ def test_bad_checkpoint(finished: Bench, name: str) -> None:
         assert Path("executed").exists(), "it would have run"
 
 
+@pytest.mark.slow
 def test_checkpoint_that_does_not_fit_the_models(finished: Bench) -> None:
     (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
     assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
@@ -142,19 +143,29 @@ def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
 
 
 class Stop(Callback):
-    """Asks its own process to stop while it trains, as a terminal does that closes."""
+    """Sends its own process a signal while it trains, as a terminal does that closes."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), self.signum)
 
 
-def test_a_closed_terminal_saves(bench: Bench) -> None:
-    bench.configure({"trainer.callbacks": [{"class_path": f"{__name__}.Stop"}], "checkpoint.every_n_steps": 100})
-    code, _, err = bench.run("fit")
-    assert (code, err) == (130, "lightgpt2: stopped at step 2; go on with the same command and --ckpt_path last\n")
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_stop_saves_first(bench: Bench, signum: signal.Signals) -> None:
+    handler = signal.getsignal(signum)
+    bench.configure({"checkpoint.every_n_steps": 100})
+    stop = [f"--trainer.callbacks={__name__}.Stop", f"--trainer.callbacks.signum={int(signum)}"]
+    code, _, err = bench.run("fit", *stop)
+    message = "lightgpt2: stopped at step 2; go on with the same command and --ckpt_path last\n"
+    assert (code, err.rpartition("\r")[2]) == (130, message)
     assert torch.load(LAST, weights_only=True)["global_step"] == 2
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert signal.getsignal(signum) is handler
+    bench.succeed("fit", "--ckpt_path", "last")
+    assert list(logged(Path(), "r")["train/loss"]) == [1, 2, 3]
 
 
 @contextmanager

@@ -43,7 +43,7 @@ CORPORA: list[tuple[str, bytes, *tuple[str, ...]]] = [
     ("a.jsonl", b'{"text": 1}\n', "data.text_field: 'text' of a.jsonl holds int, not text"),
     ("a.jsonl", b'{"text": "a"}\n{"text": "d\n', "data.source: a.jsonl is not a readable jsonl file (JSON parse", "correct"),
     ("a.parquet", b"PAR1", "data.source: a.parquet is not a readable parquet file (", "correct it"),
-    ("./a.doc", b"x", "data.source: ./a.doc is not one of .txt, .jsonl", "convert it or rename it"),
+    ("./a.doc", b"x", "data.source: a.doc is not one of .txt, .jsonl", "convert it or rename it"),
     ("photos/a.png", b"x", "data.source: photos holds no .txt, .jsonl"),
 ]  # fmt: skip
 
@@ -146,6 +146,7 @@ def test_students_of_another_vocabulary(bench: Bench) -> None:
     check_refused(bench, {"model.student": "student", "model.layers": None}, (what, fix))
 
 
+@pytest.mark.slow
 def test_code_of_a_model_runs_only_when_it_is_trusted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "model.start",
         "x",
-        f"no such key; did you mean student? See lightgpt2 fit {MODEL_HELP}",
+        f"no such key; see lightgpt2 fit {MODEL_HELP}",
     ),  # which the preset gives
     ("modle", 1, "no such key; did you mean model? See lightgpt2 fit --help"),
     ("zzz", 1, "no such key; see lightgpt2 fit --help"),
@@ -179,7 +179,7 @@ def test_a_class_of_the_user_is_read_too_and_what_cannot_be_read_is_left_to_the_
     found = settings_of("mine.Mine")
     assert found is not None
     assert {name: (setting.types, setting.required) for name, setting in found.items()} == {
-        "depth": ((int,), False), "a": ((), True), "b": ((), False),
+        "depth": ((int,), True), "a": ((), True), "b": ((), False),
     }  # fmt: skip
 
 

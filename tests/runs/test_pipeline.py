@@ -115,6 +115,7 @@ CHANGES: dict[str, tuple[Callable[[], object], dict[str, str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_has_changed_on_disk_is_seen_and_named(pipe: Chain, tmp_path: Path) -> None:
     for path, text in {
         "base/adapter_model.safetensors": "weights", "base/tokenizer.json": "tokenizer", "under/pytorch_model.bin": "weights",

@@ -32,6 +32,7 @@ def test_an_interrupted_stage_is_resumed_or_begun_again(pipe: Chain) -> None:
     assert pipe.started()[0] == "chain/a new", "a changed stage never goes on from an old checkpoint"
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_whose_input_has_moved_is_begun_again(pipe: Chain) -> None:
     pipe.change("c", trainer__fail_at=4)
     assert pipe.run()[0] == 2
@@ -41,6 +42,7 @@ def test_an_interrupted_stage_whose_input_has_moved_is_begun_again(pipe: Chain) 
     assert starts() == ["chain/second new", "chain/c new"], "the same weights in another folder"
 
 
+@pytest.mark.slow
 def test_a_stage_that_died_is_run_again_or_resumed_where_it_had_a_checkpoint(pipe: Chain) -> None:
     pipe.change("b", trainer__max_steps=0, trainer__dies=True)  # it trains nothing
     code, _, err = pipe.run()

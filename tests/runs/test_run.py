@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lightgpt2.errors import UserError
 from lightgpt2.runs.fits import missing
-from lightgpt2.runs.run import FORMAT, Run, find_checkpoint, identity
+from lightgpt2.runs.run import FORMAT, Run, check_folder, find_checkpoint, identity
 
 # A method, an adaptation, an objective and a task that this package has never heard of.
 CONFIG: dict[str, Any] = {
@@ -109,6 +110,36 @@ def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(run: Run) -> 
             find_checkpoint(run, wanted, {"a": 1})
         fix = "start again with another --run (its model folder can be used as it is)"
         assert str(error.value) == f"--ckpt_path: checkpoints/r/last.ckpt was written by lightgpt2 0.1; {fix}"
+
+
+def refused(name: str) -> str:
+    """The message with which a fit of CONFIG is kept out of a run's folder."""
+    with pytest.raises(UserError) as error:
+        check_folder(Run(name), identity(CONFIG), resuming=False)
+    return str(error.value)
+
+
+def test_a_run_goes_to_a_folder_that_is_new_or_its_own(run: Run) -> None:
+    for name in ("../r", "a/b/c", ".data", "a/..", "a/", "/a"):
+        what = "not the name of a folder, nor of one inside another"
+        assert refused(name) == f"--run {name}: {what}; give NAME or GROUP/NAME without leading dots"
+    run.predictions.write_text("{}\n")
+    check_folder(run, identity(CONFIG), resuming=False)
+    (run.folder / "thesis.txt").write_text("years of work")
+    for content in (None, "", "a: [", "model: 3", "model: {}"):
+        if content is not None:
+            run.config.write_text(content)
+        fix = "give this run a name with --run NAME, or remove the folder"
+        assert refused("r") == f"--run r: checkpoints/r was not made by lightgpt2; {fix}"
+    run.config.write_text(yaml.safe_dump(CONFIG))
+    check_folder(run, identity(CONFIG), resuming=False)
+    assert (
+        refused("r/inner") == "--run r/inner: checkpoints/r is the folder of a run itself; give this run another GROUP"
+    )
+    Path("checkpoints/group").mkdir()
+    run.folder.rename("checkpoints/group/r")
+    holds = "checkpoints/group holds other runs (r)"
+    assert refused("group") == f"--run group: {holds}; give this run another name with --run NAME"
 
 
 def test_only_missing_models_that_the_settings_mention_are_needed(run: Run) -> None:
