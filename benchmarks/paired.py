@@ -46,14 +46,7 @@ def steps(count: int) -> list[str]:
 
 
 def fit_all(folder: Path, fits: Iterable[Fit], jobs: int = 1, threads: int = 1) -> None:
-    """Runs the fits that a folder does not have yet, each in its own process.
-
-    Args:
-        folder: Working folder.
-        fits: The fits; one comes after those that it needs.
-        jobs: How many run at once.
-        threads: Threads of each.
-    """
+    """Runs the fits that a folder does not have yet, each in its own process; one stands after those that it needs."""
     started: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(jobs) as pool:  # which takes them in order: what is waited for has been started
         for each in fits:
@@ -138,13 +131,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Fits what is not there yet, every arm with every seed, and prints the tables.
 
-    Args:
-        options: As `SETTINGS`.
-        arms: The options of each arm, its configuration first.
-        pairs: Which arms to compare.
-        common: Options of all arms.
-        before: The label of the model before training, in the ledger.
-        first: What all arms need.
+    `options` are as `SETTINGS`; `arms` and `common` are options of fit; `before` is the ledger's label of the model before
+    training; `first` is what all arms need.
     """
     fits = []
     common = [*common, "--data.source", place(options.source), *steps(options.steps)]

@@ -27,17 +27,10 @@ class Arm:
 def measure(
     arms: list[Arm], files_of: Callable[[Arm], Path], settings: Mapping[str, Any], rounds: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Measures all arms; the first is the baseline.
+    """Measures all arms, of which the first is the baseline, with the settings of `benchmarks.engines.worker.Worker`.
 
-    Args:
-        arms: The arms.
-        files_of: An arm's files; `ArmFailed` if it has none.
-        settings: See `benchmarks.engines.worker.Worker`.
-        rounds: How often each arm is measured.
-
-    Returns:
-        By name what an arm says of itself, its `error` and its `measures` (`ms`, `rounds_ms`, `ratio`, `disturbed`); and why
-        others failed.
+    `files_of` gives an arm's files, or raises `ArmFailed`. Returns by name what an arm says of itself, its `error` and its
+    `measures` (`ms`, `rounds_ms`, `ratio`, `disturbed`); and why others failed.
     """
     about: dict[str, dict[str, Any]] = {}
     found: dict[str, list[dict[str, tuple[float, float]]]] = {arm.name: [] for arm in arms}

@@ -27,11 +27,14 @@ class TorchEncoder(Engine):
         self._unknown = {"token_type_ids"} if model.config.model_type != "bert" else set()
         if self.options:
             model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-        self._model, self._tensor = torch.inference_mode()(model), torch.from_numpy
+        self._model = model
 
     def logits(self, ids: Ids) -> Logits:
-        tensors = {name: self._tensor(value) for name, value in feed(ids).items() if name not in self._unknown}
-        states: Logits = self._model(**tensors).last_hidden_state.numpy()
+        import torch
+
+        tensors = {name: torch.from_numpy(value) for name, value in feed(ids).items() if name not in self._unknown}
+        with torch.inference_mode():
+            states: Logits = self._model(**tensors).last_hidden_state.numpy()
         return states
 
 

@@ -96,12 +96,7 @@ def undisturbed(measure: Callable[[], float], limit: int) -> tuple[float, float]
     Two threads that wait for each other at every layer are several times slower when a third process wants a core: what was
     measured then says nothing of the engine.
 
-    Args:
-        measure: What gives a figure.
-        limit: How often it is tried at most.
-
-    Returns:
-        What was measured, and the processors that others (the hypervisor's other guests too) kept busy meanwhile.
+    Returns what was measured, and the processors that others (the hypervisor's other guests too) kept busy meanwhile.
     """
     tries: list[tuple[float, float]] = []
     while len(tries) < limit:
