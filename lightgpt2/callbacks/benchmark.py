@@ -35,6 +35,7 @@ class InferenceBenchmark(RunCallback):
         half: Half precision to measure beside FP32; null for none.
         attention: sdpa, eager, or flash, which is sdpa held to its flash kernel. The artefact in FP32 is measured with each,
             its other forms with the first.
+        source: True to measure, in turn with them, the model that the run was given: the ratios are against it.
     """
 
     phase = 2
@@ -48,9 +49,10 @@ class InferenceBenchmark(RunCallback):
         forward_tokens: PositiveInt = 128,
         half: Literal["bf16", "fp16"] | None = "bf16",
         attention: list[Literal["sdpa", "eager", "flash"]] = ["sdpa"],  # noqa: B006 - it is copied
+        source: bool = False,
     ) -> None:
         self.settings = Settings(prompt_tokens, [*new_tokens], forward_tokens, [*batches], rounds)
-        self.half, self.attention = half, [*attention]
+        self.half, self.attention, self.source = half, [*attention], source
 
     def attach(self, run: Run) -> list[Problem]:
         """See `RunCallback`."""
@@ -76,9 +78,11 @@ class InferenceBenchmark(RunCallback):
         torch.cuda.empty_cache()  # does nothing without CUDA
         root = trainer.strategy.root_device
         device = str(root) if root.type == "cuda" else "cpu"
-        arms, bar = self._arms(pl_module.trust_remote_code), trainer.progress_bar_callback is not None
-        result = measure(arms, self.settings, device, self.run.logs / "profile", bar)
-        ledger = Ledger.read(self.run.model)
+        ledger, trusted = Ledger.read(self.run.model), pl_module.trust_remote_code
+        given = str(ledger.last["parent"]["source"])
+        arms = self._source(given, trusted) if self.source and given != "config" else []  # `config`: random weights
+        bar = trainer.progress_bar_callback is not None
+        result = measure([*arms, *self._arms(trusted)], self.settings, device, self.run.logs / "profile", bar)
         for arm in result["arms"]:  # quantization scores half precision too, for comparison
             if arm["precision"] == self.half and self.half in ledger.last["quality"]:
                 arm["quality"] = ledger.last["quality"][self.half]
@@ -87,6 +91,11 @@ class InferenceBenchmark(RunCallback):
         write_json(self.run.folder / "benchmark.json", result)
         if isinstance(trainer.logger, TensorBoardLogger):
             self._write_logs(trainer.logger, trainer.global_step, result)
+
+    def _source(self, given: str, trusted: bool) -> list[Arm]:
+        precision = own_precision(given, "model", trusted) or "fp32"
+        kind = GRAPH if is_graph(given) else self.attention[0]
+        return [Arm(f"source {precision}", given, precision, kind, trusted)]
 
     def _arms(self, trusted: bool) -> list[Arm]:
         model = self.run.model

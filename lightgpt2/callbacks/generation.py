@@ -128,7 +128,7 @@ class GenerationCheck(RunCallback):
         options = {**sampling, "max_new_tokens": self.new_tokens, "eos_token_id": [*ends], "pad_token_id": min(ends)}
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            for i in tqdm(range(0, len(prompts), _BATCH), desc="Generating", leave=False):
+            for i in tqdm(range(0, len(prompts), _BATCH), desc="Generating", leave=False, disable=None):
                 ids = torch.tensor(prompts[i : i + _BATCH], device=model.device)
                 output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
                 written += [_until(row[ids.shape[1] :], ends) for row in output.tolist()]

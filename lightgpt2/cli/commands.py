@@ -250,7 +250,7 @@ def generate(
 
         texts = [""] * len(rows)
         done = loaded.texts([row["prompt"] for row in rows], options)
-        for index, text in tqdm(done, desc="Generating", total=len(rows), unit="prompt"):
+        for index, text in tqdm(done, desc="Generating", total=len(rows), unit="prompt", disable=None):
             texts[index] = text
         if output is None:
             print(to_jsonl(rows, texts), end="", flush=True)

@@ -74,7 +74,7 @@ def build(
         sizes: dict[Split, list[int]] = {split: [] for split in SPLITS}
         with ExitStack() as stack:
             files = {split: stack.enter_context((temporary / f"{split}.bin").open("wb")) for split in SPLITS}
-            bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False))
+            bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False, disable=None))
             while batch := list(islice(stream, _BATCH)):
                 for (split, text), ids in zip(batch, encode([text for _, text in batch]), strict=True):
                     files[split].write(np.array([separator, *ids], dtype=dtype).tobytes())

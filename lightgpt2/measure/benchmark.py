@@ -48,7 +48,7 @@ def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, 
     Returns:
         Figures of the machine, the settings and every arm, for JSON.
     """
-    progress = tqdm(total=len(arms) * settings.rounds, leave=False, disable=not bar)
+    progress = tqdm(total=len(arms) * settings.rounds, leave=False, disable=None if bar else True)
     with progress, Children("lightgpt2.measure.worker") as children:
 
         def ask(doing: str, arm: Arm, do: str, **request: Any) -> dict[str, Any]:

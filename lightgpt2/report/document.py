@@ -60,7 +60,7 @@ def _headline(chain: Sequence[Comparison]) -> str:
         notes = [changed] if old is not None and model is not root else []
         gains = {each.name: better(key, *pair(key, each, model)) or 0.0 for each in inside}
         best = max(gains, key=lambda name: gains[name], default="")
-        notes += [f"best inside the budget: {best} ({write_change(gains[best])})"] if gains.get(best) else []
+        notes += [f"best inside the budget: {best} ({write_change(gains[best])})"] if gains.get(best, 0.0) > 0 else []
         cards.append((label(key), write(key, model.figures[key]), "; ".join(notes)))
     head = f"## {escape(model.name)}" + (f" against {escape(root.name)}" if model is not root else "")
     names, *lines = zip(*cards, strict=True) if cards else ((),)

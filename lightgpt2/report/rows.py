@@ -250,7 +250,8 @@ def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] =
     files = [benchmark for benchmark in benchmarks if benchmark not in known]  # a run keeps its own twice
     names, rows, sources = _unique_names(nodes), list[Model](), dict[str, Model | None]()
     for node in nodes:
-        measured = [*files, part(node.stage.entry, "benchmark")]
+        own = part(node.stage.entry, "benchmark")  # before those of other stages that measured it beside theirs
+        measured = [*files, own, *(benchmark for benchmark in known if benchmark != own)]
         if node.chain not in sources:
             sources[node.chain] = _source(node, measured)
             rows += filter(None, [sources[node.chain]])
