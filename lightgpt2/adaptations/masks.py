@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation, Result
+from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import Masks
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.models.ledger import Ledger
@@ -34,8 +35,14 @@ class HeldMasks(Adaptation):
         """Masks what an earlier stage pruned, by the ledger of the model that the run started from."""
         adapters = any(".lora_" in name for name, _ in model.named_parameters())
         for operation in ledger.held_prunings():
-            if operation["adapters"] is adapters:  # else they are merged away, or frozen
-                held = prunable(model, operation["targets"], "the pruning of an earlier stage")
+            try:
+                found = prunable(model, operation["targets"], "the pruning of an earlier stage")
+            except UserError:
+                if operation["adapters"] is adapters:
+                    raise
+                continue  # merged away, or frozen
+            held = {name: p for name, p in found.items() if (".lora_" in name) is operation["adapters"]}
+            if held:
                 self.prune(model, {name: p.detach() != 0 for name, p in held.items()}, {**operation, "held": True})
 
     def mask_gradients(self, model: PreTrainedModel) -> None:

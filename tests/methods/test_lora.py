@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightgpt2.adaptations import FakeQuantize, Lora, LoraAdapters
+from lightgpt2.adaptations import FakeQuantize, HeldMasks, Lora, LoraAdapters
 from lightgpt2.errors import UserError
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import allow_packing, load_config, new_model
 from lightgpt2.models.quantization import quantize_folder, settings
 from lightgpt2.models.surgery import replay
@@ -170,3 +171,15 @@ def test_nf4_model_is_scored_and_trained_with_qlora_as_it_is(bench: Bench) -> No
     shown = bench.succeed("validate", "--ckpt_path", "quantized")
     before = json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["quality"]["before"]["perplexity"]
     assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(before["value"], rel=1e-4)
+
+
+def test_zeros_of_whole_modules_are_held_and_new_adapters_are_not_taken_for_zeros() -> None:
+    model, held = make_model("gpt2"), HeldMasks()
+    adapted(model, LoraAdapters(modules_to_save=["c_fc"]))
+    whole = {n: p for n, p in model.named_parameters() if ".modules_to_save." in n and p.ndim == 2}
+    for parameter in whole.values():
+        parameter.data[::2] = 0
+    pruning = {"op": "global_l1", "targets": "c_", "adapters": False, "amount": 0.5}
+    held.hold(model, Ledger([{"operations": [pruning]}]))
+    assert {name for name, _ in held.masks.items()} == {*whole}
+    assert held.masks.counts()[1] == sum(p.numel() for p in whole.values()) // 2
