@@ -43,26 +43,26 @@ def measure(
                 children.errors[arm.name] = str(failure)
                 continue
             about[arm.name] = children.ask(arm.name, "load", settings=settings, logits=str(logits), **request)
-            if arm.name not in children.errors:
+            _check(children, arms[0])
+            if logits.exists():
                 about[arm.name]["error"] = difference(np.load(logits), np.load(Path(scratch, "0.npy")))
-            elif number == 0:
-                raise SystemExit(f"{arm.name}: {children.errors[arm.name]}")
         for arm in turns(arms, rounds):
             found[arm.name].append(children.ask(arm.name, "round"))
+            _check(children, arms[0])
         failed = children.errors
     found = {name: mine for name, mine in found.items() if name not in failed}
     for what in found[arms[0].name][0]:
         times = {name: [each[what][0] for each in mine] for name, mine in found.items()}
         for name, ratio in ratios(times, arms[0].name).items():
             disturbed = max(each[what][1] for each in found[name])
-            figures = {
-                "ms": statistics.median(times[name]),
-                "rounds_ms": times[name],
-                "ratio": ratio,
-                "disturbed": disturbed,
-            }
-            about[name].setdefault("measures", {})[what] = figures
+            figures = {"ms": statistics.median(times[name]), "rounds_ms": times[name], "ratio": ratio}
+            about[name].setdefault("measures", {})[what] = {**figures, "disturbed": disturbed}
     return {name: about[name] for name in found}, failed
+
+
+def _check(children: Children, baseline: Arm) -> None:
+    if baseline.name in children.errors:
+        raise SystemExit(f"{baseline.name}: {children.errors[baseline.name]}")
 
 
 def difference(logits: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
