@@ -145,7 +145,9 @@ def changed(ledger: Ledger) -> list[str]:
         names = {"parameters": "parameters", "megabytes": "MB on disk"}
         pairs += [(text, *(each[key] for each in sizes)) for key, text in names.items() if all(key in s for s in sizes)]
     return [
-        f"{name} {_figure(old)} -> {_figure(new)} ({new / old - 1:+.1%})" for name, old, new in pairs if old and new != old
+        f"{name} {_figure(old)} -> {_figure(new)} ({new / old - 1:+.1%})"
+        for name, old, new in pairs
+        if old and new != old
     ]
 
 

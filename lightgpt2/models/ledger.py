@@ -184,18 +184,3 @@ class Ledger(list[dict[str, Any]]):
     def write(self, folder: Path) -> None:
         """Writes the ledger into a model folder, atomically."""
         write_json(folder / FILE, self)
-
-
-def read(source: str | dict[str, Any]) -> list[dict[str, Any]]:
-    """See `Ledger.read`."""
-    return Ledger.read(source)
-
-
-def extended(source: str | dict[str, Any], entry: Entry) -> list[dict[str, Any]]:
-    """See `Ledger.extended`."""
-    return Ledger.read(source).extended(entry)
-
-
-def held_prunings(entries: list[dict[str, Any]]) -> list[Operation]:
-    """See `Ledger.held_prunings`."""
-    return Ledger(entries).held_prunings()
