@@ -89,7 +89,7 @@ def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = Tr
         if named and not _is_path(source):
             raise UserError(
                 f"{key}: {source!r} could not be loaded from the hub or its local cache ({reason}); check the name and "
-                f"the network, or give the path of a local folder: --{key} path/to/folder"
+                "the network, or give the path of a local folder"
             ) from error
         fix = "give a complete model folder" if named else "correct it"
         raise UserError(f"{key}: {source} could not be loaded ({reason}); {fix}") from error

@@ -164,8 +164,10 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(
     assert Path("executed").exists()
 
 
-@pytest.mark.parametrize(("key", "fix"), [("model.teacher", "path/to/folder"), ("data.source", "path/to/file.txt")])
+@pytest.mark.parametrize(
+    ("key", "fix"), [("model.teacher", "the path of a local folder"), ("data.source", "--data.source path/to/file.txt")]
+)
 def test_unreachable_hub(bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str, fix: str) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     what = f"{key}: 'nobody/nothing' could not be loaded from the hub or its local cache ("
-    check_refused(bench, {key: "nobody/nothing"}, (what, "check the name and the network", f"--{key} {fix}"))
+    check_refused(bench, {key: "nobody/nothing"}, (what, "check the name and the network", fix))

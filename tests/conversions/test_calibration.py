@@ -118,7 +118,7 @@ def test_the_export_stores_them_in_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     core: Any = model.base_model
     core.wte.weight[:, 5], core.ln_f.weight[5] = 0, 3000  # uneven for the head too
     write_tokenizer(tmp_path / "m")
-    model.config.save_pretrained(tmp_path / "m")
+    model.save_pretrained(tmp_path / "m")
     data = validation_data("m", str(text))
     # The neuron is to fire in this text: for the token that is there most often.
     often = int(np.bincount(torch.cat(data.calibration(4)).flatten().numpy()).argmax())
