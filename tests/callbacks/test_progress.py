@@ -38,7 +38,7 @@ def test_changes_are_in_per_cent_for_any_task() -> None:
     first = {"sizes": {"parameters": 2000, "megabytes": 8.0}}
     last = {"sizes": {"parameters": 1000, "megabytes": 2.0}, "quality": {"before": quality(0.5), "after": quality(0.8)}}
     assert changed(Ledger([first, last])) == [
-        "accuracy 0.5 -> 0.8 (+60.0%)", "parameters 2,000 -> 1,000 (-50.0%)", "MB on disk 8 -> 2 (-75.0%)",
+        "accuracy 0.5000 -> 0.8000 (+60.0%)", "parameters 2,000 -> 1,000 (-50.0%)", "MB on disk 8.0000 -> 2.0000 (-75.0%)",
     ]  # fmt: skip
     assert changed(Ledger()) == changed(Ledger([{"quality": {}}])) == []
 
