@@ -35,7 +35,7 @@ class Problem(str):
 
     def under(self, prefix: str) -> "Problem":
         """The same problem with its key inside another: `lr` under `model.optimizer` is `model.optimizer.lr`."""
-        return Problem(f"{prefix}.{self.key}" if self.key else prefix, self.what, self.fix)
+        return self._at(f"{prefix}.{self.key}" if self.key else prefix)
 
     def renamed(self, names: Mapping[str, str]) -> "Problem":
         """The same problem with the beginning of its key renamed, where one of the names fits; the longest wins.
@@ -47,8 +47,12 @@ class Problem(str):
         if not fits:
             return self
         old = max(fits, key=len)
-        key = f"{names[old]}{self.key[len(old) :]}".lstrip(".")
-        return Problem(key, *(text.replace(f"--{self.key} ", f"--{key} ") for text in (self.what, self.fix)))
+        return self._at(f"{names[old]}{self.key[len(old) :]}".lstrip("."))
+
+    def _at(self, key: str) -> "Problem":
+        """The same problem with another key, also where a fix names it as an option."""
+        named = f"--{self.key} "
+        return Problem(key, *(text.replace(named, f"--{key} ") if self.key else text for text in (self.what, self.fix)))
 
 
 class UserError(Exception):
