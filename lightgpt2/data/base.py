@@ -58,8 +58,8 @@ class TaskData(LightningDataModule):
         """All batches to score a split with, whatever the number of processes."""
 
     @abstractmethod
-    def calibration(self, count: int) -> list[torch.Tensor]:
-        """Token ids of training inputs, evenly spaced, `[1, T]` each; a `UserError` if there are fewer than `count`."""
+    def calibration(self, count: int, key: str = "calibration") -> list[torch.Tensor]:
+        """Token ids of training inputs, evenly spaced, `[1, T]` each; a `UserError` under `key` if they are fewer."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -168,13 +168,13 @@ class LanguageModelingData(TaskData):
         chosen = [(s, s + length, min(e, s + length + more)) for s, e in bounds if e - s > length][:count]
         return [(data.tokens[s:m].tolist(), data.tokens[m:e].tolist()) for s, m, e in chosen]
 
-    def calibration(self, count: int) -> list[torch.Tensor]:
+    def calibration(self, count: int, key: str = "calibration") -> list[torch.Tensor]:
         """Token ids of training windows, evenly spaced, `[1, sequence_length]` each; a `UserError` if there are fewer."""
         split = self._splits["train"]
         starts = packed_windows(split, self.sequence_length).starts
         if count > len(starts):
             what = f"the training split has {len(starts)} windows of {self.sequence_length} tokens, fewer than {count}"
-            raise UserError(f"model.calibration: {what}; give at most that, or more text")
+            raise UserError(f"{key}: {what}; give at most that, or more text")
         chosen = (starts[i * len(starts) // count] for i in range(count))
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 

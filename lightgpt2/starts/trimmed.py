@@ -134,7 +134,7 @@ class Trimmed(Start):
 
     def _scores(self, model: PreTrainedModel, data: TaskData) -> Scores:
         if self.importance == "activation":
-            return activation_scores(model, data.calibration(self.calibration))
+            return activation_scores(model, data.calibration(self.calibration, f"{self.key}.calibration"))
         return norm_scores(model) if self.importance == "norm" else first_scores(model)
 
     def _target(self, config: PretrainedConfig) -> tuple[Shape, list[Problem]]:

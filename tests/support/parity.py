@@ -101,7 +101,7 @@ class ParityData(TaskData):
     def scoring_loader(self, split: str) -> WindowLoader:
         return self._evaluation(split)
 
-    def calibration(self, count: int) -> list[Tensor]:
+    def calibration(self, count: int, key: str = "calibration") -> list[Tensor]:
         return [_Sequences(self._splits["train"])[Slice(np.array([i]))]["input_ids"] for i in range(count)]
 
     def describe(self) -> dict[str, Any]:

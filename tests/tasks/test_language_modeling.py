@@ -74,10 +74,8 @@ def test_perplexity_does_not_move_with_batch_size_and_is_the_plain_one(
     assert LanguageModeling().counts(first) == {"tokens": tokens, "documents": len(texts)}
     bits = first["perplexity"].numerators.sum() / math.log(2) / sum(len(t.encode()) for t in texts)
     assert first["bits_per_byte"].value() == pytest.approx(bits)
-    with pytest.raises(
-        UserError, match=r"^model\.calibration: the training split has .* tokens, fewer than 100000; give"
-    ):
-        data.calibration(100_000)
+    with pytest.raises(UserError, match=r"^mine: the training split has .* tokens, fewer than 100000; give"):
+        data.calibration(100_000, "mine")
 
 
 @pytest.mark.slow

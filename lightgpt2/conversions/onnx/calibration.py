@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 
 @torch.no_grad()
 def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, Inputs]:
-    """The inputs of each linear layer of the blocks, and of the vocabulary head, by the layers' names.
+    """The inputs of each linear layer of the blocks, and of the vocabulary head, by the layers' names; of those that are used.
 
     Args:
         model: The model in FP32, in eval mode.
@@ -62,4 +62,5 @@ def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, I
     return {
         name: Inputs(float(torch.cat(errors[name]).median()), torch.stack(squares[name]).sum(dim=0) / tokens)
         for name in layers
+        if name in errors
     }
