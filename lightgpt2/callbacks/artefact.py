@@ -187,7 +187,7 @@ class Artefact(Callback):
         print(self.table, flush=True)
         code = any(self.run.model.glob("modeling_*.py"))
         how = " (in plain transformers with trust_remote_code=True)" if code else ""
-        print(f"\nmodel: {self.run.model}{how}   TensorBoard: tensorboard --logdir tb-logs", flush=True)
+        print(f"\nmodel: {self.run.model}{how}", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             metrics = {name: metric.value() for name, metric in self._metrics["after"].items()}
             final = {**metrics, "megabytes": float(self.sizes["after"]["megabytes"])}

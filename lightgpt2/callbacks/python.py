@@ -1,5 +1,7 @@
 """The callbacks of a run, for a plain `Trainer`."""
 
+import inspect
+
 from lightning import Callback
 
 from lightgpt2.callbacks.artefact import Artefact
@@ -25,9 +27,12 @@ def run_callbacks(name: str, method: Method, data: TaskData, every_n_steps: int 
         data: The data.
         every_n_steps: Optimizer steps between two checkpoints.
     """
-    sources = {"model": method.start.source, "teacher": method.teacher_source}
+    taken, source = inspect.signature(type(method).__init__).parameters, method.start.source
+    teacher = method.teacher_source or (None if "model" in taken else source)  # `Distill` may cut its student from it
+    sources = {"model": source, "teacher": teacher}
+    arguments = {name: value for name, value in sources.items() if name in taken and isinstance(value, str)}
     config = {
-        "model": {"class_path": _path(method), "init_args": sources},
+        "model": {"class_path": _path(method), "init_args": arguments},
         "data": {"class_path": _path(data), "init_args": {"source": data.source}},
     }
     run, checkpointing = Run(name), Checkpointing(every_n_steps)

@@ -201,6 +201,8 @@ def describe(kind: Any) -> str:
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inside))}" if len(inside) > 1 else str(inside[0])
+    if origin is list and get_origin(inside[0]) is Literal:
+        return f"a list of {', '.join(map(str, get_args(inside[0])))}"
     if origin is list:
         return f"a list of {describe(inside[0]).removeprefix('a ')}s".replace("texts", "text")
     if inside and origin not in (dict, tuple):

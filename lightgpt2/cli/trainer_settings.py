@@ -54,7 +54,9 @@ def _strategy(strategy: Any, generating: bool) -> list[tuple[bool, str, str]]:
     name = (strategy.class_path if isinstance(strategy, Namespace) else str(strategy)).rpartition(".")[2]
     # FSDP's first version flattens parameters: their shapes are lost.
     if name.lower().startswith(("fsdp", "deepspeed")):
-        return [(True, "strategy", f"{name} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see README)")]
+        return [
+            (True, "strategy", f"{name} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see docs/scale.md)")
+        ]
     if name != "ModelParallelStrategy" or not isinstance(strategy, Namespace):
         return []
     if generating:

@@ -420,10 +420,13 @@ class Method(LightningModule):
         rows = of_all_processes(self._rows)
         loss = sum(row["loss"] for row in rows) / max(1.0, sum(row["items"] for row in rows))
         values = {"loss": loss, **{name: metric.value() for name, metric in self.task.metrics(rows).items()}}
+        fits = self.trainer.state.fn == "fit"  # whose curves are against optimizer steps; others return what they log
         for name, value in values.items():
             shown = name in ("loss", self.task.primary)
-            self.log(f"{split}/{name}", value, prog_bar=shown, logger=False, sync_dist=True)  # alike on all processes
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.log(
+                f"{split}/{name}", value, prog_bar=shown, logger=not fits, sync_dist=True
+            )  # alike on all processes
+        if fits and not self.trainer.sanity_checking:
             self._write_logs({f"{split}/{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
