@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightgpt2.adaptations.base import Adaptation, Result
+from lightgpt2.adaptations.base import Adaptation
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import Masks
 from lightgpt2.functional.schedules import Progress
@@ -56,12 +56,6 @@ class HeldMasks(Adaptation):
             return {}
         weights, pruned = self.masks.counts()
         return {"train/sparsity": pruned / weights}
-
-    def finish(self, result: Result) -> None:
-        """Adds the prunings to the ledger's operations."""
-        result.operations += self.prunings
-        for operations in result.folders.values():
-            operations += self.prunings
 
     def _mask(self, model: PreTrainedModel) -> None:
         self.masks.weights_(self._masked(model))

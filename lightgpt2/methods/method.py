@@ -459,7 +459,8 @@ class Method(LightningModule):
         Returns:
             The folders that were written, each with what was done to the model in it.
         """
-        result = Result(self.model, weights, folder, tokenizer, [*self.operations])
+        # Before what the parts do now: a merge ends the pruning of adapters.
+        result = Result(self.model, weights, folder, tokenizer, [*self.operations, *self.held.prunings])
         for part in self._adapted:
             part.finish(result)
 
