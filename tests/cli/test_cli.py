@@ -270,4 +270,4 @@ def test_mistakes_in_verbs_and_options_are_all_named(
 
 @pytest.mark.slow
 def test_completion_is_offered(tmp_path: Path) -> None:
-    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash")
+    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash", fresh=True)
