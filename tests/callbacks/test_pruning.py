@@ -113,7 +113,8 @@ def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
         assert zeros(f"{run}/model/model.safetensors", "c_attn")[0] < 0.1 * total, "merged weights are dense"
         operations = {operation["op"]: operation for operation in last_entry(run)["operations"]}
         assert operations["global_l1"]["achieved"] == gone / total
-        assert operations["merge"]["dense"] and [*operations][-1] == "merge"  # which ends the pruning of adapters
+        assert operations["merge"]["dense"]
+        assert [*operations][-1] == "merge"  # which ends the pruning of adapters
         merged = AutoModelForCausalLM.from_pretrained(f"checkpoints/{run}/model")
         with torch.no_grad():
             adapted = PeftModel.from_pretrained(base, f"checkpoints/{run}/adapter").eval()(IDS).logits
