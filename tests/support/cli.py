@@ -44,7 +44,7 @@ def run_cli(
         killer.start()
         status = int(server.stdout.readline())
         killer.cancel()
-        printed = [path.read_text() for path in streams.values()]
+        printed = [path.read_bytes().decode() for path in streams.values()]  # a carriage return is one
     return subprocess.CompletedProcess(["lightgpt2", *args], os.waitstatus_to_exitcode(status), *printed)
 
 
