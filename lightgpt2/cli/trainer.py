@@ -229,7 +229,7 @@ class LightGPT2CLI(LightningCLI):
 
 
 def _data_seed(seed: Any) -> int:
-    """Seed of the training order; that of the run, unless Lightning is to choose it or refuses it, which it does later."""
+    """The seed of the training order: the run's own; 0 where Lightning chooses the run's seed, or will refuse it."""
     return seed if type(seed) is int and seed >= 0 else 0
 
 
@@ -252,8 +252,8 @@ def _quiet() -> None:
 def _problem(message: str) -> Problem:
     """What the full parser says of the one mistake at which it has stopped.
 
-    Its message is an indented tree: keys, then under each union of types why none fits. The first reason is that of the
-    type which comes first.
+    Its message is an indented tree: keys, then for each type of a union why the value does not fit. The first reason is the
+    first type's.
     """
     unknown = re.search(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
     keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]

@@ -53,7 +53,7 @@ class LanguageModelingData(TaskData):
         tokenizer: Hub id or folder of the tokenizer. The default is the model's.
         vocab_size: Train a byte-level BPE tokenizer of this many tokens on the training split instead.
         predict_split: The split that `predict` reads.
-        seed: Seed of the training order. The default is that of the run.
+        seed: Seed of the training order. The default is the run's seed.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class Slice:
     indices: Numbers  # of its windows
     step_items: int = 0  # supervised tokens of all micro-batches of the optimizer step, over all processes
     shift: int = 0  # tokens by which its windows are moved
-    silent: bool = False  # True if none of it counts: it only keeps processes in step
+    silent: bool = False  # True if it is not counted: it keeps the processes in step
 
 
 class WindowDataset(Dataset[Batch]):

@@ -99,7 +99,7 @@ class TorchWorker(Worker):
         launched = {row.key: float(row.device_time_total) for row in products}
         if problem := residency_problem(self.device, self.tensors, launched):
             raise UserError(problem)
-        # On CUDA an operator's own time is that of the kernels it launched.
+        # On CUDA an operator's own time is the time of its kernels.
         own = [(r.key, r.count, (r.self_device_time_total if self.cuda else r.self_cpu_time_total) / 1e3) for r in rows]
         return own, attention_kernel(row.key for row in rows)
 

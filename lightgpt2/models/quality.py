@@ -128,7 +128,7 @@ def metric_names(scored: Mapping[str, Any]) -> list[str]:
 
 
 def value_of(scored: Mapping[str, Any], name: str | None = None) -> float:
-    """The value of a metric in a ledger's quality; that of the primary one unless named."""
+    """The value of a metric in a ledger's quality; by default of the primary metric."""
     return float(scored[name or scored["primary"]]["value"])
 
 

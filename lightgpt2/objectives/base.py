@@ -50,7 +50,7 @@ class Objective(nn.Module, ABC):
 
         Args:
             student: The configuration of the model that is trained.
-            original: That of the model that it is cut out of, if it is.
+            original: The configuration of the model that the student is cut out of, if it is.
             layers: The layers of the original that it has.
             trust: Whether code in a model's folder may run.
         """

@@ -54,7 +54,7 @@ class Model:
 
     name: str
     kind: Kind
-    entry: Entry  # of the stage that wrote it; for the source that of the first stage
+    entry: Entry  # of the stage that wrote it; for a source, of the chain's first stage
     parent: "Model | None" = None  # that it comes from; None for random weights
     score: Score = Score()
     figures: dict[str, float] = field(default_factory=dict)  # sizes, and the first of `speeds`

@@ -84,9 +84,9 @@ def pair(key: str, model: Model, other: Model) -> tuple[float | None, float | No
 
 
 def reference(model: Model) -> tuple[Score, str]:
-    """The score that a model's is held against, and whose it is: that of the beginning of its chain.
+    """The score that a model's score is compared with, and whose it is: the first model's of its chain.
 
-    After a change of text it is that of the model which was given to the first stage on the new one.
+    Scores are comparable on one text only: after a change of text, the model that the first stage on the new text started from.
     """
     top = model
     while top.parent is not None and top.score.text == top.parent.score.text:

@@ -76,7 +76,7 @@ def weights(folder: Path) -> str | None:
 
 
 def _digest(files: list[Path]) -> str | None:
-    """Digest of files with their names; that of the file itself if there is one."""
+    """Digest of files with their names; of one file, its own digest."""
     digests = [_digest_of(file, (stat := file.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for file in files]
     if len(files) < 2:
         return digests[0] if files else None

@@ -37,7 +37,7 @@ class OnnxEngine:
         threads = threads or physical_cores()
         try:
             self._session = open_session(model, threads, profile)
-        except Exception as error:  # whose classes are one for each of its error codes, with no base of their own
+        except Exception as error:  # ONNX Runtime has a class for each error code, and no common base
             raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         outputs = {each.name: each for each in self._session.get_outputs()}

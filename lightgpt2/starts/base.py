@@ -13,7 +13,7 @@ class Start(ABC):
     """The origin of the model that is trained."""
 
     source: str | dict[str, Any]  # hub id, folder, GGUF file, or configuration values
-    key: str = "start"  # its config key, for messages; that of the source is `key.model`
+    key: str = "start"  # its config key, for messages; its source has `key.model`
     trims_vocabulary: bool = False  # whether the model keeps only the tokens that the training split needs
     original: PreTrainedModel | None = None  # the model that the built one was cut out of, if it was; set by `build`
     precision: str = "fp32"  # what its linear layers are quantized to

@@ -25,7 +25,7 @@ class Predictions:
     """N decisions over V classes, not multiplied out: `logits = scale * hidden @ weight.T + bias`.
 
     `states` holds hidden states `[M, D]` and which of them are supervised `[M]`, by name: `decoder.3` is the output of block 3,
-    `decoder.0` that of the embedding.
+    `decoder.0` the embedding's.
     """
 
     hidden: Tensor  # what the head reads [N, D]: tokens of a decoder, pooled vectors of a classifier

@@ -125,8 +125,8 @@ class _Encoder(ModelWriter):
         graph, (names, matrix, bias) = self.graph, self._joined(modules)
         if (form := self.forms.of(names)) != "fp32" or not self._pixels:
             return linear(graph, names[0], x, matrix, form, bias)
-        # ONNX Runtime makes the turns to channels first and back part of its own order, or cancels them; queries, keys and
-        # values share one that it keeps.
+        # The transposes to channels first and back cost little: ONNX Runtime cancels them, or makes them part of its own
+        # layout. Queries, keys and values share the one that it keeps.
         weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
         added = graph.weight(cast(Tensor, bias).numpy(), f"{names[0]}.bias")
         found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)

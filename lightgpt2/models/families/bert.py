@@ -15,7 +15,7 @@ class Encoder:
     parts: tuple[str, ...]  # of a layer: query, key, value, attended, first norm, up, down, second norm
     pooler: str  # the layer between the first token and the classifier
     pooled: str  # its activation
-    activation: str  # the configuration's key for that of the neurons
+    activation: str  # the configuration's key for the neurons' activation
 
     def layers(self, model: PreTrainedModel) -> list[list[nn.Module]]:
         """The parts of each layer."""
