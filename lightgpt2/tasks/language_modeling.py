@@ -32,6 +32,7 @@ class LanguageModeling(Task):
     auto_class = "AutoModelForCausalLM"
     peft_type = "CAUSAL_LM"
     primary = "perplexity"
+    verify = exported.verify
 
     def __init__(
         self,
@@ -94,18 +95,6 @@ class LanguageModeling(Task):
             {"document": i, "nll": nll, "tokens": tokens, "perplexity": perplexity}
             for i, (nll, tokens, perplexity) in enumerate(columns)
         ]
-
-    def verify(
-        self,
-        engine: exported.Decoder,
-        model: PreTrainedModel,
-        data: Any,
-        documents: int | None,
-        precision: str,
-        before: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """See `tasks.exported.verify`."""
-        return exported.verify(self, engine, model, data, documents, precision, before)
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
         """A problem if prompts leave no room for a continuation."""
