@@ -20,7 +20,7 @@ class Problem(str):
     what: str
     fix: str
 
-    def __new__(cls, key: str, what: str, fix: str = "") -> Self:  # noqa: D102
+    def __new__(cls, key: str, what: str, fix: str = "") -> Self:
         made = super().__new__(cls, ": ".join(filter(None, [key, "; ".join(filter(None, [what, fix]))])))
         made.key, made.what, made.fix = key, what, fix
         return made

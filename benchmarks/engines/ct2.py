@@ -1,7 +1,5 @@
 """CTranslate2's generator."""
 
-# ruff: noqa: D102 - `Engine` says what its methods do
-
 import json
 import time
 

@@ -1,7 +1,5 @@
 """Encoders in PyTorch, ONNX Runtime and OpenVINO; each takes a batch of tokens without padding."""
 
-# ruff: noqa: D102 - `Engine` says what its methods do
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """llama.cpp through the C functions of llama-cpp-python: its Python class copies and converts the logits of every token."""
 
-# ruff: noqa: D102 - `Engine` says what its methods do
-
 import ctypes
 
 import llama_cpp

@@ -1,7 +1,5 @@
 """ONNX Runtime on a folder of `lightgpt2 export`, by the engine that `lightgpt2.load` and `lightgpt2 generate` run."""
 
-# ruff: noqa: D102 - `Engine` says what its methods do
-
 import numpy as np
 
 from benchmarks.engines.base import Engine, Ids, Logits

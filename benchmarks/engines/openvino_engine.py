@@ -1,7 +1,5 @@
 """OpenVINO on a stateful graph: the key-value cache lives in the engine's own variables."""
 
-# ruff: noqa: D102 - `Engine` says what its methods do
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """transformers on PyTorch: the baseline."""
 
-# ruff: noqa: D102 - `Engine` says what its methods do
-
 from typing import Any
 
 import numpy as np
