@@ -1,6 +1,6 @@
 """`lightgpt2 check`: everything built, nothing trained."""
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
 from lightgpt2.callbacks.progress import parameters
 from lightgpt2.methods.method import Method
@@ -13,9 +13,8 @@ class Checked(Exception):  # noqa: N818 - not an error: it ends the fit before i
 class Check(Callback):
     """Prints what would be trained, and ends the fit."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
         """Counts parameters and steps once data, model and optimizer stand."""
-        assert isinstance(pl_module, Method)
         if trainer.is_global_zero:
             total, trained = parameters(pl_module)
             print(f"trainable parameters: {trained:,} of {total:,} ({trained / total:.4%})")

@@ -51,9 +51,7 @@ class Export(Convert):
         super().__init__([conversion_of(target) for target in self.targets])
 
     def attach(self, run: Run) -> list[Problem]:
-        """See `RunCallback`."""
         return [*super().attach(run), *option_problems(self.names, vars(self))]
 
     def show(self, conversion: Conversion, made: Converted) -> None:
-        """Print a line."""
         print(exported_line(self.run.sibling(conversion.name), made.about), flush=True)

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
@@ -22,9 +22,7 @@ class Header(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints once data and model stand."""
-        assert isinstance(pl_module, Method)
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         (total, trained), about = parameters(pl_module), pl_module.data.describe()
@@ -50,25 +48,19 @@ class Progress(ProgressBar):
         self._bar: tqdm[Any] | None = None
 
     def disable(self) -> None:
-        """Shows nothing: on all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Shows the progress."""
         self._enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
         """Begins at the step that a checkpoint has brought."""
-        assert isinstance(pl_module, Method)
         self._total, self._first, self._started = pl_module.total_steps, trainer.global_step, time.monotonic()
         self._step, self._last = self._first, (self._started, self._first)  # line
         if self._enabled and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=self._first, desc="Training", unit="step", dynamic_ncols=True)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Shows a finished optimizer step."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if not self._enabled or step == self._step:
             return
@@ -86,24 +78,20 @@ class Progress(ProgressBar):
             print(f"{done}, {left} left, {shown}", file=sys.stderr, flush=True)
             self._last = (now, step)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says why the bar stands still."""
+    def on_validation_start(self, trainer: Trainer, pl_module: Method) -> None:
         if self._bar is not None:
             self._bar.set_description("Validating")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on."""
+    def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         if self._bar is not None:
             self._bar.set_description("Training")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the bar as it is."""
+    def on_train_end(self, trainer: Trainer, pl_module: Method) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise."""
+    def on_exception(self, trainer: Trainer, pl_module: Method, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
 
 
@@ -113,8 +101,7 @@ class Closing(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the ledger, which is complete by now."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         if changes := changed(Ledger.read(self.run.model)):

@@ -28,7 +28,9 @@ def run_callbacks(name: str, method: Method, data: TaskData, every_n_steps: int 
         every_n_steps: Optimizer steps between two checkpoints.
     """
     taken, source = inspect.signature(type(method).__init__).parameters, method.start.source
-    teacher = method.teacher_source or (None if "model" in taken else source)  # `Distill` may cut its student from it
+    teacher = method.objective.teacher_source or (
+        None if "model" in taken else source
+    )  # `Distill` may cut its student from it
     sources = {"model": source, "teacher": teacher}
     arguments = {name: value for name, value in sources.items() if name in taken and isinstance(value, str)}
     config = {

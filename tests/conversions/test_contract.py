@@ -151,6 +151,7 @@ def callback_run(callback: Convert, *others: Convert, method: Any = None) -> tup
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
     method = method or FineTune(model=str(RUN.model))
+    method._trainer = trainer
     method.model = load_model(str(RUN.model), "model")
     for each in trainer.callbacks:
         each.attach(RUN)
