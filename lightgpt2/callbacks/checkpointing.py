@@ -123,19 +123,19 @@ class Checkpointing(Checkpoint):
         Lightning has counted the micro-batch that was fetched but not yet used, which will be fetched again; and it counts
         an epoch as done that the end of the run cut off, which a longer run goes on with.
         """
-        checkpoint |= {"run": self.identity, "format": FORMAT, "batching": _batching(trainer)}
+        checkpoint |= {"run": self.identity, "format": FORMAT, "batching": _batching(trainer, pl_module.data)}
         loop = checkpoint["loops"]["fit_loop"]
         for counts in (loop["epoch_loop.batch_progress"][name] for name in ("current", "total")):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
-        epoch, within = divmod(trainer.global_step, _data(trainer).steps_per_epoch)
+        epoch, within = divmod(trainer.global_step, pl_module.data.steps_per_epoch)
         if within:
             for counts in loop["epoch_progress"].values():
                 counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
         """Refuses other micro-batches than the checkpoint's: Lightning's counters are of them."""
-        theirs, ours = checkpoint["batching"], _batching(trainer)
+        theirs, ours = checkpoint["batching"], _batching(trainer, pl_module.data)
         if trainer.state.fn == "fit" and theirs != ours:
             changed = [f"{k}: {theirs.get(k)} there, {ours[k]} here" for k in ours if theirs.get(k) != ours[k]]
             what = f"the checkpoint was trained on other batches ({', '.join(changed)})"
@@ -147,12 +147,7 @@ class Checkpointing(Checkpoint):
         self._handlers = {}
 
 
-def _data(trainer: Trainer) -> TaskData:
-    data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
-    return data
-
-
-def _batching(trainer: Trainer) -> dict[str, Any]:
+def _batching(trainer: Trainer, data: TaskData) -> dict[str, Any]:
     """What decides the batches: what the data says, and how an optimizer step is cut into micro-batches."""
     own = {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches, "processes": trainer.world_size}
-    return _data(trainer).batching() | own
+    return data.batching() | own

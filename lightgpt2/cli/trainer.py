@@ -18,10 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import lightgpt2
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.base import RunCallback
-from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
-from lightgpt2.callbacks.progress import Closing, Header, Progress
+from lightgpt2.callbacks.progress import Check, Checked, Closing, Header, Progress
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers

@@ -152,13 +152,12 @@ class Method(Parts):
             self.model, _ = self.start.build(None, self.trust_remote_code)  # type: ignore[arg-type]
         else:
             values = json.loads(checkpoint["model_config"])
-            kind = CONFIG_MAPPING[values["model_type"]]
-            self.model = new_model(kind.from_dict(values))
+            self.model = new_model(CONFIG_MAPPING[values["model_type"]].from_dict(values))
         self.objective, self.operations = CrossEntropy(), []  # a teacher is not needed to use the model
         for name in [name for name in checkpoint["state_dict"] if name.startswith("objective.")]:
             del checkpoint["state_dict"][name]
         self.assemble(total_steps=0, training=False)
-        resume.make_room(self, checkpoint["state_dict"])
+        self.held.masks.allocate(checkpoint["state_dict"], resume.MASKS)
         self.model.eval()
 
     def assemble(self, total_steps: int, training: bool = True) -> None:

@@ -14,6 +14,7 @@ from lightgpt2.methods.processes import gathered
 from lightgpt2.models.ledger import Parent
 
 _ANEW = "or start anew with another --run"
+MASKS = "held.masks."  # the beginning of their names in checkpoints
 RandomState = dict[str, Any]
 
 
@@ -83,14 +84,9 @@ def unpack(method: Parts, checkpoint: dict[str, Any]) -> list[RandomState]:
             what = f"the weights of {source} are not those that the checkpoint was trained with; bring them back"
             raise UserError(f"--ckpt_path: {what}, {_ANEW}")
     method.held.prunings = checkpoint["prunings"]
-    make_room(method, checkpoint.get("state_dict", {}))  # FSDP2's strategy keeps the weights to itself
+    method.held.masks.allocate(checkpoint.get("state_dict", {}), MASKS)  # FSDP2's strategy keeps the weights to itself
     states: list[RandomState] = checkpoint["rng"]
     return states
-
-
-def make_room(method: Parts, weights: Mapping[str, Any]) -> None:
-    """Makes room for the masks among the weights of a checkpoint."""
-    method.held.masks.allocate(weights, "held.masks.")
 
 
 def load(method: Parts, load_state_dict: Callable[..., Any], weights: Mapping[str, Any], assign: bool) -> Any:
