@@ -36,7 +36,9 @@ class HeldMasks(Adaptation):
         adapters = any(".lora_" in name for name, _ in model.named_parameters())
         for operation in ledger.held_prunings():
             try:
-                found = prunable(model, operation["targets"], "the pruning of an earlier stage")
+                found = prunable(
+                    model, operation["targets"], "the pruning of an earlier stage", operation.get("whole", ())
+                )
             except UserError:
                 if operation["adapters"] is adapters:
                     raise

@@ -398,7 +398,7 @@ class Method(Parts):
     def count_zeros(self, folder: Path) -> None:
         """Completes the records of prunings by the zeros in what `save` wrote to a folder."""
         for operation in self.held.prunings:
-            names = list(prunable(self.model, operation["targets"], "targets"))
+            names = list(prunable(self.model, operation["targets"], "targets", operation.get("whole", ())))
             weights, pruned = self.held.masks.counts(names)
             own = (part.zeros(folder, names) for part in self.adaptations)
             zeros = next((found for found in own if found is not None), None)

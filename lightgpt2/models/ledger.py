@@ -173,12 +173,15 @@ class Ledger(list[dict[str, Any]]):
     def held_prunings(self) -> list[Operation]:
         """The prunings whose zeros the model still has, by targets the last; those of adapters end where they are merged."""
         held: dict[str, Operation] = {}
+        whole: list[str] = []  # modules that PEFT keeps under other names beside adapters, until they are merged
         for operation in (operation for entry in self for operation in entry["operations"]):
             zeros = kind_of(operation).zeros
+            whole = operation.get("modules_to_save", whole)
             if zeros == "hold":
                 held[operation["targets"]] = operation
             elif zeros == "merge":
-                held = {targets: pruning for targets, pruning in held.items() if not pruning["adapters"]}
+                kept = {targets: pruning for targets, pruning in held.items() if not pruning["adapters"]}
+                held = {targets: {**pruning, "whole": whole} if whole else pruning for targets, pruning in kept.items()}
         return list(held.values())
 
     def write(self, folder: Path) -> None:

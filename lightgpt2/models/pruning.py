@@ -1,7 +1,7 @@
 """Find the tensors of a model that can be pruned, and count zeros in a saved one."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -14,11 +14,12 @@ from lightgpt2.models.families import LINEAR, blocks
 _LORA = re.compile(r"\.lora_[AB]\.")
 
 
-def prunable(model: PreTrainedModel, targets: str, key: str) -> dict[str, nn.Parameter]:
+def prunable(model: PreTrainedModel, targets: str, key: str, whole: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The trainable matrices that `targets` names, in the model's order; never embeddings, norms, biases or the head.
 
     `targets` is `lora` (the adapters' matrices), `linear` (the weights of all linear layers in the blocks), or a regular
-    expression that is searched for in the full names of the blocks' matrices. A `UserError` names `key` if there is none.
+    expression that is searched for in the full names of the blocks' matrices; also in the names that PEFT had for the modules
+    `whole`, which it trained whole. A `UserError` names `key` if there is none.
     """
     inside = {id(p) for p in blocks(model).parameters() if p.requires_grad and p.ndim == 2}
     matrices = {name: p for name, p in model.named_parameters() if id(p) in inside}
@@ -29,7 +30,8 @@ def prunable(model: PreTrainedModel, targets: str, key: str) -> dict[str, nn.Par
         found = {name: p for name, p in matrices.items() if id(p) in linear and not _LORA.search(name)}
     else:
         try:
-            found = {name: p for name, p in matrices.items() if re.search(targets, name)}
+            names = {name: (name, _name_beside_adapters(name, whole)) for name in matrices}
+            found = {name: p for name, p in matrices.items() if any(re.search(targets, each) for each in names[name])}
         except re.error as error:
             raise UserError(f"{key}: {targets!r} is not a regular expression ({error}); correct it") from error
     if not found:
@@ -40,6 +42,12 @@ def prunable(model: PreTrainedModel, targets: str, key: str) -> dict[str, nn.Par
         )
         raise UserError(f"{key}: {what}; {fix} on names such as {example}")
     return found
+
+
+def _name_beside_adapters(name: str, whole: Sequence[str]) -> str:
+    """The name that a weight had in PEFT's model, if its module was trained whole there."""
+    module, _, own = name.rpartition(".")
+    return f"{module}.modules_to_save.default.{own}" if module.endswith(tuple(whole)) else name
 
 
 def saved_zeros(file: Path, names: Iterable[str]) -> int:

@@ -209,7 +209,7 @@ def test_finished_run_is_not_said_to_be_pruned(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them_and_a_pattern_is_kept(bench: Bench) -> None:
+def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them_and_hold_when_merged(bench: Bench) -> None:
     bench.configure(adapters("teacher", {"r": 4, "modules_to_save": ["c_fc"]}, targets="modules_to_save", amount=0.5))
     bench.succeed("fit", "--run", "pruned")
     bench.configure(adapters("checkpoints/pruned/adapter"))
@@ -217,3 +217,9 @@ def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them_and_a_p
     for run in ("pruned", "tuned"):
         gone, total = zeros(f"{run}/adapter/adapter_model.safetensors", "c_fc")
         assert gone == round(0.5 * total)
+    bench.configure(finetune("checkpoints/pruned/model", steps=2))
+    bench.succeed("fit", "--run", "whole")
+    gone, total = zeros("whole/model/model.safetensors", "c_fc")
+    (operation,) = last_entry("whole")["operations"]
+    assert (gone, operation["pruned"], operation["weights"]) == (round(0.5 * total), gone, total)
+    assert operation["held"]
