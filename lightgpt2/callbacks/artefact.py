@@ -151,7 +151,6 @@ class Artefact(Callback):
         self._write_ledger(trainer, method)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
-        """Scores the artefact from disk and prints the table."""
         unsaved = not self._operations and (self.fresh or not self.run.model.exists())
         if trainer.strategy.broadcast(unsaved):  # no step was to be taken, or none was left
             self._begin(trainer)
@@ -194,7 +193,6 @@ class Artefact(Callback):
             self._score(trainer, method, folder, label)
 
     def _score(self, trainer: Trainer, method: Method, folder: Path, label: str) -> None:
-        """Scores a model as it loads from disk."""
         model = load_model(str(folder), "model", method.trust_remote_code)
         self.sizes[label] = measure_sizes(model, folder).as_dict()
         model.to(device=trainer.strategy.root_device)

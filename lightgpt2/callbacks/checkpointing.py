@@ -61,7 +61,6 @@ class Checkpointing(Checkpoint):
         self.run, self.identity = run, identity
 
     def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
-        """Takes over the signals that ask to stop."""
         self._saved_step = trainer.global_step
         resumed = trainer.ckpt_path
         if resumed is not None and trainer.is_global_zero and Path(resumed) != self.run.last:

@@ -58,7 +58,6 @@ class Convert(RunCallback):
                 raise UserError([self._located(Problem("", what, "remove one of the two"))])
 
     def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
-        """Refuse what cannot be converted, before anything is trained."""
         config, data = _artefact_config(pl_module), pl_module.data
         found = [(each, problem) for each in self.conversions for problem in each.problems(config, data)]
         if found:

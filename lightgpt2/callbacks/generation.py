@@ -60,7 +60,6 @@ class GenerationCheck(RunCallback):
         self.temperature, self.seed = float(temperature), int(seed)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
-        """Raises a `UserError` if the tokens do not fit into the model, or no document is long enough."""
         key, data, room = "prompt_tokens", pl_module.data, pl_module.model.config.max_position_embeddings
         prompt, new = self.prompt_tokens, self.new_tokens
         if prompt >= room:

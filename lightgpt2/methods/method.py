@@ -209,17 +209,14 @@ class Method(Parts):
 
     @property
     def progress(self) -> Progress:
-        """How far the run is."""
         return Progress(self.global_step, self.total_steps)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trainable, matrices with weight decay and vectors without."""
         optimizer = torch.optim.AdamW(self.parameter_groups())
         scheduler = LambdaLR(optimizer, self.optimizer_config.factor(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer trains, in groups with their settings."""
         # Lightning refuses to clip gradients under autocast for an optimizer that could unscale them itself.
         fused = not str(self.trainer.precision).endswith("-mixed")
         groups = self.optimizer_config.groups((p for p in self.parameters() if p.requires_grad), fused)
@@ -254,7 +251,6 @@ class Method(Parts):
             part.before_step(self.progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One micro-batch's share of the step's loss."""
         loss, terms = self.losses(batch)
         # Lightning divides by the number of micro-batches and DDP averages over processes; a mean over the step's items
         # needs neither.
@@ -345,7 +341,6 @@ class Method(Parts):
             self._write_logs({f"{split}/{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """What the predictions file is made of."""
         if self.task.predict == "scores":
             return [*self.task.rows(self.model, batch)]
         return self.task.predicted(self.model, self.data.tokenizer, batch)

@@ -38,7 +38,6 @@ class Parts(LightningModule):
 
     @property
     def data(self) -> TaskData:
-        """The data module."""
         return cast(TaskData, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
