@@ -30,7 +30,7 @@ class Preset(Method):
     def __init__(
         self,
         start: Start,
-        own: Sequence[Adaptation] = (),
+        own: Sequence[Adaptation],
         teacher: str | Teacher | None = None,
         loss: DistillLoss | None = None,
         layer_map: Literal["even"] | list[int] | None = None,
