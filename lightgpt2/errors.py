@@ -73,15 +73,21 @@ class Interrupted(UserError):  # noqa: N818 - not an error
     """Training stopped at the person's request, after saving; the CLI exits with 130."""
 
 
+def refuse(problems: Iterable[str]) -> None:
+    """Raise problems as one `UserError`, if there are any."""
+    if found := [*problems]:
+        raise UserError(found)
+
+
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line, in the first of the processes that Lightning launches."""
+    """Print a line, in the first of the processes that Lightning launches."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=stream, flush=True)
 
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Ends the process with the message of a `UserError`, and nothing else, where one is raised inside."""
+    """End the process with the message of a `UserError`, and nothing else, where one is raised inside."""
     try:
         yield
     except UserError as error:

@@ -11,18 +11,22 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import restricted_number_type
 
 from lightgpt2.cli.schema import Section, Setting, UnknownError, names_in, settings_of, union
 from lightgpt2.data.corpora import READERS
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.runs.configs import find_config
 from lightgpt2.runs.settings import override, section
 
 TRAINER = "lightning.pytorch.Trainer"
 CHECKPOINT = "lightgpt2.callbacks.checkpointing.Checkpointing"
 _CONFIG = ("--config", "-c")
+_SEED = restricted_number_type(
+    "Seed", int, [(">=", 0), ("<", 2**32)], docstring="restricted to be from 0 to 4294967295"
+)
 _SETTINGS = {
-    "seed_everything": Setting((bool, int)),
+    "seed_everything": Setting((bool, _SEED)),
     "trainer": Setting((Section(TRAINER, data=True),)),
     "model": Setting((Section("lightgpt2.methods.method.Method"),), required=True),
     "data": Setting((Section("lightning.pytorch.LightningDataModule"),), required=True),
@@ -55,8 +59,7 @@ def check(args: list[str], models: bool = True) -> list[str]:
         for name, what in _SOURCES.items():
             if models or name != "model":
                 problems += _missing(name, settings.get(name), what, section(settings, "needs"))
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
     return args
 
 
@@ -64,14 +67,13 @@ def check(args: list[str], models: bool = True) -> list[str]:
 
 
 def _resolved(args: list[str]) -> list[str]:
-    """The arguments with every configuration given by its path, as a separate argument."""
+    """The arguments with every configuration given by its path."""
     resolved: list[str] = []
     for before, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.partition("=")
         if flag in _CONFIG and equals:
-            resolved += [flag, str(find_config(value))]
-        else:
-            resolved.append(str(find_config(arg)) if before in _CONFIG else arg)
+            arg = f"{flag}={find_config(value)}"
+        resolved.append(str(find_config(arg)) if before in _CONFIG else arg)
     return resolved
 
 

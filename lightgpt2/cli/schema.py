@@ -4,8 +4,8 @@ import ast
 import builtins
 import functools
 import importlib
-import importlib.util
 import operator
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -66,15 +66,10 @@ def union(types: Iterable[Any]) -> Any:
 
 
 def _source(module: str) -> ast.Module:
-    top, *rest = module.split(".")
-    spec = None
-    with suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(top)  # of a package inside another it would import that one
-    if spec is not None:
-        inside = [Path(root, *rest) for root in spec.submodule_search_locations or ()]
-        paths = [path for base in inside for path in (base / "__init__.py", base.with_suffix(".py"))]
-        for path in [*paths, *([Path(spec.origin)] if spec.origin and not rest else [])]:
-            if path.is_file() and path.suffix == ".py":
+    for folder in sys.path:  # importlib would import the package that a module lies in
+        base = Path(folder, *module.split("."))
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
                 return ast.parse(path.read_text(encoding="utf-8"))
     raise UnknownError
 

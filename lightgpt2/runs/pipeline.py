@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.errors import Interrupted, UserError, refuse
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs import fingerprints
@@ -73,8 +73,7 @@ def _check_folders(recipe: Recipe) -> None:
     known = _read_state(recipe)
     folders = [recipe.run(stage.name).folder for stage in recipe.stages if stage.name not in known]
     how = f"was not made by this pipeline ({_STATE} beside it does not name it); move it away, or rename the stage"
-    if problems := [f"{folder}: {how}" for folder in folders if folder.exists()]:
-        raise UserError(problems)
+    refuse(f"{folder}: {how}" for folder in folders if folder.exists())
 
 
 @contextmanager
@@ -127,8 +126,7 @@ def _plans(recipe: Recipe) -> list[Plan]:
 def _check_configs(recipe: Recipe, plans: list[Plan]) -> None:
     """Read the configurations of the stages that are to run, so that a mistake in the last shows before the first runs."""
     stages = [stage for stage, found in zip(recipe.stages, plans, strict=True) if found.action != "skip"]
-    if problems := check_stages({f"stages.{stage.name}": stage.settings for stage in stages}):
-        raise UserError(problems)
+    refuse(check_stages({f"stages.{stage.name}": stage.settings for stage in stages}))
 
 
 def _run_stage(recipe: Recipe, number: int, held: int) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.errors import Interrupted, UserError, refuse
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quality import value_of
@@ -46,8 +46,7 @@ def run_sweep(
         wrong = [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
     else:
         wrong = _key_problems(flat(settings), key, values)
-    if problems := [*problems, *wrong]:
-        raise UserError(problems)
+    refuse([*problems, *wrong])
     if key == SPARSITY:
         _sweep_sparsity(settings, Run(run or stem), values, targets, budget)
     else:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.cli import logged, run_cli, succeed, write_config
+from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_corpus, write_model
 
 pytestmark = pytest.mark.slow
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.slow
 _CLOCK = ("train/tokens_per_s", "train/memory_mb")  # what depends on the clock or the process is no part of the promise
 TEACHER = {"model": "teacher", "teacher": "teacher"}
 ROUNDING = {"class_path": "lightgpt2.adaptations.FakeQuantize"}
+SHARES = {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}
+THRESHOLD = {"threshold": {"at": 0.49, "penalty": 300.0}, "granularity": "weight", "warmup": 0.2, "cooldown": 0.3}
 # The method, and its settings.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "FineTune": ("FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
@@ -24,50 +27,33 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA with a teacher": ("LoRA", {**TEACHER, "lora": {"dropout": 0.1}}),
     "QLoRA": ("QLoRA", {"model": "teacher", "lora": {"dropout": 0.1}}),
     "QAT": ("QAT", {**TEACHER, "quantization": {"bits": 4, "activations": True, "embeddings": True}, "delay": 0.4}),
-    "gates": ("MovementPruning", {**TEACHER, "pruning": {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}}),
-    "thresholds": (
-        "MovementPruning",
-        {
-            **TEACHER,
-            "pruning": {
-                "threshold": {"at": 0.49, "penalty": 300.0}, "granularity": "weight", "warmup": 0.2, "cooldown": 0.3,
-            },
-        },
-    ),
-    "gates and rounding": (
-        "MovementPruning",
-        {**TEACHER, "pruning": {"attention": 0.4, "ffn": 0.6, "warmup": 0.2, "cooldown": 0.3}, "adaptations": [ROUNDING]},
-    ),
-}  # fmt: skip
+    "gates": ("MovementPruning", {**TEACHER, "pruning": SHARES}),
+    "thresholds": ("MovementPruning", {**TEACHER, "pruning": THRESHOLD}),
+    "gates and rounding": ("MovementPruning", {**TEACHER, "pruning": SHARES, "adaptations": [ROUNDING]}),
+}
 
 
 def write_run(folder: Path, name: str, **trainer: Any) -> dict[str, Any]:
-    """Writes a corpus, a teacher and `config.yaml`; the latter as it was written."""
+    """Writes a corpus, a teacher and `config.yaml`, whose content it returns."""
     method, settings = RUNS[name]
     write_corpus(folder / "corpus", documents=24)
-    data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4}
-    if method == "FineTune":
-        data["vocab_size"] = 300
-    else:
-        write_model(folder / "teacher", n_embd=64 if method == "QLoRA" else 32)
     task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 1}}
     init = {"optimizer": {"lr": 3.0e-3, "warmup_steps": 3}, "task": task, **settings}
-    config: dict[str, Any] = {
-        "seed_everything": 7,
-        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init},
-        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
-        "checkpoint": {"every_n_steps": 4},
-        "trainer": {
-            "accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": None, "val_check_interval": 12,
-            "gradient_clip_val": 1.0, "accumulate_grad_batches": 2, **trainer,
-        },
+    changes = {
+        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init}, "checkpoint.every_n_steps": 4,
+        "trainer.max_steps": None, "trainer.val_check_interval": 12, "trainer.gradient_clip_val": 1.0,
+        "trainer.accumulate_grad_batches": 2, **{f"trainer.{key}": value for key, value in trainer.items()},
     }  # fmt: skip
+    if method == "FineTune":
+        changes["data.vocab_size"] = 300
+    else:
+        write_model(folder / "teacher", n_embd=64 if method == "QLoRA" else 32)
+    config = spoilt(changes)
     write_config(folder / "config.yaml", config)
     return config
 
 
 def fit(folder: Path, name: str, *options: str, **kwargs: Any) -> str:
-    """Runs `fit`, which must succeed."""
     return succeed(folder, "fit", "--config", "config.yaml", "--run", name, *options, **kwargs)
 
 
@@ -101,13 +87,7 @@ def assert_same_run(folder: Path, first: str, second: str) -> None:
 
 
 def random_kills(count: int, total: int, every: int) -> list[int]:
-    """How many micro-batches each process does before it is killed: at random, all before the end of the run.
-
-    Args:
-        count: Number of kills.
-        total: Micro-batches of the run.
-        every: Micro-batches between two checkpoints.
-    """
+    """How many micro-batches each process does before it is killed, of `total`; a checkpoint comes `every` so many."""
     chance, position, kills = random.SystemRandom(), 0, []
     for left in range(count, 0, -1):
         room = total - 1 - position - every * (left - 1)

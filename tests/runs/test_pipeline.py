@@ -82,8 +82,7 @@ def test_a_change_is_taken_back_before_anything_was_removed(done: Chain) -> None
     """What is stale stays until its own stage begins."""
     done.change("a", trainer__fail_at=0)
     done.change("b", trainer__max_steps=7)
-    code, _, err = done.run()
-    assert (code, starts()) == (2, ["chain/a new"])
+    err = done.fails("chain/a new")
     assert "stages.a: lightgpt2 fit --config checkpoints/chain/a.yaml --run chain/a failed" in err
     assert set(artefacts()) == {"b", "c"}
     del done.stages["a"]["overrides"]["trainer.fail_at"], done.stages["b"]["overrides"]["trainer.max_steps"]
@@ -198,9 +197,8 @@ def test_a_model_that_was_made_on_the_way_is_no_change(pipe: Chain) -> None:
 def test_inputs_may_be_other_folders_of_a_stage(done: Chain) -> None:
     done.stages["c"]["from"] = "b/adapter"
     done.write()
-    code, _, err = done.run()
-    assert code == 2
-    assert "stages.c.from: must be a folder with weights, got checkpoints/chain/b/adapter; b wrote b/model" in err
+    what = "stages.c.from: must be a folder with weights, got checkpoints/chain/b/adapter; b wrote b/model"
+    assert what in done.fails()
     Path("checkpoints/chain/b/adapter").mkdir()
     Path("checkpoints/chain/b/adapter/one.safetensors").write_text("one")
     assert done.plans()["c"] == ("run", "model.model: b/model -> b/adapter")
@@ -223,8 +221,7 @@ def test_what_the_pipeline_did_not_make_is_not_touched(done: Chain) -> None:
     for name in ("d", "e"):
         Path(f"checkpoints/chain/{name}").mkdir()
     before = everything()
-    code, _, err = done.run()
-    assert (code, starts()) == (2, [])
+    err = done.fails()
     assert [line.split(":")[2].strip() for line in err.splitlines()] == ["checkpoints/chain/d", "checkpoints/chain/e"]
     assert "was not made by this pipeline" in err
     assert everything() == before
@@ -237,9 +234,7 @@ def test_a_run_of_the_recipe_s_name_is_not_touched(pipe: Chain) -> None:
         (None, "checkpoints/chain: is the folder of a run; give the recipe's runs another with --run"),
         ("else/where", "else/where names no folder"),
     ):
-        code, _, err = pipe.run(run=run)
-        assert (code, starts()) == (2, [])
-        assert message in err
+        assert message in pipe.fails(run=run)
     code, _, err = pipe.run(run="elsewhere")
     assert code == 0, err
     assert Path("checkpoints/elsewhere/c/model").is_dir()
@@ -249,6 +244,4 @@ def test_a_run_of_the_recipe_s_name_is_not_touched(pipe: Chain) -> None:
 def test_a_damaged_state_is_a_message(done: Chain) -> None:
     for content in ("{", "[]", '{"a": {}}'):
         Path("checkpoints/chain/pipeline.json").write_text(content)
-        code, _, err = done.run()
-        assert (code, starts()) == (2, [])
-        assert "checkpoints/chain/pipeline.json: damaged" in err
+        assert "checkpoints/chain/pipeline.json: damaged" in done.fails()

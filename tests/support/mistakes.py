@@ -47,7 +47,6 @@ class Bench:
         self._capsys = capsys
 
     def configure(self, changes: dict[str, Any] | None = None) -> None:
-        """Writes `config.yaml`, changed as `spoilt` does."""
         write_config(Path("config.yaml"), spoilt(changes or {}))
 
     def run(self, verb: str, *args: str) -> tuple[int, str, str]:
@@ -67,7 +66,6 @@ class Bench:
         return code, out, err
 
     def succeed(self, verb: str, *args: str) -> str:
-        """Runs the command, which must succeed; what it printed."""
         code, out, err = self.run(verb, *args)
         assert code == 0, err
         return out
@@ -82,6 +80,11 @@ class Bench:
         assert touches or before == files()
         assert not [path for path in Path().rglob("*") if path.suffix in (".tmp", ".old")]
         return messages
+
+    def refused(self, verb: str, *args: str, touches: bool = False) -> str:
+        """The one message with which the command refuses, as `refuse` runs it."""
+        (message,) = self.refuse(verb, *args, touches=touches)
+        return message
 
 
 def spoilt(changes: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,6 @@ class Chain:
         self.python = str(fake)
 
     def write(self) -> None:
-        """Writes the recipe."""
         write_config(Path("chain.yaml"), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
 
     def change(self, stage: str, **overrides: Any) -> None:
@@ -62,7 +61,6 @@ class Chain:
         return code, *self._capsys.readouterr()
 
     def run(self, dry_run: bool = False, run: str | None = None) -> tuple[int, str, str]:
-        """Runs the recipe: exit code, standard output, standard error."""
         return self.call(run_recipe, "chain.yaml", dry_run, run)
 
     def started(self) -> list[str]:
@@ -70,6 +68,12 @@ class Chain:
         code, _, err = self.run()
         assert (code, err) == (0, "")
         return starts()
+
+    def fails(self, *started: str, run: str | None = None) -> str:
+        """Runs the recipe, which must fail after it has started these stages; what it says."""
+        code, _, err = self.run(run=run)
+        assert (code, starts()) == (2, [*started])
+        return err
 
     def plans(self) -> dict[str, tuple[str, str]]:
         """What a dry run says of each stage; it must touch nothing."""
@@ -82,15 +86,9 @@ class Chain:
 
     def process(self) -> subprocess.Popen[str]:
         """The pipeline in another process and process group."""
-        script = f"""if True:
-            import sys
-            from lightgpt2.errors import exit_with_message
-            from lightgpt2.runs.pipeline import run_recipe
-            sys.executable = {self.python!r}
-            with exit_with_message():
-                run_recipe("chain.yaml")"""
+        script = f"import sys; from lightgpt2.cli import verbs; sys.executable = {self.python!r}; verbs.main()"
         return subprocess.Popen(
-            [sys.executable, "-c", script],
+            [sys.executable, "-c", script, "pipeline", "chain.yaml"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -108,18 +106,15 @@ def everything() -> dict[Path, tuple[int, bytes]]:
 
 
 def artefacts(folder: Path = Path()) -> dict[str, bytes]:
-    """The weights of each stage."""
     runs = sorted((folder / "checkpoints/chain").glob("*/model/model.safetensors"))
     return {path.parts[-3]: path.read_bytes() for path in runs}
 
 
 def state(folder: Path = Path()) -> dict[str, Any]:
-    """What the pipeline has noted."""
     return json.loads((folder / "checkpoints/chain/pipeline.json").read_text())
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Waits until something holds; fails the test if it takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
