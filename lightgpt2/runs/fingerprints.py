@@ -12,7 +12,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.adapters import base_of, is_adapter
 from lightgpt2.models.files import sha256_file
 from lightgpt2.models.ledger import FILE as LEDGER
-from lightgpt2.runs.recipes import Recipe, Stage, corpus
+from lightgpt2.runs.recipes import Stage, corpus
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat, section
 
@@ -23,7 +23,7 @@ _ELSEWHERE = ("needs", "run")  # say where things lie; what lies there is compar
 _TEXT = {"data.source", "data.text_field", "data.separator"}
 
 
-def parts(recipe: Recipe, stage: Stage) -> Parts:
+def parts(stage: Stage) -> Parts:
     """Everything that a stage is made from: settings by dotted keys, digests of what it takes, the corpus, the version.
 
     The digests are by key, of what comes from other stages (`inputs`) and from other files and folders (`sources`).
@@ -32,7 +32,7 @@ def parts(recipe: Recipe, stage: Stage) -> Parts:
     text = corpus(stage.settings)
     found = {
         "settings": {key: value for key, value in settings.items() if key not in stage.inputs},
-        "inputs": {key: _input(recipe, stage, folder) for key, folder in stage.inputs.items()},
+        "inputs": {key: _input(stage, folder) for key, folder in stage.inputs.items()},
         "sources": sources(stage),
         "text": text.fingerprint() if text else None,
         "lightgpt2": __version__,
@@ -41,12 +41,13 @@ def parts(recipe: Recipe, stage: Stage) -> Parts:
     return plain
 
 
-def _input(recipe: Recipe, stage: Stage, folder: str) -> dict[str, str]:
-    if digest := weights(recipe.folder / folder):
+def _input(stage: Stage, folder: str) -> dict[str, str]:
+    path = stage.run.folder.parent / folder
+    if digest := weights(path):
         return {"folder": folder, "sha256": digest}
-    parent = folder.partition("/")[0]
-    made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(recipe.run(parent).folder))) or "nothing"
-    what = f"must be a folder with weights, got {recipe.folder / folder}"
+    parent = path.parent.name
+    made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(path.parent))) or "nothing"
+    what = f"must be a folder with weights, got {path}"
     raise UserError(f"stages.{stage.name}.from: {what}; {parent} wrote {made}")
 
 
@@ -126,9 +127,12 @@ def _shown(settings: Settings, key: str) -> str:
 
 def _lost(recorded: dict[str, str], folder: Path) -> list[str]:
     """What has become of the folders of weights that a finished run wrote, in words."""
-    now = {name: weights(folder / name) for name, digest in recorded.items() if weights(folder / name) != digest}
-    named = {name: "artefact" if name == "model" else f"folder {name}" for name in now}
-    return [f"its {named[name]} {'has changed' if digest else 'is gone'}" for name, digest in now.items()]
+    now = {name: weights(folder / name) for name in recorded}
+    return [
+        f"its {'artefact' if name == 'model' else f'folder {name}'} {'has changed' if digest else 'is gone'}"
+        for name, digest in now.items()
+        if digest != recorded[name]
+    ]
 
 
 class Plan(NamedTuple):

@@ -28,6 +28,11 @@ class Stage:
     inputs: dict[str, str] = field(default_factory=dict)  # what it takes from others: STAGE/FOLDER by key
 
     @property
+    def run(self) -> Run:
+        """The run that it is, beside those of the other stages."""
+        return Run(self.settings["run"])
+
+    @property
     def parents(self) -> set[str]:
         """Names of the stages in `inputs`."""
         return {folder.partition("/")[0] for folder in self.inputs.values()}
@@ -42,11 +47,8 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
+        """Where the runs of the stages lie."""
         return Run(self.name).folder
-
-    def run(self, name: str) -> Run:
-        """The run of a stage."""
-        return Run(f"{self.name}/{name}")
 
 
 def read_recipe(name: str, run: str | None = None) -> Recipe:

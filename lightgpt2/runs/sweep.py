@@ -92,7 +92,7 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
         stages.append(Stage(str(number), {**mine, "run": f"{group}/{number}"}))
     recipe = Recipe(group, stages)
     run_stages(recipe)
-    models = [recipe.run(stage.name).model for stage in stages]
+    models = [stage.run.model for stage in stages]
     arms = {"fit": [Ledger.read(model).last["quality"]["after"] for model in models]}
     write_sweep(recipe.folder, models[0], group, {"key": key, "values": values}, arms, budget)
 

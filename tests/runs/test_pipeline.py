@@ -164,8 +164,7 @@ def test_a_changed_callback_is_named_by_what_changed(pipe: Chain) -> None:
     for amount in (0.8, 0.5):
         callbacks = [{"class_path": "x.A"}, {"class_path": "x.B", "init_args": {"targets": "lora", "amount": amount}}]
         pipe.change("a", trainer__callbacks=callbacks)
-        recipe = read_recipe("chain.yaml")
-        made = parts(recipe, recipe.stages[0])
+        made = parts(read_recipe("chain.yaml").stages[0])
         if amount == 0.8:
             before = made
     assert changes(before, made) == ["trainer.callbacks.2.amount: 0.8 -> 0.5"]
@@ -176,16 +175,15 @@ def test_a_model_that_was_made_on_the_way_is_no_change(pipe: Chain) -> None:
     config = yaml.safe_load(Path("first.yaml").read_text())
     config["model"]["init_args"]["start"] = "needed"
     write_config(Path("first.yaml"), {**config, "needs": {"needed": "maker.yaml"}})
-    recipe = read_recipe("chain.yaml")
-    begun = parts(recipe, recipe.stages[0])
+    stage = read_recipe("chain.yaml").stages[0]
+    begun = parts(stage)
     assert begun["sources"] == {"model.start": None}
     Path("needed").mkdir()
     Path("needed/model.safetensors").write_text("made")
-    run = recipe.run("a")
-    run.folder.mkdir(parents=True)
-    run.last.write_text("")
+    stage.run.folder.mkdir(parents=True)
+    stage.run.last.write_text("")
     running = {"state": "running", "parts": begun}
-    assert plan(running, parts(recipe, recipe.stages[0]), run) == ("resume", "it was interrupted")
+    assert plan(running, parts(stage), stage.run) == ("resume", "it was interrupted")
     shutil.rmtree("checkpoints")
     shutil.rmtree("needed")
     pipe.started()
