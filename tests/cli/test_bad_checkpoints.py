@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import zipfile
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_file, atomic_folder
+from lightgpt2.runs.run import Run, find_checkpoint
 from tests.support.cli import logged
 from tests.support.mistakes import Bench, Evil, files
 
@@ -51,23 +53,20 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "malicious" else pytest.mark.slow) for n in SPOILT])
+@pytest.mark.parametrize("name", SPOILT)
 def test_bad_checkpoint(finished: Bench, name: str) -> None:
     spoil, problem = SPOILT[name]
+    run = Run("r")
+    ours = run.owner() or {}
     spoil(LAST)
-    out = finished.succeed("validate", "--ckpt_path", "last").splitlines()
-    assert out[:2] == [f"{LAST} {problem}", f"going on from {BEST} (step 2)"]
-    message = finished.refused("fit", "--ckpt_path", str(LAST))
-    assert message == f"--ckpt_path: {LAST} {problem}; give last, best, or the checkpoint of this run"
-    if name == "truncated":
-        out = finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
-        assert f"going on from {BEST} (step 2)" in out
-        assert torch.load(LAST, weights_only=True)["global_step"] == 4
-        spoil(LAST)
+    assert find_checkpoint(run, "last", ours) == (BEST, 2, [f"{LAST} {problem}", f"going on from {BEST} (step 2)"])
+    fix = "give last, best, or the checkpoint of this run"
+    with pytest.raises(UserError, match=re.escape(f"--ckpt_path: {LAST} {problem}; {fix}")):
+        find_checkpoint(run, str(LAST), ours)
     spoil(BEST)
-    message = finished.refused("validate", "--ckpt_path", "last")
-    assert message.startswith(f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}")
-    assert message.endswith("Start anew with another --run")
+    unusable = f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}. Start anew with another --run"
+    with pytest.raises(UserError, match=re.escape(unusable)):
+        find_checkpoint(run, "last", ours)
     assert not Path("executed").exists()
     if name == "malicious":
         torch.load(LAST, weights_only=False)
@@ -75,9 +74,18 @@ def test_bad_checkpoint(finished: Bench, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_from_its_best_checkpoint_where_the_last_is_damaged(finished: Bench) -> None:
+    os.truncate(LAST, 100)
+    assert f"going on from {BEST} (step 2)" in finished.succeed("validate", "--ckpt_path", "last")
+    finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.slow
 def test_checkpoint_that_does_not_fit_the_models(finished: Bench) -> None:
-    message = finished.refused("fit", "--ckpt_path", "gone.ckpt")
-    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
+    assert finished.refused("fit", "--ckpt_path", "gone.ckpt").startswith(
+        "--ckpt_path: gone.ckpt does not exist; give last"
+    )
     teacher = Path("teacher/model.safetensors")
     tensors = load_file(teacher)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, teacher, {"format": "pt"})
