@@ -25,14 +25,6 @@ class Problem(str):
         made.key, made.what, made.fix = key, what, fix
         return made
 
-    @classmethod
-    def of(cls, text: str) -> "Problem":
-        """The problem that a line of text says."""
-        if isinstance(text, Problem):
-            return text
-        key, colon, rest = text.partition(": ")
-        return cls(key, rest) if colon else cls("", text)
-
     def under(self, prefix: str) -> "Problem":
         """The same problem with its key inside another: `lr` under `model.optimizer` is `model.optimizer.lr`."""
         return self._at(f"{prefix}.{self.key}" if self.key else prefix)
@@ -55,6 +47,11 @@ class Problem(str):
         return Problem(key, *(text.replace(named, f"--{key} ") if self.key else text for text in (self.what, self.fix)))
 
 
+def _read(text: str) -> Problem:
+    key, colon, rest = text.partition(": ")
+    return Problem(key, rest) if colon else Problem("", text)
+
+
 class UserError(Exception):
     """Something that a person can mend; the CLI prints it without a traceback and exits with 2.
 
@@ -65,7 +62,8 @@ class UserError(Exception):
     problems: list[Problem]
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [Problem.of(text) for text in ([problems] if isinstance(problems, str) else problems)]
+        texts = [problems] if isinstance(problems, str) else problems
+        self.problems = [text if isinstance(text, Problem) else _read(text) for text in texts]
         super().__init__("\n".join(self.problems))
 
 

@@ -228,22 +228,25 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
 
 
+# What the lines of the full parser's messages begin with that give no reason.
+_HEADINGS = (
+    "Parser key", "Key", "Problem", "Does not validate", "Subtypes", "Errors", "Given value", "Not a valid subclass",
+    "Subclass types", "a class path", "a dict",
+)  # fmt: skip
+
+
 def _problem(message: str) -> Problem:
     """What the full parser says of the one mistake at which it has stopped.
 
-    Its message is an indented tree: keys, then for each type of a union why the value does not fit. The first reason is the
-    first type's.
+    Its message is an indented tree: keys, then for each type of a union why the value does not fit. The first reason counts.
     """
-    unknown = re.search(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
-    keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]
+    unknown = re.findall(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)[:1]
+    keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *unknown]
     key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(dict.fromkeys(keys)))
     if unknown:
         return Problem(key, "no such key", "see lightgpt2 fit --help")
-    headings = "(Parser key|Key) |Problem|Does not validate|Subtypes|Errors|Given value|Subclass types|a class path"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    reasons = [line.strip(" -") for line in lines if not re.match(rf"(- )?({headings})", line)]
-    reason = next((each for each in reasons if "Not a valid subclass" not in each), (reasons or [message])[0])
-    return Problem(key, " ".join(reason.split()))
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return Problem(key, next((line for line in lines if line and not line.startswith(_HEADINGS)), message))
 
 
 def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:
