@@ -153,11 +153,15 @@ def _texts(*nodes: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
 def _types(annotation: ast.expr | None, module: str) -> tuple[Any, ...]:
     """The alternatives of an annotation; none where one of them is not to be had without importing what takes time."""
     try:
-        kind = eval(ast.unparse(annotation or ast.Constant("")), {}, _Names(module))
+        kind = _evaluated(annotation or ast.Constant(""), _Names(module))
     except Exception:  # whatever Python says of names that are not imported
         return ()
     types = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return () if any(isinstance(each, str) or _holds_section(each) for each in types) else types
+
+
+def _evaluated(node: ast.expr, names: "_Names") -> Any:
+    return eval(compile(ast.Expression(node), names.module, "eval"), {}, names)
 
 
 def _holds_section(kind: Any) -> bool:
@@ -182,5 +186,5 @@ class _Names(dict[str, Any]):
             case ast.ClassDef():
                 return Section(f"{self.module}.{name}", _is_dataclass(found))
             case ast.expr():
-                return eval(ast.unparse(found), {}, self)
+                return _evaluated(found, self)
         raise UnknownError

@@ -55,11 +55,12 @@ def sources(stage: Stage) -> dict[str, str | None]:
     """Digests of the local models and tokenizers that no stage writes; None for one that `needs` is yet to make."""
     tokenizer = section(stage.settings, "data", "init_args").get("tokenizer")
     named = flat({"model": section(stage.settings, "model"), "data.tokenizer": tokenizer}, lists=True)
+    names = {key: name for key, name in named.items() if name and isinstance(name, str) and key not in stage.inputs}
     needs, found = section(stage.settings, "needs"), dict[str, str | None]()
-    for key, name in named.items():
+    for key, name in names.items():
         with suppress(OSError, RuntimeError):  # a text that cannot be a path
-            path = Path(name or "?").expanduser() if isinstance(name, str) and key not in stage.inputs else None
-            if path and (name in needs or path.exists()):
+            path = Path(name).expanduser()
+            if name in needs or path.exists():
                 found[key] = _source(path, key)
     return found
 
@@ -101,15 +102,17 @@ def changes(old: Parts, new: Parts) -> list[str]:
     before, after = old["settings"], new["settings"]
     keys = [key for key in {**before, **after} if (key in before, before.get(key)) != (key in after, after.get(key))]
     found = [f"{key}: {_shown(before, key)} -> {_shown(after, key)}" for key in keys]
+    nothing = {"folder": "no input", "sha256": ""}
     for key in {**old["inputs"], **new["inputs"]}:
-        then, now = ({"folder": "no input", "sha256": "", **made["inputs"].get(key, {})} for made in (old, new))
-        if then["sha256"] != now["sha256"]:
-            folders = f"{key}: {then['folder']} -> {now['folder']}"
-            found.append(folders if then["folder"] != now["folder"] else f"its input {now['folder']} has changed")
+        then, now = old["inputs"].get(key, nothing), new["inputs"].get(key, nothing)
+        if then["folder"] == now["folder"] and then["sha256"] != now["sha256"]:
+            found.append(f"its input {now['folder']} has changed")
+        elif then["sha256"] != now["sha256"]:
+            found.append(f"{key}: {then['folder']} -> {now['folder']}")
     for key, digest in new["sources"].items():
         # One that was not there when the stage was begun was made in the course of it, or is needed no more.
-        replaced = digest and old["sources"].get(key, digest) not in (None, digest)
-        if replaced and before.get(key) == after.get(key):
+        earlier = old["sources"].get(key)
+        if earlier and digest and earlier != digest and key not in keys:
             found.append(f"{key}: {after[key]} has changed")
     if old["text"] != new["text"] and not _TEXT & {*keys}:
         found.append("the text has changed")
