@@ -30,11 +30,7 @@ class Problem(str):
         return self._at(f"{prefix}.{self.key}" if self.key else prefix)
 
     def renamed(self, names: Mapping[str, str]) -> "Problem":
-        """The same problem with the beginning of its key renamed, where one of the names fits; the longest wins.
-
-        Args:
-            names: New beginnings by old ones: `{"start.model": "teacher"}`.
-        """
+        """The same problem with the beginning of its key renamed: `{"start.model": "teacher"}`; the longest that fits wins."""
         fits = [old for old in names if f"{self.key}.".startswith(f"{old}.")]
         if not fits:
             return self

@@ -23,10 +23,6 @@ def parse(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
 
     A parameter without default is positional, unless it is keyword-only; a list takes several values; a bool is a flag.
 
-    Args:
-        function: The function.
-        args: The command line after the verb.
-
     Raises:
         UserError: With every mistake.
     """

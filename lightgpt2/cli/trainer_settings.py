@@ -14,13 +14,7 @@ TRAINER_VERBS = {
 
 
 def problems(settings: Namespace, training: bool, generating: bool) -> list[str]:
-    """Mistakes in the trainer's settings that show without a trainer, one line each.
-
-    Args:
-        settings: Settings of the verb.
-        training: True if the verb trains, or checks what would be trained.
-        generating: True if it writes continuations.
-    """
+    """Mistakes in the trainer's settings that show without a trainer: of a verb that trains, or that writes continuations."""
     trainer = settings.trainer
     found = _strategy(trainer.strategy, generating)
     if training:

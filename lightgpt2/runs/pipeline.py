@@ -27,13 +27,7 @@ _STATE = "pipeline.json"
 
 
 def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None:
-    """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed.
-
-    Args:
-        name: Path of the recipe, or the name of a shipped one.
-        dry_run: Only say what would run, and why.
-        run: The folder of its stages under `checkpoints/`; by default its stem.
-    """
+    """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed; see `commands.pipeline`."""
     recipe = read_recipe(name, run)
     if dry_run:
         _check_folders(recipe)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightgpt2.cli.verbs import run
 from lightgpt2.models.quality import value_of
-from tests.support.cli import ROOT, logged, succeed
+from tests.support.cli import ROOT, call, logged, succeed
 from tests.support.kill import children
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
@@ -44,9 +43,9 @@ def test_the_verb_prints_a_table_and_writes_figures_and_traces(
     assert f"two fp32: not measured: {two['error']}" in output
     assert json.loads((tmp_path / "traces/one-fp32.json").read_text())["traceEvents"]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        run(["benchmark", "two", *SHORT])
-    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in capsys.readouterr().err
+    code, _, errors = call(capsys, "benchmark", "two", *SHORT)
+    assert code == 2
+    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in errors
 
 
 @pytest.mark.parametrize(
@@ -64,10 +63,9 @@ def test_the_verb_refuses_before_anything_starts(
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("a file")
     Path("folder").mkdir()
-    with pytest.raises(SystemExit) as stopped:
-        run(["benchmark", "./missing", *args])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith(f"lightgpt2: error: {message}")
+    code, _, errors = call(capsys, "benchmark", "./missing", *args)
+    assert code == 2
+    assert errors.startswith(f"lightgpt2: error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken"]
 
 

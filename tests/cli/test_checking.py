@@ -125,11 +125,6 @@ def test_unreadable_configuration(content: bytes | None, words: str, flag: list[
         check(["fit", *flag])
 
 
-@pytest.mark.parametrize("path", sorted(shipped_configs().glob("*.yaml")), ids=lambda path: path.name)
-def test_what_ships_is_accepted(path: Path) -> None:
-    check(["fit", "--config", path.name])
-
-
 SHIPPED = [
     f"{module.__name__}.{name}"
     for module in (lightgpt2.methods, lightgpt2.data, lightgpt2.callbacks)

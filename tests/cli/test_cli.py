@@ -13,12 +13,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightgpt2.cli import verbs
 from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.models.ledger import config_hash
 from lightgpt2.models.quality import value_of
-from tests.support.cli import logged, succeed, write_config
+from tests.support.cli import call, logged, succeed, write_config
 from tests.support.environment import link_environment, run_isolated
 from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_corpus, write_model
@@ -182,16 +181,6 @@ def test_check_counts_and_trains_nothing(chain: Path) -> None:
 
 
 # -- in this process -------------------------------------------------------------------------------------------------
-
-
-def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command line."""
-    code = 0
-    try:
-        verbs.run([*args])
-    except SystemExit as stop:
-        code = int(str(stop.code or 0))
-    return code, *capsys.readouterr()
 
 
 def test_each_verb_is_in_the_overview_and_has_a_page_with_all_its_options(capsys: pytest.CaptureFixture[str]) -> None:
