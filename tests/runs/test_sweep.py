@@ -9,8 +9,8 @@ import yaml
 
 from lightgpt2.models.quality import value_of
 from lightgpt2.runs import sweep
-from tests.methods.test_lora import config
 from tests.support.cli import succeed, write_config
+from tests.support.mistakes import spoilt
 from tests.support.models import write_corpus, write_model
 from tests.support.pipelines import Chain, starts
 
@@ -105,7 +105,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("sweep")
     write_corpus(made / "corpus")
     write_model(made / "base")
-    write_config(made / "lora.yaml", config("base"))
+    init = {"model": "base", "lora": {"r": 4}, "optimizer": {"lr": 1.0e-2}}
+    changes = {"model": {"class_path": "lightgpt2.methods.LoRA", "init_args": init}, "trainer.max_steps": 12}
+    write_config(made / "lora.yaml", spoilt(changes))
     return made
 
 

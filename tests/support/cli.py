@@ -66,17 +66,6 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
-def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    """`lightgpt2 ARGS` in this process and folder: exit code, standard output, standard error."""
-    capsys.readouterr()
-    code = 0
-    try:
-        verbs.run([*args])
-    except SystemExit as stop:
-        code = int(str(stop.code or 0))
-    return code, *capsys.readouterr()
-
-
 def succeed(folder: Path, *args: str, **kwargs: Any) -> str:
     """Runs the command and returns what it printed; fails the test unless it exits with 0."""
     done = run_cli(folder, *args, **kwargs)
@@ -97,3 +86,14 @@ def logged(folder: Path, run: str) -> dict[str, dict[int, float]]:
     # By step: two files of one second are read in the order of their names, of which `.10` comes before `.9`.
     steps = {tag: sorted(events.Scalars(tag), key=lambda e: e.step) for tag in events.Tags()["scalars"]}
     return {tag: {e.step: e.value for e in found} for tag, found in steps.items()}
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """`lightgpt2 ARGS` in this process and folder: exit code, standard output, standard error."""
+    capsys.readouterr()
+    code = 0
+    try:
+        verbs.run([*args])
+    except SystemExit as stop:
+        code = int(str(stop.code or 0))
+    return code, *capsys.readouterr()
