@@ -17,7 +17,7 @@ from jsonargparse.typing import restricted_number_type
 from lightgpt2.cli.schema import Section, Setting, UnknownError, names_in, settings_of, union
 from lightgpt2.data.corpora import READERS
 from lightgpt2.errors import Problem, UserError, refuse
-from lightgpt2.runs.configs import find_config
+from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.settings import override, section
 
 TRAINER = "lightning.pytorch.Trainer"
@@ -72,9 +72,9 @@ def _read(args: list[str]) -> tuple[list[str], dict[str, Any]]:
         if not flag.startswith("-") or flag.endswith("+") or (given.startswith("--") and not equals):
             continue  # what goes into a list is left to the parser
         if flag in _CONFIG:
-            path = find_config(given)
+            path, values = load_config(given)
             resolved[place if equals else place + 1] = f"{flag}={path}" if equals else str(path)
-            override(settings, yaml.safe_load(path.read_text(encoding="utf-8")))
+            override(settings, values)
         elif flag in ("--model", "--data") and "{" not in given:
             kept = section(settings, flag[2:], "init_args")  # as the parser does: those that the new class has too
             known = settings_of(given) or kept

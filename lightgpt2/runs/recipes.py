@@ -6,11 +6,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.errors import Problem, UserError, refuse
-from lightgpt2.runs.configs import find_config, find_recipe
+from lightgpt2.runs.configs import load_config, load_recipe
 from lightgpt2.runs.run import Run, is_folder_name
 from lightgpt2.runs.settings import Settings, flat, override, section
 
@@ -53,8 +51,7 @@ class Recipe:
 
 def read_recipe(name: str, run: str | None = None) -> Recipe:
     """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import."""
-    path = find_recipe(name)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path, values = load_recipe(name)
     reader = _Reader(path, run or path.stem, values.pop("stages", None))
     if not is_folder_name(reader.run):
         reader.wrong("recipe", f"{reader.run} names no folder for its stages", "give --run NAME, without leading dots")
@@ -122,8 +119,7 @@ class _Reader:
             beside / config
         ).resolve() == self.path.resolve():  # the recipe itself is called like a shipped configuration
             beside = Path()
-        path = find_config(config, key, beside)
-        settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _, settings = load_config(config, key, beside)
         if not section(settings, "model").get("class_path"):
             raise UserError(f"{key}: {config} has no model.class_path; give a configuration of fit")
         return settings

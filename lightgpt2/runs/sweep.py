@@ -14,7 +14,7 @@ from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quality import value_of
 from lightgpt2.report.plots import sweep_plot
 from lightgpt2.report.table import sweep_table
-from lightgpt2.runs.configs import find_config
+from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import fit
 from lightgpt2.runs.pipeline import run_stages
 from lightgpt2.runs.recipes import Recipe, Stage
@@ -35,8 +35,7 @@ def run_sweep(
     finished ones are kept. `run` names the run, or the group of runs; by default the configuration's stem does, with the key.
     The `budget` is how many per cent worse than in the first row the primary metric may be; `changes` are `key=value` each.
     """
-    path = find_config(config)
-    settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path, settings = load_config(config)
     if broken := [change for change in changes if "=" not in change]:
         raise UserError(f"--set: must be key=value, got {broken[0]}; for example trainer.max_steps=50")
     pairs = (change.split("=", maxsplit=1) for change in changes)
