@@ -114,12 +114,8 @@ class _Reader:
             raise UserError(f"{key}: required, but not given")
         if not isinstance(config, str):
             raise UserError(f"{key}: must be the name of a configuration, got {config!r}")
-        beside = self.path.parent
-        if (
-            beside / config
-        ).resolve() == self.path.resolve():  # the recipe itself is called like a shipped configuration
-            beside = Path()
-        _, settings = load_config(config, key, beside)
+        itself = (self.path.parent / config).resolve() == self.path.resolve()  # called like a shipped configuration
+        _, settings = load_config(config, key, Path() if itself else self.path.parent)
         if not section(settings, "model").get("class_path"):
             raise UserError(f"{key}: {config} has no model.class_path; give a configuration of fit")
         return settings

@@ -100,11 +100,7 @@ def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
 
 
 def has_model(run: Run, ours: Identity) -> bool:
-    """True if a run has its finished model, which is the one that the configuration describes.
-
-    Raises:
-        UserError: It is not finished, or another run's.
-    """
+    """True if a run has a model; raises a `UserError` where that is unfinished, or not what the configuration describes."""
     other = f"--ckpt_path {run.model} to score it"
     if _unfinished(run, ours):
         fix = "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
@@ -159,8 +155,7 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
 def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None, int, list[str]]:
     """Find the checkpoint that `--ckpt_path` means: `last`, `best`, or a path.
 
-    Returns:
-        Its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.
+    Returns its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.
     """
     named = wanted in ("last", "best")
     candidates = {"last": [run.last, run.best], "best": [run.best]}.get(wanted, [Path(wanted)])
