@@ -81,9 +81,8 @@ def benchmark(
     from lightgpt2.report.benchmark_table import benchmark_table
 
     settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
-    refuse(
-        _unwritable("--output", Path(output), Path(output).parent) + _unwritable("--traces", Path(traces), Path(traces))
-    )
+    refuse(_unwritable("--output", Path(output), Path(output).parent))
+    refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
     arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
     try:

@@ -110,9 +110,8 @@ def has_model(run: Run, ours: Identity) -> bool:
     elif (theirs := run.owner()) is None:
         what = f"{run.folder} was not made by lightgpt2; give {other}"
     elif differences := _differences(ours, theirs):
-        what = (
-            f"the model in {run.folder} was made with other settings ({differences}); give those, or {other} with these"
-        )
+        fix = f"give those, or {other} with these"
+        what = f"the model in {run.folder} was made with other settings ({differences}); {fix}"
     else:
         return True
     raise UserError(f"--run {run.name}: {what}")
