@@ -12,7 +12,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lightgpt2.errors import Interrupted, Problem, UserError
+from lightgpt2.errors import Interrupted, Problem, UserError, refuse
 
 
 def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> None:
@@ -81,8 +81,8 @@ def benchmark(
     from lightgpt2.report.benchmark_table import benchmark_table
 
     settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
-    _refuse(_unwritable("--output", Path(output), Path(output).parent))
-    _refuse(_unwritable("--traces", Path(traces), Path(traces)))
+    refuse(_unwritable("--output", Path(output), Path(output).parent))
+    refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
     arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
     try:
@@ -133,7 +133,7 @@ def export(
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)
     if is_encoder(model, "MODEL"):
-        _refuse(_taken(folder))
+        refuse(_taken(folder))
         texts, named = validation_texts(data, documents)
         print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
         return
@@ -142,7 +142,7 @@ def export(
         check_model(model, target, trust_remote_code)
     except UserError as error:
         problems += error.problems
-    _refuse(problems)
+    refuse(problems)
     text = validation_data(model, data, trust_remote_code)
     try:
         about = write(model, target, folder, text, documents=documents, trust_remote_code=trust_remote_code)
@@ -225,7 +225,7 @@ def generate(
         max_new_tokens, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, stop, seed, batch
     )  # fmt: skip
     if output is not None:
-        _refuse(_unwritable("--output", Path(output), Path(output).parent))
+        refuse(_unwritable("--output", Path(output), Path(output).parent))
     if (prompt is None) == (prompts is None):
         raise UserError("--prompt: give it or --prompts, one of the two")
     if prompt == "":
@@ -283,11 +283,6 @@ def _named_as_options() -> Iterator[None]:
     except UserError as error:
         problems = [f"--prompts: {p}" if p.key.startswith("prompt ") else p.renamed(names) for p in error.problems]
         raise UserError(problems) from error
-
-
-def _refuse(problems: list[Problem]) -> None:
-    if problems:
-        raise UserError(problems)
 
 
 def _taken(folder: Path) -> list[Problem]:

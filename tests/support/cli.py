@@ -1,4 +1,4 @@
-"""Runs the real command in a process of its own."""
+"""Runs the real command, in a process of its own or in this one."""
 
 import atexit
 import functools
@@ -12,8 +12,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightgpt2.cli import verbs
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,3 +86,14 @@ def logged(folder: Path, run: str) -> dict[str, dict[int, float]]:
     # By step: two files of one second are read in the order of their names, of which `.10` comes before `.9`.
     steps = {tag: sorted(events.Scalars(tag), key=lambda e: e.step) for tag in events.Tags()["scalars"]}
     return {tag: {e.step: e.value for e in found} for tag, found in steps.items()}
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """`lightgpt2 ARGS` in this process and folder: exit code, standard output, standard error."""
+    capsys.readouterr()
+    code = 0
+    try:
+        verbs.run([*args])
+    except SystemExit as stop:
+        code = int(str(stop.code or 0))
+    return code, *capsys.readouterr()
