@@ -36,11 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["plain", "exported"])
 def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
     model = lightgpt2.load(folder / name, threads=1)
-    texts = model.generate(PROMPTS, max_new_tokens=12, temperature=1.1, top_k=20, top_p=0.9, seed=5, stop=["qq", "zz"])
-    sampled = [
-        "--max-new-tokens", "12", "--temperature", "1.1", "--top-k", "20", "--top-p", "0.9", "--seed", "5",
-        "--stop", "qq", "zz", "--threads", "1",
-    ]  # fmt: skip
+    options = {"max_new_tokens": 12, "temperature": 1.1, "top_k": 20, "top_p": 0.9, "seed": 5}
+    texts = model.generate(PROMPTS, stop=["qq", "zz"], **options)
+    sampled = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    sampled += ["--stop", "qq", "zz", "--threads", "1"]
     done = run_cli(folder, "generate", name, "--prompt", PROMPTS[0], *sampled)
     assert (done.returncode, done.stdout, done.stderr) == (0, texts[0] + "\n", "")
     output = f"out/{name}.jsonl"
