@@ -153,16 +153,6 @@ def test_some_matrices_have_another_type(file: Path, tokenizer: PreTrainedTokeni
     assert (types["output.weight"], types["token_embd.weight"]) == ("Q8_0", "Q4_0")
 
 
-def test_a_write_that_fails_leaves_the_old_file(
-    file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file.write_text("old")
-    monkeypatch.setattr(gguf.quants, "quantize", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_gguf(make_model("gpt2"), tokenizer, file, "F32")
-    assert [path.read_text() for path in file.parent.iterdir()] == ["old"]
-
-
 # -- the tokenizer -----------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +239,7 @@ def test_what_llama_cpp_cant_run_is_one_line(
     assert words in problem
     assert (problem.key, bool(problem.fix), "--" in problem) == ("", True, False), "it names no option"
     if "stored" in changes.get("lightgpt2", {}):
-        assert gguf_problems(config, tokenizer, "F16") == [], "trained integers may be F16"
+        assert [*gguf_problems(config, tokenizer, "F16")] == [], "trained integers may be F16"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -262,18 +252,19 @@ def test_uneven_layers_are_refused_before_anything_is_written(tmp_path: Path, fi
     assert not file.exists()
 
 
-def test_tokenizers_that_llama_cpp_lacks_are_refused() -> None:
-    lacks = [
+@pytest.mark.parametrize(
+    "made",
+    [
         bpe(LEVEL(add_prefix_space=True)),
         bpe(pre_tokenizers.Whitespace()),
         bpe(LEVEL(add_prefix_space=False), ignore_merges=True),
         bpe(LEVEL(add_prefix_space=False), end_of_word_suffix="</w>"),
         PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))),
-    ]
-    for made in lacks:
-        (problem,) = gguf_problems(make_model("gpt2").config, made, "F16")
-        assert "is none of the byte-level BPE kinds that llama.cpp has (gpt-2, smollm, llama-bpe)" in problem
-    assert "WordLevel model" in problem
+    ],
+)
+def test_tokenizers_that_llama_cpp_lacks_are_refused(made: PreTrainedTokenizerFast) -> None:
+    (problem,) = gguf_problems(make_model("gpt2").config, made, "F16")
+    assert "is none of the byte-level BPE kinds that llama.cpp has (gpt-2, smollm, llama-bpe)" in problem
 
 
 # -- real weights ------------------------------------------------------------------------------------------------------------
