@@ -1,6 +1,7 @@
 """Text from a model, whatever runs it."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, overload
@@ -129,13 +130,9 @@ def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
     return ids, mask
 
 
-def _batches(prompts: Sequence[_Prompt], size: int) -> list[list[_Prompt]]:
+def _batches(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
     """Prompts of like lengths together, with as many new tokens: no sequence ends sooner for another's length."""
-    batches: list[list[_Prompt]] = []
-    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.tokens)):
-        last = batches[-1] if batches else []
-        if last and len(last) < size and last[0].new_tokens == prompt.new_tokens:
-            last.append(prompt)
-        else:
-            batches.append([prompt])
-    return batches
+    longest_first = sorted(prompts, key=lambda prompt: -len(prompt.tokens))
+    for _, group in itertools.groupby(longest_first, lambda prompt: prompt.new_tokens):
+        alike = [*group]
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))

@@ -94,9 +94,9 @@ class OnnxEngine:
         feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
         feeds |= {past: np.empty((len(ids), heads, 0, width), np.float32) for past, _, heads, width in self._layers}
         binding = self._reader.io_binding()
-        for key, array in feeds.items():
-            binding.bind_cpu_input(key, np.ascontiguousarray(array))
-        _bind_output(binding, "logits", self._wide)
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, _shared(array))
+        binding.bind_ortvalue_output("logits", _shared(self._wide))
         self._reader.run_with_iobinding(binding)
         return self._wide
 
@@ -104,13 +104,12 @@ class OnnxEngine:
         """A binding of the cache, tokens to read and room for the last one's logits: of everything but the mask."""
         binding = session.io_binding()
         for past, now, *_ in self._layers:
-            binding.bind_cpu_input(past, self._caches[past])
-            _bind_output(binding, now, self._caches[past])
-        one = runtime.OrtValue.ortvalue_from_numpy(np.array(1, np.int64))
-        binding.bind_ortvalue_input("num_logits_to_keep", one)  # an initializer, which `bind_cpu_input` does not know
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
-        binding.bind_cpu_input("position_ids", places)
-        _bind_output(binding, "logits", self._logits)
+            cache = _shared(self._caches[past])
+            binding.bind_ortvalue_input(past, cache)
+            binding.bind_ortvalue_output(now, cache)
+        for name, array in {"num_logits_to_keep": np.array(1), "input_ids": ids, "position_ids": places}.items():
+            binding.bind_ortvalue_input(name, _shared(array))
+        binding.bind_ortvalue_output("logits", _shared(self._logits))
         return binding
 
     def _run(self, session: runtime.InferenceSession, binding: Any) -> None:
@@ -121,9 +120,9 @@ class OnnxEngine:
         session.run_with_iobinding(binding)
 
 
-def _bind_output(binding: Any, name: str, array: NDArray[np.float32]) -> None:
-    """Let an output be written where an array lies, which must live as long as the binding is run."""
-    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+def _shared(array: NDArray[Any]) -> runtime.OrtValue:
+    """An array for a binding, which reads or writes it where it lies and keeps it alive; a copy if it is not contiguous."""
+    return runtime.OrtValue.ortvalue_from_numpy(np.require(array, requirements="C"))
 
 
 def _line(error: Exception) -> str:

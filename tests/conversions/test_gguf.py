@@ -214,21 +214,21 @@ def test_the_pre_tokenizer_gives_the_name_of_how_text_is_cut(file: Path) -> None
 # -- what llama.cpp can't run ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "words"),
-    [
-        ("gpt2", {"activation_function": "relu"}, "gelu_new, not relu"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention scores"),
-        ("gpt2", {"scale_attn_weights": False}, "attention scores"),
-        ("gpt2", {"vocab_size": 200}, "300 tokens and the model 200"),
-        ("llama", {"hidden_act": "gelu"}, "silu, not gelu"),
-        ("llama", {"rope_parameters": _ROPE | {"rope_type": "dynamic", "factor": 2.0}}, "type dynamic"),
-        ("gpt2", {"lightgpt2": {"stored": "int8"}}, "int8 with scales that were trained, and Q8_0 would choose others"),
-        ("gpt2", {"lightgpt2": {"activations": "int8"}}, "inputs are rounded to INT8"),
-        ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "int8 already"),
-        ("llama", {"model_type": "other"}, "export to onnx"),
-    ],
-)
+CANT: list[tuple[str, dict[str, Any], str]] = [
+    ("gpt2", {"activation_function": "relu"}, "gelu_new, not relu"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention scores"),
+    ("gpt2", {"scale_attn_weights": False}, "attention scores"),
+    ("gpt2", {"vocab_size": 200}, "300 tokens and the model 200"),
+    ("llama", {"hidden_act": "gelu"}, "silu, not gelu"),
+    ("llama", {"rope_parameters": _ROPE | {"rope_type": "dynamic", "factor": 2.0}}, "type dynamic"),
+    ("gpt2", {"lightgpt2": {"stored": "int8"}}, "int8 with scales that were trained, and Q8_0 would choose others"),
+    ("gpt2", {"lightgpt2": {"activations": "int8"}}, "inputs are rounded to INT8"),
+    ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "int8 already"),
+    ("llama", {"model_type": "other"}, "export to onnx"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "words"), CANT)
 def test_what_llama_cpp_cant_run_is_one_line(
     tokenizer: PreTrainedTokenizerFast, family: str, changes: dict[str, Any], words: str
 ) -> None:

@@ -129,9 +129,7 @@ def test_the_graph_is_as_documented_and_small_and_its_folder_may_be_moved(tmp_pa
     wanted, _ = client.run(ids, np.ones_like(ids))
     folder.rename(tmp_path / "b")
     np.testing.assert_array_equal(Client(tmp_path / "b").run(ids, np.ones_like(ids))[0], wanted)
-    said = {
-        each.name: (each.type, each.shape) for each in [*client.session.get_inputs(), *client.session.get_outputs()]
-    }
+    ends = [*client.session.get_inputs(), *client.session.get_outputs()]
     whole, cache = "tensor(int64)", "tensor(float)"
     documented = {
         "input_ids": (whole, ["batch", "sequence"]), "attention_mask": (whole, ["batch", "total"]),
@@ -141,7 +139,7 @@ def test_the_graph_is_as_documented_and_small_and_its_folder_may_be_moved(tmp_pa
         for part in ("key", "value"):
             documented[f"past_key_values.{layer}.{part}"] = (cache, ["batch", 2, "past", 16])
             documented[f"present.{layer}.{part}"] = (cache, ["batch", 2, "total", 16])
-    assert said == documented
+    assert {each.name: (each.type, each.shape) for each in ends} == documented
 
 
 def test_nothing_is_written_of_a_graph_that_fails(tmp_path: Path) -> None:

@@ -97,14 +97,11 @@ def rows_of(module: Any) -> Tensor:
 
 def groups(model: PreTrainedModel) -> list[list[str]]:
     """The linear layers of the blocks; those that are multiplied with together are one."""
-    names = list(block_linears(model))
-    joined = [
-        [name.replace(parts[0], part) for part in parts]
-        for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-        for name in names
-        if name.endswith(parts[0])
+    joined = {"q_proj": ["q_proj", "k_proj", "v_proj"], "gate_proj": ["gate_proj", "up_proj"]}
+    paths = [
+        name.rpartition(".") for name in block_linears(model) if not name.endswith(("k_proj", "v_proj", "up_proj"))
     ]
-    return joined + [[name] for name in names if not any(name in group for group in joined)]
+    return [[f"{path}.{last}" for last in joined.get(first, [first])] for path, _, first in paths]
 
 
 def embeddings(model: PreTrainedModel) -> list[str]:
@@ -143,15 +140,10 @@ def draw(model: PreTrainedModel, *shape: int) -> Array:
     return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
 
 
-@pytest.mark.parametrize(
-    ("shape", "form"),
-    [
-        (shape, form)
-        for shape in SHAPES
-        for form in FORMS
-        if shape == "gpt2" or form in ("int8", "int4, embeddings too")
-    ],
-)
+CASES = [(s, form) for s in SHAPES for form in FORMS if s == "gpt2" or form in ("int8", "int4, embeddings too")]
+
+
+@pytest.mark.parametrize(("shape", "form"), CASES)
 def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     tmp_path: Path, shape: str, form: str
 ) -> None:
@@ -225,15 +217,13 @@ QAT: dict[str, Integers] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "form"),
-    [("gpt2", form) for form in QAT]
-    + [
-        ("llama", "int4, embeddings, groups of 48"),
-        ("llama, untied", "int8, embeddings"),
-        ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
-    ],
-)
+TRAINED = [("gpt2", form) for form in QAT] + [
+    ("llama", "int4, embeddings, groups of 48"), ("llama, untied", "int8, embeddings"),
+    ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "form"), TRAINED)
 def test_trained_integers_are_those_of_the_artefact(tmp_path: Path, family: str, form: str) -> None:
     changes: dict[str, Any] = {"n_embd": 200, "n_head": 5} if "200" in family else {}
     changes |= {"tie_word_embeddings": False} if "untied" in family else {}
