@@ -1,6 +1,7 @@
 """What ONNX and GGUF folders share: they stand alone, sealed, with weights that take the room they should."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ class Exported(Conversion):
         self.name: str = target.form
 
     def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
-        return self.target.problems()
+        return [*self.target.problems(), *self.model_problems(config, data)]
+
+    @abstractmethod
+    def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
+        """Why the other program could not run the model with the same result."""
 
     @abstractmethod
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:

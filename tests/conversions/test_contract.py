@@ -26,12 +26,11 @@ from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import OperationKind, kind_of
 from lightgpt2.models.quality import read_scores, value_of, write_scores
-from lightgpt2.models.saving import whole_weights
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.transformers_engine import TransformersEngine
 from lightgpt2.tasks.language_modeling import LanguageModeling
-from tests.support.models import make_restless_model, save_integers, write_corpus, write_tokenizer
+from tests.support.models import make_restless_model, write_corpus, write_tokenizer
 
 TASK: Any = LanguageModeling()
 RUN = Run("r")
@@ -88,9 +87,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         model = make_restless_model("gpt2", n_layer=2, n_embd=128)
-        tokenizer = write_tokenizer(RUN.model)
+        write_tokenizer(RUN.model)
         model.save_pretrained(RUN.model)
-        save_integers(model, Integers(8), tokenizer, Path("int8"), whole_weights(model))
         data = text()
         scores = {"after": TASK.evaluate(model, data, "valid", "m")}
         quality = {"after": TASK.quality(scores["after"])}

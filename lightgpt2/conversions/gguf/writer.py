@@ -44,8 +44,8 @@ class Gguf(Exported):
         self.kind: GgufType = target.gguf_type or "F16"
         self.precision = _PRECISIONS[self.kind]
 
-    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
-        return [*super().problems(config, data), *gguf_problems(config, data.tokenizer, self.kind)]
+    def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
+        return gguf_problems(config, data.tokenizer, self.kind)
 
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         written = write_gguf(model, data.tokenizer, folder / GGUF, self.kind)

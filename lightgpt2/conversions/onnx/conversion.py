@@ -37,10 +37,7 @@ class Onnx(Exported):
         super().__init__(target)
         self.layers = self.precision = _LAYERS[target.form]
 
-    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
-        return [*super().problems(config, data), *self._problems(config, data)]
-
-    def _problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
+    def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
         quantized = quantization_of(config)
         if quantized and not _is_stored(config):
             what = f"the model is {quantized} by another library, whose scales {self.name} does not have"
