@@ -52,11 +52,7 @@ def load(
 
 
 def context_of(folder: Path, key: str) -> int:
-    """How many positions the model of an exported folder has; `key` names it in errors.
-
-    Raises:
-        UserError: Its `config.json` cannot be read, or does not say.
-    """
+    """How many positions the model of an exported folder has; a `UserError` naming `key` if its `config.json` does not say."""
     config = _read(folder / "config.json", key)
     context = config.get("max_position_embeddings") or config.get("n_positions")
     if not context:

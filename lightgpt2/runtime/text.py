@@ -9,15 +9,10 @@ _BROKEN = "\ufffd"  # what an incomplete character is decoded to
 
 
 class Writer:
-    """The text of one sequence, up to a stop text. Special tokens have no text.
+    """The text of one sequence behind the tokens of its prompt, up to a stop text. Special tokens have no text.
 
     Only the tokens since the last whole character are decoded, with a few before them: the work does not grow with the text.
-
-    Args:
-        tokenizer: The tokenizer.
-        prompt: Tokens that come before, whose text is left out.
-        stop: Texts that end it, and are no part of it.
-        on_text: Called with each new piece; together they are the text.
+    `on_text` is called with each new piece; together they are the text.
     """
 
     def __init__(
