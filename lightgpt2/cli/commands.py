@@ -218,12 +218,13 @@ def generate(
     """
     from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.loading import load
-    from lightgpt2.runtime.options import Options, resolve
-    from lightgpt2.runtime.prompts import read_prompts, to_jsonl, write_texts
+    from lightgpt2.runtime.options import resolve
+    from lightgpt2.runtime.prompts import read_prompts, write_texts
 
-    options = Options(
-        max_new_tokens, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, stop, seed, batch
-    )  # fmt: skip
+    options = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop,
+        "repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram, "seed": seed, "batch_size": batch,
+    }  # fmt: skip
     if output is not None:
         refuse(_unwritable("--output", Path(output), Path(output).parent))
     if (prompt is None) == (prompts is None):
@@ -252,10 +253,7 @@ def generate(
         done = loaded.texts([row["prompt"] for row in rows], options)
         for index, text in tqdm(done, desc="Generating", total=len(rows), unit="prompt", disable=None):
             texts[index] = text
-        if output is None:
-            print(to_jsonl(rows, texts), end="", flush=True)
-        else:
-            write_texts(Path(output), to_jsonl(rows, texts))
+        write_texts(None if output is None else Path(output), rows, texts)
 
 
 VERBS: dict[str, Callable[..., None]] = {

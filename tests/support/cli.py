@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightgpt2.cli import verbs
 
 ROOT = Path(__file__).parents[2]
+_ERROR = "lightgpt2: error: "
 
 
 def run_cli(
@@ -71,6 +72,18 @@ def succeed(folder: Path, *args: str, **kwargs: Any) -> str:
     done = run_cli(folder, *args, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Runs the command in this process; it must print errors and nothing else, and end with 2. Returns the errors' texts."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        verbs.run(args)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert "Traceback" not in err
+    lines = [line.split("\r")[-1] for line in err.splitlines()]  # a progress bar ends with a carriage return
+    return [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
