@@ -1,6 +1,5 @@
 """The meaning of each axis of each parameter, for slices and sums of importances; and sizes of blocks."""
 
-import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ class Named:
 
 
 def named_axes(model: PreTrainedModel) -> Iterator[Named]:
-    """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one of them."""
+    """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one."""
     family = family_of(model)
     for name, value in model.named_parameters():
         path, _, kind = name.rpartition(".")
@@ -60,8 +59,8 @@ def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int])
     It stays one of plain transformers if the family's own settings can say them; else `lightgpt2` does, for
     `models.standalone`.
     """
-    shape, sized = Shape.of(config), copy.deepcopy(config)
-    own = {key: value for key, value in getattr(sized, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
+    shape = Shape.of(config)
+    own = {key: value for key, value in getattr(config, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
     # Where heads have their own size, transformers still wants their number to divide the width.
     fits = not family_of(config).heads_share_width and heads[0] and shape.width % heads[0] == 0
     if len({*heads}) == 1 and (heads[0] == shape.heads or fits):
@@ -72,10 +71,9 @@ def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int])
         shape = replace(shape, ffn=ffn[0])
     else:
         own["ffn"] = ffn
-    sized = shape.applied(sized)
+    sized = shape.applied(config)
     for name in ("lightgpt2", "auto_map"):  # saving writes them again if they are needed
-        if hasattr(sized, name):
-            delattr(sized, name)
+        sized.__dict__.pop(name, None)
     if own:
         sized.lightgpt2 = own
     return sized

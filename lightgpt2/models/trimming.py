@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,9 +30,8 @@ class Kept:
 
     def as_dict(self) -> dict[str, Any]:
         """The masks in hexadecimal digits, for the ledger."""
-        return {"width": as_digits(self.width)} | {
-            name: [as_digits(mask) for mask in getattr(self, name)] for name in ("qk", "vo", "ffn")
-        }
+        blocks = {name: [*map(as_digits, getattr(self, name))] for name in ("qk", "vo", "ffn")}
+        return {"width": as_digits(self.width), **blocks}
 
     @classmethod
     def of(cls, record: dict[str, Any], shape: Shape) -> "Kept":
@@ -60,7 +60,7 @@ Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none
 def norm_scores(model: PreTrainedModel) -> Scores:
     """The squared norm of the weights that read or write a channel; each tensor's share counts alike."""
     scores: Scores = defaultdict(lambda: torch.zeros(()))
-    sizes = _sizes(Shape.of(model.config))
+    sizes = Shape.of(model.config).channels()
     for named in named_axes(model):
         if named.value.ndim < 2:
             continue
@@ -89,17 +89,15 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
     def add_inputs(key: tuple[int | None, str], _: nn.Module, args: tuple[Tensor, ...]) -> None:
         sums[key] = sums[key] + args[0].detach().flatten(0, -2).float().abs().sum(dim=0)
 
-    handles = [module.register_forward_pre_hook(partial(add_inputs, key)) for key, (module, _) in readers.items()]
     layers = list(range(len(blocks(model)) + 1))
-    try:
+    with ExitStack() as hooks:
+        for key, (module, _) in readers.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(add_inputs, key)))
         for ids in batches:
             with recorded_states(model, layers) as states:
                 model.base_model(input_ids=ids.to(model.device), use_cache=False)
             for state in states.values():
                 sums[None, "width"] = sums[None, "width"] + state.flatten(0, -2).float().abs().mean(dim=0)
-    finally:
-        for handle in handles:
-            handle.remove()
     scores[None, "width"] = sums[None, "width"]
     for key, (_, norms) in readers.items():
         scores[key] = sums[key] * norms
@@ -119,7 +117,7 @@ def _readers(model: PreTrainedModel) -> dict[tuple[int | None, str], tuple[nn.Mo
 
 def first_scores(model: PreTrainedModel) -> Scores:
     """The earlier a channel the higher: the control, and the only choice without weights."""
-    sizes = _sizes(Shape.of(model.config))
+    sizes = Shape.of(model.config).channels()
     layers: list[int | None] = [None, *range(len(blocks(model)))]
     return {(layer, role): -torch.arange(float(size), device="cpu") for layer in layers for role, size in sizes.items()}
 
@@ -184,8 +182,7 @@ def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None
     new = {old: index for index, old in enumerate(kept.nonzero().flatten().tolist())}
     for key, ids in config.to_dict().items():
         if key.endswith("_token_id"):
-            found = [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids)
-            setattr(config, key, found)
+            setattr(config, key, [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids))
 
 
 def _sliced(
@@ -225,21 +222,14 @@ def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor
 
 
 def _stays(role: str, layer: int | None, old: Shape, kept: Kept) -> Tensor | None:
+    """The mask of a role's channels; None if all of them stay."""
     if role == "width":
         return kept.width
-    if role in ("vocabulary", "position"):
+    if layer is None or role == "channel":
         return None
-    assert layer is not None
     if role == "ffn":
         return kept.ffn[layer]
     mask = kept.qk[layer] if role in ("query", "key") else kept.vo[layer]
     if role in ("query", "context"):
         mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
     return mask
-
-
-def _sizes(shape: Shape) -> dict[str, int]:
-    inner = shape.heads * shape.head
-    shared = inner // shape.groups
-    sizes = {"query": inner, "context": inner, "key": shared, "value": shared}
-    return {"width": shape.width, **sizes, "ffn": shape.ffn}

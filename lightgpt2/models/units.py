@@ -86,7 +86,7 @@ def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> Un
             if channels := _channel_map(named, shape, inputs):
                 found[named.name] = channels
         elif named.value.ndim == 2:
-            kind: Kind = "ffn" if ("ffn",) in named.axes else "attention"
+            kind: Kind = "ffn" if any("ffn" in roles for roles in named.axes) else "attention"
             found[named.name] = BlockMap(kind, named.name, block if granularity == "block" else 1)
     return found
 
@@ -97,7 +97,7 @@ def _channel_map(named: Named, shape: Shape, inputs: int) -> ChannelMap | None:
     channels["context"] = channels["query"]
     for axis, roles in enumerate(named.axes):
         if roles != ("width",):
-            kind: Kind = "ffn" if roles == ("ffn",) else "attention"
+            kind: Kind = "ffn" if "ffn" in roles else "attention"
             reads = named.value.ndim == 2 and axis == inputs
             return ChannelMap(kind, str(named.layer), axis, tuple(channels[role] for role in roles), reads)
     return None

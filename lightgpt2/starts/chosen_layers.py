@@ -32,7 +32,7 @@ class ChosenLayers(Start):
         original = load_config(self.source, f"{self.key}.model", trust_remote_code)
         smaller = copy.deepcopy(original)
         try:
-            smaller.num_hidden_layers = len(self.layers(original))
+            surgery.keep_layers(smaller, self.layers(original))
         except ValueError as error:
             raise UserError(f"{self.key}.layers: {error}") from error
         return {f"{self.key}.layers": smaller, f"{self.key}.model": original}

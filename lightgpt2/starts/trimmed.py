@@ -67,22 +67,18 @@ class Trimmed(Start):
             names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
             what = f"the layers of {self.source} have different numbers of {names}, which Trim cannot cut"
             raise UserError([Problem(key, what, "trim before movement pruning")])
-        smaller = copy.deepcopy(original)
-        problems = []
+        target, problems = self._target(original)
+        smaller = target.applied(original)
         try:
-            smaller.num_hidden_layers = len(self.layers(original))
+            surgery.keep_layers(smaller, self.layers(original))
         except ValueError as error:
-            problems.append(Problem(f"{self.key}.layers", str(error)))
-        target, found = self._target(original)
-        problems += found
+            problems.insert(0, Problem(f"{self.key}.layers", str(error)))
         same = target == Shape.of(original) and smaller.num_hidden_layers == original.num_hidden_layers
         if not problems and same and not self.trims_vocabulary:
             fix = "give layers, width, heads, ffn or vocabulary"
             problems.append(Problem(f"{self.key}.layers", f"nothing of {self.source} is cut", fix))
         if problems:
             raise UserError(problems)
-        for name, value in target.settings(original.model_type).items():
-            setattr(smaller, name, value)
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
