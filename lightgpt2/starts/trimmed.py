@@ -60,7 +60,6 @@ class Trimmed(Start):
         self.trims_vocabulary = vocabulary is not None
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The configurations of the smaller and of the bigger model; a `UserError` if it cannot be cut so."""
         key = f"{self.key}.model"
         original = load_config(self.source, key, trust_remote_code)
         if uneven := uneven_sizes(original):
@@ -82,7 +81,6 @@ class Trimmed(Start):
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Loads the bigger model, cuts its vocabulary if that is asked for, and cuts the smaller model out of it."""
         big = load_model(self.source, f"{self.key}.model", trust_remote_code)
         self.vocabulary_cut = self._cut_vocabulary(big.config.vocab_size, data)
         big = self.original = surgery.apply(big, self.vocabulary_cut).eval().requires_grad_(False)
@@ -101,7 +99,6 @@ class Trimmed(Start):
 
     @property
     def fingerprint(self) -> Any:
-        """The tokens that stay."""
         return self.vocabulary_cut
 
     def layers(self, original: PretrainedConfig) -> list[int]:

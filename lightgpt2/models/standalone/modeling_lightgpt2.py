@@ -10,7 +10,7 @@ A model folder has this file if plain transformers cannot express the model:
     packed: true if the file is compressed
 
 `LightLlamaForCausalLM` is transformers' `LlamaForCausalLM` with that, and so for any other decoder: a family needs nothing
-here if each of its blocks has one attention and one MLP, and the last linear layer of each gives the width.
+here if each of its blocks has one attention and one MLP, and the last linear layer of each that gives the width is its output.
 """
 
 import contextlib
@@ -41,7 +41,6 @@ class Constant(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The bias `[..., D]` for hidden states `[..., any]`."""
         bias = hidden_states.new_zeros(self.width) if self.bias is None else self.bias.to(hidden_states.dtype)
         constant = bias.expand(*hidden_states.shape[:-1], -1)
         # The norm that gave the hidden states gets a gradient, of zero: DDP waits for that of every parameter.
@@ -49,27 +48,25 @@ class Constant(nn.Module):
 
 
 class NoNeurons(nn.Module):
-    """The feed-forward part of a layer without neurons: the bias of its last linear layer stays."""
+    """The feed-forward part of a layer without neurons: the bias of its output stays."""
 
-    def __init__(self, part: nn.Module) -> None:
+    def __init__(self, part: nn.Module, width: int) -> None:
         super().__init__()
-        self.last, projection = _linears(part)[-1]
-        self.add_module(self.last, Constant(_sizes(projection)[1], projection.bias is not None))
+        self.last, projection = _output(part, width)
+        self.add_module(self.last, Constant(width, projection.bias is not None))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """What the family's own part gives, from no neurons."""
         return self.get_submodule(self.last)(hidden_states)
 
 
 class NoHeads(NoNeurons):
     """The attention of a layer without heads."""
 
-    def __init__(self, part: Any) -> None:
-        super().__init__(part)
+    def __init__(self, part: Any, width: int) -> None:
+        super().__init__(part, width)
         self.layer_idx = part.layer_idx
 
     def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:  # type: ignore[override]
-        """What the family's own attention gives, from no heads."""
         if past_key_values is not None:  # it is asked for the number of past tokens, and needs a tensor to answer
             place = hidden_states[:, None, :, :1]
             past_key_values.update(place, place, self.layer_idx)
@@ -82,15 +79,15 @@ class Light:
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         model: Any = self
-        blocks: Any = next(module for module in model.base_model.children() if isinstance(module, nn.ModuleList))
+        blocks: Any = next(module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
         for index, block in enumerate(blocks):
             for key, kind, empty in (("heads", "Attention", NoHeads), ("ffn", "MLP", NoNeurons)):
                 if key in config.lightgpt2:
-                    name, part = _part(block, kind)
+                    name, part = next((n, m) for n, m in block.named_children() if type(m).__name__.endswith(kind))
                     if count := config.lightgpt2[key][index]:
-                        _resize(part, count, part.head_dim if key == "heads" else 1)
+                        _resize(part, count, part.head_dim if key == "heads" else 1, config.hidden_size)
                     else:
-                        setattr(block, name, empty(part))
+                        setattr(block, name, empty(part, config.hidden_size))
         if config.lightgpt2.get("activations") == "int8":
             for module in blocks.modules():
                 if isinstance(module, _LINEAR):
@@ -123,24 +120,23 @@ class Light:
         return loaded
 
 
-def _part(block: nn.Module, kind: str) -> tuple[str, Any]:
-    """Name and module of a block's part."""
-    return next((name, part) for name, part in block.named_children() if type(part).__name__.endswith(kind))
+def _output(part: nn.Module, width: int) -> tuple[str, Any]:
+    """Name and module of a part's last linear layer that gives the width."""
+    linears = [(name, module) for name, module in part.named_children() if isinstance(module, _LINEAR)]
+    return next((name, module) for name, module in reversed(linears) if _sizes(module)[1] == width)
 
 
-def _linears(part: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in part.named_children() if isinstance(module, _LINEAR)]
-
-
-def _resize(part: Any, count: int, size: int) -> None:
-    """Give a part other units: inputs of its last linear layer, and in proportion outputs of the others."""
-    *others, (last, projection) = _linears(part)
-    before, width = _sizes(projection)
+def _resize(part: Any, count: int, size: int, width: int) -> None:
+    """Give a part other units: inputs of its output layer, and in proportion outputs of the others."""
+    _, projection = _output(part, width)
+    before, _ = _sizes(projection)
     part.num_heads, part.split_size = count, count * size  # as GPT-2's attention reads them
-    for name, module in others:
-        inputs, outputs = _sizes(module)
-        setattr(part, name, _new(module, inputs, outputs * count * size // before))
-    setattr(part, last, _new(projection, count * size, width))
+    for name, module in list(part.named_children()):
+        if module is projection:
+            setattr(part, name, _new(module, count * size, width))
+        elif isinstance(module, _LINEAR):
+            inputs, outputs = _sizes(module)
+            setattr(part, name, _new(module, inputs, outputs * count * size // before))
 
 
 def _sizes(module: Any) -> tuple[int, int]:
@@ -167,7 +163,6 @@ def _light(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """The class of this name."""
     if name.startswith("Light"):
         return _light(name)
     raise AttributeError(name)
