@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -20,6 +21,24 @@ class Named:
     value: Tensor
     layer: int | None  # index of its block; None for embeddings, the final norm and the head
     axes: tuple[tuple[str, ...], ...]  # for each axis the roles of its sections; see `Family`
+    alternate: bool  # whether sections alternate head by head
+
+    def split(self, axis: int, values: Tensor, shape: Shape) -> list[tuple[str, Tensor]]:
+        """The roles of an axis's sections, and their values `[channels]`."""
+        roles, sizes = self.axes[axis], shape.channels()
+        if len(roles) == 1:
+            return [(roles[0], values)]
+        if self.alternate:
+            parts = [part.flatten() for part in values.view(-1, len(roles), shape.head).unbind(dim=1)]
+        else:
+            parts = [*values.split([sizes[role] for role in roles])]
+        return [*zip(roles, parts, strict=True)]
+
+    def join(self, parts: list[Tensor], shape: Shape) -> Tensor:
+        """The values of an axis from those of its sections."""
+        if self.alternate and len(parts) > 1:
+            return torch.stack([part.view(-1, shape.head) for part in parts], dim=1).flatten()
+        return torch.cat(parts)
 
 
 def named_axes(model: PreTrainedModel) -> Iterator[Named]:
@@ -33,7 +52,8 @@ def named_axes(model: PreTrainedModel) -> Iterator[Named]:
         if kind == "bias" and len(axes) == 2:
             axes = axes[1:] if family.conv1d and axes[0] != "vocabulary" else axes[:1]  # the head is no Conv1D
         layer = re.search(r"\.(\d+)\.", name)
-        yield Named(name, value, int(layer[1]) if layer else None, tuple(tuple(axis.split("+")) for axis in axes))
+        roles = tuple(tuple(re.split(r"[+/]", axis)) for axis in axes)
+        yield Named(name, value, int(layer[1]) if layer else None, roles, any("/" in axis for axis in axes))
 
 
 def uneven_sizes(config: PretrainedConfig) -> dict[str, list[int]]:

@@ -52,10 +52,6 @@ class Parent:
         return cls(source, sha256_file(found) if found else "")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @dataclass
 class Entry:
     """One stage's entry."""
@@ -79,7 +75,7 @@ class Entry:
     samples: list[dict[str, Any]] = field(default_factory=list)  # outputs side by side: `prompt`, `before` and `after`
     reference_sizes: dict[str, Any] = field(default_factory=dict)  # of the other models that were scored, by label
     versions: dict[str, str] = field(default_factory=versions)  # of the libraries
-    finished: str = field(default_factory=_now)  # when the entry was written, ISO 8601
+    finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     config_sha256: str = ""  # digest of `config`
 
     def __post_init__(self) -> None:

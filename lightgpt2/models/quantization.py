@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import LINEAR, blocks, unquantized_head
+from lightgpt2.models.families import LINEAR, block_linears, unquantized_head
 from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
@@ -118,13 +118,14 @@ def check_blocks(model: PreTrainedModel, form: Format) -> None:
 
     On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where an NF4 block goes on in the next row.
     """
-    layers = [m for name, m in blocks(model).named_modules() if isinstance(m, LINEAR) and ".lora_" not in name]
-    inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers}
+    layers: dict[str, Any] = {**block_linears(model)}
+    inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers.values()}
     if form == "nf4" and (broken := sorted(n for n in inputs if n % _BLOCK)):
-        raise UserError(
-            f"nf4: layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors; "
-            f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
+        what = (
+            f"layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors"
         )
+        fix = f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
+        raise UserError(f"nf4: {what}; {fix}")
 
 
 def coverage(model: PreTrainedModel, form: Format) -> Operation:

@@ -60,15 +60,13 @@ Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none
 def norm_scores(model: PreTrainedModel) -> Scores:
     """The squared norm of the weights that read or write a channel; each tensor's share counts alike."""
     scores: Scores = defaultdict(lambda: torch.zeros(()))
-    sizes = Shape.of(model.config).channels()
+    shape = Shape.of(model.config)
     for named in named_axes(model):
         if named.value.ndim < 2:
             continue
         squares = named.value.float().square()
-        for axis, roles in enumerate(named.axes):
-            sums = squares.sum(dim=1 - axis)
-            parts = [sums] if len(roles) == 1 else sums.split([sizes[role] for role in roles])
-            for role, part in zip(roles, parts, strict=True):
+        for axis in range(2):
+            for role, part in named.split(axis, squares.sum(dim=1 - axis), shape):
                 key = (None if role == "width" else named.layer, role)
                 scores[key] = scores[key] + part / part.sum().clamp_min(torch.finfo(part.dtype).tiny)
     return scores
@@ -194,14 +192,15 @@ def _sliced(
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are written over
         smaller = new_model(config).to(model.device)
-    new = dict(smaller.named_parameters())
+    new, old = dict(smaller.named_parameters()), Shape.of(model.config)
     for named in named_axes(model):
         value: Tensor = named.value.detach()
         for axis, roles in enumerate(named.axes):
             masks = [mask for role in roles if (mask := stays(role, named.layer)) is not None]
             if masks:
-                value = value.index_select(axis, torch.cat(masks).nonzero().squeeze(1).to(value.device))
-        if value.numel():  # a layer without heads or neurons has no weights of them
+                kept = named.join(masks, old).nonzero().squeeze(1)
+                value = value.index_select(axis, kept.to(value.device))
+        if named.name in new:  # a layer without heads or neurons has no weights of them
             new.pop(named.name).copy_(value)
     assert not new, f"no weights for {', '.join(new)}"
     smaller.generation_config = copy.deepcopy(model.generation_config)

@@ -72,19 +72,15 @@ def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[
     """
     states: dict[int, Tensor] = {}
 
-    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states[0] = args[0] if args else kwargs["hidden_states"]
-
-    def keep_output(index: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def keep(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if index == 0:  # what the first block reads
+            output = args or kwargs["hidden_states"]
         states[index] = output[0] if isinstance(output, tuple) else output
 
-    modules = blocks(model)
     with ExitStack() as hooks:
-        for i in layers:
-            if i > 0:
-                hooks.enter_context(modules[i - 1].register_forward_hook(partial(keep_output, i)))
-            else:
-                hooks.enter_context(modules[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+        for index in layers:
+            block = blocks(model)[max(index - 1, 0)]
+            hooks.enter_context(block.register_forward_hook(partial(keep, index), with_kwargs=True))
         yield states
 
 

@@ -41,14 +41,14 @@ class Gpt2(Family):
         for layer, block in enumerate(base.h):
             attention, mlp, context, neurons = block.attn, block.mlp, None, None
             x = writer.layer_norm(block.ln_1)
-            if hasattr(attention, "c_attn"):
+            if hasattr(attention.c_proj, "weight"):
                 scale = attention.head_dim**-0.5 if model.config.scale_attn_weights else 1.0
                 scale /= layer + 1 if model.config.scale_attn_by_inverse_layer_idx else 1
                 heads, packed = attention.num_heads, writer.project(x, attention.c_attn)
                 context = writer.attend(layer, packed, heads, heads, attention.head_dim, scale)
             writer.add(context, attention.c_proj)
             x = writer.layer_norm(block.ln_2)
-            if hasattr(mlp, "c_fc"):
+            if hasattr(mlp.c_proj, "weight"):
                 neurons = writer.activate(writer.project(x, mlp.c_fc))
             writer.add(neurons, mlp.c_proj)
         return writer.layer_norm(base.ln_f)

@@ -39,7 +39,7 @@ class Llama(Family):
 
     def _context(self, writer: Any, layer: int, attention: Any, x: Any, rotary: Any) -> Any:
         """What the heads of a layer give; None if it has none."""
-        if not hasattr(attention, "q_proj"):
+        if not hasattr(attention.o_proj, "weight"):
             return None
         parts, size = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim
         heads, shared = (len(part.weight) // size for part in parts[:2])
@@ -47,7 +47,7 @@ class Llama(Family):
 
     def _neurons(self, writer: Any, mlp: Any, x: Any) -> Any:
         """What the neurons of a layer give; None if it has none."""
-        if not hasattr(mlp, "gate_proj"):
+        if not hasattr(mlp.down_proj, "weight"):
             return None
         packed = writer.project(x, mlp.gate_proj, mlp.up_proj)
         gate, up = writer.graph.ops("Split", packed, outputs=2, axis=2, num_outputs=2)
