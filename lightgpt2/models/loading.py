@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -150,35 +149,25 @@ def _load(model_class: Any, source: str, key: str, unread: str = "-", **options:
     return model
 
 
-def load_model(
-    source: str,
-    key: str,
-    trust_remote_code: bool = False,
-    quantization: BitsAndBytesConfig | None = None,
-    dtype: torch.dtype | Literal["auto"] = torch.float32,
-    **options: Any,
-) -> PreTrainedModel:
+def load_model(source: str, key: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
     """A pretrained model: in FP32, a GGUF file dequantized, a folder in NF4 or INT8 as it is.
 
     Args:
         source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
-        quantization: The quantization of linear layers while loading.
-        dtype: Type of all other weights; `auto` is what the file says.
         options: Further arguments of transformers' `from_pretrained`.
 
     Raises:
         UserError: It cannot be loaded, is not of a supported family, or lacks weights.
     """
     config = load_config(source, key, trust_remote_code)
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
     if gguf := "gguf_file" in _arguments(source):
-        if quantization is not None:
+        if "quantization_config" in options:
             raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
-    elif quantization is not None:
-        options["quantization_config"] = quantization
-    model = _load(_model_class(config), source, key, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    model = _load(_model_class(config), source, key, **options)
     if gguf:
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
         model.config.__dict__.pop("quantization_config", None)  # it refuses to save what still says it is GGUF
@@ -197,11 +186,7 @@ def is_encoder(source: str, key: str) -> bool:
 
 
 def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """An encoder in FP32, with its classification head if its configuration names one; and its tokenizer.
-
-    Raises:
-        UserError: It cannot be loaded, is not an encoder of a supported family, or lacks weights.
-    """
+    """An encoder in FP32, with its classification head if its configuration names one; and its tokenizer."""
     config = _named_config(source, key, False)
     if config.model_type not in ENCODERS:
         types = " or ".join(ENCODERS)
@@ -227,11 +212,7 @@ def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
 
 
 def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer that belongs to a model.
-
-    Raises:
-        UserError: There is none, it knows no text, or it has neither a beginning- nor an end-of-text token.
-    """
+    """The tokenizer that belongs to a model; a `UserError` if it has neither a beginning- nor an end-of-text token."""
     tokenizer: PreTrainedTokenizerFast
     with _explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)

@@ -81,8 +81,8 @@ def load_for_inference(
     form = cast(Format, precision)
     # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32.
     fast = torch.float16 if form == "int8" else torch.bfloat16
-    dtype = fast if cuda else torch.float32
-    model = load_model(source, key, trust_remote_code, settings(form, cuda), dtype, **options, device_map={"": device})
+    options |= {"quantization_config": settings(form, cuda), "dtype": fast if cuda else torch.float32}
+    model = load_model(source, key, trust_remote_code, **options, device_map={"": device})
     coverage(model, form)
     return _fastest(model).eval()
 
@@ -97,7 +97,7 @@ def _fastest(model: PreTrainedModel) -> PreTrainedModel:
 
 def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model in full precision whose linear layers are all quantized while it loads."""
-    model = load_model(source, key, trust_remote_code, settings(form))
+    model = load_model(source, key, trust_remote_code, quantization_config=settings(form))
     coverage(model, form)
     # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.
     for parameter in model.parameters():
@@ -131,8 +131,7 @@ def check_blocks(model: PreTrainedModel, form: Format) -> None:
 def coverage(model: PreTrainedModel, form: Format) -> Operation:
     """The ledger's record of a quantized model: `matched` of `linears` layers, and in `kept` those that were left and why.
 
-    Raises:
-        UserError: A layer was passed over that should not have been, or cannot be computed everywhere.
+    A `UserError` if a layer was passed over that should not have been, or cannot be computed everywhere.
     """
     done = _quantized(model)
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]

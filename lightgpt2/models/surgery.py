@@ -18,7 +18,9 @@ from lightgpt2.models.axes import Shape, block_units, uneven_sizes
 from lightgpt2.models.families import blocks, family_of
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import KINDS, Operation, kind_of
-from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, remove
+from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, kept_in_blocks, remove
+
+_RECORDED = {"qk": "key", "vo": "value", "ffn": "ffn"}  # whose masks a trim records for each block; the others follow
 
 
 def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -50,11 +52,18 @@ def keep_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:
 
 def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operation:
     """The record of a cut: its shape and the channels that stay."""
-    return KINDS["trim"].record(**asdict(target), importance=importance, kept=kept.as_dict())
+    layers = range(sum(role == "ffn" for _, role in kept))
+    digits = {name: [as_digits(kept[layer, role]) for layer in layers] for name, role in _RECORDED.items()}
+    about = {"importance": importance, "kept": {"width": as_digits(kept[None, "width"]), **digits}}
+    return KINDS["trim"].record(**asdict(target), **about)
 
 
 def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, **target: int) -> PreTrainedModel:
-    return cut(model, Shape(**target).applied(model.config), Kept.of(kept, Shape.of(model.config)))
+    shape = Shape.of(model.config)
+    sizes = shape.channels()
+    qk, vo, ffn = ([as_mask(text, sizes[role]) for text in kept[name]] for name, role in _RECORDED.items())
+    masks = {(None, "width"): as_mask(kept["width"], shape.width), **kept_in_blocks(qk, vo, ffn, shape)}
+    return cut(model, Shape(**target).applied(model.config), masks)
 
 
 def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> Operation:

@@ -2,44 +2,38 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from lightgpt2.models.axes import Shape, named_axes, with_block_sizes
+from lightgpt2.models.axes import Named, Shape, named_axes, with_block_sizes
 from lightgpt2.models.families import blocks, family_of, recorded_states
 from lightgpt2.models.loading import new_model
 
 Importance = Literal["norm", "activation", "first"]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Masks of the channels that stay; all but the width's for each block."""
+Channels = dict[tuple[int | None, str], Tensor]  # by block (None for the width) and role, see `families.base.Family`
+Scores = Channels  # of each channel
+Kept = Channels  # masks of the channels that stay; of what is not there all do
 
-    width: Tensor  # [D]
-    qk: list[Tensor]  # of queries and keys [heads of keys * channels]
-    vo: list[Tensor]  # of values and outputs, likewise
-    ffn: list[Tensor]  # [F]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The masks in hexadecimal digits, for the ledger."""
-        blocks = {name: [*map(as_digits, getattr(self, name))] for name in ("qk", "vo", "ffn")}
-        return {"width": as_digits(self.width), **blocks}
+def kept_in_blocks(qk: Sequence[Tensor], vo: Sequence[Tensor], ffn: Sequence[Tensor], shape: Shape) -> Kept:
+    """Masks from those of each block's keys `[heads of keys * channels]`, values (likewise) and neurons.
 
-    @classmethod
-    def of(cls, record: dict[str, Any], shape: Shape) -> "Kept":
-        """The masks that `as_dict` wrote for a model of this shape."""
-        inner = shape.heads // shape.groups * shape.head
-        sizes = {"qk": inner, "vo": inner, "ffn": shape.ffn}
-        masks = {name: [as_mask(text, size) for text in record[name]] for name, size in sizes.items()}
-        return cls(as_mask(record["width"], shape.width), **masks)
+    The queries that read a head of keys, and what they give, have the same channels.
+    """
+    kept: Kept = {}
+    for layer, (keys, values, neurons) in enumerate(zip(qk, vo, ffn, strict=True)):
+        kept |= {(layer, "key"): keys, (layer, "value"): values, (layer, "ffn"): neurons}
+        for role, mask in (("query", keys), ("context", values)):
+            kept[layer, role] = mask.view(-1, shape.head).repeat_interleave(shape.groups, dim=0).flatten()
+    return kept
 
 
 def as_digits(mask: Tensor) -> str:
@@ -53,9 +47,6 @@ def as_mask(text: str, size: int) -> Tensor:
     return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool, device="cpu")  # whatever the context
 
 
-Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none for the width) and role
-
-
 @torch.no_grad()
 def norm_scores(model: PreTrainedModel) -> Scores:
     """The squared norm of the weights that read or write a channel; each tensor's share counts alike."""
@@ -67,7 +58,7 @@ def norm_scores(model: PreTrainedModel) -> Scores:
         squares = named.value.float().square()
         for axis in range(2):
             for role, part in named.split(axis, squares.sum(dim=1 - axis), shape):
-                key = (None if role == "width" else named.layer, role)
+                key = _key(named, role)
                 scores[key] = scores[key] + part / part.sum().clamp_min(torch.finfo(part.dtype).tiny)
     return scores
 
@@ -135,7 +126,7 @@ def choose(model: PreTrainedModel, target: Shape, scores: Scores) -> Kept:
         qk.append(_inner(compared, heads, target.head))
         vo.append(_inner(brought, heads, target.head))
         ffn.append(_best(scores[layer, "ffn"], target.ffn))
-    return Kept(_best(scores[None, "width"], target.width), qk, vo, ffn)
+    return {(None, "width"): _best(scores[None, "width"], target.width), **kept_in_blocks(qk, vo, ffn, old)}
 
 
 def _by_head(channels: Tensor, shape: Shape) -> Tensor:
@@ -157,11 +148,28 @@ def _inner(scores: Tensor, heads: Tensor, channels: int) -> Tensor:
 @torch.no_grad()
 def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrainedModel:
     """A model of this configuration from the channels that stay; it shares no tensor with the old one, which is unchanged."""
-    old = Shape.of(model.config)
-    return _sliced(model, config, lambda role, layer: _stays(role, layer, old, kept))
+    with torch.random.fork_rng(devices=[]):  # its first weights are written over
+        smaller = new_model(config).to(model.device)
+    new, old = dict(smaller.named_parameters()), Shape.of(model.config)
+    for named in named_axes(model):
+        value: Tensor = named.value.detach()
+        for axis, roles in enumerate(named.axes):
+            keys = [_key(named, role) for role in roles]
+            if masks := [kept[key] for key in keys if key in kept]:
+                stay = named.join(masks, old).nonzero().squeeze(1)
+                value = value.index_select(axis, stay.to(value.device))
+        if named.name in new:  # a layer without heads or neurons has no weights of them
+            new.pop(named.name).copy_(value)
+    assert not new, f"no weights for {', '.join(new)}"
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.train(model.training)
 
 
-@torch.no_grad()
+def _key(named: Named, role: str) -> tuple[int | None, str]:
+    """Where `Channels` have the channels of a role in a parameter's block."""
+    return (None if role == "width" else named.layer, role)
+
+
 def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     """A model of the tokens that stay `[V]`, numbered anew in the old order; it shares no tensor with the old one.
 
@@ -170,7 +178,7 @@ def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     config.vocab_size = int(kept.sum())
     _renumber(config, kept)
-    smaller = _sliced(model, config, lambda role, _: kept if role == "vocabulary" else None)
+    smaller = cut(model, config, {(None, "vocabulary"): kept})
     _renumber(smaller.generation_config, kept)
     return smaller
 
@@ -183,30 +191,6 @@ def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None
             setattr(config, key, [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids))
 
 
-def _sliced(
-    model: PreTrainedModel, config: PretrainedConfig, stays: Callable[[str, int | None], Tensor | None]
-) -> PreTrainedModel:
-    """A model of a smaller configuration with slices of another's weights.
-
-    `stays` gives the mask of an axis's section from its role and block; None if all of it stays.
-    """
-    with torch.random.fork_rng(devices=[]):  # its first weights are written over
-        smaller = new_model(config).to(model.device)
-    new, old = dict(smaller.named_parameters()), Shape.of(model.config)
-    for named in named_axes(model):
-        value: Tensor = named.value.detach()
-        for axis, roles in enumerate(named.axes):
-            masks = [mask for role in roles if (mask := stays(role, named.layer)) is not None]
-            if masks:
-                kept = named.join(masks, old).nonzero().squeeze(1)
-                value = value.index_select(axis, kept.to(value.device))
-        if named.name in new:  # a layer without heads or neurons has no weights of them
-            new.pop(named.name).copy_(value)
-    assert not new, f"no weights for {', '.join(new)}"
-    smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.train(model.training)
-
-
 def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> PreTrainedModel:
     """A model of the heads and neurons that stay; its logits are those of the model with the others masked.
 
@@ -215,20 +199,5 @@ def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor
     shape = Shape.of(model.config)
     left = [shape.groups * int(mask.sum()) for mask in heads], [int(mask.sum()) for mask in ffn]
     channels = [mask.cpu().repeat_interleave(shape.head) for mask in heads]
-    every = torch.ones(shape.width, dtype=torch.bool, device="cpu")
-    kept = Kept(every, channels, channels, [mask.cpu() for mask in ffn])
+    kept = kept_in_blocks(channels, channels, [mask.cpu() for mask in ffn], shape)
     return cut(model, with_block_sizes(model.config, *left), kept)
-
-
-def _stays(role: str, layer: int | None, old: Shape, kept: Kept) -> Tensor | None:
-    """The mask of a role's channels; None if all of them stay."""
-    if role == "width":
-        return kept.width
-    if layer is None or role == "channel":
-        return None
-    if role == "ffn":
-        return kept.ffn[layer]
-    mask = kept.qk[layer] if role in ("query", "key") else kept.vo[layer]
-    if role in ("query", "context"):
-        mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
-    return mask

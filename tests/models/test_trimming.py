@@ -13,8 +13,6 @@ from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_o
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
 from tests.support.models import IDS, assert_same_weights, logits, make_model
 
-TARGETS = {"gpt2": Shape(16, 1, 1, 16, 40), "llama": Shape(16, 2, 2, 8, 20)}
-
 
 def random_scores(model: PreTrainedModel, seed: int) -> Scores:
     random = torch.Generator().manual_seed(seed)
@@ -38,7 +36,7 @@ def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, 
     heads = old.heads if family_of(model).heads_share_width else old.groups  # where they share it, only neurons go
     target = Shape(old.width, heads, old.groups, old.head, old.ffn // 3)
     kept = choose(model, target, random_scores(model, seed))
-    silence(model, old, kept)
+    silence(model, kept)
     small = cut(model, target.applied(model.config), kept)
     assert Shape.of(small.config) == target
     assert small.num_parameters() < model.num_parameters()
@@ -46,28 +44,28 @@ def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, 
 
 
 @torch.no_grad()
-def silence(model: PreTrainedModel, old: Shape, kept: Kept) -> None:
+def silence(model: PreTrainedModel, kept: Kept) -> None:
     """Set the weights that write or read what is to be cut to zero."""
     for named in named_axes(model):
         for axis, (role, *_) in enumerate(named.axes):
             if role in ("context", "ffn"):
-                mask = kept.ffn[named.layer] if role == "ffn" else kept.vo[named.layer]
-                if role == "context":
-                    mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
+                mask = kept[named.layer, role]
                 named.value.mul_(mask.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats_it(family: str) -> None:
     model = make_model(family)
-    target = TARGETS[family]
+    old = Shape.of(model.config)
+    target = Shape(16, old.groups, old.groups, old.head, 20)
     kept = choose(model, target, random_scores(model, 3))
     trimmed, operation = cut(model, target.applied(model.config), kept), trim_operation(target, kept, "norm")
     assert_same_weights(trimmed, apply(model, [operation]))
     assert_same_weights(trimmed, replay(model.config, [operation]))
     assert len(str(operation)) < 2000
     small, wide, block = dict(trimmed.named_parameters()), dict(model.named_parameters()), 2
-    w, f, qk, vo = (mask.nonzero().flatten() for mask in (kept.width, kept.ffn[block], kept.qk[block], kept.vo[block]))
+    masks = kept[None, "width"], kept[block, "ffn"], kept[block, "key"], kept[block, "value"]
+    w, f, qk, vo = (mask.nonzero().flatten() for mask in masks)
     every, packed = slice(None), torch.cat([qk, 32 + qk, 64 + vo])
     queries = torch.arange(16) + 16 * (int(qk[0]) // 8)  # two heads share the one that stays
     expected: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -100,14 +98,14 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
                         named.value.index_copy_(axis, channels, 10 * named.value.index_select(axis, channels))
     target = Shape(old.width, old.heads, old.groups, old.head, 3)
     kept = choose(model, target, norm_scores(model))
-    assert all(torch.equal(mask.nonzero().flatten(), loud_neurons) for mask in kept.ffn)
+    assert all(torch.equal(kept[layer, "ffn"].nonzero().flatten(), loud_neurons) for layer in range(4))
     widths = norm_scores(model)[None, "width"].topk(3).indices.sort().values
     assert torch.equal(widths, loud_width)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
-    """Loud weights that read a silent neuron, or a silent head, do not save it."""
+    """Loud weights that read a silent neuron do not save it."""
     model = make_model(family)
     old = Shape.of(model.config)
     silent = torch.zeros(old.ffn, dtype=torch.bool)
@@ -115,14 +113,14 @@ def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
     with torch.no_grad():
         for named in named_axes(model):
             if ("ffn",) in named.axes:
-                reads = named.name.endswith(("mlp.c_proj.weight", "down_proj.weight"))
-                neurons = named.value.movedim(named.axes.index(("ffn",)), 0)
+                neurons = named.value.movedim(axis := named.axes.index(("ffn",)), 0)
+                reads = named.value.ndim == 2 and axis == (0 if family_of(model).conv1d else 1)
                 neurons[silent] = neurons[silent] * 100 if reads else 0
     target = Shape(old.width, old.heads, old.groups, old.head, old.ffn - 3)
-    for mask in choose(model, target, activation_scores(model, [IDS[:1], IDS[1:]])).ffn:
-        assert torch.equal(~mask, silent)
-    by_norm = choose(model, target, norm_scores(model)).ffn
-    assert not any(torch.equal(~mask, silent) for mask in by_norm)
+    by_activation, by_norm = activation_scores(model, [IDS[:1], IDS[1:]]), norm_scores(model)
+    for layer in range(4):
+        assert torch.equal(~choose(model, target, by_activation)[layer, "ffn"], silent)
+        assert not torch.equal(~choose(model, target, by_norm)[layer, "ffn"], silent)
 
 
 def test_width_by_activation_is_the_mean_hidden_state() -> None:
@@ -137,7 +135,8 @@ def test_width_by_activation_is_the_mean_hidden_state() -> None:
 def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_and_outputs() -> None:
     model, target = make_model("gpt2"), Shape(16, 2, 1, 8, 64)
     kept = choose(model, target, norm_scores(model))
-    assert all(mask.view(2, 16).sum(dim=1).tolist() == [8, 8] for mask in (*kept.qk, *kept.vo))
+    for layer, role in ((layer, role) for layer in range(4) for role in ("query", "key", "value", "context")):
+        assert kept[layer, role].view(2, 16).sum(dim=1).tolist() == [8, 8]
     assert logits(cut(model, target.applied(model.config), kept)).shape == (2, 30, 300)
 
 

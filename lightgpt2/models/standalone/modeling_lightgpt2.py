@@ -72,15 +72,16 @@ class Light:
         super().__init__(config)  # type: ignore[call-arg]
         model: Any = self
         blocks: Any = next(module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
-        for block, count in zip(blocks, config.lightgpt2.get("heads", ()), strict=False):
-            name, part = next((n, m) for n, m in block.named_children() if type(m).__name__.endswith("Attention"))
-            if count:
-                _set_heads(part, count, config)
-            else:
-                setattr(block, name, NoHeads(part, config.hidden_size))
-        for block, count in zip(blocks, config.lightgpt2.get("ffn", ()), strict=False):
-            part = next((module for module in block.children() if type(module).__name__.endswith("MLP")), block)
-            _resize(part, count, config.hidden_size)
+        for index, block in enumerate(blocks):
+            if "heads" in config.lightgpt2:
+                name, part = next((n, m) for n, m in block.named_children() if type(m).__name__.endswith("Attention"))
+                if count := config.lightgpt2["heads"][index]:
+                    _set_heads(part, count, config)
+                else:
+                    setattr(block, name, NoHeads(part, config.hidden_size))
+            if "ffn" in config.lightgpt2:
+                part = next((module for module in block.children() if type(module).__name__.endswith("MLP")), block)
+                _resize(part, config.lightgpt2["ffn"][index], config.hidden_size)
         if config.lightgpt2.get("activations") == "int8":
             for module in blocks.modules():
                 if isinstance(module, _LINEAR):
