@@ -230,11 +230,11 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return token
 
 
-def load_exported_gguf(folder: Path, key: str, name: str = "model.gguf") -> PreTrainedModel:
+def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
     """The model of a GGUF file with the configuration that lies beside it, in eval mode.
 
     transformers reads neither GPT-2's positions nor biases or rotary scaling from the file.
     """
     with _explained(str(folder), key):
         config = AutoConfig.from_pretrained(folder)
-    return load_model(str(folder / name), key, config=config).eval()
+    return load_model(str(folder / "model.gguf"), key, config=config).eval()

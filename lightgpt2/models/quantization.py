@@ -69,29 +69,25 @@ def load_for_inference(
     `precision` is `fp32`, `bf16`, `fp16`, or bitsandbytes' `int8` or `nf4`; a quantized folder keeps its own quantization.
     `attention` is transformers' `attn_implementation`; `key` is named in errors.
     """
-    cuda = device != "cpu"
+    config, form = load_config(source, key, trust_remote_code), cast(Format, precision)
     options: dict[str, Any] = {"attn_implementation": attention}
-    config = load_config(source, key, trust_remote_code)
     if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
-        return _fastest(load_model(source, key, trust_remote_code, **options)).eval()
-    if precision in _DTYPES or quantization_of(config) == precision:  # this project's integers: computed in FP32
-        dtype = _DTYPES.get(precision, torch.float32)
-        return load_model(source, key, trust_remote_code, dtype=dtype, **options).to(device).eval()
-    form = cast(Format, precision)
-    # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32.
-    fast = torch.float16 if form == "int8" else torch.bfloat16
-    options |= {"quantization_config": settings(form, cuda), "dtype": fast if cuda else torch.float32}
-    model = load_model(source, key, trust_remote_code, **options, device_map={"": device})
-    coverage(model, form)
-    return _fastest(model).eval()
-
-
-def _fastest(model: PreTrainedModel) -> PreTrainedModel:
-    """Let NF4 layers use the kernel that `load_model` forbids, if the processor has it."""
+    elif precision in _DTYPES or quantization_of(config) == precision:  # this project's integers: computed in FP32
+        options["dtype"] = _DTYPES.get(precision, torch.float32)
+    else:
+        cuda = device != "cpu"  # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32
+        fast = torch.float16 if form == "int8" else torch.bfloat16
+        options |= {"dtype": fast if cuda else torch.float32, "device_map": {"": device}}
+        options["quantization_config"] = settings(form, cuda)
+    model = load_model(source, key, trust_remote_code, **options).eval()
+    if "device_map" not in options:
+        return model.to(device)
+    if "quantization_config" in options:
+        coverage(model, form)
     from bitsandbytes.functional import has_avx512bf16
 
-    allow_packing(model, has_avx512bf16())
+    allow_packing(model, has_avx512bf16())  # the kernel that `load_model` forbids, if the processor has it
     return model
 
 

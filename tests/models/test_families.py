@@ -17,7 +17,7 @@ from lightgpt2.models.families import FAMILIES, block_linears, blocks, check_hea
 from lightgpt2.models.families.llama import Llama
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.models.trimming import remove
-from tests.support.models import LONG_HEADS, logits, make_model, write_tokenizer
+from tests.support.models import LONG_HEADS, SHAPES, logits, make_model, write_tokenizer
 from tests.support.onnx_client import Client, off, torch_logits, write_onnx
 
 IDS = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -128,11 +128,7 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
 
 def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is loaded, trimmed, saved with layers of unlike sizes, and exported, without a change anywhere else."""
-    values = {
-        "model_type": "mistral", "vocab_size": 300, "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "max_position_embeddings": 64,
-        "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
+    values = {"model_type": "mistral", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
     with pytest.raises(UserError, match=r"model: models of type 'mistral' are not supported; use .* gpt2 or llama"):
         load_config(values, "model")
     monkeypatch.setitem(FAMILIES, "mistral", FAMILIES["llama"])  # and gone again after the test
