@@ -31,25 +31,16 @@ class Metric:
     """A ratio of sums over examples, through one monotone function: perplexity, accuracy and ROUGE alike.
 
     `value = link(sum(numerators) / sum(denominators))`
-
-    Attributes:
-        name: What tables and ledgers call it.
-        better: Whether a `lower` or a `higher` value is better.
-        numerators: One value an example `[N]`.
-        denominators: One value an example `[N]`.
-        link: The function: `identity`, or `exp` for a perplexity.
-        digits: Digits after the point in tables.
     """
 
-    name: str
+    name: str  # in tables and ledgers
     better: Better
-    numerators: Floats
-    denominators: Floats
-    link: Link = "identity"
-    digits: int = 4
+    numerators: Floats  # one value an example `[N]`
+    denominators: Floats  # likewise
+    link: Link = "identity"  # `exp` for a perplexity
+    digits: int = 4  # after the point in tables
 
     def value(self) -> float:
-        """The metric over all examples."""
         return self._linked(self.numerators.sum() / max(self.denominators.sum(), 1.0))
 
     def interval(self) -> tuple[float, float] | None:
