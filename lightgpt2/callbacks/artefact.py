@@ -194,7 +194,7 @@ class Artefact(Callback):
 
     def _score(self, trainer: Trainer, method: Method, folder: Path, label: str) -> None:
         model = load_model(str(folder), "model", method.trust_remote_code)
-        self.sizes[label] = measure_sizes(model, folder).as_dict()
+        self.sizes[label] = measure_sizes(model, folder)
         model.to(device=trainer.strategy.root_device)
         self._metrics[label] = method.task.evaluate(model, method.data, "valid", f"Scoring {label}")
         self.quality[label] = method.task.quality(self._metrics[label])

@@ -90,7 +90,7 @@ class Converter:
         return made
 
     def sizes(self, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-        return measure_sizes(model, folder).as_dict() | ({"memory": self.memory(model)} if self.memory else {})
+        return measure_sizes(model, folder) | ({"memory": self.memory(model)} if self.memory else {})
 
     def evaluate(self, model: PreTrainedModel, label: str) -> dict[str, Metric]:
         moved: Any = model.to(device=self.device)
@@ -105,7 +105,7 @@ class Converter:
         if problems := found.pop("problems"):
             raise UserError([Problem("", problem, "nothing was written") for problem in problems])
         files = made.operation.get("bytes") or {path.name: path.stat().st_size for path in folder.iterdir()}
-        made.sizes = {**measure_sizes(model, folder).as_dict(), "megabytes": sum(files.values()) / 1e6}
+        made.sizes = {**measure_sizes(model, folder), "megabytes": sum(files.values()) / 1e6}
         if conversion.precision in ("int8", "int4") and made.operation.get("scales") != "trained":
             made.sizes["nonzero"] = None  # rounding has made more zeros
         made.operation["agreement"] = found["agreement"]

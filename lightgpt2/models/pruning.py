@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import LINEAR, blocks
+from lightgpt2.models.families import block_linears, blocks
 
 _LORA = re.compile(r"\.lora_[AB]\.")
 
@@ -26,8 +26,8 @@ def prunable(model: PreTrainedModel, targets: str, key: str, whole: Sequence[str
     if targets == "lora":
         found = {name: p for name, p in matrices.items() if _LORA.search(name)}
     elif targets == "linear":
-        linear = {id(m.weight) for m in blocks(model).modules() if isinstance(m, LINEAR)}
-        found = {name: p for name, p in matrices.items() if id(p) in linear and not _LORA.search(name)}
+        linear = {f"{name}.weight" for name in block_linears(model)}
+        found = {name: p for name, p in matrices.items() if name in linear}
     else:
         try:
             names = {name: (name, _name_beside_adapters(name, whole)) for name in matrices}
@@ -35,12 +35,8 @@ def prunable(model: PreTrainedModel, targets: str, key: str, whole: Sequence[str
         except re.error as error:
             raise UserError(f"{key}: {targets!r} is not a regular expression ({error}); correct it") from error
     if not found:
-        example = next(iter(matrices), "none")
-        what, fix = (
-            f"{targets!r} matches no trainable matrix of this model",
-            "give lora, linear, or a regular expression",
-        )
-        raise UserError(f"{key}: {what}; {fix} on names such as {example}")
+        fix = f"give lora, linear, or a regular expression on names such as {next(iter(matrices), 'none')}"
+        raise UserError(f"{key}: {targets!r} matches no trainable matrix of this model; {fix}")
     return found
 
 

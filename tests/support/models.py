@@ -24,11 +24,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Changes of them that make every row whole blocks of NF4, as that format wants it.
+# Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     "llama": {"hidden_size": 64, "intermediate_size": 128},
 }
+LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
+
+IDS = torch.arange(60).view(2, 30) * 3
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
+    """The logits of a model without a cache, by default for some ids `[2, 30]`."""
+    return model(ids, use_cache=False).logits
 
 
 def write_corpus(folder: Path, documents: int = 40, length: int = 900) -> Path:
@@ -60,11 +69,10 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
     """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
-    heads = [2, 1, 0, 2] if family == "gpt2" else [4, 2, 0, 4]
-    changes = {"lightgpt2": {"heads": heads, "ffn": [40, 0, 24, 8]}}
     write_tokenizer(folder)
     config = make_model(family, seed).config
-    config.update(changes)
+    heads = config.num_attention_heads
+    config.lightgpt2 = {"heads": [heads, heads // 2, 0, heads], "ffn": [40, 0, 24, 8]}
     new_model(config).save_pretrained(folder)
     return folder
 
@@ -77,14 +85,14 @@ def write_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: An
 
 
 def make_restless_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model whose norms and biases are not what they start as; Llama's heads are as long as ONNX Runtime wants them."""
-    model = make_model(family, seed, **({"head_dim": 16} if family == "llama" else {}) | changes)
+    """A model whose norms and biases are not what they start as, with `LONG_HEADS`."""
+    model = make_model(family, seed, **LONG_HEADS.get(family, {}) | changes)
     shake(model)
     return model
 
 
 def shake(model: PreTrainedModel) -> None:
-    """Adds noise to a model's norms and biases."""
+    """Add noise to a model's norms and biases."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -73,7 +73,7 @@ def gguf_problems(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, 
         units = " and ".join(name for part, name in (("heads", "heads"), ("ffn", "neurons")) if part in uneven)
         what = f"the layers have different numbers of {units}, which llama.cpp can't run"
         yield Problem("", what, "export to onnx")
-    yield from (Problem("", *line.split("; ", 1)) for line in family_of(config).gguf.problems(config))
+    yield from (Problem("", *line.split("; ", 1)) for line in family_of(config).gguf_problems(config))
     yield from tokenizer_problems(tokenizer, config)
 
 
@@ -96,7 +96,7 @@ def write_gguf(
     if problems := [*gguf_problems(model.config, tokenizer, kind)]:
         raise UserError(problems)
     counts, sizes, fallback = Counter[str](), Counter[str](), []
-    tied, architecture = is_tied(model), family_of(model).gguf.architecture
+    tied, architecture = is_tied(model), family_of(model).gguf
     with closing(GGUFWriter(file, architecture)) as writer:
         _add_metadata(writer, model, kind)
         add_tokenizer(writer, tokenizer, model.config)
@@ -128,21 +128,21 @@ def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: GgufType) ->
         "feed_forward_length": shape.ffn,
         "head_count": shape.heads,
     }
-    for name, value in (values | family.gguf.metadata(config)).items():
+    for name, value in (values | family.gguf_metadata(config)).items():
         getattr(writer, f"add_{name}")(value)
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the file: their names and values, matrices as `[outputs, inputs]`."""
-    config, family = model.config, family_of(model).gguf
-    architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
+    config, family = model.config, family_of(model)
+    architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
-    yield from family.tensors(model)
+    yield from family.gguf_tensors(model)
     for name, parameter in model.named_parameters():
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, f"no name for {name}"
-        yield stored, family.stored(stored, parameter.T if id(parameter) in transposed else parameter, config)
+        yield stored, family.gguf_stored(stored, parameter.T if id(parameter) in transposed else parameter, config)
 
 
 def _stored_as(name: str, value: Tensor, kind: GgufType, tied: bool) -> GGMLQuantizationType:
