@@ -7,13 +7,13 @@ import pytest
 
 from lightgpt2.data.store import TokenSplit
 from lightgpt2.data.windows import (
-    EvaluationSampler,
     Slice,
     StepSampler,
     WindowDataset,
     WindowLoader,
     Windows,
     document_windows,
+    evaluation_order,
     packed_windows,
     prompt_windows,
 )
@@ -29,7 +29,7 @@ def split() -> TokenSplit:
 
 def predicted(split: TokenSplit, windows: Windows, batch: int = 3) -> list[int]:
     """Every token that some window asks for, in order."""
-    loader = WindowLoader(WindowDataset(split, windows, 0), EvaluationSampler(windows, batch))
+    loader = WindowLoader(WindowDataset(split, windows, 0), evaluation_order(windows, batch))
     found = []
     for item in loader:
         keep = item["labels"] != IGNORE
@@ -125,7 +125,7 @@ def test_order_is_a_function_of_seed_and_epoch_and_resumes_anywhere(split: Token
 
 def test_evaluation_is_dealt_out_once_with_equally_many_batches(split: TokenSplit) -> None:
     windows = document_windows(split, 10, 5)
-    parts = [list(EvaluationSampler(windows, 2, rank, 3)) for rank in range(3)]
+    parts = [evaluation_order(windows, 2, rank, 3) for rank in range(3)]
     assert len({len(part) for part in parts}) == 1
     counted = sorted(i for part in parts for item in part if not item.silent for i in item.indices)
     assert counted == list(range(len(windows)))
