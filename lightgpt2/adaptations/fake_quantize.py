@@ -35,7 +35,6 @@ class FakeQuantize(Adaptation):
 
     @property
     def precision(self) -> str:
-        """`int8` or `int4`."""
         return self.quantization.name
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
@@ -52,7 +51,6 @@ class FakeQuantize(Adaptation):
         return found
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
-        """Lets the model compute with rounded weights."""
         round_weights(model, self.quantization, lambda: self._rounds or not model.training)
         return [operation(model, self.quantization)]
 
@@ -61,6 +59,5 @@ class FakeQuantize(Adaptation):
         self._rounds = progress.step >= self.delay * progress.total
 
     def finish(self, result: Result) -> None:
-        """Puts the integers in the place of the weights."""
         _, write = integer_tensors(result.model, self.quantization, result.weights)
         result.steps.append(write)

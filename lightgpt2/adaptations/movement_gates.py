@@ -5,16 +5,17 @@ algorithm itself is in `functional.movement`; which weights belong to a unit, in
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.pruning_settings import Pruning
-from lightgpt2.adaptations.unit_images import pictures
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.movement import Units
 from lightgpt2.functional.pruning import random_scores
@@ -22,8 +23,12 @@ from lightgpt2.functional.schedules import Progress, cubic
 from lightgpt2.models import units
 from lightgpt2.models.axes import block_sizes, block_units
 from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.surgery import removal
 from lightgpt2.models.trimming import remove
+
+_PIXELS = 256  # of a picture of a matrix, on its longer side at most
+_CELL = 8  # pixels of a unit's side in a picture, where there is room
 
 
 class MovementGates(Adaptation):
@@ -45,18 +50,15 @@ class MovementGates(Adaptation):
 
     @property
     def removes(self) -> bool:
-        """True for heads and neurons; weights and blocks are zero in the artefact."""
         return self.pruning.granularity == "structured"
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """The contradictions in the settings, and with the model."""
         found = self.pruning.problems()
         if config is not None:
             found += self.pruning.model_problems(*block_units(config), config.hidden_size)
         return [problem.under(f"{self.key}.pruning") for problem in found]
 
     def step_problems(self, total_steps: int) -> list[Problem]:
-        """A problem if the schedule has no step."""
         begin, end = self._bounds(total_steps)
         asked = f"warmup {self.pruning.warmup}, cooldown {self.pruning.cooldown}"
         what = f"{total_steps} steps leave none for the schedule of pruning ({asked})"
@@ -75,7 +77,6 @@ class MovementGates(Adaptation):
                 raise UserError([Problem(f"{self.key}.pruning.{name}", what, "give more, or 0")])
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
-        """Puts gates on the model's weights."""
         pruning, self._context = self.pruning, context
         self._map = units.unit_map(model, pruning.granularity, pruning.block)
         self.units = units.make_units(model, self._map, trained=pruning.criterion == "movement")
@@ -101,7 +102,6 @@ class MovementGates(Adaptation):
         return weight * torch.stack([kind.openness() for _, kind in self._kinds()]).mean()
 
     def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
-        """Decides which units stay."""
         if self.pruning.criterion == "magnitude":
             for name, scores in units.magnitudes(model, self._map).items():
                 self._units(name).set_scores(scores)
@@ -120,7 +120,7 @@ class MovementGates(Adaptation):
         for name, kind in self._kinds():
             scores = torch.cat([score.detach().flatten() for score in kind.scores.values()])
             board.add_histogram(f"pruning/{name}/scores", scores.cpu(), step)
-            for tag, picture in pictures({layer: kind.keep(layer) for layer in kind.names}).items():
+            for tag, picture in _pictures({layer: kind.keep(layer) for layer in kind.names}).items():
                 board.add_image(f"pruning/{name}/{tag}", picture, step)
 
     def finish(self, result: Result) -> None:
@@ -140,7 +140,11 @@ class MovementGates(Adaptation):
         record = KINDS["movement"].record(targets="linear", adapters=False, tensors=len(pruned), weights=count)
         result.operations.append(record)
         settings = self.pruning.record()
-        result.checks.append(lambda saved: record.update(achieved=saved.zeros([*pruned]) / count, **settings))
+
+        def count_zeros(folder: Path) -> None:
+            record.update(achieved=saved_zeros(folder / "model.safetensors", pruned) / count, **settings)
+
+        result.checks.append(count_zeros)
 
     def _bounds(self, total: int) -> tuple[int, int]:
         return round(self.pruning.warmup * total), round((1 - self.pruning.cooldown) * total)
@@ -168,3 +172,22 @@ class MovementGates(Adaptation):
         none = torch.zeros(0, dtype=torch.bool)
         count = len(block_sizes(config)[index])
         return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(count)]
+
+
+def _pictures(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pictures `[1, height, width]` in [0, 1], white where a unit stays: one of all layers `[units]`, or one of each matrix.
+
+    It is grey where a layer has fewer units than another.
+    """
+    numbers = {name: mask.float().cpu() for name, mask in masks.items()}
+    if any(mask.ndim == 2 for mask in numbers.values()):
+        return {name: _shrunk(mask[None]) for name, mask in numbers.items()}
+    widest = max(mask.numel() for mask in numbers.values())
+    rows = torch.stack([pad(mask, (0, widest - mask.numel()), value=0.5) for mask in numbers.values()])
+    wide = _CELL if widest * _CELL <= 4 * _PIXELS else 1
+    return {"layers": rows.repeat_interleave(_CELL, dim=0).repeat_interleave(wide, dim=1)[None]}
+
+
+def _shrunk(picture: Tensor) -> Tensor:
+    height, width = (min(size, _PIXELS) for size in picture.shape[1:])
+    return adaptive_avg_pool2d(picture, (height, width))

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved
+from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import Connection, TaskData
 from lightgpt2.errors import Problem, UserError
@@ -29,8 +29,8 @@ from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Ledger, Parent
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import Operation
+from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.saving import save_model, whole_weights
-from lightgpt2.models.standalone import stored_weights
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.objectives.cross_entropy import CrossEntropy
 from lightgpt2.starts.base import Start
@@ -465,12 +465,8 @@ class Method(LightningModule):
             part.finish(result)
 
         def finish(temporary: Path) -> None:
-            for step in result.steps:
+            for step in (*result.steps, *result.checks):
                 step(temporary)
-            if result.checks:
-                saved = Saved(stored_weights.read(temporary / "model.safetensors"))
-                for check in result.checks:
-                    check(saved)
 
         save_model(result.model, tokenizer, folder, result.weights, finish)
         return {**result.folders, folder: result.operations}
@@ -490,7 +486,7 @@ class Method(LightningModule):
         for part in self._adapted:
             if (found := part.zeros(folder, names)) is not None:
                 return found
-        return Saved(stored_weights.read(folder / "model.safetensors")).zeros(names)
+        return saved_zeros(folder / "model.safetensors", names)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

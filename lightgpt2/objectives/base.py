@@ -1,6 +1,7 @@
 """The contract of an objective."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,8 @@ class Binding:
 class Objective(nn.Module, ABC):
     """The loss that is minimized. Its parameters are trained with the model's."""
 
-    key: str = "objective"  # its config key, for messages
-
     @property
-    def sources(self) -> list[str]:
+    def sources(self) -> Sequence[str]:
         """The models that it reads and does not change."""
         return []
 
@@ -73,7 +72,7 @@ class Objective(nn.Module, ABC):
         """
 
     @property
-    def frozen_models(self) -> list[PreTrainedModel]:
+    def frozen_models(self) -> Sequence[PreTrainedModel]:
         """Models that it runs without training them."""
         return []
 

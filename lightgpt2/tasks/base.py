@@ -83,7 +83,7 @@ class Task(ABC):
         """Scores an exported model and compares it with its source.
 
         Args:
-            engine: Runs the exported model.
+            engine: The `runtime.engines.Engine` that runs the exported model.
             model: The source.
             data: The data module.
             documents: The number of examples of the validation split to score, the first ones; None for all.
