@@ -126,7 +126,7 @@ class LanguageModelingData(TaskData):
 
     def train_dataloader(self) -> WindowLoader:
         sampler = self._step_sampler()
-        return WindowLoader(self._dataset("train", sampler.windows), sampler, sampler.step)
+        return WindowLoader(self._dataset("train", sampler.windows), sampler)
 
     def val_dataloader(self) -> WindowLoader:
         return self._loader("valid", self._scoring_windows("valid"), *self._place())

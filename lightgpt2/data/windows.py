@@ -175,18 +175,16 @@ def evaluation_order(windows: Windows, batch: int, rank: int = 0, world: int = 1
 
 
 class WindowLoader:
-    """Batches of windows in an order; its position travels in checkpoints.
+    """Batches of windows in an order.
 
     A plain iterable and no torch DataLoader: a batch is slices of a memory-mapped file, for which worker processes would only
-    cost, and a DataLoader draws from the global random generator at every epoch. The position is the optimizer step, which
+    cost, and a DataLoader draws from the global random generator at every epoch. Its position is the optimizer step, which
     `StepSampler` reads from the trainer: restoring it is the trainer's own doing.
     """
 
-    def __init__(
-        self, dataset: WindowDataset, order: StepSampler | list[Slice], step: Callable[[], int] = lambda: 0
-    ) -> None:
+    def __init__(self, dataset: WindowDataset, order: StepSampler | list[Slice]) -> None:
         # Not named `sampler`: Lightning would take the object for a DataLoader and look for what those have.
-        self.dataset, self.order, self.step = dataset, order, step
+        self.dataset, self.order = dataset, order
 
     def __len__(self) -> int:
         return len(self.order)
@@ -194,8 +192,9 @@ class WindowLoader:
     def __iter__(self) -> Iterator[Batch]:
         return (self.dataset[index] for index in self.order)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step()}
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see the class. Lightning warns when a loader without this is resumed."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores nothing: see the class."""

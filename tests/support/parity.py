@@ -85,8 +85,7 @@ class ParityData(TaskData):
         return self._sampler().steps_per_epoch
 
     def train_dataloader(self) -> WindowLoader:
-        sampler = self._sampler()
-        return WindowLoader(_Sequences(self._splits["train"]), sampler, sampler.step)  # type: ignore[arg-type]
+        return WindowLoader(_Sequences(self._splits["train"]), self._sampler())  # type: ignore[arg-type]
 
     def val_dataloader(self) -> WindowLoader:
         return self._evaluation("valid")
