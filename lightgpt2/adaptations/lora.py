@@ -26,6 +26,7 @@ from lightgpt2.models.pruning import saved_zeros
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_FOLDER = "adapter"  # of what PEFT loads, beside the artefact
 _DORA = "DoRA's weights are not rounded as they are merged"
 
 
@@ -126,7 +127,7 @@ class Lora(Adaptation):
         """Writes the adapters beside the artefact, and goes on with the model that they are merged into."""
         from peft import PeftModel
 
-        folder = self._folder(result.folder)
+        folder = result.folder.with_name(_FOLDER)
         with atomic_folder(folder) as temporary:
             named = {f"base_model.model.{name}": value for name, value in result.weights.items()}
             self._peft_model[0].save_pretrained(str(temporary), state_dict=named, save_embedding_layers=False)
@@ -138,11 +139,7 @@ class Lora(Adaptation):
     def zeros(self, folder: Path, names: Sequence[str]) -> int:
         """The zeros in the adapter folder: nothing else was trained."""
         saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
-        return saved_zeros(self._folder(folder) / WEIGHTS, saved)
-
-    @staticmethod
-    def _folder(folder: Path) -> Path:
-        return folder.with_name("adapter")
+        return saved_zeros(folder.with_name(_FOLDER) / WEIGHTS, saved)
 
     def _begun(self, model: PreTrainedModel, rounded: bool) -> Any:
         from peft import LoraConfig, get_peft_model

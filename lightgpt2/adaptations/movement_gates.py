@@ -4,9 +4,9 @@ Sanh et al. 2020 (arXiv:2005.07683) for the scores, Lagunas et al. 2021 (arXiv:2
 algorithm itself is in `functional.movement`; which weights belong to a unit, in `models.units`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from lightgpt2.functional.movement import Units
 from lightgpt2.functional.pruning import random_scores
 from lightgpt2.functional.schedules import Progress, cubic
 from lightgpt2.models import units
-from lightgpt2.models.axes import block_sizes, block_units
+from lightgpt2.models.axes import block_units
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.surgery import removal
@@ -66,7 +66,7 @@ class MovementGates(Adaptation):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises a `UserError` if no unit is to go, or fewer than earlier stages have pruned, which count."""
-        for name, kind in self._kinds() if self._context.training else ():
+        for name, kind in self._kinds.items() if self._context.training else ():
             share, total = self.pruning.shares[name], sum(kind.keep(each).numel() for each in kind.names)
             gone = sum(int((~mask).sum()) for mask in self._left(name).values())
             if share and not round(share * total):
@@ -81,7 +81,7 @@ class MovementGates(Adaptation):
         self._map = units.unit_map(model, pruning.granularity, pruning.block)
         self.units = units.make_units(model, self._map, trained=pruning.criterion == "movement")
         if pruning.criterion == "random":
-            for i, (_, kind) in enumerate(self._kinds()):
+            for i, (_, kind) in enumerate(self._kinds.items()):
                 kind.set_scores(random_scores({name: kind.keep(name) for name in kind.names}, pruning.seed + i))
         units.gate_weights(model, self._map, self.units)
         return []
@@ -99,14 +99,14 @@ class MovementGates(Adaptation):
         if self.pruning.threshold is None or self.pruning.criterion != "movement":
             return None
         weight = self._scheduled(progress, self.pruning.threshold.penalty)
-        return weight * torch.stack([kind.openness() for _, kind in self._kinds()]).mean()
+        return weight * torch.stack([kind.openness() for _, kind in self._kinds.items()]).mean()
 
     def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
         if self.pruning.criterion == "magnitude":
             for name, scores in units.magnitudes(model, self._map).items():
-                self._units(name).set_scores(scores)
+                self._kinds[name].set_scores(scores)
         figures: dict[str, float] = {}
-        for name, kind in self._kinds():
+        for name, kind in self._kinds.items():
             if self.pruning.threshold:
                 found = kind.decide_above(self._scheduled(progress, self.pruning.threshold.at), self.pruning.regrow)
             else:
@@ -117,7 +117,7 @@ class MovementGates(Adaptation):
 
     def write_images(self, board: SummaryWriter, step: int) -> None:
         """Writes histograms of the scores, and pictures of what stays: layers by units, or matrices."""
-        for name, kind in self._kinds():
+        for name, kind in self._kinds.items():
             scores = torch.cat([score.detach().flatten() for score in kind.scores.values()])
             board.add_histogram(f"pruning/{name}/scores", scores.cpu(), step)
             for tag, picture in _pictures({layer: kind.keep(layer) for layer in kind.names}).items():
@@ -126,13 +126,13 @@ class MovementGates(Adaptation):
     def finish(self, result: Result) -> None:
         """Removes heads and neurons whose gates are closed; sets such blocks and weights to zero."""
         if self.removes:
-            heads, neurons = (self._kept(result.model.config, kind, i) for i, kind in enumerate(units.KINDS))
+            heads, neurons = (self._kept(kind, result.model.config.num_hidden_layers) for kind in units.KINDS)
             result.operations.append({**removal(result.model.config, heads, neurons), **self.pruning.record()})
             result.replace_model(remove(result.model, heads, neurons))
             return
         parameters = dict(result.model.named_parameters())
         pruned = {
-            name: entry.gated(parameters[name], self._units(entry.kind).gate(entry.name)).detach().cpu()
+            name: entry.gated(parameters[name], self._kinds[entry.kind].gate(entry.name)).detach().cpu()
             for name, entry in self._map.items()
         }
         result.weights = result.weights | pruned
@@ -152,13 +152,10 @@ class MovementGates(Adaptation):
     def _scheduled(self, progress: Progress, final: float) -> float:
         return cubic(progress.step, *self._bounds(progress.total), 0.0, final)
 
-    def _kinds(self) -> Iterator[tuple[units.Kind, Units]]:
-        return ((kind, self._units(kind)) for kind in units.KINDS if kind in self.units)
-
-    def _units(self, kind: str) -> Units:
-        found = self.units[kind]
-        assert isinstance(found, Units)
-        return found
+    @property
+    def _kinds(self) -> dict[units.Kind, Units]:
+        """The units by kind."""
+        return cast(dict[units.Kind, Units], dict(self.units.items()))
 
     def _left(self, kind: str) -> dict[str, Tensor]:
         """Masks of a kind's units in matrices that hold zeros of earlier stages: false where all of a unit is zero."""
@@ -166,12 +163,11 @@ class MovementGates(Adaptation):
         entries = ((name, entry) for name, entry in self._map.items() if entry.kind == kind and name in held)
         return {entry.name: entry.total(held[name].float()) > 0 for name, entry in entries}
 
-    def _kept(self, config: PretrainedConfig, kind: units.Kind, index: int) -> list[Tensor]:
+    def _kept(self, kind: units.Kind, layers: int) -> list[Tensor]:
         """The masks of each layer's units that stay; empty for a layer that had none."""
-        known = self._units(kind) if kind in self.units else None
+        known = self._kinds.get(kind)
         none = torch.zeros(0, dtype=torch.bool)
-        count = len(block_sizes(config)[index])
-        return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(count)]
+        return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(layers)]
 
 
 def _pictures(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,14 +59,8 @@ def build(
 ) -> None:
     """Tokenize documents into `folder`, atomically, with a progress bar.
 
-    `meta.json` then holds the documents, tokens and bytes of each split, and the digest of all tokens.
-
-    Args:
-        folder: Target.
-        documents: Split and text of each document.
-        encode: Texts to token lists, without special tokens.
-        separator: Token put before each document.
-        vocabulary: Number of tokens; decides between 2 and 4 bytes a token.
+    `meta.json` then holds the documents, tokens and bytes of each split, and the digest of all tokens. The separator token is
+    put before each document; the size of the vocabulary decides between 2 and 4 bytes a token.
     """
     dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     stream = iter(documents)
