@@ -61,16 +61,8 @@ class Adaptation(nn.Module, ABC):
     shards: ClassVar[bool] = True  # whether it works with parameters that are spread over processes (FSDP2)
     changes_start: ClassVar[bool] = False  # whether the model computes something else before the first step already
     freezes: ClassVar[bool] = False  # whether the model's own weights stay as they are: checkpoints leave them out
-
-    @property
-    def precision(self) -> str | None:
-        """The format that the artefact is quantized to; None if it is not."""
-        return None
-
-    @property
-    def removes(self) -> bool:
-        """True if the artefact lacks parts of what was trained."""
-        return False
+    precision: str | None = None  # the format that the artefact is quantized to, if it is
+    removes: bool = False  # whether the artefact lacks parts of what was trained
 
     def problems(self, config: PretrainedConfig | None, others: Sequence["Adaptation"]) -> list[Problem]:
         """The contradictions in the settings, with the model (if it can be loaded), with the others; keys in full."""

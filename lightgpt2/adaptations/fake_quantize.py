@@ -30,12 +30,8 @@ class FakeQuantize(Adaptation):
 
     def __init__(self, quantization: Integers = Integers(), delay: ClosedUnitInterval = 0.0) -> None:
         super().__init__()
-        self.quantization, self.delay = quantization, float(delay)
+        self.quantization, self.delay, self.precision = quantization, float(delay), quantization.name
         self._rounds = True
-
-    @property
-    def precision(self) -> str:
-        return self.quantization.name
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         """The problems of the format with the model, and with the parts that are removed from it."""

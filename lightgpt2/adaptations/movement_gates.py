@@ -46,11 +46,7 @@ class MovementGates(Adaptation):
 
     def __init__(self, pruning: Pruning = Pruning()) -> None:
         super().__init__()
-        self.pruning = pruning
-
-    @property
-    def removes(self) -> bool:
-        return self.pruning.granularity == "structured"
+        self.pruning, self.removes = pruning, pruning.granularity == "structured"
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         found = self.pruning.problems()

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 BUILT_IN = ("pydoc", "requirements", "wikitext")
@@ -47,20 +47,20 @@ class Corpus:
             parts += [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def check(self) -> None:
-        """Raises a `UserError` with all mistakes that show before anything is read."""
+    def problems(self) -> list[Problem]:
+        """The mistakes that show before anything is read."""
         problems = []
         try:
             re.compile(self.separator)
         except re.error as error:
-            problems.append(f"data.separator: {self.separator!r} is not a regular expression ({error}); correct it")
+            what = f"{self.separator!r} is not a regular expression ({error})"
+            problems.append(Problem("data.separator", what, "correct it"))
         try:
             if self._made() is None and self._is_local():
                 self._files()
         except UserError as error:
             problems += error.problems
-        if problems:
-            raise UserError(problems)
+        return problems
 
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none if it is one pool of documents."""

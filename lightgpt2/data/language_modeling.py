@@ -102,11 +102,7 @@ class LanguageModelingData(TaskData):
             found.append(f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {least}")
         if self.tokenizer_source and self.vocab_size:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
-        try:
-            self.corpus.check()
-        except UserError as error:
-            found += error.problems
-        return found
+        return found + self.corpus.problems()
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and tokenizes the corpus unless that is done; one process a machine runs this."""

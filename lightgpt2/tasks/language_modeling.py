@@ -42,7 +42,7 @@ class LanguageModeling(Task):
         predict: Literal["scores", "continuations"] = "scores",
     ) -> None:
         self.shown, self.sample_tokens, self.prompt_tokens = samples, sample_tokens, prompt_tokens
-        self.predict = predict
+        self.predict, self.prompt_length = predict, prompt_tokens if predict == "continuations" else None
 
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
         """Runs a decoder up to its head; positions are flattened, `N = B * T`."""
@@ -101,10 +101,6 @@ class LanguageModeling(Task):
             return []
         what = f"{self.prompt_tokens} leaves none of the model's {positions} positions for a continuation"
         return [Problem("prompt_tokens", what, f"give at most {positions - 1}")]
-
-    @property
-    def prompt_length(self) -> int | None:
-        return self.prompt_tokens if self.predict == "continuations" else None
 
     def prompts(self, data: Any) -> list[list[int]]:
         found: list[list[int]] = data.prompts("valid", self.shown, self.prompt_tokens)
