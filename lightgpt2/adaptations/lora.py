@@ -111,13 +111,8 @@ class Lora(Adaptation):
             _compute_merged(layer)
         # the same parameters under other names: hidden in a tuple, not to be registered twice
         self._peft_model: tuple[PeftModel] = (peft_model,)
-        targets = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
-        settings = {
-            "r": config.r,
-            "alpha": config.lora_alpha,
-            "dropout": config.lora_dropout,
-            "target_modules": targets,
-        }
+        names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
+        settings = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout, "target_modules": names}
         kinds = {key: getattr(config, key) for key in ("use_dora", "use_rslora", "modules_to_save")}
         trainable, total = peft_model.get_nb_trainable_parameters()
         counts = {"matched": len(layers), "trainable": trainable, "parameters": total}
