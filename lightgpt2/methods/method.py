@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-from lightgpt2.adaptations.base import Adaptation, Context, Result, Saved
+from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import Connection
 from lightgpt2.errors import UserError
@@ -27,10 +27,9 @@ from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import Operation
-from lightgpt2.models.pruning import prunable
+from lightgpt2.models.pruning import prunable, saved_zeros
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.saving import save_model, whole_weights
-from lightgpt2.models.standalone import stored_weights
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.objectives.cross_entropy import CrossEntropy
 from lightgpt2.starts.base import Start
@@ -370,12 +369,8 @@ class Method(Parts):
             part.finish(result)
 
         def finish(temporary: Path) -> None:
-            for step in result.steps:
+            for step in (*result.steps, *result.checks):
                 step(temporary)
-            if result.checks:
-                saved = Saved(stored_weights.read(temporary / "model.safetensors"))
-                for check in result.checks:
-                    check(saved)
 
         save_model(result.model, tokenizer, folder, result.weights, finish)
         return {**result.folders, folder: result.operations}
@@ -398,7 +393,7 @@ class Method(Parts):
             own = (part.zeros(folder, names) for part in self.adaptations)
             zeros = next((found for found in own if found is not None), None)
             if zeros is None:
-                zeros = Saved(stored_weights.read(folder / "model.safetensors")).zeros(names)
+                zeros = saved_zeros(folder / "model.safetensors", names)
             if zeros < pruned:
                 raise RuntimeError(f"{pruned} weights were pruned and {zeros} are zero on disk")
             operation |= {"tensors": len(names), "weights": weights, "pruned": pruned, "achieved": zeros / weights}

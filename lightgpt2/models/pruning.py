@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import block_linears, blocks
+from lightgpt2.models.standalone import stored_weights
 
 _LORA = re.compile(r"\.lora_[AB]\.")
 
@@ -47,6 +47,6 @@ def _name_beside_adapters(name: str, whole: Sequence[str]) -> str:
 
 
 def saved_zeros(file: Path, names: Iterable[str]) -> int:
-    """The number of zeros among the named tensors of a safetensors file."""
-    with safe_open(file, framework="pt") as tensors:
-        return sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in map(tensors.get_tensor, names))
+    """The number of zeros among the named weights of a safetensors file; integers times their scales."""
+    weights = stored_weights.read(file)
+    return sum(weights[name].numel() - int(weights[name].count_nonzero()) for name in names)

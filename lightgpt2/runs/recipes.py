@@ -95,7 +95,7 @@ class _Reader:
             self.problems += [p.under(f"{where}.overrides") for p in override(stage.settings, overrides)]
             self._connect(where, stage, number, entry, overrides)
             if text := corpus(stage.settings):
-                text.check()
+                self.problems += [problem.under(where) for problem in text.problems()]
         except UserError as error:
             self.problems += [p if p.key.startswith(where) else p.under(where) for p in error.problems]
         return stage
