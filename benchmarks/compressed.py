@@ -23,7 +23,6 @@ LAYERS = [0, 2, 4, 7, 9, 11]
 
 
 def main() -> None:
-    """Prints the table of `benchmarks.inference`."""
     command = parser(__doc__, heads=0.5, neurons=0.6, rounds=5)
     command.add_argument("--folder", type=Path)
     options = command.parse_args()
@@ -36,9 +35,8 @@ def main() -> None:
             model = extract_layers(load_model(str(whole), "model"), LAYERS)
             save_model(model, load_tokenizer(str(whole), "tokenizer"), halved)
             without(halved, compressed, (options.heads, options.neurons))
-        arguments = ["--model", str(compressed), "--baseline", str(whole), "--arms", "lightgpt2"]
-        settings = inference.parse([*arguments, "--rounds", str(options.rounds)])
-        print(inference.table(inference.measure(settings, folder)))
+        models = ["--model", str(compressed), "--baseline", str(whole), "--folder", str(folder)]
+        inference.main([*models, "--arms", "lightgpt2", "--rounds", str(options.rounds)])
 
 
 if __name__ == "__main__":

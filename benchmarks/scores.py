@@ -68,11 +68,11 @@ def train(model: PreTrainedModel, neurons: Units, batches: Tensor, steps: int, l
 def perplexity(model: PreTrainedModel, held_out: Tensor) -> float:
     """The perplexity of windows that were not trained on."""
     model.eval()
-    return math.exp(sum(float(loss(model, part)) for part in held_out.split(16)) / len(held_out.split(16)))
+    losses = [float(loss(model, part)) for part in held_out.split(16)]
+    return math.exp(sum(losses) / len(losses))
 
 
 def main() -> None:
-    """Prints the perplexity that each ranking leaves."""
     command = parser(__doc__, model=str, source="pydoc", steps=60, lr=1e-4, shares=[0.3, 0.6, 0.9])
     command.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
     options = command.parse_args()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,11 +73,11 @@ class Child:
 
 
 class Children(contextlib.ExitStack):
-    """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on."""
+    """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on if they can."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, required: Container[str] = ()) -> None:
         super().__init__()
-        self._module = module
+        self._module, self._required = module, required
         self._children: dict[str, Child] = {}
         self.errors: dict[str, str] = {}  # why arms failed, by their names
 
@@ -91,6 +91,8 @@ class Children(contextlib.ExitStack):
         try:
             return self._children[name].ask(do, **request)
         except ArmFailed as failure:
+            if name in self._required:
+                raise ArmFailed(f"{name}: {failure}") from failure
             self.errors[name] = str(failure)
             self._children[name].close()  # the others may have its memory
             return {}
@@ -102,23 +104,37 @@ def turns(arms: Sequence[_Arm], rounds: int) -> Iterator[_Arm]:
         yield from arms[:: 1 if number % 2 == 0 else -1]
 
 
-def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer the parent's requests until it closes the pipe. Whatever else is printed goes to standard error.
+class Channel:
+    """A child's end: the parent's requests come on standard input. What is printed goes to standard error from now on."""
 
-    Args:
-        answers: What may be asked; each is called with the request's other values, and returns what JSON can hold.
-    """
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with contextlib.suppress(BrokenPipeError):
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                reply = {"ok": answers[request.pop("do")](**request)}
-            except Exception as error:
-                reply = {"error": _reason(error)}
-            channel.write(json.dumps(reply) + "\n")
-            channel.flush()
+    def __init__(self) -> None:
+        self._replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def receive(self) -> dict[str, Any]:
+        """The next request; the process ends when there is no parent any more."""
+        line = sys.stdin.readline()
+        return json.loads(line) if line else sys.exit()
+
+    def reply(self, **reply: Any) -> None:
+        """Answer with `ok`, what JSON can hold, or with an `error`."""
+        try:
+            self._replies.write(json.dumps(reply) + "\n")
+            self._replies.flush()
+        except BrokenPipeError:
+            sys.exit()
+
+
+def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
+    """Answer the parent's requests: each names one of the functions, and has its arguments."""
+    channel = Channel()
+    while True:
+        request = channel.receive()
+        try:
+            reply = {"ok": answers[request.pop("do")](**request)}
+        except Exception as error:
+            reply = {"error": _reason(error)}
+        channel.reply(**reply)
 
 
 def _reason(error: Exception) -> str:
