@@ -21,7 +21,7 @@ from benchmarks.paired import fit_all, model_folder, options_of
 from lightgpt2.cli.commands import benchmark
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.measure.arms import Arm, Workload
+from lightgpt2.measure.arms import Arm, Settings
 from lightgpt2.measure.benchmark import ratios, speeds_of
 from lightgpt2.measure.torch_worker import TorchWorker
 from lightgpt2.models.ledger import Ledger
@@ -84,9 +84,10 @@ def decode(folder: Path, model: Path, options: argparse.Namespace) -> None:
     """Tokens/s with the default cache, eager, and with a compiled static one; the first runs of each are not counted."""
     # With a static cache transformers compiles by itself, on CUDA only.
     static = "compiled, static cache" if options.device == "cuda" else "static cache, not compiled"
-    precision, work = "bf16" if options.device == "cuda" else "fp32", Workload("generate", "", 1, options.new_tokens)
+    precision = "bf16" if options.device == "cuda" else "fp32"
+    settings = Settings(options.prompt, [options.new_tokens], options.length, [], options.rounds)
     arms = {
-        name: TorchWorker(Arm(name, str(model), precision, "sdpa"), options.prompt, [work], options.device)
+        name: TorchWorker(Arm(name, str(model), precision, "sdpa"), settings, options.device)
         for name in ("eager", static)
     }
     for name, arm in arms.items():

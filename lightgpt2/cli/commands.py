@@ -128,7 +128,7 @@ def export(
     from lightgpt2.conversions.target import Target, default_output
     from lightgpt2.data.validation import validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
-    from lightgpt2.report.exported import encoder_line, exported_line
+    from lightgpt2.report.table import encoder_line, exported_line
 
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.loading import load_config
@@ -13,15 +13,6 @@ from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
 GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
-
-
-class Workload(NamedTuple):
-    """One thing that is timed."""
-
-    kind: str  # `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt
-    name: str  # among those of its kind: `16x128`, `256`
-    batch: int
-    tokens: int  # the length of a forward pass, or the number of new tokens
 
 
 @dataclass(frozen=True)
@@ -33,12 +24,6 @@ class Settings:
     forward_tokens: int
     batches: list[int]
     rounds: int
-
-    def workloads(self) -> list[Workload]:
-        """What is timed in each round, in this order."""
-        length = self.forward_tokens
-        forward = [Workload("forward", f"{batch}x{length}", batch, length) for batch in self.batches]
-        return forward + [Workload("generate", str(count), 1, count) for count in self.new_tokens]
 
     def problems(self, positions: int, owner: str) -> list[Problem]:
         """What does not fit a model with this number of positions; `owner` is a genitive: `the model's`."""
@@ -86,16 +71,8 @@ def plan(
 ) -> list[Arm]:
     """List the arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
 
-    Args:
-        models: Hub ids, folders and GGUF files; exported folders are measured as they are.
-        precisions: Precisions; None for FP32, or for its own where a folder is quantized or exported already.
-        attentions: Kinds of attention.
-        settings: What will be measured.
-        trust_remote_code: True if code in the models' folders may run.
-        device: `cpu` or `cuda:N`.
-
-    Raises:
-        UserError: Every mistake that shows without weights.
+    Exported folders are measured as they are. No `precisions` mean FP32, or a folder's own where it is quantized already. A
+    `UserError` has every mistake that shows without weights.
     """
     problems: list[Problem] = []
     chosen: list[tuple[str, str, str]] = []

@@ -42,7 +42,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cell(text: str, is_text: bool) -> str:
     value, bracket, more = (text, "", "") if is_text else text.partition(" (")
-    return escape(value) + (f"<br><small>({escape(more)}</small>" if bracket else "")
+    return escape(value) + (f"<br/><small>({escape(more)}</small>" if bracket else "")
 
 
 def folded(title: str, *blocks: str) -> str:

@@ -1,11 +1,13 @@
-"""Tables in the terminal: at the end of a run, of a quantization and of a sweep."""
+"""What the terminal shows at the end of a run, of a quantization, of a sweep and of an export."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightgpt2.models.quality import metric_names
-from lightgpt2.report.figures import title
+from lightgpt2.report.figures import numbers, title
 
+_SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache"}
 Rows = Sequence[Sequence[str]]
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -67,3 +69,24 @@ def _with_metrics(figures: Figures, header: list[str], more: Rows) -> str:
     names = list(dict.fromkeys(name for row in figures.values() for name in metric_names(row)))
     rows = [[label, *_cells(row, names), *cells] for (label, row), cells in zip(figures.items(), more, strict=True)]
     return "\n".join(["", *aligned([["", title(names[0]), "95 % interval", *map(title, names[1:]), *header], *rows])])
+
+
+def exported_line(folder: Path, about: Mapping[str, Any]) -> str:
+    """Sizes and figures of an exported folder, of what its `export.json` says, in one line."""
+    before, after = (about["quality"][label] for label in ("before", "after"))
+    mine, source = (metric_text(scored[after["primary"]]) for scored in (after, before))
+    counts = "".join(f" ({count:g} {what} of {about['validation']})" for what, count in [*numbers(after).items()][:1])
+    shares = [f"{said} {about['agreement'][key]:.1%}" for key, said in _SHARES.items() if key in about["agreement"]]
+    quality = f"{title(after['primary'])} {mine}, the source's {source}{counts}"
+    return "; ".join(filter(None, [f"{folder}: {_megabytes(about)}", quality, ", ".join(shares)]))
+
+
+def encoder_line(folder: Path, about: Mapping[str, Any]) -> str:
+    """The same of an encoder."""
+    cosine, texts = about["cosine"], f"({about['cosine']['texts']} texts of {about['validation']})"
+    said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least {texts}"
+    return f"{folder}: {_megabytes(about)}; {said}"
+
+
+def _megabytes(about: Mapping[str, Any]) -> str:
+    return f"{sum(about['bytes'].values()) / 1e6:.2f} MB"

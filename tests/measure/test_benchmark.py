@@ -61,13 +61,12 @@ def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 def request(folder: Path, settings: Settings = SETTINGS) -> dict[str, Any]:
     """What a child loads a Llama with."""
-    spec = asdict(Arm("a", str(folder / "llama"), "fp32", "sdpa"))
-    return {"spec": spec, "prompt": settings.prompt_tokens, "workloads": settings.workloads(), "device": "cpu"}
+    arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
+    return {"spec": asdict(arm), "settings": asdict(settings), "device": "cpu"}
 
 
 def worker(folder: Path) -> TorchWorker:
-    arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
-    return TorchWorker(arm, SETTINGS.prompt_tokens, SETTINGS.workloads(), "cpu")
+    return TorchWorker(Arm("a", str(folder / "llama"), "fp32", "sdpa"), SETTINGS, "cpu")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------------

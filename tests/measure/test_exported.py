@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worker_of(folder: Path, device: str) -> OnnxWorker:
     arm = Arm("a", str(folder / "gpt2-onnx-int8"), "onnx-int8", "graph")
-    return OnnxWorker(arm, SETTINGS.prompt_tokens, SETTINGS.workloads(), device)
+    return OnnxWorker(arm, SETTINGS, device)
 
 
 def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightgpt2.report.benchmark_table import benchmark_markdown, benchmark_table, operators_markdown
-from lightgpt2.report.exported import encoder_line, exported_line
-from lightgpt2.report.table import comparison, precisions, sweep_table
+from lightgpt2.report.table import comparison, encoder_line, exported_line, precisions, sweep_table
 from tests.report.chains import arm, benchmark, score
 
 
