@@ -34,7 +34,7 @@ def parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
         elif isinstance(value, list):
             found.add_argument(flag, type=type(value[0]) if value else str, nargs="+", default=value)
         else:
-            found.add_argument(flag, type=str if value is None else type(value), default=value)
+            found.add_argument(flag, type=type(value), default=value)
     return found
 
 

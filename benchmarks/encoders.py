@@ -109,17 +109,12 @@ def main() -> None:
         model = AutoModel.from_config(AutoConfig.for_model(options.model)).eval()
     else:
         model = load_encoder(options.model, "--model")[0]
-    settings = {
-        "threads": options.threads,
-        "seconds": options.seconds,
-        "batches": [options.batch],
-        "length": options.length,
-    }
+    settings = {key: getattr(options, key) for key in ("threads", "length", "seconds")}
+    settings |= {"batches": [options.batch], "tries": 1, "vocabulary": model.config.vocab_size}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         convert(model, folder)
         arms = [arm for arm in ARMS if (folder / arm.files).exists()]
-        settings |= {"tries": 1, "vocabulary": model.config.vocab_size}
         result = rounds.measure(arms, lambda arm: folder / arm.files, settings, options.rounds)
     print(f"\n{options.model}\n\n{rounds.table(result)}")
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import chain
 from benchmarks.common import machine, markdown, parser, plain_loss, random_batches
-from benchmarks.steps import fused_head, fused_loss, load, states
+from benchmarks.steps import autocast, fused_head, fused_loss, load, states
 from benchmarks.training import SHAPES, measure, table
 
 
@@ -45,8 +45,7 @@ def parts(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], 
     batch = random_batches(1, options.batch, options.length, options.vocabulary)[0]
     ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
-    cast = torch.autocast(device, torch.bfloat16, enabled=options.bf16)
-    forward, head, plain, fused = map(cast, (states, fused_head, plain_loss, fused_loss))
+    forward, head, plain, fused = map(autocast(options), (states, fused_head, plain_loss, fused_loss))
     target, hidden = forward(teacher, ids), forward(student, ids).detach().requires_grad_()
 
     def update() -> None:

@@ -50,6 +50,11 @@ def load(folder: Path, options: argparse.Namespace) -> tuple[Any, Any]:
     return student, teacher
 
 
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    """A context, and a decorator, in which bf16 is computed if it is asked for."""
+    return torch.autocast(options.device, torch.bfloat16, enabled=options.bf16)
+
+
 def states(model: Any, ids: Tensor) -> Tensor:
     """What the model's head reads, `[B * T, D]`."""
     return model.transformer(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
@@ -71,18 +76,16 @@ def bare(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: argpa
     """A loop of nothing but the arithmetic."""
     student, teacher = load(folder, options)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    compute = fused_loss if options.arm == "bare fused" else plain_loss
+    compute = autocast(options)(fused_loss if options.arm == "bare fused" else plain_loss)
     for batch in batches:
         gate.wait()
         ids, labels = batch["input_ids"].to(options.device), batch["labels"].to(options.device)
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-            loss = compute(student, teacher, ids, labels)
+        loss = compute(student, teacher, ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         gate.loss = loss.detach()
-        del loss
 
 
 def trainer(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -93,8 +96,7 @@ def trainer(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: ar
 
     class Distiller(Trainer):
         def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-            with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-                loss = plain_loss(model, teacher, inputs["input_ids"], inputs["labels"])
+            loss = autocast(options)(plain_loss)(model, teacher, inputs["input_ids"], inputs["labels"])
             gate.loss = loss.detach()
             return loss
 

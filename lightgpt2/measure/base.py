@@ -80,7 +80,7 @@ class Worker(ABC):
 
     @abstractmethod
     def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
-        """See `profile`; the operators, and the kind of attention that ran."""
+        """Write the trace; returns the operators, and the kind of attention that ran."""
 
     def _synchronize(self) -> None:
         if self.cuda:

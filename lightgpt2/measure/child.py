@@ -138,7 +138,6 @@ def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line."""
     if isinstance(error, UserError):
         return "; ".join(error.problems)
     kind, text = type(error).__name__, " ".join(str(error).split())

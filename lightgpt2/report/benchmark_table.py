@@ -1,4 +1,4 @@
-"""A benchmark's figures for people: as text for the terminal, as Markdown for TensorBoard."""
+"""A benchmark's figures for people."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,11 +21,6 @@ def benchmark_table(result: dict[str, Any]) -> str:
     failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
     measured = [arm for arm in result["arms"] if "error" not in arm]
     return "\n".join(["", *(_sections(result, measured) if measured else []), *failed])
-
-
-def benchmark_markdown(result: dict[str, Any]) -> str:
-    """The same for TensorBoard."""
-    return f"```\n{benchmark_table(result)}\n```"
 
 
 def operators_markdown(arm: Arm) -> str:

@@ -25,7 +25,6 @@ def escape(text: object) -> str:
 
 
 def items(lines: Iterable[str]) -> str:
-    """A list."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 

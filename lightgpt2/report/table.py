@@ -54,14 +54,12 @@ def _primary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """A row's metrics, with the interval of the first."""
     first = row[names[0]]
     bounds = " - ".join(f"{bound:.{first['digits']}f}" for bound in first["interval_95"] or ())
     return [metric_text(first), bounds, *(metric_text(row[name]) if name in row else "" for name in names[1:])]
 
 
 def metric_text(about: Mapping[str, Any]) -> str:
-    """The value of a metric with its digits."""
     return f"{about['value']:.{about['digits']}f}"
 
 
@@ -82,7 +80,6 @@ def exported_line(folder: Path, about: Mapping[str, Any]) -> str:
 
 
 def encoder_line(folder: Path, about: Mapping[str, Any]) -> str:
-    """The same of an encoder."""
     cosine, texts = about["cosine"], f"({about['cosine']['texts']} texts of {about['validation']})"
     said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least {texts}"
     return f"{folder}: {_megabytes(about)}; {said}"
