@@ -16,17 +16,16 @@ installed is not measured, with a line that says so.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks import rounds
 from benchmarks.common import parser
 from benchmarks.rounds import Arm
-from lightgpt2.measure.child import ArmFailed
+from lightgpt2.measure.child import Child
 
 BASELINE = "transformers eager"
 _OURS = "onnx:decoder"
@@ -77,15 +76,13 @@ def chosen(options: argparse.Namespace) -> list[Arm]:
 
 
 def converted(arm: Arm, model: Path, folder: Path) -> Path:
-    """The folder that an arm runs, made if it isn't there yet; `ArmFailed` with the conversion's last line if it can't be."""
+    """The folder that an arm runs, made if it isn't there yet; `ArmFailed` if it can't be."""
     if not arm.files:
         return model
     target = folder / arm.files  # an absolute path stays what it is
     if not target.exists():
-        command = [sys.executable, "-m", "benchmarks.engines.convert", arm.files, str(model), str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ArmFailed((done.stderr.strip().splitlines() or ["?"])[-1][:300])
+        with contextlib.closing(Child("benchmarks.engines.convert")) as child:
+            child.ask("convert", kind=arm.files, model=model, target=target)
     return target
 
 

@@ -1,7 +1,6 @@
 """Engines in one interleaved run: each in its own process, measured in turns, its logits compared with the baseline's."""
 
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,19 +33,20 @@ def measure(arms: list[Arm], files_of: Callable[[Arm], Path], settings: dict[str
     """
     about: dict[str, dict[str, Any]] = {}
     found: dict[str, list[dict[str, tuple[float, float]]]] = {arm.name: [] for arm in arms}
-    with tempfile.TemporaryDirectory() as scratch, Children("benchmarks.engines.worker", {arms[0].name}) as children:
-        for number, arm in enumerate(arms):
-            logits = Path(scratch, f"{number}.npy")
+    with Children("benchmarks.engines.worker", {arms[0].name}) as children:
+        reference = None
+        for arm in arms:
             try:
                 files = files_of(arm)
             except ArmFailed as failure:
                 children.errors[arm.name] = str(failure)
                 continue
-            request = {"engine": arm.engine, "files": str(files), "options": arm.options, "logits": str(logits)}
-            about[arm.name] = children.ask(arm.name, "load", settings=settings, **request)
-            if logits.exists():
-                error = difference(np.load(logits), np.load(Path(scratch, "0.npy")))
-                about[arm.name] |= {"error": error, "file_mb": weights_mb(files), "measures": {}}
+            request = {"engine": arm.engine, "files": files, "options": arm.options, "settings": settings}
+            if loaded := children.ask(arm.name, "load", **request):
+                logits = loaded.pop("logits")
+                reference = logits if reference is None else reference
+                error = difference(logits, reference)
+                about[arm.name] = loaded | {"error": error, "file_mb": weights_mb(files), "measures": {}}
         for arm in turns(arms, rounds):
             found[arm.name].append(children.ask(arm.name, "round"))
         failed = children.errors

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.common import CE, KD, TEMPERATURE, plain_loss, random_batches
 from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
-from lightgpt2.measure.child import Channel
+from lightgpt2.measure.child import parent
 from lightgpt2.measure.memory import now_mb, peak_mb, reset_peak
 from lightgpt2.tasks.base import Predictions
 
@@ -23,8 +23,8 @@ LEARNING_RATE = 1e-4
 class Gate:
     """Where an arm's loop waits for its turn."""
 
-    def __init__(self, channel: Channel, cuda: bool) -> None:
-        self.channel, self.cuda, self.loss, self._released = channel, cuda, torch.zeros(()), 0.0
+    def __init__(self, cuda: bool, pipe: Any) -> None:
+        self.cuda, self.pipe, self.loss, self._released = cuda, pipe, torch.zeros(()), 0.0
 
     def wait(self) -> None:
         """Reports the step that ended here, or that all is loaded, and waits for the word."""
@@ -32,11 +32,12 @@ class Gate:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._released
         if self._released:
-            self.channel.reply(ok={"seconds": seconds, "loss": float(self.loss), "peak_mb": peak_mb(self.cuda)})
+            answer = {"seconds": seconds, "loss": float(self.loss), "peak_mb": peak_mb(self.cuda)}
         else:
             reset_peak()
-            self.channel.reply(ok={"resident_mb": now_mb(self.cuda)})
-        self.channel.receive()
+            answer = {"resident_mb": now_mb(self.cuda)}
+        self.pipe.send((answer, ""))
+        self.pipe.recv()
         self._released = time.perf_counter()
 
 
@@ -155,12 +156,13 @@ ARMS = {"bare plain": bare, "trainer plain": trainer, "bare fused": bare, "light
 
 
 def main() -> None:
-    channel = Channel()
-    options = argparse.Namespace(**channel.receive())
+    pipe = parent()
+    _, options = pipe.recv()
+    options = argparse.Namespace(**options)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     batches = random_batches(options.rounds + options.warmup + 1, options.batch, options.length, options.vocabulary)
-    ARMS[options.arm](Gate(channel, options.device == "cuda"), Path(options.folder), batches, options)
+    ARMS[options.arm](Gate(options.device == "cuda", pipe), Path(options.folder), batches, options)
 
 
 if __name__ == "__main__":

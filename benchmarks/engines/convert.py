@@ -1,7 +1,5 @@
 """A model folder in an engine's own files, as a user of that engine would make them.
 
-    python -m benchmarks.engines.convert KIND MODEL TARGET
-
 - `gguf-TYPE`: our GGUF export in F32, then llama.cpp's own quantizer with its default mixture (`-pure`: one type for all).
 - `ctranslate2-TYPE`: CTranslate2's converter for transformers.
 - `openvino-TYPE`: the OpenVINO exporter of transformers, stateful; INT8 and INT4 by NNCF's weight compression with the settings
@@ -11,13 +9,13 @@
 """
 
 import ctypes
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from lightgpt2.cli.commands import export
+from lightgpt2.measure.child import serve
+from lightgpt2.models.files import atomic_folder
 
 
 def to_gguf(kind: str, model: Path, target: Path) -> None:
@@ -82,7 +80,6 @@ def _openvino_model(folder: Path) -> Any:
 
 def to_onnx(kind: str, model: Path, target: Path) -> None:
     """`onnx`, `onnx-int8`, `onnx-int4`, `onnx-int4-128`, `onnx-int4-128-prefill`."""
-    target.rmdir()  # the command makes it
     if not kind.startswith("onnx-int4-128"):
         export(str(model), format=kind, output=str(target))
     else:
@@ -90,17 +87,15 @@ def to_onnx(kind: str, model: Path, target: Path) -> None:
         export(str(model), format="onnx-int4", output=str(target), group=128, embeddings="int4", prefill=prefill)
 
 
-def main() -> None:
-    kind, model, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    started = target.with_name(f"{target.name}.{os.getpid()}")
-    started.mkdir(parents=True)
+def convert(kind: str, model: Path, target: Path) -> None:
+    """Makes one engine's files."""
     family, _, precision = kind.partition("-")
     if family == "onnx":
-        to_onnx(kind, model, started)
-    else:
-        {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "openvino": to_openvino}[family](precision, model, started)
-    started.rename(target)
+        to_onnx(kind, model, target)
+        return
+    with atomic_folder(target) as temporary:
+        {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "openvino": to_openvino}[family](precision, model, temporary)
 
 
 if __name__ == "__main__":
-    main()
+    serve({"convert": convert})

@@ -46,7 +46,8 @@ class LlamaCpp:
     def decode(self, tokens: Ints) -> Floats:
         one = self._one
         one.n_tokens = 1
-        one.token[0], one.pos[0], one.n_seq_id[0], one.seq_id[0][0], one.logits[0] = tokens[0], self._position, 1, 0, 1
+        one.token[0], one.pos[0] = int(tokens[0]), self._position
+        one.n_seq_id[0], one.seq_id[0][0], one.logits[0] = 1, 0, 1
         self._position += 1
         return self._run(self._decoding, one, 1)
 

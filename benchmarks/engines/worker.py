@@ -34,24 +34,23 @@ class Worker:
     median of a few.
     """
 
-    def load(
-        self, engine: str, files: str, options: dict[str, Any], settings: dict[str, Any], logits: str
-    ) -> dict[str, Any]:
-        """Loads with `module:function`, decodes once, and leaves the logits of one sequence in a file to be compared.
+    def load(self, engine: str, files: Path, options: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Loads with `module:function` and decodes once.
 
-        Returns the text about the engine, and the memory above that of the interpreter with its libraries.
+        Returns the text about the engine, the memory above that of the interpreter with its libraries, and the logits of one
+        sequence, to be compared.
         """
         module, name = engine.split(":")
         load = getattr(importlib.import_module(f"benchmarks.engines.{module}"), name)
         self._settings = settings
         reset_peak()  # forgets that of the imports
         start = now_mb() - libraries_mb()
-        self._engine, about = load(Path(files), settings["threads"], **options)
+        self._engine, about = load(files, settings["threads"], **options)
         if "new_tokens" in settings:
             self._decode()
         peak = peak_mb() - libraries_mb() - start
-        np.save(logits, self._logits(self._random(1, settings["length"])))
-        return {"about": about, "peak_mb": peak}
+        logits = np.array(self._logits(self._random(1, settings["length"])))
+        return {"about": about, "peak_mb": peak, "logits": logits}
 
     def round(self) -> dict[str, tuple[float, float]]:
         """Milliseconds of a new token and of each forward pass; and how far other processes disturbed each."""

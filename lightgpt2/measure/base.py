@@ -55,10 +55,14 @@ class Worker(ABC):
         peaks = memory | {"peak_reserved_mb": reserved_mb() if self.cuda else None}
         return {"forward": forward, "generate": generate, "peaks": peaks}
 
-    def profile(self, trace: str) -> dict[str, Any]:
+    def profile(self, trace: Path) -> dict[str, Any]:
         """Profile a forward pass at batch 1 and a few decode steps, and write a Chrome trace (it opens in Perfetto)."""
-        own, attention = self._profile(self._random(1, self.settings.forward_tokens), Path(trace))
-        return {"operators": top(own, self.device.partition(":")[0]), "attention_kernel": attention, "trace": trace}
+        own, attention = self._profile(self._random(1, self.settings.forward_tokens), trace)
+        return {
+            "operators": top(own, self.device.partition(":")[0]),
+            "attention_kernel": attention,
+            "trace": str(trace),
+        }
 
     def _prepare(self) -> None:  # noqa: B027 - most have imported everything
         """Import what loading will need, so that it does not count as memory of the model."""

@@ -45,18 +45,18 @@ def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, 
     progress = tqdm(total=len(arms) * settings.rounds, leave=False, disable=None if bar else True)
     with progress, Children("lightgpt2.measure.worker") as children:
 
-        def ask(doing: str, arm: Arm, do: str, **request: Any) -> dict[str, Any]:
-            progress.set_description(f"{doing} {arm.name}")
-            return children.ask(arm.name, do, **request)
+        def ask(doing: str, name: str, do: str, **request: Any) -> dict[str, Any]:
+            progress.set_description(f"{doing} {name}")
+            return children.ask(name, do, **request)
 
-        common = {"settings": asdict(settings), "device": device}
-        loaded = {arm.name: ask("Loading", arm, "load", spec=asdict(arm), **common) for arm in arms}
+        common = {"settings": settings, "device": device}
+        loaded = {arm.name: ask("Loading", arm.name, "load", arm=arm, **common) for arm in arms}
         rounds: dict[str, list[Round]] = {arm.name: [] for arm in arms}
         for arm in turns(arms, settings.rounds):
-            rounds[arm.name].append(ask("Measuring", arm, "round"))
+            rounds[arm.name].append(ask("Measuring", arm.name, "round"))
             progress.update()
-        trace = {arm.name: str(traces / f"{arm.file_name}.json") for arm in arms}
-        profiles = {arm.name: ask("Profiling", arm, "profile", trace=trace[arm.name]) for arm in arms}
+        files = {arm.name: traces / f"{arm.file_name}.json" for arm in arms}
+        profiles = {name: ask("Profiling", name, "profile", trace=file) for name, file in files.items()}
     shown = ratios({name: speeds_of(found) for name, found in rounds.items() if name not in children.errors})
     results: list[dict[str, Any]] = []
     for arm in arms:

@@ -29,8 +29,8 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would write a line in every layer of every pass
     loaded: list[Worker] = []
 
-    def load(spec: dict[str, Any], settings: dict[str, Any], device: str) -> dict[str, Any]:
-        loaded.append(worker_of(Arm(**spec), Settings(**settings), device))
+    def load(arm: Arm, settings: Settings, device: str) -> dict[str, Any]:
+        loaded.append(worker_of(arm, settings, device))
         return {"sizes": loaded[0].load(), "machine": machine(device)}
 
     serve({"load": load, "round": lambda: loaded[0].round(), "profile": lambda trace: loaded[0].profile(trace)})

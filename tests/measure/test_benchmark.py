@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
 def request(folder: Path, settings: Settings = SETTINGS) -> dict[str, Any]:
     """What a child loads a Llama with."""
     arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
-    return {"spec": asdict(arm), "settings": asdict(settings), "device": "cpu"}
+    return {"arm": arm, "settings": settings, "device": "cpu"}
 
 
 def worker(folder: Path) -> TorchWorker:
