@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 
 from benchmarks.common import gpt2, machine, markdown, parser
 from benchmarks.paired import fit_all, model_folder, options_of
@@ -108,8 +107,6 @@ PARTS = {"training": training, "inference": inference, "decode": decode}
 
 def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
     """Prints the named tables."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "gpt2", options.layers, options.width, options.heads, options.vocabulary)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -19,11 +20,13 @@ VOCABULARY = 50257
 
 
 def parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
-    """A command line whose help is a module's docstring.
+    """A command line whose help is a module's docstring; transformers is silenced.
 
     `options` are defaults, whose type the options have (`steps=200`, `seeds=[1, 2]`, `fast=False`), or a type alone for an
     option that must be given: `folder=Path`.
     """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"

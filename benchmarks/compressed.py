@@ -10,8 +10,6 @@ them. All is measured by `benchmarks.inference` against the whole model in trans
 import tempfile
 from pathlib import Path
 
-import transformers
-
 from benchmarks import inference
 from benchmarks.common import parser
 from benchmarks.removal import without
@@ -26,7 +24,6 @@ def main() -> None:
     command = parser(__doc__, heads=0.5, neurons=0.6, rounds=5)
     command.add_argument("--folder", type=Path)
     options = command.parse_args()
-    transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

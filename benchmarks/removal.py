@@ -45,8 +45,6 @@ def main() -> None:
         __doc__, heads=0.3, neurons=0.6, layers=12, width=768, model_heads=12, vocabulary=50257, length=128, new_tokens=64,
         rounds=5,
     ).parse_args()  # fmt: skip
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

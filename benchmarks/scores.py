@@ -11,7 +11,6 @@ the gates (first-order importance, Michel et al. 2019, arXiv:1905.10650), and ra
 import math
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
@@ -76,8 +75,6 @@ def main() -> None:
     command = parser(__doc__, model=str, source="pydoc", steps=60, lr=1e-4, shares=[0.3, 0.6, 0.9])
     command.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
     options = command.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     model, tokens = load_model(options.model, "--model"), windows(options.source, options.model)
     mapped = {name: part for name, part in unit_map(model, "structured", 1).items() if part.kind == "ffn"}
     units = make_units(model, mapped, trained=True)

@@ -55,11 +55,6 @@ class Arm:
     attention: str  # `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `GRAPH` for exported ONNX
     trust_remote_code: bool = False
 
-    @property
-    def file_name(self) -> str:
-        """The name without spaces and slashes."""
-        return "-".join(self.name.replace("/", " ").split())
-
 
 def plan(
     models: Sequence[str],
@@ -122,17 +117,15 @@ def _positions(model: str, trust_remote_code: bool) -> int:
 
 
 def _precisions(model: str, own: str | None, wanted: Sequence[str] | None) -> list[str]:
-    """The precisions to measure a model in; refuses to quantize what is already quantized."""
-    plain, quantized = own in (None, "gguf"), get_args(Format)
-    refused = [p for p in wanted or () if (own == "gguf" and p in quantized) or (not plain and p != own)]
-    if not refused:
-        return list(wanted or ["fp32"]) if plain else [str(own)]
-    again = refused[0] in quantized and not is_graph(model)
-    reason = "would be quantizing what is already quantized" if again else "is not there"
-    fix = "leave --precision out to measure each model as it is"
-    if own == "gguf":
-        fix = "give fp32, bf16 or fp16, for which it is dequantized"
-    raise UserError([Problem("--precision", f"{refused[0]} of {model} {reason}: it is {own}", fix)])
+    """The precisions to measure a model in; what is quantized already is measured as it is, GGUF in any that it is read in."""
+    possible = ["fp32", "bf16", "fp16"] if own in (None, "gguf") else [str(own)]
+    if own is None:
+        possible += get_args(Format)
+    for each in wanted or ():
+        if each not in possible:
+            what = f"must be {' or '.join(possible)} for {model}, which is {own}, got {each}"
+            raise UserError([Problem("--precision", what, "leave it out to measure each model as it is")])
+    return list(wanted or possible[:1])
 
 
 def _names(chosen: list[tuple[str, str, str]]) -> list[str]:

@@ -55,8 +55,10 @@ def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, 
         for arm in turns(arms, settings.rounds):
             rounds[arm.name].append(ask("Measuring", arm.name, "round"))
             progress.update()
-        files = {arm.name: traces / f"{arm.file_name}.json" for arm in arms}
-        profiles = {name: ask("Profiling", name, "profile", trace=file) for name, file in files.items()}
+        profiles = {}
+        for arm in arms:
+            trace = traces / f"{'-'.join(arm.name.replace('/', ' ').split())}.json"
+            profiles[arm.name] = ask("Profiling", arm.name, "profile", trace=trace)
     shown = ratios({name: speeds_of(found) for name, found in rounds.items() if name not in children.errors})
     results: list[dict[str, Any]] = []
     for arm in arms:
