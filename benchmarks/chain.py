@@ -82,13 +82,11 @@ def inference(folder: Path, model: Path, options: argparse.Namespace) -> None:
 def decode(folder: Path, model: Path, options: argparse.Namespace) -> None:
     """Tokens/s with the default cache, eager, and with a compiled static one; the first runs of each are not counted."""
     # With a static cache transformers compiles by itself, on CUDA only.
-    static = "compiled, static cache" if options.device == "cuda" else "static cache, not compiled"
-    precision = "bf16" if options.device == "cuda" else "fp32"
+    cuda = options.device == "cuda"
+    static = "compiled, static cache" if cuda else "static cache, not compiled"
+    precision, device = ("bf16", "cuda:0") if cuda else ("fp32", "cpu")
     settings = Settings(options.prompt, [options.new_tokens], options.length, [], options.rounds)
-    arms = {
-        name: TorchWorker(Arm(name, str(model), precision, "sdpa"), settings, options.device)
-        for name in ("eager", static)
-    }
+    arms = {name: TorchWorker(Arm(name, str(model), precision, "sdpa"), settings, device) for name in ("eager", static)}
     for name, arm in arms.items():
         arm.load()
         arm.model.generation_config.cache_implementation = "static" if name == static else None
@@ -116,12 +114,10 @@ def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    command = parser(
+    options = parser(
         __doc__, layers=12, width=768, heads=12, vocabulary=50257, batch=8, length=128, prompt=32, new_tokens=128, rounds=5,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )  # fmt: skip
-    command.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    options = command.parse_args()
+        device="cuda" if torch.cuda.is_available() else "cpu", parts={"nargs": "+", "choices": PARTS, "default": [*PARTS]},
+    ).parse_args()  # fmt: skip
     print(machine(), flush=True)
     tables(options.parts, options)
 

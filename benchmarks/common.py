@@ -22,15 +22,17 @@ VOCABULARY = 50257
 def parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
     """A command line whose help is a module's docstring; transformers is silenced.
 
-    `options` are defaults, whose type the options have (`steps=200`, `seeds=[1, 2]`, `fast=False`), or a type alone for an
-    option that must be given: `folder=Path`.
+    `options` are defaults, whose type the options have (`steps=200`, `seeds=[1, 2]`, `fast=False`), a type alone for an option
+    that must be given (`folder=Path`), or what argparse takes (`folder={"type": Path}`).
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, type):
+        if isinstance(value, dict):
+            found.add_argument(flag, **value)
+        elif isinstance(value, type):
             found.add_argument(flag, type=value, required=True)
         elif isinstance(value, bool):
             found.add_argument(flag, action="store_true", default=value)

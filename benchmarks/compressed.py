@@ -21,9 +21,7 @@ LAYERS = [0, 2, 4, 7, 9, 11]
 
 
 def main() -> None:
-    command = parser(__doc__, heads=0.5, neurons=0.6, rounds=5)
-    command.add_argument("--folder", type=Path)
-    options = command.parse_args()
+    options = parser(__doc__, heads=0.5, neurons=0.6, rounds=5, folder={"type": Path}).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -87,11 +87,10 @@ def converted(arm: Arm, model: Path, folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command = parser(__doc__, rounds=5, threads=2, prompt=32, new_tokens=64, length=128, tries=6, batches=[1, 16])
-    for name in ("model", "baseline", "folder", "json"):
-        command.add_argument(f"--{name}", type=Path)
-    command.add_argument("--exported", type=Path, nargs="*", default=[])
-    command.add_argument("--arms", nargs="*")
+    settings = {"threads": 2, "prompt": 32, "new_tokens": 64, "length": 128, "tries": 6, "batches": [1, 16]}
+    paths = dict.fromkeys(("model", "baseline", "folder", "json"), {"type": Path})
+    exported = {"type": Path, "nargs": "*", "default": []}
+    command = parser(__doc__, rounds=5, **settings, **paths, exported=exported, arms={"nargs": "*"})
     options = command.parse_args(arguments)
     for folder in filter(None, [options.model, options.baseline]):
         if not (folder / "config.json").is_file():
@@ -102,9 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = options.model or random_gpt2(folder / "gpt2")
         baseline = options.baseline or model
         configs = [json.loads((each / "config.json").read_text(encoding="utf-8")) for each in (model, baseline)]
-        settings = {
-            key: getattr(options, key) for key in ("threads", "prompt", "new_tokens", "length", "batches", "tries")
-        }
+        settings = {key: getattr(options, key) for key in settings}
         settings["vocabulary"] = min(config["vocab_size"] for config in configs)
 
         def files_of(arm: Arm) -> Path:

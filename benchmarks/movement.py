@@ -23,21 +23,18 @@ PAIRS = [
 
 
 def main() -> None:
-    command = parser(__doc__, **SETTINGS)
-    command.add_argument("--arms", nargs="+", choices=_CRITERIA, default=list(_CRITERIA))
-    command.add_argument(
-        "--set", nargs="+", default=[], metavar="OPTION", help="further options of fit, without dashes"
-    )
-    options = command.parse_args()
+    arms = {"nargs": "+", "choices": _CRITERIA, "default": list(_CRITERIA)}
+    further = {"nargs": "+", "default": [], "metavar": "OPTION", "help": "further options of fit, without dashes"}
+    options = parser(__doc__, **SETTINGS, arms=arms, set=further).parse_args()
     model, start = place(options.model), ["--config", "movement.yaml", "--model.pruning.seed", SEED]
-    arms = {
+    fits = {
         arm: [
             *start, *(_ALONE if "no teacher" in arm else ["--model.teacher", model]),
             "--model.pruning.criterion", *_CRITERIA[arm],
         ]
         for arm in options.arms
     }  # fmt: skip
-    compare(options, arms, PAIRS, ["--model.model", model, *(f"--{each}" for each in options.set)], "before")
+    compare(options, fits, PAIRS, ["--model.model", model, *(f"--{each}" for each in options.set)], "before")
 
 
 if __name__ == "__main__":

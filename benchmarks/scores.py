@@ -72,9 +72,9 @@ def perplexity(model: PreTrainedModel, held_out: Tensor) -> float:
 
 
 def main() -> None:
-    command = parser(__doc__, model=str, source="pydoc", steps=60, lr=1e-4, shares=[0.3, 0.6, 0.9])
-    command.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
-    options = command.parse_args()
+    scope = {"choices": ["global", "layer"], "default": "global", "help": "as model.pruning.scope"}
+    settings = {"source": "pydoc", "steps": 60, "lr": 1e-4, "shares": [0.3, 0.6, 0.9], "scope": scope}
+    options = parser(__doc__, model=str, **settings).parse_args()
     model, tokens = load_model(options.model, "--model"), windows(options.source, options.model)
     mapped = {name: part for name, part in unit_map(model, "structured", 1).items() if part.kind == "ffn"}
     units = make_units(model, mapped, trained=True)
