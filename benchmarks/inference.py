@@ -88,7 +88,7 @@ def converted(arm: Arm, model: Path, folder: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     settings = {"threads": 2, "prompt": 32, "new_tokens": 64, "length": 128, "tries": 6, "batches": [1, 16]}
-    paths = dict.fromkeys(("model", "baseline", "folder", "json"), {"type": Path})
+    paths = {key: {"type": Path} for key in ("model", "baseline", "folder", "json")}
     exported = {"type": Path, "nargs": "*", "default": []}
     command = parser(__doc__, rounds=5, **settings, **paths, exported=exported, arms={"nargs": "*"})
     options = command.parse_args(arguments)

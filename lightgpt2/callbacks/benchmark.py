@@ -15,7 +15,7 @@ from lightgpt2.measure.benchmark import measure
 from lightgpt2.methods.method import Method
 from lightgpt2.models.files import write_json
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
+from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.folder import is_exported
 

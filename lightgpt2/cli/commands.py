@@ -78,7 +78,7 @@ def benchmark(
     from lightgpt2.measure.arms import Settings, plan
     from lightgpt2.measure.benchmark import choose_device, measure
     from lightgpt2.models.files import write_json
-    from lightgpt2.report.benchmark_table import benchmark_table
+    from lightgpt2.report.table import benchmark_table
 
     settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
     _refuse(_unwritable("--output", Path(output), Path(output).parent))

@@ -23,7 +23,7 @@ from lightgpt2.measure.benchmark import measure, ratios, speeds_of, summary
 from lightgpt2.measure.child import ArmFailed, Child, turns
 from lightgpt2.measure.torch_worker import TorchWorker, attention_kernel, residency_problem
 from lightgpt2.models.quantization import load_for_inference
-from lightgpt2.report.benchmark_table import benchmark_table
+from lightgpt2.report.table import benchmark_table
 from tests.support.models import write_model
 
 WORKER = "lightgpt2.measure.worker"

@@ -18,7 +18,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import Arm, Settings, plan
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
-from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
+from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.folder import seal
 from tests.support.models import make_restless_model, write_corpus, write_model

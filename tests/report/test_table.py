@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
-from lightgpt2.report.table import comparison, encoder_line, exported_line, precisions, sweep_table
+from lightgpt2.report.table import (
+    benchmark_table,
+    comparison,
+    encoder_line,
+    exported_line,
+    operators_markdown,
+    precisions,
+    sweep_table,
+)
 from tests.report.chains import arm, benchmark, score
 
 
