@@ -235,11 +235,8 @@ def _unique_names(nodes: Iterable[_Node]) -> dict[_Node, str]:
 def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] = ()) -> list[Model]:
     """The rows in order: each source, its stages, and after each its half-precision rows and copies.
 
-    Ancestors that a ledger tells of are rows though their folders were not given; models with only a benchmark come last.
-
-    Args:
-        ledgers: Entries by model folder (`checkpoints/RUN/model`, `checkpoints/RUN/model-nf4`).
-        benchmarks: Those of `lightgpt2 benchmark`, beside the ledgers' own.
+    Ledgers are entries by model folder (`checkpoints/RUN/model-nf4`); ancestors that they tell of are rows though their folders
+    were not given. Models of which there is only a benchmark, of `lightgpt2 benchmark`, come last.
     """
     nodes = _nodes(ledgers)
     known = [part(node.entry, "benchmark") for node in nodes]

@@ -101,11 +101,7 @@ def _megabytes(about: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(result: dict[str, Any]) -> str:
-    """Tables with one row an arm: figures, what a generation takes, ratios to the first arm; then what failed.
-
-    Args:
-        result: What `measure.benchmark.measure` returned.
-    """
+    """Tables with one row an arm that was measured: figures, what a generation takes, ratios to the first; then what failed."""
     failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
     measured = [arm for arm in result["arms"] if "error" not in arm]
     return "\n".join(["", *(_sections(result, measured) if measured else []), *failed])
