@@ -46,18 +46,28 @@ ARMS = [
 ]
 
 
+class Positional(torch.nn.Module):
+    """An encoder that takes its inputs in order."""
+
+    def __init__(self, model: Any, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names  # a part, so that its weights are exported as weights to be quantized
+
+    def forward(self, *tensors: Any) -> Any:
+        return self.model(**dict(zip(self.names, tensors, strict=True))).last_hidden_state
+
+
 def convert(model: Any, folder: Path) -> None:
     """Everything that the arms run."""
     model.save_pretrained(folder / "hf")
     for name, forms in (("ours-fp32", Forms()), ("ours-int8", Forms("int8", "int8"))):
         (folder / name).mkdir()
         write_encoder(model, folder / name, forms)
-    model.pooler = None  # only the hidden states are compared
     inputs = {name: torch.from_numpy(value) for name, value in tokens(model.config, 128).items()}
     torch.onnx.export(
-        model, (), str(folder / "plain.onnx"), kwargs=inputs, input_names=[*inputs], output_names=["last_hidden_state"],
+        Positional(model, [*inputs]), (*inputs.values(),), str(folder / "plain.onnx"), input_names=[*inputs],
         dynamic_axes={name: {0: "batch", 1: "sequence"} for name in [*inputs, "last_hidden_state"]}, opset_version=17,
-        dynamo=False,
+        output_names=["last_hidden_state"], dynamo=False,
     )  # fmt: skip
     _optimize(model.config, folder)
     try:
