@@ -15,7 +15,7 @@ from lightgpt2.measure.benchmark import measure
 from lightgpt2.methods.method import Method
 from lightgpt2.models.files import write_json
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.report.benchmark_table import benchmark_markdown, benchmark_table, operators_markdown
+from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.folder import is_exported
 
@@ -111,7 +111,7 @@ class InferenceBenchmark(RunCallback):
 
     def _write_logs(self, logger: TensorBoardLogger, step: int, result: dict[str, Any]) -> None:
         board = logger.experiment
-        board.add_text("inference", benchmark_markdown(result), step)
+        board.add_text("inference", f"```\n{benchmark_table(result)}\n```", step)
         for arm in result["arms"]:
             if "error" in arm:
                 continue

@@ -8,7 +8,7 @@ from lightgpt2.conversions.convert import Converted
 from lightgpt2.conversions.export import conversion_of
 from lightgpt2.conversions.target import Embeddings, Format, GgufType, Prefill, Target, option_problems
 from lightgpt2.errors import Problem
-from lightgpt2.report.exported import exported_line
+from lightgpt2.report.table import exported_line
 from lightgpt2.runs.run import Run
 
 

@@ -78,7 +78,7 @@ def benchmark(
     from lightgpt2.measure.arms import Settings, plan
     from lightgpt2.measure.benchmark import choose_device, measure
     from lightgpt2.models.files import write_json
-    from lightgpt2.report.benchmark_table import benchmark_table
+    from lightgpt2.report.table import benchmark_table
 
     settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
     refuse(_unwritable("--output", Path(output), Path(output).parent))
@@ -128,7 +128,7 @@ def export(
     from lightgpt2.conversions.target import Target, default_output
     from lightgpt2.data.validation import validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
-    from lightgpt2.report.exported import encoder_line, exported_line
+    from lightgpt2.report.table import encoder_line, exported_line
 
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)
