@@ -97,7 +97,7 @@ def write_gguf(
         raise UserError(problems)
     counts, sizes, fallback = Counter[str](), Counter[str](), []
     tied, architecture = is_tied(model), family_of(model).gguf
-    with closing(GGUFWriter(file, architecture)) as writer:
+    with closing(GGUFWriter(file, architecture, use_temp_file=True)) as writer:
         _add_metadata(writer, model, kind)
         add_tokenizer(writer, tokenizer, model.config)
         for name, value in _tensors(model):
