@@ -67,6 +67,7 @@ class Artefact(Callback):
         if trainer.is_global_zero:
             self._lock()
             self._prepare_folder()
+        self.fresh = self.fresh and trainer.ckpt_path is None  # which FSDP2 sets after this
         if self.fresh:
             for label, model in pl_module.references.items():
                 weights = whole_weights(model)
@@ -110,6 +111,7 @@ class Artefact(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces what a finished run that is done again has left, and starts the clock."""
+        self.fresh = trainer.ckpt_path is None
         self._started = time.monotonic() - self.seconds
         reset_peak()  # which loading and scoring have raised
         if trainer.is_global_zero:

@@ -14,6 +14,8 @@ import sys
 import threading
 from typing import Any
 
+from transformers import conversion_mapping
+
 IMPORTED = (
     "lightgpt2.cli.verbs", "lightgpt2.cli.trainer", "lightgpt2.methods", "lightgpt2.callbacks", "lightgpt2.tasks",
     "lightgpt2.data.language_modeling",
@@ -30,6 +32,7 @@ def serve() -> dict[str, Any]:
     os.dup2(null, 1)
     for name in IMPORTED:
         importlib.import_module(name)
+    conversion_mapping.get_checkpoint_conversion_mapping("gpt2")  # which it keeps, after a fifth of a second
     gc.freeze()  # what was imported stays: to look for garbage in it takes a third of a second, and copies its pages
     os.fsync = lambda descriptor: None  # no test cuts the power
     assert threading.active_count() == 1, "what is forked must have no other thread"
