@@ -8,28 +8,24 @@ benchmark` measures them. `decode`: greedy decoding with a static cache, compile
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from transformers import GPT2LMHeadModel
 
-from benchmarks.common import gpt2, machine, markdown, parser, ratios
-from benchmarks.paired import Fit, fit_all, model_folder
+from benchmarks.common import gpt2, machine, markdown, parser
+from benchmarks.paired import fit_all, model_folder, options_of
+from lightgpt2.cli.commands import benchmark
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.measure.arms import Settings, plan
-from lightgpt2.measure.benchmark import measure
+from lightgpt2.measure.arms import Arm, Settings
+from lightgpt2.measure.benchmark import ratios, speeds_of
+from lightgpt2.measure.torch_worker import TorchWorker
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.saving import save_model
-from lightgpt2.report.benchmark_table import benchmark_table
 
 METHODS = {"full fine-tuning": "FineTune", "LoRA, c_attn, r = 8": "LoRA", "QLoRA, c_attn, r = 8": "QLoRA"}
 CHECKPOINTING = {"": False, ", activation checkpointing": True}
@@ -45,23 +41,17 @@ def write_model(folder: Path, layers: int, width: int, heads: int, vocabulary: i
 
 def fit_memory(folder: Path, method: str, checkpointing: bool, model: Path, options: argparse.Namespace) -> float:
     """Peak memory of a few training steps in MB, in its own process."""
-    init: dict[str, Any] = {"model": str(model), "activation_checkpointing": checkpointing}
-    if method != "FineTune":
-        init["lora"] = {"r": 8, "alpha": 32, "target_modules": ["c_attn"]}
-    data = {"source": "pydoc", "sequence_length": options.length, "batch_size": options.batch, "valid_fraction": 0.03}
-    cuda = options.device == "cuda"
-    config = {
-        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init},
-        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
-        "trainer": {
-            "accelerator": "gpu" if cuda else "cpu", "devices": 1, "max_steps": 5, "limit_val_batches": None,
-            "check_val_every_n_epoch": None, "val_check_interval": 1000, "precision": "bf16-mixed" if cuda else "32-true",
-        },
-    }  # fmt: skip
-    path = folder / f"{model.name}-{method}-{checkpointing}.yaml"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    fit_all(folder, [Fit(path.stem, ["--config", str(path)])], threads=torch.get_num_threads())
-    return float(Ledger.read(model_folder(folder, path.stem)).last["training"]["peak_memory_mb"])
+    cuda, run = options.device == "cuda", f"{model.name}-{method}-{checkpointing}"
+    adapters = {} if method == "FineTune" else {"model__lora": {"r": 8, "alpha": 32, "target_modules": ["c_attn"]}}
+    settings = options_of(
+        model=f"lightgpt2.methods.{method}", model__model=str(model), model__activation_checkpointing=checkpointing, **adapters,
+        data="lightgpt2.data.LanguageModelingData", data__source="pydoc", data__sequence_length=options.length,
+        data__batch_size=options.batch, data__valid_fraction=0.03, trainer__accelerator="gpu" if cuda else "cpu",
+        trainer__devices=1, trainer__max_steps=5, trainer__limit_val_batches=None, trainer__check_val_every_n_epoch=None,
+        trainer__val_check_interval=1000, trainer__precision="bf16-mixed" if cuda else "32-true",
+    )  # fmt: skip
+    fit_all(folder, {run: settings}, threads=torch.get_num_threads())
+    return float(Ledger.read(model_folder(folder, run)).last["training"]["peak_memory_mb"])
 
 
 def training(folder: Path, model: Path, options: argparse.Namespace) -> None:
@@ -82,43 +72,31 @@ def training(folder: Path, model: Path, options: argparse.Namespace) -> None:
 
 def inference(folder: Path, model: Path, options: argparse.Namespace) -> None:
     """All precisions with all kinds of attention."""
-    new = [options.new_tokens, 2 * options.new_tokens]
-    settings = Settings(options.prompt, new, options.length, [1, 16], options.rounds)
-    arms = plan([str(model)], ["fp32", "bf16", "int8", "nf4"], ["eager", "sdpa", "flash"], settings)
-    device = "cuda:0" if options.device == "cuda" else "cpu"
-    print(benchmark_table(measure(arms, settings, device, folder / "traces")))
+    benchmark(
+        [str(model)], precision=["fp32", "bf16", "int8", "nf4"], attention=["eager", "sdpa", "flash"], rounds=options.rounds,
+        new_tokens=[options.new_tokens, 2 * options.new_tokens], prompt_tokens=options.prompt, forward_tokens=options.length,
+        device=options.device, output=str(folder / "benchmark.json"), traces=str(folder / "traces"),
+    )  # fmt: skip
 
 
 def decode(folder: Path, model: Path, options: argparse.Namespace) -> None:
     """Tokens/s with the default cache, eager, and with a compiled static one; the first runs of each are not counted."""
-    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-    loaded = GPT2LMHeadModel.from_pretrained(model, dtype=dtype).to(options.device).eval()
-    loaded.generation_config.eos_token_id = None
-    prompt = torch.ones(1, options.prompt, dtype=torch.long, device=options.device)
-    count = options.new_tokens
-
-    def seconds(**more: Any) -> float:
-        start = time.perf_counter()
-        loaded.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=count, max_new_tokens=count,
-            pad_token_id=0, **more,
-        )  # fmt: skip
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     # With a static cache transformers compiles by itself, on CUDA only.
-    static = "compiled, static cache" if options.device == "cuda" else "static cache, not compiled"
-    arms: dict[str, dict[str, Any]] = {"eager": {}, static: {"cache_implementation": "static"}}
-    for more in arms.values():
-        for _ in range(3):
-            seconds(**more)
-    rounds = [{name: seconds(**more) for name, more in arms.items()} for _ in range(options.rounds)]
-    times = {name: [found[name] for found in rounds] for name in arms}
-    rows = (
-        [name, f"{count / statistics.median(times[name]):.1f}", f"{middle:.2f}x"]
-        for name, (middle, _, _) in ratios(times, "eager").items()
-    )
+    cuda = options.device == "cuda"
+    static = "compiled, static cache" if cuda else "static cache, not compiled"
+    precision, device = ("bf16", "cuda:0") if cuda else ("fp32", "cpu")
+    settings = Settings(options.prompt, [options.new_tokens], options.length, [], options.rounds)
+    arms = {name: TorchWorker(Arm(name, str(model), precision, "sdpa"), settings, device) for name in ("eager", static)}
+    for name, arm in arms.items():
+        arm.load()
+        arm.model.generation_config.cache_implementation = "static" if name == static else None
+        arm.round()
+    rounds = [{name: arm.round() for name, arm in arms.items()} for _ in range(options.rounds)]
+    speeds = {name: speeds_of([each[name] for each in rounds]) for name in arms}
+    rows = []
+    for name, ratio in ratios(speeds).items():
+        (speed,), (against,) = speeds[name].values(), ratio.values()
+        rows.append([name, f"{statistics.median(speed):.1f}", f"{against['median']:.2f}x"])
     print(markdown(["decode", "tokens/s", "against eager"], rows))
 
 
@@ -127,8 +105,6 @@ PARTS = {"training": training, "inference": inference, "decode": decode}
 
 def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
     """Prints the named tables."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "gpt2", options.layers, options.width, options.heads, options.vocabulary)
@@ -138,13 +114,10 @@ def tables(parts: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Prints the tables that are asked for."""
-    command = parser(
+    options = parser(
         __doc__, layers=12, width=768, heads=12, vocabulary=50257, batch=8, length=128, prompt=32, new_tokens=128, rounds=5,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )  # fmt: skip
-    command.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    options = command.parse_args()
+        device="cuda" if torch.cuda.is_available() else "cpu", parts={"nargs": "+", "choices": PARTS, "default": [*PARTS]},
+    ).parse_args()  # fmt: skip
     print(machine(), flush=True)
     tables(options.parts, options)
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from lightgpt2.measure import benchmark
 
 ROOT = Path(__file__).parents[1]
 CE, KD, TEMPERATURE = 0.3, 0.7, 2.0
@@ -17,24 +20,26 @@ VOCABULARY = 50257
 
 
 def parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
-    """A command line whose help is a module's docstring.
+    """A command line whose help is a module's docstring; transformers is silenced.
 
-    Args:
-        text: The docstring.
-        **options: Each option's default, whose type it has: `steps=200`, `seeds=[1, 2]`, `fast=False`; or a type alone, for
-            one that must be given: `folder=Path`.
+    `options` are defaults, whose type the options have (`steps=200`, `seeds=[1, 2]`, `fast=False`), a type alone for an option
+    that must be given (`folder=Path`), or what argparse takes (`folder={"type": Path}`).
     """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, type):
+        if isinstance(value, dict):
+            found.add_argument(flag, **value)
+        elif isinstance(value, type):
             found.add_argument(flag, type=value, required=True)
         elif isinstance(value, bool):
             found.add_argument(flag, action="store_true", default=value)
         elif isinstance(value, list):
             found.add_argument(flag, type=type(value[0]) if value else str, nargs="+", default=value)
         else:
-            found.add_argument(flag, type=str if value is None else type(value), default=value)
+            found.add_argument(flag, type=type(value), default=value)
     return found
 
 
@@ -51,12 +56,9 @@ def place(name: str) -> str:
 
 def gpt2(layers: int, width: int, heads: int, positions: int, vocabulary: int = VOCABULARY) -> GPT2LMHeadModel:
     """A randomly initialised GPT-2 without dropout, so that all arms compute the same numbers."""
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocabulary, n_layer=layers, n_embd=width, n_head=heads, n_positions=positions,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
+    shape = {"vocab_size": vocabulary, "n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": positions}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(**shape, **dropout, bos_token_id=0, eos_token_id=0))
 
 
 def plain_loss(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
@@ -73,10 +75,8 @@ def plain_loss(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, 
 def random_batches(count: int, batch: int, length: int, vocabulary: int) -> list[dict[str, Any]]:
     """Batches of random tokens, as the data module yields them."""
     tokens = torch.randint(vocabulary, (count, batch, length + 1), generator=torch.Generator().manual_seed(0))
-    return [
-        {"input_ids": t[:, :-1].contiguous(), "labels": t[:, 1:].contiguous(), "step_items": batch * length}
-        for t in tokens
-    ]
+    inputs, labels = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
+    return [{"input_ids": x, "labels": y, "step_items": batch * length} for x, y in zip(inputs, labels, strict=True)]
 
 
 def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, tuple[float, float, float]]:
@@ -87,8 +87,6 @@ def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, tup
 
 def machine() -> str:
     """The processor, the threads and the versions that a figure belongs to."""
-    from lightgpt2.measure import benchmark
-
     found = benchmark.machine("cuda" if torch.cuda.is_available() else "cpu")
     versions = [f"{name} {found['versions'][name]}" for name in ("torch", "lightning", "transformers")]
     return f"{found['name']}, {found['threads']} threads, {', '.join(versions)}"

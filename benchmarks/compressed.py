@@ -10,8 +10,6 @@ them. All is measured by `benchmarks.inference` against the whole model in trans
 import tempfile
 from pathlib import Path
 
-import transformers
-
 from benchmarks import inference
 from benchmarks.common import parser
 from benchmarks.removal import without
@@ -23,11 +21,7 @@ LAYERS = [0, 2, 4, 7, 9, 11]
 
 
 def main() -> None:
-    """Prints the table of `benchmarks.inference`."""
-    command = parser(__doc__, heads=0.5, neurons=0.6, rounds=5)
-    command.add_argument("--folder", type=Path)
-    options = command.parse_args()
-    transformers.utils.logging.set_verbosity_error()
+    options = parser(__doc__, heads=0.5, neurons=0.6, rounds=5, folder={"type": Path}).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,9 +30,8 @@ def main() -> None:
             model = extract_layers(load_model(str(whole), "model"), LAYERS)
             save_model(model, load_tokenizer(str(whole), "tokenizer"), halved)
             without(halved, compressed, (options.heads, options.neurons))
-        arguments = ["--model", str(compressed), "--baseline", str(whole), "--arms", "lightgpt2"]
-        settings = inference.parse([*arguments, "--rounds", str(options.rounds)])
-        print(inference.table(inference.measure(settings, folder)))
+        models = ["--model", str(compressed), "--baseline", str(whole), "--folder", str(folder)]
+        inference.main([*models, "--arms", "lightgpt2", "--rounds", str(options.rounds)])
 
 
 if __name__ == "__main__":

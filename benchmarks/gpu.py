@@ -10,30 +10,24 @@ fused loss; the share of the card's measured matrix peak; and the tables of `ben
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import chain
 from benchmarks.common import machine, markdown, parser, plain_loss, random_batches
-from benchmarks.steps import fused_head, fused_loss, load, states
+from benchmarks.steps import autocast, fused_head, fused_loss, load, states
 from benchmarks.training import SHAPES, measure, table
 
 
-def seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
-    """Median time of a piece of work, after one run to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Mean time of a piece of work, after some to warm up."""
+    return Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads()).timeit(repeats).mean
 
 
 def matrix_peak(device: str, dtype: torch.dtype, size: int) -> float:
@@ -41,7 +35,7 @@ def matrix_peak(device: str, dtype: torch.dtype, size: int) -> float:
     best = 0.0
     for n in (size // 2, size, 2 * size):
         a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
-        best = max(best, 2 * n**3 / seconds(lambda a=a, b=b: a @ b, device, 10))  # type: ignore[misc]
+        best = max(best, 2 * n**3 / seconds(partial(torch.mm, a, b), 10))
     return best
 
 
@@ -51,53 +45,29 @@ def parts(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float], 
     batch = random_batches(1, options.batch, options.length, options.vocabulary)[0]
     ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
-
-    def autocast() -> torch.autocast:
-        return torch.autocast(device, torch.bfloat16, enabled=options.bf16)
-
-    def teacher_forward() -> torch.Tensor:
-        with autocast(), torch.no_grad():
-            return states(teacher, ids)
-
-    def student_both() -> None:
-        with autocast():
-            hidden = states(student, ids)
-        hidden.backward(torch.ones_like(hidden))
-
-    target = teacher_forward()
-    with torch.no_grad(), autocast():
-        hidden = states(student, ids)
-
-    def head_fused() -> None:
-        inputs = hidden.detach().requires_grad_()
-        with autocast():
-            loss = fused_head(inputs, target, student, teacher, labels)
-        loss.backward()
-
-    def whole(compute: Callable[..., torch.Tensor]) -> None:
-        with autocast():
-            loss = compute(student, teacher, ids, labels)
-        loss.backward()
+    forward, head, plain, fused = map(autocast(options), (states, fused_head, plain_loss, fused_loss))
+    target, hidden = forward(teacher, ids), forward(student, ids).detach().requires_grad_()
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
 
-    work = {
-        "teacher blocks, forward": teacher_forward,
-        "student blocks, forward and backward": student_both,
-        "heads and loss, fused, forward and backward": head_fused,
-        "clip and AdamW": update,
-        "all but the update, plain loss": lambda: whole(plain_loss),
-        "all but the update, fused loss": lambda: whole(fused_loss),
-    }
     with FlopCounterMode(display=False) as counter:
-        whole(plain_loss)
-    return {name: seconds(piece, device, options.rounds) for name, piece in work.items()}, counter.get_total_flops()
+        plain(student, teacher, ids, labels).backward()
+    work: dict[str, Callable[[], Any]] = {
+        "teacher blocks, forward": lambda: forward(teacher, ids),
+        "student blocks, forward and backward": lambda: forward(student, ids).sum().backward(),
+        "heads and loss, fused, forward and backward": lambda: head(
+            hidden, target, student, teacher, labels
+        ).backward(),
+        "clip and AdamW": update,
+        "all but the update, plain loss": lambda: plain(student, teacher, ids, labels).backward(),
+        "all but the update, fused loss": lambda: fused(student, teacher, ids, labels).backward(),
+    }
+    return {name: seconds(piece, options.rounds) for name, piece in work.items()}, counter.get_total_flops()
 
 
 def main() -> None:
-    """Prints the arms' table, the parts' table and the share of the peak."""
     cuda = torch.cuda.is_available()
     shapes = SHAPES | {
         "batch": 16, "length": 512, "student_layers": 12, "teacher_width": 1024, "teacher_heads": 16, "teacher_layers": 24,

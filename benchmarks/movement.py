@@ -4,8 +4,7 @@
 
 Runs the real commands in FOLDER: MODEL without 30 % of its heads and 60 % of its neurons, pruned along the same schedule on the
 same batches, with itself as teacher and without, by learned scores, by the norm of the weights as they are at each step, and by
-random scores that are frozen. All are scored from disk, after removal, document by document, on the validation split; the
-intervals are bootstraps over documents of the difference between two arms, of each seed and of the mean over seeds.
+random scores that are frozen. Scored, after removal, and compared as in `benchmarks.qat`.
 """
 
 from benchmarks.common import parser, place
@@ -24,22 +23,18 @@ PAIRS = [
 
 
 def main() -> None:
-    """Runs everything that is not there yet and prints the tables."""
-    command = parser(__doc__, **SETTINGS)
-    command.add_argument("--arms", nargs="+", choices=_CRITERIA, default=list(_CRITERIA))
-    command.add_argument(
-        "--set", nargs="+", default=[], metavar="OPTION", help="further options of fit, without dashes"
-    )
-    options = command.parse_args()
+    arms = {"nargs": "+", "choices": _CRITERIA, "default": list(_CRITERIA)}
+    further = {"nargs": "+", "default": [], "metavar": "OPTION", "help": "further options of fit, without dashes"}
+    options = parser(__doc__, **SETTINGS, arms=arms, set=further).parse_args()
     model, start = place(options.model), ["--config", "movement.yaml", "--model.pruning.seed", SEED]
-    arms = {
+    fits = {
         arm: [
             *start, *(_ALONE if "no teacher" in arm else ["--model.teacher", model]),
             "--model.pruning.criterion", *_CRITERIA[arm],
         ]
         for arm in options.arms
     }  # fmt: skip
-    compare(options, arms, PAIRS, ["--model.model", model, *(f"--{each}" for each in options.set)], "before")
+    compare(options, fits, PAIRS, ["--model.model", model, *(f"--{each}" for each in options.set)], "before")
 
 
 if __name__ == "__main__":

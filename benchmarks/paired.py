@@ -2,14 +2,14 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,7 @@ SEED = "{seed}"  # in an arm's options: the seed of the run
 SETTINGS = {"model": str, "source": "pydoc", "folder": Path, "steps": 200, "seeds": [1, 2, 3], "jobs": 1}
 Arms = Mapping[str, Sequence[Metric]]  # what each arm scored, a metric a seed
 Pairs = Iterable[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One `lightgpt2 fit`: the name of its run, its options, and the runs that it starts from."""
-
-    run: str
-    options: Sequence[str]
-    needs: Sequence[str] = ()
+Fits = Mapping[str, Sequence[str]]  # options of `lightgpt2 fit` by the names of the runs
 
 
 def options_of(**settings: Any) -> list[str]:
@@ -45,39 +37,27 @@ def steps(count: int) -> list[str]:
     return options_of(trainer__max_steps=count, trainer__val_check_interval=count)
 
 
-def fit_all(folder: Path, fits: Iterable[Fit], jobs: int = 1, threads: int = 1) -> None:
-    """Runs the fits that a folder does not have yet, each in its own process; one stands after those that it needs."""
-    started: dict[str, Future[None]] = {}
-    with ThreadPoolExecutor(jobs) as pool:  # which takes them in order: what is waited for has been started
-        for each in fits:
-            needed = [started[run] for run in each.needs]
-            started[each.run] = pool.submit(_fit, folder, each, needed, threads)
-        try:
-            for future in started.values():
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def fit_all(folder: Path, fits: Fits, jobs: int = 1, threads: int = 1) -> None:
+    """Runs the fits that a folder does not have yet, each in its own process."""
 
+    def fit(run: str) -> None:
+        if not (model_folder(folder, run) / "scores.npz").exists():  # which is written last
+            more = ["--run", run, "--ckpt_path", "last", "--trainer.enable_progress_bar", "false"]
+            lightgpt2(folder, run, ["fit", *fits[run], *more], threads)
 
-def _fit(folder: Path, fit: Fit, needed: Sequence[Future[None]], threads: int) -> None:
-    for future in needed:
-        future.result()
-    if not (model_folder(folder, fit.run) / "scores.npz").exists():  # which is written last
-        more = ["--run", fit.run, "--ckpt_path", "last", "--trainer.enable_progress_bar", "false"]
-        lightgpt2(folder, fit.run, ["fit", *fit.options, *more], threads)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(fit, fits))
 
 
 def lightgpt2(folder: Path, name: str, arguments: Sequence[str], threads: int = 1) -> None:
     """Runs the command in a folder; what it prints goes to `logs/NAME.txt`."""
-    begun, paths = time.monotonic(), [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    settings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "lightgpt2", *arguments]
-    print(f"{name}: lightgpt2", *arguments, file=sys.stderr, flush=True)
-    log = folder / "logs" / f"{name}.txt"
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    begun, log = time.monotonic(), folder / "logs" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: lightgpt2", *arguments, file=sys.stderr, flush=True)
     with log.open("w") as file:
+        command = [sys.executable, "-m", "lightgpt2", *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, stdout=file, stderr=file, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed with exit code {done.returncode}:\n{log.read_text()[-2000:]}")
@@ -95,9 +75,15 @@ def scored(folder: Path, run: str, label: str = "after") -> Metric:
     return read_scores(model_folder(folder, run), label, quality)[quality["primary"]]
 
 
-def run_name(arm: str, seed: int) -> str:
+def run_name(arm: str, seed: int | str) -> str:
     """The name of an arm's run."""
     return f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def seeded(arms: Fits, seeds: Iterable[int]) -> Fits:
+    """The fits of all arms with every seed."""
+    pairs = itertools.product(seeds, arms.items())
+    return {run_name(arm, seed): [each.replace(SEED, str(seed)) for each in given] for seed, (arm, given) in pairs}
 
 
 def mean(metrics: Sequence[Metric]) -> Metric:
@@ -125,24 +111,17 @@ def _percent(change: Change) -> str:
     return f"{change.ratio - 1:+.2%} ({low} to {high})"
 
 
-def compare(
-    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], pairs: Pairs, common: Sequence[str], before: str,
-    first: Sequence[Fit] = (),
-) -> None:  # fmt: skip
+def compare(options: argparse.Namespace, arms: Fits, pairs: Pairs, common: Sequence[str], before: str) -> None:
     """Fits what is not there yet, every arm with every seed, and prints the tables.
 
     `options` are as `SETTINGS`; `arms` and `common` are options of fit; `before` is the ledger's label of the model before
-    training; `first` is what all arms need.
+    training.
     """
-    fits = []
     common = [*common, "--data.source", place(options.source), *steps(options.steps)]
-    for seed in options.seeds:
-        for arm, given in arms.items():
-            own = [str(seed) if option == SEED else option for option in given]
-            settings = [*own, *common, "--seed_everything", str(seed)]
-            fits.append(Fit(run_name(arm, seed), settings, [fit.run for fit in first]))
-    fit_all(options.folder, [*first, *fits], options.jobs)
+    whole = {arm: [*given, *common, "--seed_everything", SEED] for arm, given in arms.items()}
+    fits = seeded(whole, options.seeds)
+    fit_all(options.folder, fits, options.jobs)
     found = {arm: [scored(options.folder, run_name(arm, seed)) for seed in options.seeds] for arm in arms}
-    start = scored(options.folder, fits[-1].run, before)
+    start = scored(options.folder, [*fits][-1], before)
     print(f"\n{options.source}: {start.name} {start.value():.4g} before, {options.steps} steps\n")
     print(tables(found, pairs, options.seeds))

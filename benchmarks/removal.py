@@ -15,14 +15,12 @@ import transformers
 
 from benchmarks.chain import write_model
 from benchmarks.common import machine, parser
+from lightgpt2.cli.commands import benchmark
 from lightgpt2.functional.pruning import keep_masks, random_scores
-from lightgpt2.measure.arms import Settings, plan
-from lightgpt2.measure.benchmark import measure
 from lightgpt2.models.axes import Shape, block_sizes, block_units
 from lightgpt2.models.loading import load_model, load_tokenizer
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.trimming import remove
-from lightgpt2.report.benchmark_table import benchmark_table
 
 
 def multiplications(config: transformers.PretrainedConfig, tokens: int) -> int:
@@ -43,21 +41,20 @@ def without(whole: Path, smaller: Path, shares: tuple[float, float]) -> None:
 
 
 def main() -> None:
-    """Prints what was measured and what was predicted."""
     options = parser(
         __doc__, heads=0.3, neurons=0.6, layers=12, width=768, model_heads=12, vocabulary=50257, length=128, new_tokens=64,
         rounds=5,
     ).parse_args()  # fmt: skip
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = write_model(folder / "whole", options.layers, options.width, options.model_heads, options.vocabulary)
         without(whole, folder / "removed", (options.heads, options.neurons))
-        settings = Settings(32, [options.new_tokens], options.length, [1, 16], options.rounds)
-        arms = plan([str(whole), str(folder / "removed")], ["fp32"], ["sdpa"], settings)
-        print(benchmark_table(measure(arms, settings, "cpu", folder / "traces")))
+        benchmark(
+            [str(whole), str(folder / "removed")], precision=["fp32"], attention=["sdpa"], rounds=options.rounds,
+            new_tokens=[options.new_tokens], forward_tokens=options.length, device="cpu",
+            output=str(folder / "benchmark.json"), traces=str(folder / "traces"),
+        )  # fmt: skip
         configs = [load_model(str(path), "model").config for path in (whole, folder / "removed")]
     forward, token = f"forward of {options.length} tokens", "a new token"
     for what, tokens in {forward: options.length, token: 32 + options.new_tokens // 2}.items():

@@ -47,7 +47,6 @@ def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Sweeps what is not swept yet, prints the table and draws the plot."""
     options = parser(
         __doc__, general=str, specialised=str, source="requirements", general_source="pydoc",
         levels=[0.0, 0.2, 0.4, 0.6, 0.8], set=[], folder=Path,

@@ -11,7 +11,6 @@ the gates (first-order importance, Michel et al. 2019, arXiv:1905.10650), and ra
 import math
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
@@ -68,16 +67,14 @@ def train(model: PreTrainedModel, neurons: Units, batches: Tensor, steps: int, l
 def perplexity(model: PreTrainedModel, held_out: Tensor) -> float:
     """The perplexity of windows that were not trained on."""
     model.eval()
-    return math.exp(sum(float(loss(model, part)) for part in held_out.split(16)) / len(held_out.split(16)))
+    losses = [float(loss(model, part)) for part in held_out.split(16)]
+    return math.exp(sum(losses) / len(losses))
 
 
 def main() -> None:
-    """Prints the perplexity that each ranking leaves."""
-    command = parser(__doc__, model=str, source="pydoc", steps=60, lr=1e-4, shares=[0.3, 0.6, 0.9])
-    command.add_argument("--scope", choices=["global", "layer"], default="global", help="as model.pruning.scope")
-    options = command.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    scope = {"choices": ["global", "layer"], "default": "global", "help": "as model.pruning.scope"}
+    settings = {"source": "pydoc", "steps": 60, "lr": 1e-4, "shares": [0.3, 0.6, 0.9], "scope": scope}
+    options = parser(__doc__, model=str, **settings).parse_args()
     model, tokens = load_model(options.model, "--model"), windows(options.source, options.model)
     mapped = {name: part for name, part in unit_map(model, "structured", 1).items() if part.kind == "ffn"}
     units = make_units(model, mapped, trained=True)

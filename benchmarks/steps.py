@@ -1,54 +1,48 @@
 """The arms of `benchmarks.training`, each in a process of its own: a training loop that waits at a gate before every step."""
 
 import argparse
-import queue
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import GPT2LMHeadModel
 
 from benchmarks.common import CE, KD, TEMPERATURE, plain_loss, random_batches
-from lightgpt2.measure.child import serve
+from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
+from lightgpt2.measure.child import parent
 from lightgpt2.measure.memory import now_mb, peak_mb, reset_peak
+from lightgpt2.tasks.base import Predictions
 
 LEARNING_RATE = 1e-4
 
 
 class Gate:
-    """Where an arm's loop waits for its turn; a thread beside it answers the parent."""
+    """Where an arm's loop waits for its turn."""
 
-    def __init__(self) -> None:
-        self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.cuda, self.loss, self._released = False, torch.zeros(()), 0.0
+    def __init__(self, cuda: bool, pipe: Any) -> None:
+        self.cuda, self.pipe, self.loss, self._released = cuda, pipe, torch.zeros(()), 0.0
 
     def wait(self) -> None:
         """Reports the step that ended here, or that all is loaded, and waits for the word."""
         if self.cuda:
             torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._released
         if self._released:
-            self._answers.put({"seconds": time.perf_counter() - self._released, "loss": float(self.loss)})
+            answer = {"seconds": seconds, "loss": float(self.loss), "peak_mb": peak_mb(self.cuda)}
         else:
             reset_peak()
-            self._answers.put({"resident_mb": now_mb(self.cuda)})
-        self.orders.get()
+            answer = {"resident_mb": now_mb(self.cuda)}
+        self.pipe.send((answer, ""))
+        self.pipe.recv()
         self._released = time.perf_counter()
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        """Lets the loop go on, and what it reports then."""
-        self.orders.put(order)
-        found: dict[str, Any] = self._answers.get()
-        return found
 
 
 def load(folder: Path, options: argparse.Namespace) -> tuple[Any, Any]:
     """Student and teacher."""
-    from transformers import GPT2LMHeadModel
-
     student = GPT2LMHeadModel.from_pretrained(folder / "student").to(options.device).train()
     teacher = GPT2LMHeadModel.from_pretrained(folder / "teacher").to(options.device).eval().requires_grad_(False)
     if options.compile:
@@ -57,17 +51,18 @@ def load(folder: Path, options: argparse.Namespace) -> tuple[Any, Any]:
     return student, teacher
 
 
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    """A context, and a decorator, in which bf16 is computed if it is asked for."""
+    return torch.autocast(options.device, torch.bfloat16, enabled=options.bf16)
+
+
 def states(model: Any, ids: Tensor) -> Tensor:
     """What the model's head reads, `[B * T, D]`."""
-    hidden: Tensor = model.transformer(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1)
+    return model.transformer(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
 
 
 def fused_head(hidden: Tensor, target: Tensor, student: Any, teacher: Any, labels: Tensor) -> Tensor:
     """LightGPT2's loss of two models' states through their heads, a mean over tokens."""
-    from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
-    from lightgpt2.tasks.base import Predictions
-
     targets = Predictions(target, teacher.lm_head.weight, labels.flatten()).logits
     weights = LossWeights(CE, KD, "kl", TEMPERATURE)
     return vocabulary_loss(hidden, student.lm_head.weight, labels.flatten(), weights, targets)[0] / labels.numel()
@@ -75,28 +70,23 @@ def fused_head(hidden: Tensor, target: Tensor, student: Any, teacher: Any, label
 
 def fused_loss(student: Any, teacher: Any, ids: Tensor, labels: Tensor) -> Tensor:
     """The same mean as `plain_loss`, through LightGPT2's vocabulary loss."""
-    hidden = states(student, ids)
-    with torch.no_grad():
-        target = states(teacher, ids)
-    return fused_head(hidden, target, student, teacher, labels)
+    return fused_head(states(student, ids), states(teacher, ids), student, teacher, labels)
 
 
 def bare(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """A loop of nothing but the arithmetic."""
     student, teacher = load(folder, options)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    compute = fused_loss if options.arm == "bare fused" else plain_loss
+    compute = autocast(options)(fused_loss if options.arm == "bare fused" else plain_loss)
     for batch in batches:
         gate.wait()
         ids, labels = batch["input_ids"].to(options.device), batch["labels"].to(options.device)
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-            loss = compute(student, teacher, ids, labels)
+        loss = compute(student, teacher, ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         gate.loss = loss.detach()
-        del loss
 
 
 def trainer(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -107,8 +97,7 @@ def trainer(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: ar
 
     class Distiller(Trainer):
         def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-            with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-                loss = plain_loss(model, teacher, inputs["input_ids"], inputs["labels"])
+            loss = autocast(options)(plain_loss)(model, teacher, inputs["input_ids"], inputs["labels"])
             gate.loss = loss.detach()
             return loss
 
@@ -167,18 +156,13 @@ ARMS = {"bare plain": bare, "trainer plain": trainer, "bare fused": bare, "light
 
 
 def main() -> None:
-    """Runs the arm that the first request names; every other one is a step."""
-    import transformers
-
-    gate = Gate()
-    answers = {"load": gate.ask, "step": gate.ask, "peak": lambda: {"peak_mb": peak_mb(gate.cuda)}}
-    threading.Thread(target=serve, args=(answers,), daemon=True).start()
-    options = argparse.Namespace(**gate.orders.get())
+    pipe = parent()
+    _, options = pipe.recv()
+    options = argparse.Namespace(**options)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    gate.cuda = options.device == "cuda"
     batches = random_batches(options.rounds + options.warmup + 1, options.batch, options.length, options.vocabulary)
-    ARMS[options.arm](gate, Path(options.folder), batches, options)
+    ARMS[options.arm](Gate(options.device == "cuda", pipe), Path(options.folder), batches, options)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,8 @@
 
     python -m benchmarks.training [--rounds 10] [--width 768 --teacher-width 768]
 
-Four arms (`benchmarks.steps`), each in a process of its own that does one optimizer step when it is asked to, so that steps
-interleave and memory is each arm's alone:
-
-- `bare plain`: a bare PyTorch loop with the plain loss;
-- `trainer plain`: the transformers Trainer with the plain loss;
-- `bare fused`: the bare loop with LightGPT2's loss through the vocabulary head;
-- `lightgpt2`: the whole Lightning step, that loss and all bookkeeping included.
-
-All take the same batches from the same weights with the same optimizer, and their losses must agree.
+The arms of `benchmarks.steps`, each in a process of its own, so that steps interleave and memory is each arm's alone. All take
+the same batches from the same weights with the same optimizer, and their losses must agree.
 """
 
 import argparse
@@ -43,42 +36,32 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     optimizer_mb = 2 * 4 * sum(p.numel() for p in student.parameters()) / 1e6
     del student
     result: Result = {arm: {"times": [], "losses": []} for arm in ARMS}
-    with Children("benchmarks.steps") as children:
-
-        def ask(name: str, do: str, **request: Any) -> dict[str, Any]:
-            found = children.ask(name, do, **request)
-            if name in children.errors:
-                raise SystemExit(f"{name}: {children.errors[name]}")
-            return found
-
+    with Children("benchmarks.steps", ARMS) as children:
         # One after the other: loading is not what is measured.
-        resident = {arm: ask(arm, "load", **vars(options), arm=arm, folder=str(folder)) for arm in ARMS}
+        resident = {arm: children.ask(arm, "load", **vars(options), arm=arm, folder=str(folder)) for arm in ARMS}
         for number, arm in enumerate(turns([*ARMS], options.warmup + options.rounds)):
-            step = ask(arm, "step")
+            step = children.ask(arm, "step")
             result[arm]["losses"].append(step["loss"])
+            result[arm]["memory_mb"] = step["peak_mb"] - resident[arm]["resident_mb"] - optimizer_mb
             if number >= options.warmup * len(ARMS):
                 result[arm]["times"].append(step["seconds"])
-        for arm in ARMS:
-            result[arm]["memory_mb"] = ask(arm, "peak")["peak_mb"] - resident[arm]["resident_mb"] - optimizer_mb
     return result
 
 
 def table(result: Result, options: argparse.Namespace) -> str:
     """A row for each arm, and the ratios that are promised."""
     times = {arm: values["times"] for arm, values in result.items()}
-    speed, plain = ratios(times, "bare plain"), result["bare plain"]
-    rows = []
-    for arm in ARMS:
+    plain, rows = result["bare plain"], []
+    for arm, (middle, low, high) in ratios(times, "bare plain").items():
         seconds, memory = statistics.median(times[arm]), result[arm]["memory_mb"]
-        middle, low, high = speed[arm]
-        tokens = options.batch * options.length / seconds
-        ratio = f"{middle:.3f} ({low:.3f} - {high:.3f})"
-        rows.append(
-            [arm, f"{seconds:.4f}", f"{tokens:,.0f}", ratio, f"{memory:.0f}", f"{memory / plain['memory_mb']:.1%}"]
+        cells = (
+            f"{seconds:.4f}",
+            f"{options.batch * options.length / seconds:,.0f}",
+            f"{middle:.3f} ({low:.3f} - {high:.3f})",
         )
-    header = [
-        "arm", "s/step (median)", "tokens/s", "speed vs bare plain (range)", "memory above weights and optimizer, MB", "share",
-    ]  # fmt: skip
+        rows.append([arm, *cells, f"{memory:.0f}", f"{memory / plain['memory_mb']:.1%}"])
+    header = ["arm", "s/step (median)", "tokens/s", "speed vs bare plain (range)"]
+    header += ["memory above weights and optimizer, MB", "share"]
     worst = max(
         abs(a - b) / abs(b) for arm in ARMS for a, b in zip(result[arm]["losses"], plain["losses"], strict=True)
     )

@@ -1,5 +1,6 @@
 """LightGPT2: make a small language model smaller and faster, and prove what each stage bought."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,15 +10,11 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "fit", "load"]
 __version__ = "0.2.0"
 
+_WHERE = {"fit": "lightgpt2.cli.api", "load": "lightgpt2.runtime.loading"}
+
 
 def __getattr__(name: str) -> Any:
-    """Imports `fit` or `load`, and what it needs, when it is asked for: the command starts without."""
-    if name == "fit":
-        from lightgpt2.cli.api import fit
-
-        return fit
-    if name == "load":
-        from lightgpt2.runtime.loading import load
-
-        return load
+    """Import `fit` or `load`, and what it needs, when it is asked for: the command starts without."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

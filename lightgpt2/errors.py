@@ -25,24 +25,12 @@ class Problem(str):
         made.key, made.what, made.fix = key, what, fix
         return made
 
-    @classmethod
-    def of(cls, text: str) -> "Problem":
-        """The problem that a line of text says."""
-        if isinstance(text, Problem):
-            return text
-        key, colon, rest = text.partition(": ")
-        return cls(key, rest) if colon else cls("", text)
-
     def under(self, prefix: str) -> "Problem":
         """The same problem with its key inside another: `lr` under `model.optimizer` is `model.optimizer.lr`."""
         return self._at(f"{prefix}.{self.key}" if self.key else prefix)
 
     def renamed(self, names: Mapping[str, str]) -> "Problem":
-        """The same problem with the beginning of its key renamed, where one of the names fits; the longest wins.
-
-        Args:
-            names: New beginnings by old ones: `{"start.model": "teacher"}`.
-        """
+        """The same problem with the beginning of its key renamed: `{"start.model": "teacher"}`; the longest that fits wins."""
         fits = [old for old in names if f"{self.key}.".startswith(f"{old}.")]
         if not fits:
             return self
@@ -55,6 +43,11 @@ class Problem(str):
         return Problem(key, *(text.replace(named, f"--{key} ") if self.key else text for text in (self.what, self.fix)))
 
 
+def _read(text: str) -> Problem:
+    key, colon, rest = text.partition(": ")
+    return Problem(key, rest) if colon else Problem("", text)
+
+
 class UserError(Exception):
     """Something that a person can mend; the CLI prints it without a traceback and exits with 2.
 
@@ -65,7 +58,8 @@ class UserError(Exception):
     problems: list[Problem]
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [Problem.of(text) for text in ([problems] if isinstance(problems, str) else problems)]
+        texts = [problems] if isinstance(problems, str) else problems
+        self.problems = [text if isinstance(text, Problem) else _read(text) for text in texts]
         super().__init__("\n".join(self.problems))
 
 
@@ -73,15 +67,21 @@ class Interrupted(UserError):  # noqa: N818 - not an error
     """Training stopped at the person's request, after saving; the CLI exits with 130."""
 
 
+def refuse(problems: Iterable[str]) -> None:
+    """Raise problems as one `UserError`, if there are any."""
+    if found := [*problems]:
+        raise UserError(found)
+
+
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line, in the first of the processes that Lightning launches."""
+    """Print a line, in the first of the processes that Lightning launches."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=stream, flush=True)
 
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Ends the process with the message of a `UserError`, and nothing else, where one is raised inside."""
+    """End the process with the message of a `UserError`, and nothing else, where one is raised inside."""
     try:
         yield
     except UserError as error:

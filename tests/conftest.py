@@ -1,15 +1,11 @@
 """Shared fixtures."""
 
 import gc
-import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from tests.support.models import write_model, write_uneven_model
 
 # Processes inherit ignored signals, and what starts the tests may ignore them (nohup, a script's `&`).
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -20,32 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the threads of two processes on two cores
 
 os.fsync = lambda descriptor: None  # no test cuts the power, and a fit waits for the disk thirty times
 
-pytest_plugins = ["tests.support.mistakes", "tests.support.pipelines"]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that are only looked at: a `teacher`, a `llama`, one of `uneven` layers, and ones that say they are quantized."""
-    folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "llama", "llama")
-    write_uneven_model(folder / "uneven")
-    bitsandbytes = {"quant_method": "bitsandbytes"}
-    marks: dict[str, dict[str, Any]] = {
-        "teacher": {},
-        "nf4": {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", **bitsandbytes}},
-        "int8": {"quantization_config": {"load_in_8bit": True, **bitsandbytes}},
-        "int4": {"lightgpt2": {"stored": "int4"}},
-    }
-    for name, mark in marks.items():
-        config = write_model(folder / name) / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | mark))
-    return folder
-
-
-@pytest.fixture
-def inside(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working folder is the one with the models."""
-    monkeypatch.chdir(models)
+pytest_plugins = ["tests.support.mistakes", "tests.support.models", "tests.support.pipelines"]
 
 
 @pytest.fixture
@@ -58,8 +29,8 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Begins with the longest file: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    """Begins with the longest files: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
+    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_processes.py"))
 
 
 def pytest_collection_finish() -> None:

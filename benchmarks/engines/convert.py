@@ -1,7 +1,5 @@
 """A model folder in an engine's own files, as a user of that engine would make them.
 
-    python -m benchmarks.engines.convert KIND MODEL TARGET
-
 - `gguf-TYPE`: our GGUF export in F32, then llama.cpp's own quantizer with its default mixture (`-pure`: one type for all).
 - `ctranslate2-TYPE`: CTranslate2's converter for transformers.
 - `openvino-TYPE`: the OpenVINO exporter of transformers, stateful; INT8 and INT4 by NNCF's weight compression with the settings
@@ -11,12 +9,13 @@
 """
 
 import ctypes
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from lightgpt2.cli.commands import export
+from lightgpt2.measure.child import serve
+from lightgpt2.models.files import atomic_folder
 
 
 def to_gguf(kind: str, model: Path, target: Path) -> None:
@@ -25,7 +24,7 @@ def to_gguf(kind: str, model: Path, target: Path) -> None:
 
     name, _, pure = kind.partition("-")
     whole = target / "whole"
-    _export(model, whole, "gguf", "--gguf-type", "F32")
+    export(str(model), format="gguf", output=str(whole), gguf_type="F32")
     (source,) = whole.glob("*.gguf")
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, "LLAMA_FTYPE_ALL_F32" if name == "F32" else f"LLAMA_FTYPE_MOSTLY_{name}")
@@ -51,11 +50,12 @@ def to_openvino(kind: str, model: Path, target: Path) -> None:
     whole = _openvino_model(model)
     # Where a width is no multiple of 128: the largest power of two that divides it.
     narrow = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-    grouped = {"group_size": 128, "ratio": 1.0, "advanced_parameters": narrow}
     modes: dict[str, dict[str, Any]] = {
         "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-        "int4": {"mode": nncf.CompressWeightsMode.INT4_ASYM, **grouped},
-    }
+        "int4": {
+            "mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": 128, "ratio": 1.0, "advanced_parameters": narrow,
+        },
+    }  # fmt: skip
     if kind in modes:
         whole = nncf.compress_weights(whole, **modes[kind])
     openvino.save_model(whole, target / "openvino_model.xml", compress_to_fp16=False)
@@ -80,34 +80,22 @@ def _openvino_model(folder: Path) -> Any:
 
 def to_onnx(kind: str, model: Path, target: Path) -> None:
     """`onnx`, `onnx-int8`, `onnx-int4`, `onnx-int4-128`, `onnx-int4-128-prefill`."""
-    target.rmdir()
-    small = ["onnx-int4", "--group", "128", "--embeddings", "int4"]
-    options = {"onnx-int4-128": small, "onnx-int4-128-prefill": [*small, "--prefill", "int8"]}
-    _export(model, target, *options.get(kind, [kind]))
+    if not kind.startswith("onnx-int4-128"):
+        export(str(model), format=kind, output=str(target))
+    else:
+        prefill = "int8" if kind.endswith("prefill") else None
+        export(str(model), format="onnx-int4", output=str(target), group=128, embeddings="int4", prefill=prefill)
 
 
-def _export(model: Path, target: Path, *kind: str) -> None:
-    command = [sys.executable, "-m", "lightgpt2", "export", str(model), "--output", str(target), "--format", *kind]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"lightgpt2 export: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-
-
-CONVERSIONS = {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "openvino": to_openvino}
-
-
-def main() -> None:
-    """Makes one engine's files beside the target and moves them there."""
-    kind, model, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    started = target.with_name(f"{target.name}.{os.getpid()}")
-    started.mkdir(parents=True)
+def convert(kind: str, model: Path, target: Path) -> None:
+    """Makes one engine's files."""
     family, _, precision = kind.partition("-")
     if family == "onnx":
-        to_onnx(kind, model, started)
-    else:
-        CONVERSIONS[family](precision, model, started)
-    started.rename(target)
+        to_onnx(kind, model, target)
+        return
+    with atomic_folder(target) as temporary:
+        {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "openvino": to_openvino}[family](precision, model, temporary)
 
 
 if __name__ == "__main__":
-    main()
+    serve({"convert": convert})

@@ -2,45 +2,38 @@
 
 import json
 import time
+from pathlib import Path
 
 import ctranslate2
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids, Logits
+from lightgpt2.runtime.engines import Floats, Ints
 
 
-class CTranslate2Engine(Engine):
-    """A converted folder; the option `compute` is CTranslate2's compute type.
+class CTranslate2:
+    """A converted folder. It has no call for one more token: tokens are timed by its callback inside one generation."""
 
-    There is no call for one more token, so that tokens are timed by its callback inside one generation.
-    """
+    def __init__(self, folder: Path, threads: int, compute: str) -> None:
+        self._tokens: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        self.generator = ctranslate2.Generator(str(folder), "cpu", compute_type=compute, intra_threads=threads)
 
-    def load(self, capacity: int) -> None:
-        self._tokens: list[str] = json.loads((self.folder / "vocabulary.json").read_text(encoding="utf-8"))
-        self._generator = ctranslate2.Generator(
-            str(self.folder), device="cpu", compute_type=self.options["compute"], intra_threads=self.threads
-        )
-
-    def greedy(self, prompt: Ids, count: int) -> list[float]:
+    def greedy(self, prompt: Ints, count: int) -> list[float]:
+        """See `benchmarks.engines.worker.greedy`."""
         clock: list[float] = []
 
         def note(_: ctranslate2.GenerationStepResult) -> bool:
             clock.append(time.perf_counter())
             return False
 
-        self._generator.generate_batch(
-            [[self._tokens[token] for token in prompt]], max_length=count + 1, min_length=count + 1,
-            include_prompt_in_result=False, callback=note,
-        )  # fmt: skip
-        found: list[float] = (np.diff(clock) * 1e3).tolist()
-        return found
+        forced = {"max_length": count + 1, "min_length": count + 1, "include_prompt_in_result": False}
+        self.generator.generate_batch([[self._tokens[token] for token in prompt[0]]], callback=note, **forced)
+        return (np.diff(clock) * 1e3).tolist()
 
-    def logits(self, ids: Ids) -> Logits:
-        self._batch = self._generator.forward_batch(ids.tolist())
-        return np.asarray(self._batch)
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
+        return np.asarray(self.generator.forward_batch(ids.tolist()))
 
-    def release(self) -> None:
-        self._batch = None
 
-    def describe(self) -> str:
-        return f"CTranslate2 {ctranslate2.__version__}, computes in {self._generator.compute_type}"
+def decoder(folder: Path, threads: int, compute: str) -> tuple[CTranslate2, str]:
+    """A converted folder, in one of CTranslate2's compute types."""
+    model = CTranslate2(folder, threads, compute)
+    return model, f"CTranslate2 {ctranslate2.__version__}, computes in {model.generator.compute_type}"

@@ -1,65 +1,61 @@
 """llama.cpp through the C functions of llama-cpp-python: its Python class copies and converts the logits of every token."""
 
 import ctypes
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids, Logits
+from lightgpt2.runtime.engines import Floats, Ints
 
 _UBATCH = 512  # llama.cpp's own
+_LOG = llama_cpp.llama_log_callback(lambda *_: None)
+llama_cpp.llama_log_set(_LOG, ctypes.c_void_p())
+llama_cpp.llama_backend_init()
 
 
-class LlamaCppEngine(Engine):
+class LlamaCpp:
     """A GGUF file."""
 
-    def prepare(self) -> None:
-        """Loads what computes, and silences it."""
-        self._log = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p())
-        llama_cpp.llama_backend_init()
-
-    def load(self, capacity: int) -> None:
-        """Maps the file and opens a context for one sequence."""
-        (path,) = self.folder.glob("*.gguf")
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        if model is None:
+    def __init__(self, path: Path, threads: int) -> None:
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        if self._model is None:
             raise RuntimeError(f"llama.cpp can't load {path.name}")
-        self._model = model
-        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        self._context = self._new_context(capacity, 1, 1)
-        self._one = llama_cpp.llama_batch_init(1, 0, 1)
-        self._wide: tuple[tuple[int, ...], llama_cpp.llama_context_p] | None = None
+        self._threads, self._one = threads, llama_cpp.llama_batch_init(1, 0, 1)
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._contexts: dict[tuple[int, int, int], llama_cpp.llama_context_p] = {}
 
-    def _new_context(self, length: int, sequences: int, outputs: int) -> llama_cpp.llama_context_p:
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = length * sequences
-        settings.n_ubatch = min(_UBATCH, length * sequences)
-        settings.n_seq_max, settings.n_outputs_max = sequences, outputs
-        settings.n_threads = settings.n_threads_batch = self.threads
-        context = llama_cpp.llama_init_from_model(self._model, settings)
-        if context is None:
+    def _context(self, length: int, sequences: int, outputs: int) -> llama_cpp.llama_context_p:
+        key = length, sequences, outputs
+        if key not in self._contexts:
+            settings = llama_cpp.llama_context_default_params()
+            settings.n_ctx = settings.n_batch = length * sequences
+            settings.n_ubatch = min(_UBATCH, length * sequences)
+            settings.n_seq_max, settings.n_outputs_max = sequences, outputs
+            settings.n_threads = settings.n_threads_batch = self._threads
+            self._contexts[key] = llama_cpp.llama_init_from_model(self._model, settings)
+        if self._contexts[key] is None:
             raise RuntimeError(f"llama.cpp opens no context for {sequences} sequences of {length} tokens")
-        return context
+        return self._contexts[key]
 
-    def prefill(self, prompt: Ids) -> Logits:
-        self._position = len(prompt)
-        return self._whole(self._context, prompt[None], every=False)[0]
+    def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
+        self._position = ids.shape[1]
+        self._decoding = self._context(self._position + new_tokens, 1, 1)
+        return self._whole(self._decoding, ids, every=False)
 
-    def decode(self, token: int) -> Logits:
+    def decode(self, tokens: Ints) -> Floats:
         one = self._one
         one.n_tokens = 1
-        one.token[0], one.pos[0], one.n_seq_id[0], one.seq_id[0][0], one.logits[0] = token, self._position, 1, 0, 1
+        one.token[0], one.pos[0] = int(tokens[0]), self._position
+        one.n_seq_id[0], one.seq_id[0][0], one.logits[0] = 1, 0, 1
         self._position += 1
-        return self._run(self._context, one, 1)[0]
+        return self._run(self._decoding, one, 1)
 
-    def logits(self, ids: Ids) -> Logits:
-        if self._wide is None or self._wide[0] != ids.shape:
-            self.release()
-            self._wide = ids.shape, self._new_context(ids.shape[1], ids.shape[0], ids.size)
-        return self._whole(self._wide[1], ids, every=True).reshape(*ids.shape, self._vocabulary)
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
+        rows, length = ids.shape
+        return self._whole(self._context(length, rows, ids.size), ids, every=True).reshape(rows, length, -1)
 
-    def _whole(self, context: llama_cpp.llama_context_p, ids: Ids, every: bool) -> Logits:
+    def _whole(self, context: llama_cpp.llama_context_p, ids: Ints, every: bool) -> Floats:
         """A batch `[B, T]` from an empty cache, each row its own sequence; the logits of all positions or the last ones."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
         (rows, length), count = ids.shape, ids.size
@@ -77,18 +73,14 @@ class LlamaCppEngine(Engine):
         llama_cpp.llama_batch_free(batch)
         return found
 
-    def _run(self, context: llama_cpp.llama_context_p, batch: llama_cpp.llama_batch, outputs: int) -> Logits:
+    def _run(self, context: llama_cpp.llama_context_p, batch: llama_cpp.llama_batch, outputs: int) -> Floats:
         if code := llama_cpp.llama_decode(context, batch):
             raise RuntimeError(f"llama_decode answers {code}")
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (outputs, self._vocabulary))  # its own buffer
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (outputs, self.vocabulary))  # its own buffer
 
-    def release(self) -> None:
-        """Frees the context of the last batch."""
-        if self._wide is not None:
-            llama_cpp.llama_free(self._wide[1])
-            self._wide = None
 
-    def describe(self) -> str:
-        """Version, and what it was compiled for."""
-        switches = llama_cpp.llama_print_system_info().decode().replace(" = 1", "")
-        return f"llama-cpp-python {llama_cpp.__version__} ({' '.join(switches.replace('|', ' ').split())})"
+def decoder(folder: Path, threads: int) -> tuple[LlamaCpp, str]:
+    """A folder with one GGUF file."""
+    (path,) = folder.glob("*.gguf")
+    switches = llama_cpp.llama_print_system_info().decode().replace(" = 1", "").replace("|", " ")
+    return LlamaCpp(path, threads), f"llama-cpp-python {llama_cpp.__version__} ({' '.join(switches.split())})"

@@ -1,29 +1,26 @@
-"""OpenVINO on a stateful graph: the key-value cache lives in the engine's own variables."""
+"""OpenVINO: stateful graphs of decoders, whose key-value cache lives in the engine's own variables, and encoders."""
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import openvino
 
-from benchmarks.engines.base import Engine, Ids, Logits
+from lightgpt2.runtime.engines import Floats, Ints
+
+openvino.Core().get_versions("CPU")  # loads what computes on processors
 
 
-class OpenVinoEngine(Engine):
-    """A folder with `openvino_model.xml`; the option `hint` is an inference precision, `default` leaves it to OpenVINO."""
+class OpenVino:
+    """A compiled graph, with all inputs that it may have."""
 
-    def prepare(self) -> None:
-        """Loads what computes on processors."""
-        openvino.Core().get_versions("CPU")
+    def __init__(self, file: Path, threads: int, hint: str | None) -> None:
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        settings |= {"INFERENCE_PRECISION_HINT": hint} if hint else {}
+        self.compiled = openvino.Core().compile_model(file, "CPU", settings)
+        self._request = self.compiled.create_infer_request()
+        self._names = {name for port in self.compiled.inputs for name in port.get_names()}
 
-    def load(self, capacity: int) -> None:
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads}
-        if self.options["hint"] != "default":
-            settings["INFERENCE_PRECISION_HINT"] = self.options["hint"]
-        self._compiled = openvino.Core().compile_model(self.folder / "openvino_model.xml", "CPU", settings)
-        self._request = self._compiled.create_infer_request()
-        self._names = {name for port in self._compiled.inputs for name in port.get_names()}
-
-    def _run(self, ids: Ids, past: int = 0) -> Logits:
+    def _run(self, ids: Ints, past: int = 0) -> Floats:
         if not past:
             self._request.reset_state()
         rows, self._length = len(ids), past + ids.shape[1]
@@ -31,24 +28,31 @@ class OpenVinoEngine(Engine):
             "input_ids": ids,
             "attention_mask": np.ones((rows, self._length), np.int64),
             "position_ids": np.tile(np.arange(past, self._length), (rows, 1)),
+            "token_type_ids": np.zeros_like(ids),
             "beam_idx": np.arange(rows, dtype=np.int32),
         }
         known = {name: value for name, value in inputs.items() if name in self._names}
         self._request.infer(known, share_inputs=True)
-        logits: Logits = self._request.get_output_tensor(0).data
-        return logits
+        return self._request.get_output_tensor(0).data
 
-    def prefill(self, prompt: Ids) -> Logits:
-        return self._run(prompt[None])[0, -1]
+    def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
+        return self._run(ids)[:, -1]
 
-    def decode(self, token: int) -> Logits:
-        return self._run(np.array([[token]]), self._length)[0, -1]
+    def decode(self, tokens: Ints) -> Floats:
+        return self._run(tokens[:, None], self._length)[:, -1]
 
-    def logits(self, ids: Ids) -> Logits:
+    def logits(self, ids: Ints, mask: Ints) -> Floats:
         return self._run(ids)
 
-    def describe(self) -> str:
-        """Version, and what it chose to compute in and to keep the cache in."""
-        names = {"computes in": "INFERENCE_PRECISION_HINT", "cache": "KV_CACHE_PRECISION"}
-        chosen = [f"{key} {self._compiled.get_property(name).to_string()}" for key, name in names.items()]
-        return f"OpenVINO {openvino.__version__}, {', '.join(chosen)}"
+
+def decoder(folder: Path, threads: int, hint: str | None = None) -> tuple[OpenVino, str]:
+    """A folder with `openvino_model.xml`; the hint is an inference precision, which OpenVINO chooses otherwise."""
+    return encoder(folder / "openvino_model.xml", threads, hint)
+
+
+def encoder(file: Path, threads: int, hint: str | None = None) -> tuple[OpenVino, str]:
+    """An OpenVINO file, with the same hint."""
+    model = OpenVino(file, threads, hint)
+    names = {"computes in": "INFERENCE_PRECISION_HINT", "cache": "KV_CACHE_PRECISION"}
+    chosen = [f"{key} {model.compiled.get_property(name).to_string()}" for key, name in names.items()]
+    return model, f"OpenVINO {openvino.__version__}, {', '.join(chosen)}"

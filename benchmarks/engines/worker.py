@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
-from benchmarks.engines.base import Engine, Ids
 from lightgpt2.measure.child import serve
 from lightgpt2.measure.memory import now_mb, peak_mb, reset_peak
+from lightgpt2.runtime.engines import Ints
 
 _REPEATS, _SECONDS = 8, 1.0
 _DISTURBED, _PAUSE = 0.05, 1.0
@@ -21,15 +22,8 @@ _DISTURBED, _PAUSE = 0.05, 1.0
 
 def libraries_mb() -> float:
     """Resident pages of the interpreter's and the libraries' files, in 10^6 bytes: code is read in as it is first run."""
-    total, library = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, *rest = line.split()
-        if not key.endswith(":"):  # a mapping: addresses, permissions, offset, device, inode and, of a file, its path
-            path = rest[4] if len(rest) > 4 else ""
-            library = ".so" in Path(path).suffixes or path == os.path.realpath("/proc/self/exe")
-        elif key == "Rss:" and library:
-            total += int(rest[0])
-    return total * 1024 / 1e6
+    files, interpreter = psutil.Process().memory_maps(), os.path.realpath("/proc/self/exe")
+    return sum(file.rss for file in files if ".so" in Path(file.path).suffixes or file.path == interpreter) / 1e6
 
 
 class Worker:
@@ -40,54 +34,67 @@ class Worker:
     median of a few.
     """
 
-    def load(
-        self, engine: str, folder: str, options: dict[str, str], settings: dict[str, Any], logits: str
-    ) -> dict[str, Any]:
-        """Loads `module:Class`, decodes once, and leaves the logits of one sequence in a file for the parent to compare.
+    def load(self, engine: str, files: Path, options: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Loads with `module:function` and decodes once.
 
-        Returns the engine's description, and the memory above that of the interpreter with its libraries.
+        Returns the text about the engine, the memory above that of the interpreter with its libraries, and the logits of one
+        sequence, to be compared.
         """
         module, name = engine.split(":")
-        kind: type[Engine] = getattr(importlib.import_module(f"benchmarks.engines.{module}"), name)
-        self._engine, self._settings = kind(Path(folder), settings["threads"], options), settings
-        count = settings.get("new_tokens", 0)
-        self._engine.prepare()
+        load = getattr(importlib.import_module(f"benchmarks.engines.{module}"), name)
+        self._settings = settings
         reset_peak()  # forgets that of the imports
         start = now_mb() - libraries_mb()
-        self._engine.load(settings.get("prompt", 0) + count + 1)
-        if count:
-            self._decode(count)
+        self._engine, about = load(files, settings["threads"], **options)
+        if "new_tokens" in settings:
+            self._decode()
         peak = peak_mb() - libraries_mb() - start
-        np.save(logits, self._engine.logits(self._random(1, settings["length"])))
-        return {"about": self._engine.describe(), "peak_mb": peak}
+        logits = np.array(self._logits(self._random(1, settings["length"])))
+        return {"about": about, "peak_mb": peak, "logits": logits}
 
     def round(self) -> dict[str, tuple[float, float]]:
         """Milliseconds of a new token and of each forward pass; and how far other processes disturbed each."""
         settings, result = self._settings, {}
-        if count := settings.get("new_tokens", 0):
-            result["decode"] = undisturbed(partial(self._decode, count), settings["tries"])
+        if "new_tokens" in settings:
+            result["decode"] = undisturbed(self._decode, settings["tries"])
         for batch in settings["batches"]:
             ids = self._random(batch, settings["length"])
-            self._engine.logits(ids)  # the others have used the caches since the last round
+            self._logits(ids)  # the others have used the caches since the last round
             result[f"forward {batch}x{settings['length']}"] = undisturbed(partial(self._pass, ids), settings["tries"])
-            self._engine.release()
         return result
 
-    def _random(self, *shape: int) -> Ids:
+    def _random(self, *shape: int) -> Ints:
         """The same tokens in every process."""
         return np.random.default_rng(shape[-1]).integers(self._settings["vocabulary"], size=shape)
 
-    def _decode(self, count: int) -> float:
-        return statistics.median(self._engine.greedy(self._random(self._settings["prompt"]), count))
+    def _logits(self, ids: Ints) -> Any:
+        return self._engine.logits(ids, np.ones_like(ids))
 
-    def _pass(self, ids: Ids) -> float:
+    def _decode(self) -> float:
+        return statistics.median(
+            greedy(self._engine, self._random(1, self._settings["prompt"]), self._settings["new_tokens"])
+        )
+
+    def _pass(self, ids: Ints) -> float:
         times: list[float] = []
         seconds = self._settings.get("seconds")
         while len(times) < 3 or (sum(times) < (seconds or _SECONDS) and (seconds or len(times) < _REPEATS)):
             started = time.perf_counter()
-            self._engine.logits(ids)
+            self._logits(ids)
             times.append(time.perf_counter() - started)
         return float(np.percentile(times, 10 if seconds else 50)) * 1e3
+
+
+def greedy(engine: Any, prompt: Ints, count: int) -> list[float]:
+    """Milliseconds of each of `count` tokens after the first: the pass over one token and the choice of the next."""
+    if hasattr(engine, "greedy"):
+        return engine.greedy(prompt, count)
+    token, times = engine.prefill(prompt, np.ones_like(prompt), count).argmax(axis=1), []
+    for _ in range(count):
+        started = time.perf_counter()
+        token = engine.decode(token).argmax(axis=1)
+        times.append((time.perf_counter() - started) * 1e3)
+    return times
 
 
 def undisturbed(measure: Callable[[], float], limit: int) -> tuple[float, float]:
@@ -114,9 +121,8 @@ def undisturbed(measure: Callable[[], float], limit: int) -> tuple[float, float]
 
 def busy_seconds() -> float:
     """What all processors have worked since the system started, for whomever; in steps of 0.01 s."""
-    numbers = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
-    user, nice, system, _idle, _wait, irq, soft, steal = numbers
-    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    spent = psutil.cpu_times()
+    return spent.user + spent.nice + spent.system + spent.irq + spent.softirq + spent.steal
 
 
 if __name__ == "__main__":

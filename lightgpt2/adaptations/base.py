@@ -1,7 +1,7 @@
 """The contract of an adaptation: it changes what of a model is trained and computed, and how the result is saved."""
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,17 +30,6 @@ class Context:
     total_steps: int  # optimizer steps of the run
 
 
-@dataclass(frozen=True)
-class Saved:
-    """The weights of a folder as they lie on disk, by name; integers times their scales."""
-
-    weights: Mapping[str, Tensor]
-
-    def zeros(self, names: Iterable[str]) -> int:
-        """The number of elements of the named tensors that are zero."""
-        return sum(self.weights[name].numel() - int(self.weights[name].count_nonzero()) for name in names)
-
-
 @dataclass
 class Result:
     """An artefact while it is put together: each adaptation in turn changes it."""
@@ -50,13 +39,11 @@ class Result:
     folder: Path  # where it will be written
     tokenizer: PreTrainedTokenizerFast
     operations: list[Operation] = field(default_factory=list)  # done so far, for the ledger
-    steps: list[Callable[[Path], None]] = field(
-        default_factory=list
-    )  # for the written folder, before it is put in its place
-    checks: list[Callable[[Saved], None]] = field(default_factory=list)  # what to count in the written weights
-    folders: dict[Path, list[Operation]] = field(
-        default_factory=dict
-    )  # further ones that were written, with operations
+    # called with the written folder before it is put in its place: first what changes it, then what counts in it
+    steps: list[Callable[[Path], None]] = field(default_factory=list)
+    checks: list[Callable[[Path], None]] = field(default_factory=list)
+    # further ones that were written
+    folders: dict[Path, list[Operation]] = field(default_factory=dict)
 
     def replace_model(self, model: PreTrainedModel) -> None:
         """Goes on with another model and its weights."""
@@ -74,16 +61,8 @@ class Adaptation(nn.Module, ABC):
     shards: ClassVar[bool] = True  # whether it works with parameters that are spread over processes (FSDP2)
     changes_start: ClassVar[bool] = False  # whether the model computes something else before the first step already
     freezes: ClassVar[bool] = False  # whether the model's own weights stay as they are: checkpoints leave them out
-
-    @property
-    def precision(self) -> str | None:
-        """The format that the artefact is quantized to; None if it is not."""
-        return None
-
-    @property
-    def removes(self) -> bool:
-        """True if the artefact lacks parts of what was trained."""
-        return False
+    precision: str | None = None  # the format that the artefact is quantized to, if it is
+    removes: bool = False  # whether the artefact lacks parts of what was trained
 
     def problems(self, config: PretrainedConfig | None, others: Sequence["Adaptation"]) -> list[Problem]:
         """The contradictions in the settings, with the model (if it can be loaded), with the others; keys in full."""
@@ -138,11 +117,7 @@ def contradictions(
 ) -> list[Problem]:
     """The problems of all adaptations of a run, and of each with the others and with the start; keys in full.
 
-    Args:
-        parts: The adaptations.
-        config: The configuration of the model, if it can be loaded.
-        precision: What the start quantizes the model to while it loads.
-        rebuilds: Whether the start can build the same model again.
+    The start loads the model in `precision`, and `rebuilds` says whether it can build the same model again.
     """
     found: list[Problem] = []
     for place, part in enumerate(parts):

@@ -30,13 +30,8 @@ class FakeQuantize(Adaptation):
 
     def __init__(self, quantization: Integers = Integers(), delay: ClosedUnitInterval = 0.0) -> None:
         super().__init__()
-        self.quantization, self.delay = quantization, float(delay)
+        self.quantization, self.delay, self.precision = quantization, float(delay), quantization.name
         self._rounds = True
-
-    @property
-    def precision(self) -> str:
-        """`int8` or `int4`."""
-        return self.quantization.name
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         """The problems of the format with the model, and with the parts that are removed from it."""
@@ -52,7 +47,6 @@ class FakeQuantize(Adaptation):
         return found
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
-        """Lets the model compute with rounded weights."""
         round_weights(model, self.quantization, lambda: self._rounds or not model.training)
         return [operation(model, self.quantization)]
 
@@ -61,6 +55,5 @@ class FakeQuantize(Adaptation):
         self._rounds = progress.step >= self.delay * progress.total
 
     def finish(self, result: Result) -> None:
-        """Puts the integers in the place of the weights."""
         _, write = integer_tensors(result.model, self.quantization, result.weights)
         result.steps.append(write)

@@ -26,6 +26,7 @@ from lightgpt2.models.pruning import saved_zeros
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_FOLDER = "adapter"  # of what PEFT loads, beside the artefact
 _DORA = "DoRA's weights are not rounded as they are merged"
 
 
@@ -88,49 +89,57 @@ class Lora(Adaptation):
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
         """Freezes the model and puts adapters on the chosen modules."""
+        from peft.tuners.lora import LoraLayer  # slow to import, and needed for this only
+
         self._context = context
+        rounded = any(other.precision for other in context.others)
+        key = "start.model" if context.adapter else f"{self.key}.lora"
         try:
-            peft_model = self._continued(model, context.adapter) if context.adapter else self._begun(model)
+            peft_model = self._continued(model, context.adapter) if context.adapter else self._begun(model, rounded)
         except (ValueError, RuntimeError, SafetensorError, re.error) as error:
-            key = "start.model" if context.adapter else f"{self.key}.lora"
             raise UserError([Problem(key, " ".join(str(error).split()))]) from error
-        self._check_vocabulary(model)
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        config = peft_model.peft_config["default"]
+        if any(layer in layers for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
+            # the loss reads the head's weight itself, and the embedding may be tied to it
+            what = "adapters on the embedding or the vocabulary head are not supported"
+            fix = "choose linear layers of the blocks, and train those whole with modules_to_save"
+            raise UserError([Problem(f"{self.key}.lora.target_modules", what, fix)])
+        if rounded and config.use_dora:  # of an adapter folder
+            raise UserError([Problem("start.model", _DORA, "give adapters without it")])
+        for layer in layers if rounded else ():
+            _compute_merged(layer)
         # the same parameters under other names: hidden in a tuple, not to be registered twice
         self._peft_model: tuple[PeftModel] = (peft_model,)
-        if self._rounded:
-            if peft_model.peft_config["default"].use_dora:  # of an adapter folder
-                raise UserError([Problem("start.model", _DORA, "give adapters without it")])
-            self._compute_merged(model)
-        return [self._operation(model, peft_model)]
+        names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
+        settings = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout, "target_modules": names}
+        kinds = {key: getattr(config, key) for key in ("use_dora", "use_rslora", "modules_to_save")}
+        trainable, total = peft_model.get_nb_trainable_parameters()
+        counts = {"matched": len(layers), "trainable": trainable, "parameters": total}
+        return [KINDS["lora"].record(**settings, **{key: value for key, value in kinds.items() if value}, **counts)]
 
     def finish(self, result: Result) -> None:
         """Writes the adapters beside the artefact, and goes on with the model that they are merged into."""
-        folder = self._folder(result.folder)
+        from peft import PeftModel
+
+        folder = result.folder.with_name(_FOLDER)
         with atomic_folder(folder) as temporary:
             named = {f"base_model.model.{name}": value for name, value in result.weights.items()}
             self._peft_model[0].save_pretrained(str(temporary), state_dict=named, save_embedding_layers=False)
             result.tokenizer.save_pretrained(temporary)
         result.folders[folder] = [*result.operations]
-        result.replace_model(self._merged(folder))
+        result.replace_model(PeftModel.from_pretrained(self._context.plain(), folder).merge_and_unload())
         result.operations.append(KINDS["merge"].record(dense=True))
 
     def zeros(self, folder: Path, names: Sequence[str]) -> int:
         """The zeros in the adapter folder: nothing else was trained."""
         saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
-        return saved_zeros(self._folder(folder) / WEIGHTS, saved)
+        return saved_zeros(folder.with_name(_FOLDER) / WEIGHTS, saved)
 
-    @property
-    def _rounded(self) -> bool:
-        return any(other.precision for other in self._context.others)
+    def _begun(self, model: PreTrainedModel, rounded: bool) -> Any:
+        from peft import LoraConfig, get_peft_model
 
-    @staticmethod
-    def _folder(folder: Path) -> Path:
-        return folder.with_name("adapter")
-
-    def _begun(self, model: PreTrainedModel) -> Any:
-        from peft import LoraConfig, get_peft_model  # slow to import, and needed for this only
-
-        chosen = self.lora or (LoraAdapters(dropout=0.0) if self._rounded else LoraAdapters())
+        chosen = self.lora or (LoraAdapters(dropout=0.0) if rounded else LoraAdapters())
         self._check_names(model, chosen)
         settings = {name: value for name, value in asdict(chosen).items() if name not in ("alpha", "dropout")}
         settings |= {"lora_alpha": chosen.alpha, "lora_dropout": float(chosen.dropout)}
@@ -146,48 +155,6 @@ class Lora(Adaptation):
             raise UserError([Problem(f"{self.key}.lora", what, fix)])
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
-    def _merged(self, adapter: Path) -> PreTrainedModel:
-        from peft import PeftModel
-
-        merged: Any = PeftModel.from_pretrained(self._context.plain(), adapter).merge_and_unload()
-        return merged
-
-    def _compute_merged(self, model: PreTrainedModel) -> None:
-        """Let adapted layers compute with the merged weight, W + alpha / r * B A, which is then rounded as it is saved."""
-        from peft.tuners.lora import LoraLayer
-
-        for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
-
-            def substitute(name: str, value: Tensor, layer: Any = layer) -> Tensor:
-                return value + layer.get_delta_weight("default") if name == "weight" else value
-
-            base: nn.Module = layer.base_layer
-            compute_with(base, substitute)
-            layer.forward = lambda *inputs, base=base, **_: base(*inputs)
-
-    @staticmethod
-    def _operation(model: PreTrainedModel, peft_model: Any) -> Operation:
-        from peft.tuners.lora import LoraLayer
-
-        config = peft_model.peft_config["default"]
-        names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
-        settings = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout, "target_modules": names}
-        kinds = {key: getattr(config, key) for key in ("use_dora", "use_rslora", "modules_to_save")}
-        trainable, total = peft_model.get_nb_trainable_parameters()
-        matched = sum(isinstance(module, LoraLayer) for module in model.modules())
-        counts = {"matched": matched, "trainable": trainable, "parameters": total}
-        return KINDS["lora"].record(**settings, **{key: value for key, value in kinds.items() if value}, **counts)
-
-    def _check_vocabulary(self, model: PreTrainedModel) -> None:
-        """Refuse adapters on the head, whose weight the loss reads itself, and on what is tied to it."""
-        from peft.tuners.lora import LoraLayer
-
-        wrapped = (model.get_input_embeddings(), model.get_output_embeddings())
-        if any(isinstance(layer, LoraLayer) for layer in wrapped):
-            what = "adapters on the embedding or the vocabulary head are not supported"
-            fix = "choose linear layers of the blocks, and train those whole with modules_to_save"
-            raise UserError([Problem(f"{self.key}.lora.target_modules", what, fix)])
-
     def _check_names(self, model: PreTrainedModel, chosen: LoraAdapters) -> None:
         """Refuse a name that fits no module: PEFT passes over it as long as another one fits."""
         present = {part for name, _ in model.named_modules() for part in (name, name.rpartition(".")[2])}
@@ -197,3 +164,14 @@ class Lora(Adaptation):
                 linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, LINEAR)}
                 what = f"the model has no module {', '.join(absent)}; its linear ones are {', '.join(sorted(linear))}"
                 raise UserError([Problem(f"{self.key}.lora.{key}", what)])
+
+
+def _compute_merged(layer: Any) -> None:
+    """Let an adapted layer compute with the merged weight, W + alpha / r * B A, which is then rounded as it is saved."""
+
+    def substitute(name: str, value: Tensor) -> Tensor:
+        return value + layer.get_delta_weight("default") if name == "weight" else value
+
+    base: nn.Module = layer.base_layer
+    compute_with(base, substitute)
+    layer.forward = lambda *inputs, **_: base(*inputs)

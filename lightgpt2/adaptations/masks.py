@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation
@@ -28,7 +28,7 @@ class HeldMasks(Adaptation):
     def prune(self, model: PreTrainedModel, masks: Mapping[str, Tensor], operation: Operation) -> None:
         """Sets weights to zero, for good: masks by parameter name, true where a weight stays; the ledger's record."""
         self.masks.set(masks)
-        self._mask(model)
+        self.masks.weights_(model)
         self.prunings = [done for done in self.prunings if done["targets"] != operation["targets"]] + [operation]
 
     def hold(self, model: PreTrainedModel, ledger: Ledger) -> None:
@@ -36,7 +36,9 @@ class HeldMasks(Adaptation):
         adapters = any(".lora_" in name for name, _ in model.named_parameters())
         for operation in ledger.held_prunings():
             try:
-                found = prunable(model, operation["targets"], "the pruning of an earlier stage")
+                found = prunable(
+                    model, operation["targets"], "the pruning of an earlier stage", operation.get("whole", ())
+                )
             except UserError:
                 if operation["adapters"] is adapters:
                     raise
@@ -46,19 +48,10 @@ class HeldMasks(Adaptation):
                 self.prune(model, {name: p.detach() != 0 for name, p in held.items()}, {**operation, "held": True})
 
     def mask_gradients(self, model: PreTrainedModel) -> None:
-        """Sets the gradients of pruned weights to zero."""
-        self.masks.gradients_(self._masked(model))
+        self.masks.gradients_(model)
 
     def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
         """Sets pruned weights to zero: momentum and weight decay know nothing of masks."""
-        self._mask(model)
-        if not len(self.masks):
-            return {}
+        self.masks.weights_(model)
         weights, pruned = self.masks.counts()
-        return {"train/sparsity": pruned / weights}
-
-    def _mask(self, model: PreTrainedModel) -> None:
-        self.masks.weights_(self._masked(model))
-
-    def _masked(self, model: PreTrainedModel) -> dict[str, nn.Parameter]:
-        return dict(model.named_parameters()) if len(self.masks) else {}
+        return {"train/sparsity": pruned / weights} if weights else {}

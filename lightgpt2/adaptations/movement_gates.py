@@ -4,26 +4,31 @@ Sanh et al. 2020 (arXiv:2005.07683) for the scores, Lagunas et al. 2021 (arXiv:2
 algorithm itself is in `functional.movement`; which weights belong to a unit, in `models.units`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.pruning_settings import Pruning
-from lightgpt2.adaptations.unit_images import pictures
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.movement import Units
 from lightgpt2.functional.pruning import random_scores
 from lightgpt2.functional.schedules import Progress, cubic
 from lightgpt2.models import units
-from lightgpt2.models.axes import block_sizes, block_units
+from lightgpt2.models.axes import block_units
 from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.surgery import removal
 from lightgpt2.models.trimming import remove
+
+_PIXELS = 256  # of a picture of a matrix, on its longer side at most
+_CELL = 8  # pixels of a unit's side in a picture, where there is room
 
 
 class MovementGates(Adaptation):
@@ -41,22 +46,15 @@ class MovementGates(Adaptation):
 
     def __init__(self, pruning: Pruning = Pruning()) -> None:
         super().__init__()
-        self.pruning = pruning
-
-    @property
-    def removes(self) -> bool:
-        """True for heads and neurons; weights and blocks are zero in the artefact."""
-        return self.pruning.granularity == "structured"
+        self.pruning, self.removes = pruning, pruning.granularity == "structured"
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """The contradictions in the settings, and with the model."""
         found = self.pruning.problems()
         if config is not None:
             found += self.pruning.model_problems(*block_units(config), config.hidden_size)
         return [problem.under(f"{self.key}.pruning") for problem in found]
 
     def step_problems(self, total_steps: int) -> list[Problem]:
-        """A problem if the schedule has no step."""
         begin, end = self._bounds(total_steps)
         asked = f"warmup {self.pruning.warmup}, cooldown {self.pruning.cooldown}"
         what = f"{total_steps} steps leave none for the schedule of pruning ({asked})"
@@ -64,7 +62,7 @@ class MovementGates(Adaptation):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises a `UserError` if no unit is to go, or fewer than earlier stages have pruned, which count."""
-        for name, kind in self._kinds() if self._context.training else ():
+        for name, kind in self._kinds.items() if self._context.training else ():
             share, total = self.pruning.shares[name], sum(kind.keep(each).numel() for each in kind.names)
             gone = sum(int((~mask).sum()) for mask in self._left(name).values())
             if share and not round(share * total):
@@ -75,12 +73,11 @@ class MovementGates(Adaptation):
                 raise UserError([Problem(f"{self.key}.pruning.{name}", what, "give more, or 0")])
 
     def apply_to(self, model: PreTrainedModel, context: Context) -> list[Operation]:
-        """Puts gates on the model's weights."""
         pruning, self._context = self.pruning, context
         self._map = units.unit_map(model, pruning.granularity, pruning.block)
         self.units = units.make_units(model, self._map, trained=pruning.criterion == "movement")
         if pruning.criterion == "random":
-            for i, (_, kind) in enumerate(self._kinds()):
+            for i, (_, kind) in enumerate(self._kinds.items()):
                 kind.set_scores(random_scores({name: kind.keep(name) for name in kind.names}, pruning.seed + i))
         units.gate_weights(model, self._map, self.units)
         return []
@@ -98,15 +95,14 @@ class MovementGates(Adaptation):
         if self.pruning.threshold is None or self.pruning.criterion != "movement":
             return None
         weight = self._scheduled(progress, self.pruning.threshold.penalty)
-        return weight * torch.stack([kind.openness() for _, kind in self._kinds()]).mean()
+        return weight * torch.stack([kind.openness() for _, kind in self._kinds.items()]).mean()
 
     def after_step(self, model: PreTrainedModel, progress: Progress) -> Mapping[str, float]:
-        """Decides which units stay."""
         if self.pruning.criterion == "magnitude":
             for name, scores in units.magnitudes(model, self._map).items():
-                self._units(name).set_scores(scores)
+                self._kinds[name].set_scores(scores)
         figures: dict[str, float] = {}
-        for name, kind in self._kinds():
+        for name, kind in self._kinds.items():
             if self.pruning.threshold:
                 found = kind.decide_above(self._scheduled(progress, self.pruning.threshold.at), self.pruning.regrow)
             else:
@@ -117,22 +113,22 @@ class MovementGates(Adaptation):
 
     def write_images(self, board: SummaryWriter, step: int) -> None:
         """Writes histograms of the scores, and pictures of what stays: layers by units, or matrices."""
-        for name, kind in self._kinds():
+        for name, kind in self._kinds.items():
             scores = torch.cat([score.detach().flatten() for score in kind.scores.values()])
             board.add_histogram(f"pruning/{name}/scores", scores.cpu(), step)
-            for tag, picture in pictures({layer: kind.keep(layer) for layer in kind.names}).items():
+            for tag, picture in _pictures({layer: kind.keep(layer) for layer in kind.names}).items():
                 board.add_image(f"pruning/{name}/{tag}", picture, step)
 
     def finish(self, result: Result) -> None:
         """Removes heads and neurons whose gates are closed; sets such blocks and weights to zero."""
         if self.removes:
-            heads, neurons = (self._kept(result.model.config, kind, i) for i, kind in enumerate(units.KINDS))
+            heads, neurons = (self._kept(kind, result.model.config.num_hidden_layers) for kind in units.KINDS)
             result.operations.append({**removal(result.model.config, heads, neurons), **self.pruning.record()})
             result.replace_model(remove(result.model, heads, neurons))
             return
         parameters = dict(result.model.named_parameters())
         pruned = {
-            name: entry.gated(parameters[name], self._units(entry.kind).gate(entry.name)).detach().cpu()
+            name: entry.gated(parameters[name], self._kinds[entry.kind].gate(entry.name)).detach().cpu()
             for name, entry in self._map.items()
         }
         result.weights = result.weights | pruned
@@ -140,7 +136,11 @@ class MovementGates(Adaptation):
         record = KINDS["movement"].record(targets="linear", adapters=False, tensors=len(pruned), weights=count)
         result.operations.append(record)
         settings = self.pruning.record()
-        result.checks.append(lambda saved: record.update(achieved=saved.zeros([*pruned]) / count, **settings))
+
+        def count_zeros(folder: Path) -> None:
+            record.update(achieved=saved_zeros(folder / "model.safetensors", pruned) / count, **settings)
+
+        result.checks.append(count_zeros)
 
     def _bounds(self, total: int) -> tuple[int, int]:
         return round(self.pruning.warmup * total), round((1 - self.pruning.cooldown) * total)
@@ -148,13 +148,10 @@ class MovementGates(Adaptation):
     def _scheduled(self, progress: Progress, final: float) -> float:
         return cubic(progress.step, *self._bounds(progress.total), 0.0, final)
 
-    def _kinds(self) -> Iterator[tuple[units.Kind, Units]]:
-        return ((kind, self._units(kind)) for kind in units.KINDS if kind in self.units)
-
-    def _units(self, kind: str) -> Units:
-        found = self.units[kind]
-        assert isinstance(found, Units)
-        return found
+    @property
+    def _kinds(self) -> dict[units.Kind, Units]:
+        """The units by kind."""
+        return cast(dict[units.Kind, Units], dict(self.units.items()))
 
     def _left(self, kind: str) -> dict[str, Tensor]:
         """Masks of a kind's units in matrices that hold zeros of earlier stages: false where all of a unit is zero."""
@@ -162,9 +159,27 @@ class MovementGates(Adaptation):
         entries = ((name, entry) for name, entry in self._map.items() if entry.kind == kind and name in held)
         return {entry.name: entry.total(held[name].float()) > 0 for name, entry in entries}
 
-    def _kept(self, config: PretrainedConfig, kind: units.Kind, index: int) -> list[Tensor]:
+    def _kept(self, kind: units.Kind, layers: int) -> list[Tensor]:
         """The masks of each layer's units that stay; empty for a layer that had none."""
-        known = self._units(kind) if kind in self.units else None
+        known = self._kinds.get(kind)
         none = torch.zeros(0, dtype=torch.bool)
-        count = len(block_sizes(config)[index])
-        return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(count)]
+        return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(layers)]
+
+
+def _pictures(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pictures `[1, height, width]` in [0, 1], white where a unit stays: one of all layers `[units]`, or one of each matrix.
+
+    It is grey where a layer has fewer units than another.
+    """
+    numbers = {name: mask.float().cpu() for name, mask in masks.items()}
+    if any(mask.ndim == 2 for mask in numbers.values()):
+        return {name: _shrunk(mask[None]) for name, mask in numbers.items()}
+    widest = max(mask.numel() for mask in numbers.values())
+    rows = torch.stack([pad(mask, (0, widest - mask.numel()), value=0.5) for mask in numbers.values()])
+    wide = _CELL if widest * _CELL <= 4 * _PIXELS else 1
+    return {"layers": rows.repeat_interleave(_CELL, dim=0).repeat_interleave(wide, dim=1)[None]}
+
+
+def _shrunk(picture: Tensor) -> Tensor:
+    height, width = (min(size, _PIXELS) for size in picture.shape[1:])
+    return adaptive_avg_pool2d(picture, (height, width))

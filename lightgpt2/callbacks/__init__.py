@@ -6,7 +6,7 @@ from lightgpt2.callbacks.convert import Convert
 from lightgpt2.callbacks.export import Export
 from lightgpt2.callbacks.generation import GenerationCheck
 from lightgpt2.callbacks.packing import PackedArtefact
-from lightgpt2.callbacks.pruning import GlobalL1Pruning
+from lightgpt2.callbacks.pruning import GlobalL1Pruning, PruningCallback
 from lightgpt2.callbacks.python import run_callbacks
 from lightgpt2.callbacks.quantization import PostTrainingQuantization
 from lightgpt2.callbacks.report import Report
@@ -20,6 +20,7 @@ __all__ = [
     "InferenceBenchmark",
     "PackedArtefact",
     "PostTrainingQuantization",
+    "PruningCallback",
     "Report",
     "RunCallback",
     "SparsitySweep",

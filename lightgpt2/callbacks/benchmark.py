@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightgpt2.callbacks.base import RunCallback
@@ -15,7 +15,7 @@ from lightgpt2.measure.benchmark import measure
 from lightgpt2.methods.method import Method
 from lightgpt2.models.files import write_json
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.report.benchmark_table import benchmark_markdown, benchmark_table, operators_markdown
+from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.folder import is_exported
 
@@ -55,24 +55,20 @@ class InferenceBenchmark(RunCallback):
         self.half, self.attention, self.source = half, [*attention], source
 
     def attach(self, run: Run) -> list[Problem]:
-        """See `RunCallback`."""
         if self.attention and len(set(self.attention)) == len(self.attention):
             return super().attach(run)
         what = f"must name each kind once, got {self.attention}"
         return [*super().attach(run), Problem("attention", what, "give one or more of sdpa, eager and flash")]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Method, stage: str) -> None:
         """Refuse what the model has no positions for, before weights are loaded."""
-        assert isinstance(pl_module, Method)
         if stage != "fit":
             return
         trained = next(iter(pl_module.configs().values()))
         if problems := self.settings.problems(trained.max_position_embeddings, "the model's"):
             raise UserError(problem.under(f"trainer.callbacks.{type(self).__name__}") for problem in problems)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure."""
-        assert isinstance(pl_module, Method)
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         torch.cuda.empty_cache()  # does nothing without CUDA
@@ -115,7 +111,7 @@ class InferenceBenchmark(RunCallback):
 
     def _write_logs(self, logger: TensorBoardLogger, step: int, result: dict[str, Any]) -> None:
         board = logger.experiment
-        board.add_text("inference", benchmark_markdown(result), step)
+        board.add_text("inference", f"```\n{benchmark_table(result)}\n```", step)
         for arm in result["arms"]:
             if "error" in arm:
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import PositiveInt
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -29,12 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes beside the target, flushes, renames."""
         with atomic_file(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Loads tensors and plain values only."""
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return checkpoint
 
@@ -60,11 +58,9 @@ class Checkpointing(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def attach(self, run: Run, identity: Identity) -> None:
-        """Takes the run that the checkpoints belong to."""
         self.run, self.identity = run, identity
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the signals that ask to stop."""
+    def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
         self._saved_step = trainer.global_step
         resumed = trainer.ckpt_path
         if resumed is not None and trainer.is_global_zero and Path(resumed) != self.run.last:
@@ -82,7 +78,7 @@ class Checkpointing(Checkpoint):
         asking = [s for s in _ASKING if signal.getsignal(s) is not signal.SIG_IGN]  # as SIGHUP is under nohup
         self._handlers = {s: signal.signal(s, ask) for s in asking}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Method, batch: Any, batch_idx: int) -> None:
         """Between two optimizer steps: saves when it is time to, and stops when asked."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -95,55 +91,50 @@ class Checkpointing(Checkpoint):
             self._restore_handlers()
             raise Interrupted(f"stopped at step {step}; go on with the same command and --ckpt_path last")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the best checkpoint so far."""
+    def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        assert isinstance(pl_module, Method)
         value = float(trainer.callback_metrics[f"val/{pl_module.task.primary}"])
         if pl_module.task.is_better(value, self.best):
             self.best = value
             trainer.save_checkpoint(self.run.best)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the end of the run."""
+    def on_train_end(self, trainer: Trainer, pl_module: Method) -> None:
         self._restore_handlers()
         if trainer.global_step != self._saved_step:
             trainer.save_checkpoint(self.run.last)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Method, exception: BaseException) -> None:
         """Keeps the weights from before a non-finite loss."""
         self._restore_handlers()
         if isinstance(exception, NonFiniteLossError):
             trainer.save_checkpoint(self.run.last)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation score so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
         self.best = state_dict["best"]
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
         """Marks the checkpoint as this run's, with counters of a whole number of optimizer steps.
 
         Lightning has counted the micro-batch that was fetched but not yet used, which will be fetched again; and it counts
         an epoch as done that the end of the run cut off, which a longer run goes on with.
         """
-        checkpoint |= {"run": self.identity, "format": FORMAT, "batching": _batching(trainer)}
+        checkpoint |= {"run": self.identity, "format": FORMAT, "batching": _batching(trainer, pl_module.data)}
         loop = checkpoint["loops"]["fit_loop"]
         for counts in (loop["epoch_loop.batch_progress"][name] for name in ("current", "total")):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
-        epoch, within = divmod(trainer.global_step, _data(trainer).steps_per_epoch)
+        epoch, within = divmod(trainer.global_step, pl_module.data.steps_per_epoch)
         if within:
             for counts in loop["epoch_progress"].values():
                 counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
         """Refuses other micro-batches than the checkpoint's: Lightning's counters are of them."""
-        theirs, ours = checkpoint["batching"], _batching(trainer)
+        theirs, ours = checkpoint["batching"], _batching(trainer, pl_module.data)
         if trainer.state.fn == "fit" and theirs != ours:
             changed = [f"{k}: {theirs.get(k)} there, {ours[k]} here" for k in ours if theirs.get(k) != ours[k]]
             what = f"the checkpoint was trained on other batches ({', '.join(changed)})"
@@ -155,12 +146,7 @@ class Checkpointing(Checkpoint):
         self._handlers = {}
 
 
-def _data(trainer: Trainer) -> TaskData:
-    data: TaskData = trainer.datamodule  # type: ignore[attr-defined]
-    return data
-
-
-def _batching(trainer: Trainer) -> dict[str, Any]:
+def _batching(trainer: Trainer, data: TaskData) -> dict[str, Any]:
     """What decides the batches: what the data says, and how an optimizer step is cut into micro-batches."""
     own = {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches, "processes": trainer.world_size}
-    return _data(trainer).batching() | own
+    return data.batching() | own

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from transformers import PretrainedConfig
 
 from lightgpt2.callbacks.base import RunCallback
@@ -42,36 +42,33 @@ class Convert(RunCallback):
         self.rows: dict[str, dict[str, Any]] = {}  # of the table
 
     def attach(self, run: Run) -> list[Problem]:
-        """See `RunCallback`."""
         self.run = run
         if self.names and len({*self.names}) == len(self.names):
             return []
         return [Problem(self.setting, f"must be one or more, each once, got {', '.join(self.names) or 'none'}")]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Method, stage: str) -> None:
         """Refuse to write a folder that another callback writes too."""
         for conversion in self.conversions:
-            conversion.trust_remote_code = cast(Method, pl_module).trust_remote_code
+            conversion.trust_remote_code = pl_module.trust_remote_code
         for other in cast(Any, trainer).callbacks:
             both = {*self.names} & {*other.names} if isinstance(other, Convert) and other is not self else None
             if both:
                 what = f"{min(both)} is among those of {type(other).__name__} too"
                 raise UserError([self._located(Problem("", what, "remove one of the two"))])
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be converted, before anything is trained."""
-        config, data = _artefact_config(cast(Method, pl_module)), cast(Any, trainer).datamodule
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
+        config, data = _artefact_config(pl_module), pl_module.data
         found = [(each, problem) for each in self.conversions for problem in each.problems(config, data)]
         if found:
             raise UserError(dict.fromkeys(self._located(problem, each) for each, problem in found))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Convert, score, show."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
-        data, task, device = cast(Any, trainer).datamodule, cast(Method, pl_module).task, trainer.strategy.root_device
+        data, task, device = pl_module.data, pl_module.task, trainer.strategy.root_device
         converter = Converter(data, task, type(self).__name__, scored=True, device=device, memory=weights_mb)
-        self.rows = self.references(converter, cast(Method, pl_module).trust_remote_code)
+        self.rows = self.references(converter, pl_module.trust_remote_code)
         problems = []
         for conversion in self.conversions:
             try:

@@ -8,7 +8,7 @@ from lightgpt2.conversions.convert import Converted
 from lightgpt2.conversions.export import conversion_of
 from lightgpt2.conversions.target import Embeddings, Format, GgufType, Prefill, Target, option_problems
 from lightgpt2.errors import Problem
-from lightgpt2.report.exported import exported_line
+from lightgpt2.report.table import exported_line
 from lightgpt2.runs.run import Run
 
 
@@ -51,9 +51,7 @@ class Export(Convert):
         super().__init__([conversion_of(target) for target in self.targets])
 
     def attach(self, run: Run) -> list[Problem]:
-        """See `RunCallback`."""
         return [*super().attach(run), *option_problems(self.names, vars(self))]
 
     def show(self, conversion: Conversion, made: Converted) -> None:
-        """Print a line."""
         print(exported_line(self.run.sibling(conversion.name), made.about), flush=True)

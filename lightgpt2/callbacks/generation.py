@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -59,9 +59,7 @@ class GenerationCheck(RunCallback):
         self.samples, self.prompt_tokens, self.new_tokens = int(samples), int(prompt_tokens), int(new_tokens)
         self.temperature, self.seed = float(temperature), int(seed)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises a `UserError` if the tokens do not fit into the model, or no document is long enough."""
-        assert isinstance(pl_module, Method)
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
         key, data, room = "prompt_tokens", pl_module.data, pl_module.model.config.max_position_embeddings
         prompt, new = self.prompt_tokens, self.new_tokens
         if prompt >= room:
@@ -75,9 +73,7 @@ class GenerationCheck(RunCallback):
             return
         raise UserError([Problem(f"trainer.callbacks.GenerationCheck.{key}", what, fix)])
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Generates, measures, prints."""
-        assert isinstance(pl_module, Method)
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         siblings = [path for path in self.run.derived() if (path / FILE).is_file()]

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightgpt2.measure.memory import peak_mb
@@ -14,16 +14,12 @@ from lightgpt2.methods.method import Method
 class Monitor(Callback):
     """Logs items/s and memory beside what the method logs, and samples at each validation."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Method, batch: Any, batch_idx: int) -> None:
         """Starts the clock of a step; validation and saving lie outside it."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._started = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Adds speed and memory to what the method logs of a finished optimizer step."""
-        assert isinstance(pl_module, Method)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not pl_module.step_metrics:
             return
         # The terms were read from the device before the step; only the optimizer's own kernels may still run.
@@ -32,9 +28,7 @@ class Monitor(Callback):
         memory = peak_mb(torch.cuda.is_available())
         pl_module.step_metrics |= {"train/tokens_per_s": speed, "train/memory_mb": memory}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes samples and pictures to TensorBoard."""
-        assert isinstance(pl_module, Method)
+    def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         prompts = pl_module.task.prompts(pl_module.data)
@@ -44,4 +38,5 @@ class Monitor(Callback):
             if samples:
                 rows = "\n\n".join(f"    {prompt} ▸ {text}".replace("\n", "\n    ") for prompt, text in samples)
                 board.add_text("samples", rows, step)
-            pl_module.write_images(board, step)
+            for part in pl_module.adaptations:
+                part.write_images(board, step)

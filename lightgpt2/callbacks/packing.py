@@ -23,7 +23,6 @@ class PackedArtefact(Convert):
         super().__init__([Packed()])
 
     def show(self, conversion: Conversion, made: Converted) -> None:
-        """Print its sizes."""
         sizes, done = made.sizes, made.operation
         print(
             f"model-packed: {sizes['megabytes']:.2f} MB packed, {sizes['dense_megabytes']:.2f} MB dense, "

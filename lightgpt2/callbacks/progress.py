@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
@@ -22,9 +22,7 @@ class Header(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints once data and model stand."""
-        assert isinstance(pl_module, Method)
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         (total, trained), about = parameters(pl_module), pl_module.data.describe()
@@ -47,28 +45,28 @@ class Progress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm[Any] = tqdm(disable=True)
 
     def disable(self) -> None:
-        """Shows nothing: on all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Shows the progress."""
         self._enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
         """Begins at the step that a checkpoint has brought."""
-        assert isinstance(pl_module, Method)
         self._total, self._first, self._started = pl_module.total_steps, trainer.global_step, time.monotonic()
-        self._step, self._last = self._first, (self._started, self._first)  # line
-        if self._enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, initial=self._first, desc="Training", unit="step", dynamic_ncols=True)
+        self._step, self._line = self._first, (self._started, self._first)  # when the last line was printed
+        self._bar = tqdm(
+            total=self._total,
+            initial=self._first,
+            desc="Training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if self._enabled else True,  # None: where there is no terminal
+        )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Shows a finished optimizer step."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if not self._enabled or step == self._step:
             return
@@ -76,35 +74,42 @@ class Progress(ProgressBar):
         metrics: dict[str, Any] = {**self.get_metrics(trainer, pl_module)}
         named = sorted(metrics.items(), key=lambda metric: metric[0].endswith("/s"))  # speeds come last
         shown = ", ".join(_metric(name, float(value)) for name, value in named if name != "v_num")
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown, refresh=False)
-            self._bar.update(step - before)
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update(step - before)
         # Of a run of hours a line each per cent, at least one a minute, is enough.
-        elif now - self._last[0] >= (_SECONDS if step - self._last[1] >= self._total / 100 else 60):
+        due = _SECONDS if step - self._line[1] >= self._total / 100 else 60
+        if self._bar.disable and now - self._line[0] >= due:
             left = tqdm.format_interval((now - self._started) / (step - self._first) * (self._total - step))
             done = f"step {step:,}/{self._total:,} ({step / self._total:.0%})"
             print(f"{done}, {left} left, {shown}", file=sys.stderr, flush=True)
-            self._last = (now, step)
+            self._line = (now, step)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says why the bar stands still."""
-        if self._bar is not None:
-            self._bar.set_description("Validating")
+    def on_validation_start(self, trainer: Trainer, pl_module: Method) -> None:
+        self._bar.set_description("Validating")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on."""
-        if self._bar is not None:
-            self._bar.set_description("Training")
+    def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
+        self._bar.set_description("Training")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def on_train_end(self, trainer: Trainer, pl_module: Method) -> None:
+        self._bar.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise."""
-        self.on_train_end(trainer, pl_module)
+    def on_exception(self, trainer: Trainer, pl_module: Method, exception: BaseException) -> None:
+        self._bar.close()
+
+
+class Checked(Exception):  # noqa: N818 - not an error: it ends the fit before its first step
+    """Everything has been built."""
+
+
+class Check(Callback):
+    """Prints what would be trained, once data, model and optimizer stand, and ends the fit: for `lightgpt2 check`."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
+        if trainer.is_global_zero:
+            total, trained = parameters(pl_module)
+            print(f"trainable parameters: {trained:,} of {total:,} ({trained / total:.4%})")
+            print(f"optimizer steps: {pl_module.total_steps:,}\nok", flush=True)
+        raise Checked
 
 
 class Closing(Callback):
@@ -113,8 +118,7 @@ class Closing(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the ledger, which is complete by now."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         if changes := changed(Ledger.read(self.run.model)):

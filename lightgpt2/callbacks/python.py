@@ -27,9 +27,11 @@ def run_callbacks(name: str, method: Method, data: TaskData, every_n_steps: int 
         data: The data.
         every_n_steps: Optimizer steps between two checkpoints.
     """
-    taken, source = inspect.signature(type(method).__init__).parameters, method.start.source
-    teacher = method.teacher_source or (None if "model" in taken else source)  # `Distill` may cut its student from it
-    sources = {"model": source, "teacher": teacher}
+    presets = [kind for kind in type(method).__mro__ if issubclass(kind, Method)]
+    taken = {name for kind in presets for name in inspect.signature(kind.__init__).parameters}
+    source = method.start.source
+    cut_from = None if "model" in taken else source  # `Distill` may cut its student from its teacher
+    sources = {"model": source, "teacher": method.objective.teacher_source or cut_from}
     arguments = {name: value for name, value in sources.items() if name in taken and isinstance(value, str)}
     config = {
         "model": {"class_path": _path(method), "init_args": arguments},

@@ -1,9 +1,9 @@
 """Quantized copies of the artefact, at fit end."""
 
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
 from lightgpt2.callbacks.convert import Convert
 from lightgpt2.conversions.bitsandbytes import TWICE, BitsAndBytes
@@ -40,10 +40,10 @@ class PostTrainingQuantization(Convert):
         chosen = get_args(Format) if formats is None else formats
         super().__init__([BitsAndBytes(f) if f == "nf4" or f == "int8" else conversion_of(Target(f)) for f in chosen])
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Method, stage: str) -> None:
         """Refuse weights that will be integers already, before anything is touched."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and (stored := cast(Method, pl_module).precision):
+        if stage == "fit" and (stored := pl_module.precision):
             what = f"{type(pl_module).__name__} leaves the weights in {stored.upper()}, and nothing is converted twice"
             raise UserError([Problem("trainer.callbacks.PostTrainingQuantization", what, TWICE)])
 

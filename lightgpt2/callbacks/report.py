@@ -1,9 +1,10 @@
 """The report of a run, at its end."""
 
 from jsonargparse.typing import NonNegativeFloat
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
 from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.methods.method import Method
 from lightgpt2.report.pages import write_report
 
 
@@ -20,7 +21,6 @@ class Report(RunCallback):
     def __init__(self, budget: NonNegativeFloat = 2.0, gain: NonNegativeFloat = 10.0) -> None:
         self.budget, self.gain = float(budget), float(gain)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the ledgers of the artefact and its copies, which are complete by now."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if trainer.is_global_zero:
             write_report([str(self.run.folder)], str(self.run.folder), self.budget, self.gain)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
 from lightgpt2.methods.method import Method
 from lightgpt2.methods.processes import of_all_processes
@@ -14,41 +14,25 @@ from lightgpt2.runs.run import Run
 class ScorePrinter(Callback):
     """Prints each metric of a split with its 95 % interval, and what was scored."""
 
-    def __init__(self) -> None:
-        self._rows: list[Any] = []
-        self.metrics: dict[str, Any] = {}  # of the split that was scored last, by name
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Collects the scores of a batch."""
-        self._rows += outputs["rows"]
-
-    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the validation split's scores."""
+    def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         self._print(trainer, pl_module, "valid")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the test split's scores."""
+    def on_test_end(self, trainer: Trainer, pl_module: Method) -> None:
         self._print(trainer, pl_module, "test")
 
-    def _print(self, trainer: Trainer, method: LightningModule, split: str) -> None:
-        assert isinstance(method, Method)
-        rows = of_all_processes(self._rows)
-        self.metrics = method.task.metrics(rows)
+    def _print(self, trainer: Trainer, method: Method, split: str) -> None:
+        if not trainer.is_global_zero:
+            return
         parts = []
-        for name, metric in self.metrics.items():
+        for name, metric in method.metrics.items():
             text = f"{name.replace('_', ' ')} {metric.value():.4f}"
             if name == method.task.primary:
                 bounds = metric.interval()
                 shown = "{:.4f} - {:.4f}".format(*bounds) if bounds else "none of one document"
                 text += f" (95 % interval {shown})"
             parts.append(text)
-        counts = [f"{count:,} {what}" for what, count in method.task.counts(self.metrics).items()]
-        if trainer.is_global_zero:
-            print(f"{split}: {', '.join([*parts, ' in '.join(counts)])}", flush=True)
+        counts = [f"{count:,} {what}" for what, count in method.task.counts(method.metrics).items()]
+        print(f"{split}: {', '.join([*parts, ' in '.join(counts)])}", flush=True)
 
 
 class PredictionWriter(Callback):
@@ -59,14 +43,12 @@ class PredictionWriter(Callback):
         self._outputs: list[Any] = []
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Collects the outputs of a batch."""
         self._outputs += outputs
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: Method) -> None:
         """Gathers the rows of all processes and writes them in the order of the examples."""
-        assert isinstance(pl_module, Method)
         outputs = of_all_processes(self._outputs)
         if not trainer.is_global_zero:
             return

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lightgpt2.adaptations.pruning_settings import Share
 from lightgpt2.callbacks.base import RunCallback
-from lightgpt2.callbacks.pruning import Share
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.methods.method import Method
@@ -49,9 +49,8 @@ class SparsitySweep(RunCallback):
         self.targets, self.budget, self.seed = targets, float(budget), int(seed)
         self.levels = sorted({0.0, *map(float, (n / 10 for n in range(10)) if levels is None else levels)})
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
         """Looks for what cannot be pruned, before anything is trained."""
-        assert isinstance(pl_module, Method)
         if pl_module.device_mesh is not None:
             raise UserError(f"{_KEY}: not supported with FSDP2; use trainer.strategy auto, or ddp")
         self._chosen(pl_module)
@@ -64,9 +63,7 @@ class SparsitySweep(RunCallback):
         targets = self.targets or "linear"
         return targets, prunable(method.model, targets, f"{_KEY}.targets")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes and scores; writes `sweep.json`, its plot, the ledger, TensorBoard and a table."""
-        assert isinstance(pl_module, Method)
+    def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
         from lightgpt2.runs.sweep import write_sweep  # slow to import, and needed here only
@@ -107,13 +104,12 @@ class SparsitySweep(RunCallback):
         return arms
 
     def _score(self, trainer: Trainer, method: Method) -> dict[str, Metric]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
             folder = Path(temporary) / "model"
-            method.save(folder, data.tokenizer, whole_weights(method.model))
+            method.save(folder, method.data.tokenizer, whole_weights(method.model))
             model = load_model(str(folder), "model", method.trust_remote_code)
         model.to(device=trainer.strategy.root_device)
-        return method.task.evaluate(model, data, "valid", "Scoring")
+        return method.task.evaluate(model, method.data, "valid", "Scoring")
 
 
 @torch.no_grad()

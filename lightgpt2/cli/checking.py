@@ -5,24 +5,29 @@ Nothing is refused here that the full parser would accept: what the sources do n
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import restricted_number_type
 
 from lightgpt2.cli.schema import Section, Setting, UnknownError, names_in, settings_of, union
 from lightgpt2.data.corpora import READERS
-from lightgpt2.errors import Problem, UserError
-from lightgpt2.runs.configs import find_config
+from lightgpt2.errors import Problem, UserError, refuse
+from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.settings import override, section
 
 TRAINER = "lightning.pytorch.Trainer"
 CHECKPOINT = "lightgpt2.callbacks.checkpointing.Checkpointing"
 _CONFIG = ("--config", "-c")
+_SEED = restricted_number_type(
+    "Seed", int, [(">=", 0), ("<", 2**32)], docstring="restricted to be from 0 to 4294967295"
+)
 _SETTINGS = {
-    "seed_everything": Setting((bool, int)),
+    "seed_everything": Setting((bool, _SEED)),
     "trainer": Setting((Section(TRAINER, data=True),)),
     "model": Setting((Section("lightgpt2.methods.method.Method"),), required=True),
     "data": Setting((Section("lightning.pytorch.LightningDataModule"),), required=True),
@@ -48,50 +53,35 @@ def check(args: list[str], models: bool = True) -> list[str]:
     Raises:
         UserError: With every mistake.
     """
-    args = _resolved(args)
+    args, settings = _read(args)
     if not any(arg.split("=")[0].endswith((".help", "--help", "--print_config")) or arg == "-h" for arg in args):
-        settings = _read(args[1:])
         problems = [*_fields("", settings, _SETTINGS, "lightgpt2 fit --help")]
         for name, what in _SOURCES.items():
             if models or name != "model":
                 problems += _missing(name, settings.get(name), what, section(settings, "needs"))
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
     return args
 
 
-# -- what is given ---------------------------------------------------------------------------------------------------
-
-
-def _resolved(args: list[str]) -> list[str]:
-    """The arguments with every configuration given by its path, as a separate argument."""
-    resolved: list[str] = []
-    for before, arg in zip(["", *args], args, strict=False):
-        flag, equals, value = arg.partition("=")
-        if flag in _CONFIG and equals:
-            resolved += [flag, str(find_config(value))]
-        else:
-            resolved.append(str(find_config(arg)) if before in _CONFIG else arg)
-    return resolved
-
-
-def _read(args: list[str]) -> dict[str, Any]:
-    """The settings of configurations and options, later ones over earlier ones."""
-    settings: dict[str, Any] = {}
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+def _read(args: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments with every configuration given by its path, and the settings that they give, later over earlier ones."""
+    resolved, settings = [*args], dict[str, Any]()
+    for place, (arg, following) in enumerate(zip(args, [*args[1:], "--"], strict=True)):
         flag, equals, value = arg.partition("=")
         given = value if equals else following
         if not flag.startswith("-") or flag.endswith("+") or (given.startswith("--") and not equals):
             continue  # what goes into a list is left to the parser
         if flag in _CONFIG:
-            override(settings, yaml.safe_load(Path(given).read_text(encoding="utf-8")))
+            path, values = load_config(given)
+            resolved[place if equals else place + 1] = f"{flag}={path}" if equals else str(path)
+            override(settings, values)
         elif flag in ("--model", "--data") and "{" not in given:
             kept = section(settings, flag[2:], "init_args")  # as the parser does: those that the new class has too
             known = settings_of(given) or kept
             settings[flag[2:]] = {"class_path": given, "init_args": {k: v for k, v in kept.items() if k in known}}
         elif flag.startswith("--"):
             override(settings, {flag[2:]: given})
-    return settings
+    return resolved, settings
 
 
 # -- what is wrong with it -------------------------------------------------------------------------------------------
@@ -125,7 +115,7 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
             typed(key, value, union(others))
         except UserError as error:
             yield from error.problems
-    elif len(sections) == 1 and not set(others) - {NoneType} and not (value is None and others):
+    elif len(sections) == 1 and (not others or (others == [NoneType] and value is not None)):
         yield from _group(key, value, sections[0], page)
 
 
@@ -148,10 +138,9 @@ def _chosen(key: str, value: dict[str, Any], page: str) -> Iterator[Problem]:
     if known is not None:
         yield from _fields(key, value.get("init_args") or {}, known, f"{page} {path}" if page.count(" ") == 2 else page)
     elif path.startswith("lightgpt2."):
-        try:
+        names = set[str]()
+        with suppress(UnknownError):
             names = {each for each in names_in(module) if each[0].isupper()}
-        except UnknownError:
-            names = set()
         if name not in names:
             yield Problem(key, f"there is no {path}", _near(name, names) or "give the class path of one that there is")
 

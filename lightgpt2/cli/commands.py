@@ -12,7 +12,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lightgpt2.errors import Interrupted, Problem, UserError
+from lightgpt2.errors import Interrupted, Problem, UserError, refuse
 
 
 def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> None:
@@ -78,11 +78,11 @@ def benchmark(
     from lightgpt2.measure.arms import Settings, plan
     from lightgpt2.measure.benchmark import choose_device, measure
     from lightgpt2.models.files import write_json
-    from lightgpt2.report.benchmark_table import benchmark_table
+    from lightgpt2.report.table import benchmark_table
 
     settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
-    _refuse(_unwritable("--output", Path(output), Path(output).parent))
-    _refuse(_unwritable("--traces", Path(traces), Path(traces)))
+    refuse(_unwritable("--output", Path(output), Path(output).parent))
+    refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
     arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
     try:
@@ -128,12 +128,12 @@ def export(
     from lightgpt2.conversions.target import Target, default_output
     from lightgpt2.data.validation import validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
-    from lightgpt2.report.exported import encoder_line, exported_line
+    from lightgpt2.report.table import encoder_line, exported_line
 
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)
     if is_encoder(model, "MODEL"):
-        _refuse(_taken(folder))
+        refuse(_taken(folder))
         texts, named = validation_texts(data, documents)
         print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
         return
@@ -142,7 +142,7 @@ def export(
         check_model(model, target, trust_remote_code)
     except UserError as error:
         problems += error.problems
-    _refuse(problems)
+    refuse(problems)
     text = validation_data(model, data, trust_remote_code)
     try:
         about = write(model, target, folder, text, documents=documents, trust_remote_code=trust_remote_code)
@@ -218,14 +218,15 @@ def generate(
     """
     from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.loading import load
-    from lightgpt2.runtime.options import Options, resolve
-    from lightgpt2.runtime.prompts import read_prompts, to_jsonl, write_texts
+    from lightgpt2.runtime.options import resolve
+    from lightgpt2.runtime.prompts import read_prompts, write_texts
 
-    options = Options(
-        max_new_tokens, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, stop, seed, batch
-    )  # fmt: skip
+    options = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop,
+        "repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram, "seed": seed, "batch_size": batch,
+    }  # fmt: skip
     if output is not None:
-        _refuse(_unwritable("--output", Path(output), Path(output).parent))
+        refuse(_unwritable("--output", Path(output), Path(output).parent))
     if (prompt is None) == (prompts is None):
         raise UserError("--prompt: give it or --prompts, one of the two")
     if prompt == "":
@@ -252,10 +253,7 @@ def generate(
         done = loaded.texts([row["prompt"] for row in rows], options)
         for index, text in tqdm(done, desc="Generating", total=len(rows), unit="prompt", disable=None):
             texts[index] = text
-        if output is None:
-            print(to_jsonl(rows, texts), end="", flush=True)
-        else:
-            write_texts(Path(output), to_jsonl(rows, texts))
+        write_texts(None if output is None else Path(output), rows, texts)
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -283,11 +281,6 @@ def _named_as_options() -> Iterator[None]:
     except UserError as error:
         problems = [f"--prompts: {p}" if p.key.startswith("prompt ") else p.renamed(names) for p in error.problems]
         raise UserError(problems) from error
-
-
-def _refuse(problems: list[Problem]) -> None:
-    if problems:
-        raise UserError(problems)
 
 
 def _taken(folder: Path) -> list[Problem]:

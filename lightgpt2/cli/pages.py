@@ -51,18 +51,16 @@ def _verb(verb: str) -> str:
         texts = {key: _settings(path)[key.rpartition(".")[2]].help for key in keys.split()}
         usual |= {f"--{key}": f"{text.partition('. ')[0].rstrip('.')}." for key, text in texts.items()}
     call = f"lightgpt2 {verb}"
-    helps = "\n".join(f"  {call} --{key}.help {folder}.{_classes(folder)[0]}" for key, folder in _FOLDERS.items())
+    helps = "\n".join(f"  {call} --{key}.help {_classes(key)[0]}" for key in _FOLDERS)
     tables = {"configs": _table(comments), "usual": _table(usual)}
     return _filled("fit.txt", call=call, about=TRAINER_VERBS[verb], helps=helps, **tables)
 
 
 def _class(verb: str, key: str, path: str) -> str | None:
     """The settings of a class, or the classes that there are."""
+    if not path and key in _FOLDERS:
+        return "\n".join(["Give a class:", *(f"  lightgpt2 {verb} --{key}.help {name}" for name in _classes(key))])
     path = path or {"trainer": TRAINER, "checkpoint": CHECKPOINT}.get(key, "")
-    if not path and (folder := _FOLDERS.get(key)):
-        return "\n".join(
-            ["Give a class:", *(f"  lightgpt2 {verb} --{key}.help {folder}.{n}" for n in _classes(folder))]
-        )
     settings = settings_of(path)
     return None if settings is None else "\n\n".join([f"{path}:", *_described(key, settings)])
 
@@ -85,9 +83,11 @@ def _settings(path: str) -> dict[str, Setting]:
     return found
 
 
-def _classes(folder: str) -> list[str]:
-    found = names_in(folder).items()
-    return sorted(n for n, node in found if isinstance(node, tuple) and n[0].isupper() and node[0].startswith(folder))
+def _classes(key: str) -> list[str]:
+    """The class paths that a setting may have."""
+    folder = _FOLDERS[key]
+    names = [name for name, node in names_in(folder).items() if isinstance(node, tuple) and node[0].startswith(folder)]
+    return sorted(f"{folder}.{name}" for name in names if name[0].isupper())
 
 
 def _filled(name: str, **texts: str) -> str:
@@ -96,7 +96,5 @@ def _filled(name: str, **texts: str) -> str:
 
 def _table(rows: dict[str, str]) -> str:
     width = max(map(len, rows))
-    texts = {
-        name: textwrap.shorten(text.replace("`", ""), 112 - width, placeholder=" ...") for name, text in rows.items()
-    }
-    return "\n".join(f"  {name:{width}}  {text}" for name, text in texts.items())
+    texts = [textwrap.shorten(text.replace("`", ""), 112 - width, placeholder=" ...") for text in rows.values()]
+    return "\n".join(f"  {name:{width}}  {text}" for name, text in zip(rows, texts, strict=True))

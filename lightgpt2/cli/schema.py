@@ -4,13 +4,13 @@ import ast
 import builtins
 import functools
 import importlib
-import importlib.util
 import operator
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NamedTuple, Optional, Union
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 _IMPORTED = ("typing", "jsonargparse.typing", "collections.abc", "pathlib", "datetime")  # take no time
 
@@ -19,11 +19,22 @@ class UnknownError(Exception):
     """The source does not say."""
 
 
-class Section(NamedTuple):
-    """A class as the type of a setting; `data` is True for a dataclass, which has no subclasses to choose from."""
+class Section(type):
+    """A class that is not imported, as the type of a setting; itself a type, for annotations such as `Section | None`.
+
+    Attributes:
+        path: Its class path.
+        data: True for a dataclass, which has no subclasses to choose from.
+    """
 
     path: str
-    data: bool = False
+    data: bool
+
+    def __new__(cls, path: str, data: bool = False) -> "Section":
+        return super().__new__(cls, path, (), {"path": path, "data": data})
+
+    def __init__(cls, path: str, data: bool = False) -> None:
+        super().__init__(path)
 
 
 class Setting(NamedTuple):
@@ -66,15 +77,10 @@ def union(types: Iterable[Any]) -> Any:
 
 
 def _source(module: str) -> ast.Module:
-    top, *rest = module.split(".")
-    spec = None
-    with suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(top)  # of a package inside another it would import that one
-    if spec is not None:
-        inside = [Path(root, *rest) for root in spec.submodule_search_locations or ()]
-        paths = [path for base in inside for path in (base / "__init__.py", base.with_suffix(".py"))]
-        for path in [*paths, *([Path(spec.origin)] if spec.origin and not rest else [])]:
-            if path.is_file() and path.suffix == ".py":
+    for folder in sys.path:  # importlib would import the package that a module lies in
+        base = Path(folder, *module.split("."))
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
                 return ast.parse(path.read_text(encoding="utf-8"))
     raise UnknownError
 
@@ -108,7 +114,7 @@ def _settings(module: str, node: ast.ClassDef) -> dict[str, Setting]:
             inherited |= {name: setting for name, setting in found.items() if name not in own}
     texts = _texts(node, *([init] if init else []))
     return inherited | {
-        name: Setting(_known(kind, module), value is None, ast.unparse(value) if value else "", texts.get(name, ""))
+        name: Setting(_types(kind, module), value is None, ast.unparse(value) if value else "", texts.get(name, ""))
         for name, kind, value in given
     }
 
@@ -144,50 +150,41 @@ def _texts(*nodes: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
     return {each.arg_name: " ".join((each.description or "").split()) for each in parameters}
 
 
-def _known(node: ast.expr | None, module: str) -> tuple[Any, ...]:
-    with suppress(UnknownError):
-        return _types(node, module)
-    return ()
+def _types(annotation: ast.expr | None, module: str) -> tuple[Any, ...]:
+    """The alternatives of an annotation; none where one of them is not to be had without importing what takes time."""
+    try:
+        kind = _evaluated(annotation or ast.Constant(""), _Names(module))
+    except Exception:  # whatever Python says of names that are not imported
+        return ()
+    types = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return () if any(isinstance(each, str) or _holds_section(each) for each in types) else types
 
 
-def _types(node: ast.expr | None, module: str) -> tuple[Any, ...]:
-    """The alternatives of an annotation: types, and sections.
-
-    Raises:
-        UnknownError: One of them is not to be had without importing what takes time.
-    """
-    match node:
-        case ast.Constant(value=None):
-            return (NoneType,)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return (*_types(left, module), *_types(right, module))
-        case ast.Name(id=name):
-            return _named(name, module)
-        case ast.Subscript(value=outer, slice=inner):
-            (kind,) = _types(outer, module)
-            if kind is Literal:
-                with suppress(ValueError):  # of names that are defined elsewhere
-                    return (Literal[ast.literal_eval(inner)],)
-                raise UnknownError
-            inside = [_types(each, module) for each in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
-            if kind in (Union, Optional):
-                return (*(each for types in inside for each in types), *([NoneType] if kind is Optional else []))
-            if not any(isinstance(each, Section) for types in inside for each in types):
-                return (kind[tuple(union(types) for types in inside)],)
-    raise UnknownError
+def _evaluated(node: ast.expr, names: "_Names") -> Any:
+    return eval(compile(ast.Expression(node), names.module, "eval"), {}, names)
 
 
-def _named(name: str, module: str) -> tuple[Any, ...]:
-    found = names_in(module).get(name)
-    match found:
-        case None if hasattr(builtins, name):
-            return (getattr(builtins, name),)
-        case (source, original) if source in _IMPORTED:
-            return (getattr(importlib.import_module(source), original),)
-        case (source, original):
-            return _named(original, source)
-        case ast.ClassDef():
-            return (Section(f"{module}.{name}", _is_dataclass(found)),)
-        case ast.expr():
-            return _types(found, module)
-    raise UnknownError
+def _holds_section(kind: Any) -> bool:
+    return any(isinstance(each, Section) or _holds_section(each) for each in get_args(kind))
+
+
+class _Names(dict[str, Any]):
+    """What the names in a module's annotations stand for, as they are asked for."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        found = names_in(self.module).get(name)
+        match found:
+            case None if hasattr(builtins, name):
+                return getattr(builtins, name)
+            case (source, original) if source in _IMPORTED:
+                return getattr(importlib.import_module(source), original)
+            case (source, original):
+                return _Names(source)[original]
+            case ast.ClassDef():
+                return Section(f"{self.module}.{name}", _is_dataclass(found))
+            case ast.expr():
+                return _evaluated(found, self)
+        raise UnknownError

@@ -18,18 +18,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import lightgpt2
 from lightgpt2.callbacks.artefact import Artefact
 from lightgpt2.callbacks.base import RunCallback
-from lightgpt2.callbacks.check import Check, Checked
 from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
-from lightgpt2.callbacks.progress import Closing, Header, Progress
+from lightgpt2.callbacks.progress import Check, Checked, Closing, Header, Progress
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.errors import Problem, UserError, tell
+from lightgpt2.errors import Problem, UserError, refuse, tell
 from lightgpt2.methods.method import Method
 from lightgpt2.runs.fits import make_missing, missing
-from lightgpt2.runs.run import Run, check_folder, check_owner, find_checkpoint, identity, unfinished
+from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 
 _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module deals out windows itself
@@ -40,12 +39,11 @@ _TRAINER_DEFAULTS = {
 
 
 class Trainer(pl.Trainer):
-    """Lightning's trainer with one verb more."""
+    """Lightning's trainer with one verb more: `check` builds everything and trains nothing."""
 
     def check(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
     ) -> None:
-        """Builds everything and trains nothing; arguments as for `fit`."""
         with contextlib.suppress(Checked):
             self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
@@ -62,20 +60,17 @@ class LightGPT2CLI(LightningCLI):
         return dict.fromkeys(cls.verbs, inside)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what belongs to a run and not to Lightning."""
         parser.add_argument("--run", type=str | None, help="Name of the run; default: the config's stem.")
         parser.add_argument(
             "--needs", type=dict[str, str], default={}, help="Model folders and the configs whose fit makes them."
         )
         parser.add_class_arguments(Checkpointing, "checkpoint")
-        # True lets Lightning choose the run's seed, after this
         parser.link_arguments("seed_everything", "data.init_args.seed", _data_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the command line; what `checking` has let pass and the parser does not is one mistake."""
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
+        except ArgumentError as error:  # what `checking` has let pass
             raise UserError(_problem(str(error.message))) from error
 
     def before_instantiate_classes(self) -> None:
@@ -134,25 +129,23 @@ class LightGPT2CLI(LightningCLI):
 
     def _make_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = self._get(self.config_init, "trainer")
-        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
-        trainer.plugins = [*plugins, AtomicCheckpointIO()]
+        trainer.plugins = [*_listed(trainer.plugins), AtomicCheckpointIO()]
         trainer.default_root_dir = str(self.place.folder)
         logger = trainer.logger
         if self.subcommand != "fit":
             logger, trainer.enable_checkpointing = False, False
         elif logger in (None, True):
-            logger = self._tensorboard()
-        extra = trainer.callbacks or []
-        return super().instantiate_trainer(
-            **kwargs, logger=logger, callbacks=self._ordered(extra if isinstance(extra, list) else [extra])
-        )
+            # What a killed process logged after its last checkpoint is about to be logged again.
+            purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
+            logger = TensorBoardLogger(self.place.logs.parent, name=self.place.logs.name, version="", **purge)
+        callbacks = self._ordered(_listed(trainer.callbacks))
+        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 
     def _ordered(self, extra: list[pl.Callback]) -> list[pl.Callback]:
         """The configuration's callbacks and the standard ones, in the order in which they work."""
         runs = [each for each in extra if isinstance(each, RunCallback)]
         problems = [p.under(f"trainer.callbacks.{type(c).__name__}") for c in runs for p in c.attach(self.place)]
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
         late = sorted((each for each in runs if each.phase), key=lambda each: each.phase)
         early = [each for each in extra if each not in late]
         if self.subcommand == "check":  # which ends the fit when all others have looked
@@ -174,20 +167,12 @@ class LightGPT2CLI(LightningCLI):
             if self.subcommand != "fit":
                 makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
                 problems.append(f"needs: not there yet: {makers}")
-            if problems:
-                raise UserError(problems)
+            refuse(problems)
             make_missing(absent)
-        if problems := [*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))]:
-            raise UserError(problems)
+        refuse([*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))])
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would load the file unchecked and let it override the command line."""
-
-    def _set_seed(self) -> None:
-        try:
-            super()._set_seed()
-        except ValueError as error:
-            raise UserError(f"seed_everything: {error}") from error
 
     def _find_checkpoint(self, wanted: str) -> str | None:
         path, step, notes = find_checkpoint(self.place, wanted, self.identity)
@@ -198,43 +183,36 @@ class LightGPT2CLI(LightningCLI):
 
     def _choose_model(self, settings: Namespace) -> None:
         """What a scoring verb works on: a checkpoint, a model folder, the run's artefact, or the model of the config."""
-        wanted, name = settings.get("ckpt_path"), self.place.name
-        folder = self.place.model if wanted is None else Path(str(wanted))
-        settings.ckpt_path = None
-        if wanted is not None and not folder.is_dir():
+        wanted, settings.ckpt_path = settings.get("ckpt_path"), None
+        if wanted is None:
+            if not has_model(self.place, self.identity):
+                tell("Model: the configuration's own, not trained by this run")
+                return
+            wanted = self.place.model
+        elif not Path(wanted).is_dir():
             settings.ckpt_path = self._find_checkpoint(str(wanted))
             if settings.ckpt_path is None:
                 raise UserError(f"--ckpt_path: there is no {wanted} checkpoint to score; run fit first")
             return
-        if wanted is None:
-            if unfinished(self.place, self.identity):
-                raise UserError(
-                    f"--run {name}: its newest checkpoint is of another step than its model, or there is no model yet; "
-                    "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
-                )
-            if not folder.is_dir():
-                tell("Model: the configuration's own, not trained by this run")
-                return
-            check_owner(self.place, self.identity)
-        tell(f"Model: {folder}")
+        tell(f"Model: {wanted}")
         asked = vars(settings.model.init_args)
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
-        arguments = Namespace(model=str(folder), **kept)
+        arguments = Namespace(model=str(wanted), **kept)
         settings.model = Namespace(class_path="lightgpt2.methods.FineTune", init_args=arguments)
 
-    def _tensorboard(self) -> TensorBoardLogger:
-        # What a killed process logged after its last checkpoint is about to be logged again.
-        purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
-        return TensorBoardLogger(self.place.logs.parent, name=self.place.logs.name, version="", **purge)
+
+def _data_seed(seed: bool | int) -> int:
+    """The seed of the training order: the run's own; 0 where Lightning chooses that, after this."""
+    return 0 if isinstance(seed, bool) else seed
 
 
-def _data_seed(seed: Any) -> int:
-    """The seed of the training order: the run's own; 0 where Lightning chooses the run's seed, or will refuse it."""
-    return seed if type(seed) is int and seed >= 0 else 0
+def _listed(value: Any) -> list[Any]:
+    """The values of a trainer's setting that takes one, several or none."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _quiet() -> None:
-    """Silences advice from libraries that does not apply here."""
+    """Silence advice from libraries that does not apply here."""
     quiet_transformers()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -249,22 +227,25 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
 
 
+# What the lines of the full parser's messages begin with that give no reason.
+_HEADINGS = (
+    "Parser key", "Key", "Problem", "Does not validate", "Subtypes", "Errors", "Given value", "Not a valid subclass",
+    "Subclass types", "a class path", "a dict",
+)  # fmt: skip
+
+
 def _problem(message: str) -> Problem:
     """What the full parser says of the one mistake at which it has stopped.
 
-    Its message is an indented tree: keys, then for each type of a union why the value does not fit. The first reason is the
-    first type's.
+    Its message is an indented tree: keys, then for each type of a union why the value does not fit. The first reason counts.
     """
-    unknown = re.search(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)
-    keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *([unknown[1]] if unknown else [])]
+    unknown = re.findall(r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([^\s'=]+)", message)[:1]
+    keys = [*re.findall(r'(?:Parser key|Key) "([^"]+)"', message), *unknown]
     key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(dict.fromkeys(keys)))
     if unknown:
         return Problem(key, "no such key", "see lightgpt2 fit --help")
-    headings = "(Parser key|Key) |Problem|Does not validate|Subtypes|Errors|Given value|Subclass types|a class path"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    reasons = [line.strip(" -") for line in lines if not re.match(rf"(- )?({headings})", line)]
-    reason = next((each for each in reasons if "Not a valid subclass" not in each), (reasons or [message])[0])
-    return Problem(key, " ".join(reason.split()))
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return Problem(key, next((line for line in lines if line and not line.startswith(_HEADINGS)), message))
 
 
 def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:

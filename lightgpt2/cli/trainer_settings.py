@@ -11,36 +11,31 @@ TRAINER_VERBS = {
     "predict": "Write each document's score or continuation to checkpoints/<run>/predictions.jsonl.",
     "check": "Build everything and train nothing; report every mistake in the configuration.",
 }
-_SPLITS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
-_PART = "a part of a split has no score; remove it, and make the split smaller"
-_DRY = "not supported; lightgpt2 check builds everything and trains nothing"
-_NOTHING = "0 trains nothing; give at least 1"
 
 
 def problems(settings: Namespace, training: bool, generating: bool) -> list[str]:
-    """Mistakes in the trainer's settings that show without a trainer, one line each.
-
-    Args:
-        settings: Settings of the verb.
-        training: True if the verb trains, or checks what would be trained.
-        generating: True if it writes continuations.
-    """
+    """Mistakes in the trainer's settings that show without a trainer: of a verb that trains, or that writes continuations."""
     trainer = settings.trainer
-    # Callbacks work on a model that is not trained, and so does rounding.
-    untrained = trainer.callbacks or settings.model.class_path.endswith(".QAT")
-    endless = trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None
-    cut = not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches
-    nothing = {"max_steps": not untrained, "max_epochs": True, "limit_train_batches": True}
-    found = [(training and refused and trainer.get(key) == 0, key, _NOTHING) for key, refused in nothing.items()]
-    found += [
-        (training and cut, "limit_train_batches", "cuts optimizer steps apart; give trainer.max_steps instead"),
-        (training and endless, "max_steps", "nothing ends the run; give trainer.max_steps or trainer.max_epochs"),
-        *((not _whole(trainer.get(key)), key, _PART) for key in _SPLITS),
-        *((trainer.get(key), key, _DRY) for key in ("fast_dev_run", "barebones")),
-        (trainer.enable_checkpointing is False, "enable_checkpointing", "a run always has checkpoints; remove it"),
-        *_strategy(trainer.strategy, generating),
-    ]
-    return [f"trainer.{key}: {what}" for wrong, key, what in found if wrong]
+    found = _strategy(trainer.strategy, generating)
+    if training:
+        # Callbacks work on a model that is not trained, and so does rounding.
+        untrained = trainer.callbacks or settings.model.class_path.endswith(".QAT")
+        for key in ("max_epochs", "limit_train_batches", *([] if untrained else ["max_steps"])):
+            if trainer[key] == 0:
+                found.append((key, "0 trains nothing; give at least 1"))
+        if not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches:
+            found.append(("limit_train_batches", "cuts optimizer steps apart; give trainer.max_steps instead"))
+        if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
+            found.append(("max_steps", "nothing ends the run; give trainer.max_steps or trainer.max_epochs"))
+    for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        if not _whole(trainer[key]):
+            found.append((key, "a part of a split has no score; remove it, and make the split smaller"))
+    for key in ("fast_dev_run", "barebones"):
+        if trainer[key]:
+            found.append((key, "not supported; lightgpt2 check builds everything and trains nothing"))
+    if trainer.enable_checkpointing is False:
+        found.append(("enable_checkpointing", "a run always has checkpoints; remove it"))
+    return [f"trainer.{key}: {what}" for key, what in found]
 
 
 def size_problems(strategy: Any, processes: int) -> list[str]:
@@ -50,22 +45,18 @@ def size_problems(strategy: Any, processes: int) -> list[str]:
     return [] if size == processes else [what]
 
 
-def _strategy(strategy: Any, generating: bool) -> list[tuple[bool, str, str]]:
+def _strategy(strategy: Any, generating: bool) -> list[tuple[str, str]]:
     name = (strategy.class_path if isinstance(strategy, Namespace) else str(strategy)).rpartition(".")[2]
     # FSDP's first version flattens parameters: their shapes are lost.
     if name.lower().startswith(("fsdp", "deepspeed")):
-        return [
-            (True, "strategy", f"{name} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see docs/scale.md)")
-        ]
+        return [("strategy", f"{name} is not supported; use ddp, or ModelParallelStrategy (FSDP2; see docs/scale.md)")]
     if name != "ModelParallelStrategy" or not isinstance(strategy, Namespace):
         return []
     if generating:
-        return [(True, "strategy", "continuations differ in length between processes; use auto, or ddp")]
-    pairs = (("tensor_parallel_size", 1), ("save_distributed_checkpoint", False))
-    given = {key: strategy.init_args[key] for key, _ in pairs}
-    return [
-        (given[key] != value, f"strategy.{key}", f"{given[key]} is not supported; give {value}") for key, value in pairs
-    ]
+        return [("strategy", "continuations differ in length between processes; use auto, or ddp")]
+    given, supported = strategy.init_args, {"tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+    wrong = {key: value for key, value in supported.items() if given[key] != value}
+    return [(f"strategy.{key}", f"{given[key]} is not supported; give {value}") for key, value in wrong.items()]
 
 
 def _whole(limit: Any) -> bool:

@@ -23,7 +23,6 @@ class BitsAndBytes(Conversion):
         self.name: str = form
 
     def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
-        """See `Conversion`."""
         if quantized := quantization_of(config):
             return [Problem("", f"the weights are {quantized} already, and nothing is converted twice", TWICE)]
         try:
@@ -34,5 +33,4 @@ class BitsAndBytes(Conversion):
         return []
 
     def write(self, source: Path, target: Path, data: TaskData) -> Operation:
-        """See `Conversion`: `matched` of `linears` layers are quantized."""
         return quantize_folder(source, target, self.form, data.tokenizer, self.trust_remote_code)

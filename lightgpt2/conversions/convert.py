@@ -56,11 +56,6 @@ class Converter:
     def convert(self, conversion: Conversion, source: str, output: Path) -> Converted:
         """Write a copy, score it as it loads from disk, and put it in place of `output` if it is good enough.
 
-        Args:
-            conversion: The conversion.
-            source: The model folder; also a hub id or GGUF file where the conversion takes one.
-            output: The folder to write, atomically.
-
         Raises:
             UserError: The model does not fit, or the copy is not good enough; nothing is left of it.
         """
@@ -95,11 +90,9 @@ class Converter:
         return made
 
     def sizes(self, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-        """The sizes of a model that was loaded from a folder."""
-        return measure_sizes(model, folder).as_dict() | ({"memory": self.memory(model)} if self.memory else {})
+        return measure_sizes(model, folder) | ({"memory": self.memory(model)} if self.memory else {})
 
     def evaluate(self, model: PreTrainedModel, label: str) -> dict[str, Metric]:
-        """The metrics of a model on the validation split."""
         moved: Any = model.to(device=self.device)
         return cast(dict[str, Metric], self.task.evaluate(moved, self.data, "valid", f"Scoring {label}"))
 
@@ -112,9 +105,9 @@ class Converter:
         if problems := found.pop("problems"):
             raise UserError([Problem("", problem, "nothing was written") for problem in problems])
         files = made.operation.get("bytes") or {path.name: path.stat().st_size for path in folder.iterdir()}
-        made.sizes = {**measure_sizes(model, folder).as_dict(), "megabytes": sum(files.values()) / 1e6}
+        made.sizes = {**measure_sizes(model, folder), "megabytes": sum(files.values()) / 1e6}
         if conversion.precision in ("int8", "int4") and made.operation.get("scales") != "trained":
             made.sizes["nonzero"] = None  # rounding has made more zeros
-        made.operation |= {"agreement": found["agreement"]}
+        made.operation["agreement"] = found["agreement"]
         made.quality = {label: found["quality"][label] for label in ("before", "after")}
         made.scores, made.about = found.pop("metrics"), found

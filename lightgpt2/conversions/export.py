@@ -6,7 +6,7 @@ from typing import Any
 
 from lightgpt2.conversions.convert import Converter
 from lightgpt2.conversions.exported import Exported
-from lightgpt2.conversions.gguf.conversion import Gguf
+from lightgpt2.conversions.gguf.writer import Gguf
 from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
@@ -43,12 +43,12 @@ def export(
     documents: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Write a language model in another format, atomically, and verify what was written.
+    """Write a language model that `check_model` has passed in another format, and verify what was written.
 
     Args:
         source: Hub id, folder or GGUF file.
         target: The format.
-        output: Folder to write.
+        output: Folder to write, atomically.
         data: The data, with the model's tokenizer: its training split calibrates, its validation split verifies.
         documents: How many documents of the validation split are scored, the first ones; None for all.
         trust_remote_code: Whether code in the model's folder may run.
@@ -57,13 +57,13 @@ def export(
         What `export.json` says.
 
     Raises:
-        UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
+        UserError: What was written is not good enough; then nothing is left of it.
     """
-    conversion, converter = conversion_of(target), Converter(data, LanguageModeling(), "Export", documents=documents)
+    conversion = conversion_of(target)
     conversion.trust_remote_code = trust_remote_code
     try:
-        if problems := conversion.problems(load_config(source, "MODEL", trust_remote_code), data):
-            raise UserError(problems)
-        return converter.convert(conversion, source, output).about
+        return (
+            Converter(data, LanguageModeling(), "Export", documents=documents).convert(conversion, source, output).about
+        )
     except UserError as error:
         raise UserError(target.as_options(error.problems)) from error

@@ -1,6 +1,7 @@
 """What ONNX and GGUF folders share: they stand alone, sealed, with weights that take the room they should."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ class Exported(Conversion):
         self.name: str = target.form
 
     def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
-        """See `Conversion`: options that do not go together."""
-        return self.target.problems()
+        return [*self.target.problems(), *self.model_problems(config, data)]
+
+    @abstractmethod
+    def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
+        """Why the other program could not run the model with the same result."""
 
     @abstractmethod
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         """Write the weights: `weights`, their bytes without headers and padding, `bytes` by file, and what else is known."""
 
     def write(self, source: Path, target: Path, data: TaskData) -> Operation:
-        """See `Conversion`: weights, and what clients of such folders read beside them."""
         model = load_model(str(source), "MODEL", self.trust_remote_code).eval()
         written = self.write_model(source, model, target, data)
         most = self._most_bytes(model, bool(written.get("fallback")))
@@ -54,18 +57,14 @@ class Exported(Conversion):
         return KINDS["export"].record(format=self.name, **written)
 
     def finish(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write `export.json`, with checksums of all files."""
         seal(folder, about)
 
     def _most_bytes(self, model: PreTrainedModel, fallback: bool) -> float:
-        """The bytes that rounded weights may take at most."""
         whole = {"position"} | ({"vocabulary"} if self.target.embeddings == "fp32" else set())
-        share, most, learned = _SHRINKS_SOME if fallback else _SHRINKS, 0.0, False
+        share = _SHRINKS_SOME if fallback else _SHRINKS
+        most = 4.0 * (family_of(model).positions(model.config) or 0) * Shape.of(model.config).head  # tables of angles
         for each in named_axes(model):
             size, roles = 4 * each.value.numel(), {role for axis in each.axes for role in axis}
             small = each.value.ndim == 2 and not roles & whole
             most += size * share + _ROW * max(each.value.shape) if small else size
-            learned |= "position" in roles
-        if not learned:  # tables of angles
-            most += 4 * (family_of(model).positions(model.config) or 0) * Shape.of(model.config).head
         return most

@@ -1,5 +1,6 @@
 """Data modules, corpora and tokenizers, one a file."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,16 +8,11 @@ if TYPE_CHECKING:
     from lightgpt2.data.language_modeling import LanguageModelingData
 
 __all__ = ["LanguageModelingData", "TaskData"]
+_MODULES = {"LanguageModelingData": "language_modeling", "TaskData": "base"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports a data module on demand: a corpus's fingerprint must not wait for Lightning."""
-    if name == "LanguageModelingData":
-        from lightgpt2.data.language_modeling import LanguageModelingData
-
-        return LanguageModelingData
-    if name == "TaskData":
-        from lightgpt2.data.base import TaskData
-
-        return TaskData
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -14,9 +14,7 @@ from transformers import PreTrainedTokenizerBase
 class Connection:
     """The facts that a method hands over to its data before the data is prepared."""
 
-    tokenizer: (
-        str | dict[str, Any]
-    )  # source of the model's tokenizer: hub id, folder, GGUF file; a dictionary if there is none
+    tokenizer: str | dict[str, Any]  # of the model: hub id, folder, GGUF file; a dictionary if there is none
     key: str  # config key of that source, for messages
     trust_remote_code: bool = False  # whether code in the tokenizer's folder may run
     trims_vocabulary: bool = False  # whether the tokenizer keeps only the tokens that the training split needs
@@ -37,7 +35,7 @@ class TaskData(LightningDataModule):
     connection: Connection | None = None
 
     def connect(self, connection: Connection) -> None:
-        """Takes what the method hands over; the data never asks back."""
+        """Takes what the method hands over."""
         self.connection = connection
 
     @abstractmethod

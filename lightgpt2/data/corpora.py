@@ -4,20 +4,17 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
-from lightgpt2.errors import UserError
-
-Result = TypeVar("Result")
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+from lightgpt2.data.splits import SPLITS, Split
+from lightgpt2.errors import Problem, UserError
 
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+BUILT_IN = ("pydoc", "requirements", "wikitext")
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train",
     "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
@@ -26,7 +23,7 @@ _SPLIT_NAMES: dict[str, Split] = {
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
-BUILT_IN = ("pydoc", "requirements", "wikitext")
+_BLOCK = 1 << 20  # characters that are cut into documents at once
 
 
 @dataclass(frozen=True)
@@ -50,29 +47,28 @@ class Corpus:
             parts += [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def check(self) -> None:
-        """Raises a `UserError` with all mistakes that show before anything is read."""
+    def problems(self) -> list[Problem]:
+        """The mistakes that show before anything is read."""
         problems = []
         try:
             re.compile(self.separator)
         except re.error as error:
-            problems.append(f"data.separator: {self.separator!r} is not a regular expression ({error}); correct it")
+            what = f"{self.separator!r} is not a regular expression ({error})"
+            problems.append(Problem("data.separator", what, "correct it"))
         try:
             if self._made() is None and self._is_local():
                 self._files()
         except UserError as error:
             problems += error.problems
-        if problems:
-            raise UserError(problems)
+        return problems
 
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none if it is one pool of documents."""
-        if self._made() is not None:
-            return set(SPLITS) if self.source.startswith("requirements") else {s for s, _ in self._made() or () if s}
-        if self._is_local():
-            names = {_SPLIT_NAMES[f.stem.lower()] for f in self._files() if f.stem.lower() in _SPLIT_NAMES}
-        else:
-            names = {_SPLIT_NAMES[name] for name in self._hub_splits() if name in _SPLIT_NAMES}
+        if self.source.partition(":")[0] == "requirements":
+            return set(SPLITS)
+        if (made := self._made()) is not None:
+            return {split for split, _ in made if split}
+        names = {_SPLIT_NAMES[name] for name, _ in self._tables() if name in _SPLIT_NAMES}
         return names if "train" in names else set()
 
     def documents(self) -> Iterator[tuple[Split | None, str]]:
@@ -83,13 +79,11 @@ class Corpus:
         """
         if (made := self._made()) is not None:
             yield from made
-        elif self._is_local():
-            named = self.splits()
-            for file in self._files():
-                split = _SPLIT_NAMES.get(file.stem.lower()) if named else None
-                yield from ((split, document) for document in self._read(file))
-        else:
-            yield from self._hub()
+            return
+        named = self.splits()
+        for name, texts in self._tables():
+            split = _SPLIT_NAMES.get(name) if named else None
+            yield from ((split, text) for text in texts)
 
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
         """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
@@ -107,6 +101,17 @@ class Corpus:
             )
         return requirements(int(size)) if colon else requirements()
 
+    def _tables(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """The names of the files, or of the splits of a hub dataset, each with its documents, not yet read."""
+        if self._is_local():
+            for file in self._files():
+                yield file.stem.lower(), self._read(file)
+            return
+        for name, table in self._hub().items():
+            rows = self._column(table, self.source)
+            # wikitext has one row a line; a document is an article
+            yield name, _cut(rows, _WIKI_ARTICLE) if self.source.partition(":")[0] == "wikitext" else rows
+
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
         return self.source not in BUILT_IN and (
@@ -123,16 +128,12 @@ class Corpus:
         return files
 
     def _read(self, file: Path) -> Iterator[str]:
-        reader = READERS.get(file.suffix)
-        if reader is None:
+        if file.suffix not in READERS:
             raise UserError(f"data.source: {file} is not one of {', '.join(READERS)}; convert it or rename it")
         if file.stat().st_size == 0:
             return
-        if reader == "text":
-            yield from _cut(_text_blocks(file), self.separator)
-            return
-        options = {"sep": "\t"} if file.suffix == ".tsv" else {}
-        yield from self._column(_rows(reader, file, options), str(file))
+        text = file.suffix == ".txt"
+        yield from _cut(_lines(file), self.separator) if text else self._column(_rows(file), str(file))
 
     def _column(self, rows: Iterable[dict[str, Any]], where: str) -> Iterator[str]:
         for row in rows:
@@ -145,31 +146,15 @@ class Corpus:
                 raise UserError(f"data.text_field: {self.text_field!r} of {where} holds {kind}, not text")
             yield value or ""
 
-    def _hub_name(self) -> tuple[str, str | None]:
+    def _hub(self) -> dict[str, Iterable[dict[str, Any]]]:
+        """The tables of a hub dataset by the name of their split."""
+        from datasets import load_dataset  # here, since it takes seconds and a fingerprint does without
+
         name, _, config = self.source.partition(":")
         if name == "wikitext":
-            return "Salesforce/wikitext", config or "wikitext-2-raw-v1"
-        return name, config or None
-
-    def _hub_splits(self) -> list[str]:
-        from datasets import get_dataset_split_names  # here, since it takes seconds and a fingerprint does without
-
-        return self._reached(lambda: get_dataset_split_names(*self._hub_name()))
-
-    def _hub(self) -> Iterator[tuple[Split | None, str]]:
-        from datasets import load_dataset
-
-        named = self.splits()
-        for split in self._hub_splits():
-            table = self._reached(partial(load_dataset, *self._hub_name(), split=split))
-            rows = self._column(table, self.source)
-            if self.source.partition(":")[0] == "wikitext":  # one row a line there; a document is an article
-                rows = _cut(rows, _WIKI_ARTICLE)
-            yield from ((_SPLIT_NAMES.get(split) if named else None, text) for text in rows)
-
-    def _reached(self, load: Callable[[], Result]) -> Result:
+            name, config = "Salesforce/wikitext", config or "wikitext-2-raw-v1"
         try:
-            return load()
+            return load_dataset(name, config or None)
         except Exception as error:  # datasets lets through what each of its many backends raises
             raise UserError(
                 f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({_reason(error)}); check "
@@ -200,72 +185,46 @@ def _pydoc() -> list[str]:
     return [text for section in sections if (text := _PYDOC_UNDERLINE.sub("\n", section).strip())]
 
 
-def _text_blocks(file: Path) -> Iterator[str]:
-    """Read a text file in blocks: it may be larger than memory."""
+def _lines(file: Path) -> Iterator[str]:
+    """Read a text file line by line: it may be larger than memory."""
     try:
-        with file.open(encoding="utf-8", newline=None) as stream:
-            while block := stream.read(1 << 20):
-                if "\x00" in block:
-                    raise UserError(_BINARY.format(file))
-                yield block
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):  # noqa: B007 - the message below needs it
+                if b"\0" in line:
+                    raise UserError(f"data.source: {file} is binary, not text; convert it to UTF-8 text")
+                yield line.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        line = _undecodable_line(file)
-        if line is None:
-            raise UserError(_BINARY.format(file)) from error
         raise UserError(
-            f"data.source: {file} is not valid UTF-8 ({error.reason} in line {line}); convert it, for example with "
+            f"data.source: {file} is not valid UTF-8 ({error.reason} in line {number}); convert it, for example with "
             "iconv -t utf-8"
         ) from error
     except OSError as error:
         raise UserError(f"data.source: {file} cannot be read ({error.strerror})") from error
 
 
-_BINARY = "data.source: {} is binary, not text; convert it to UTF-8 text"
-
-
-def _undecodable_line(file: Path) -> int | None:
-    """The number of the first line that is not UTF-8; None if a null byte comes first, which no text has."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if b"\0" in line:
-                break
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return None
-
-
-def _cut(blocks: Iterable[str], separator: str) -> Iterator[str]:
-    """Cut a stream of text into documents; only the last, unfinished one is kept in memory."""
+def _cut(lines: Iterable[str], separator: str) -> Iterator[str]:
+    """Cut a stream of text into documents; only a block and the last, unfinished document are kept in memory."""
     pattern = re.compile(separator)
-    rest: list[str] = []
-    for block in blocks:
-        rest.append(block)
-        # Joining at each of many small blocks would be quadratic in the length of a document.
-        if len(rest) >= 256 or len(block) >= 1 << 16:
-            *complete, last = pattern.split("".join(rest))
-            yield from complete
-            rest = [last]
-    yield from pattern.split("".join(rest))
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= _BLOCK:
+            *complete, last = pattern.split("".join(block))
+            if last.strip():  # else the separator may go on in the next line
+                yield from complete
+                block, size = [last], 0
+    yield from pattern.split("".join(block))
 
 
-def _rows(reader: str, file: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
     """Stream the rows of a structured file."""
     from datasets import load_dataset
 
+    options = {"sep": "\t"} if file.suffix == ".tsv" else {}
     try:
-        yield from load_dataset(reader, data_files=str(file), split="train", streaming=True, **options)
-    except UserError:
-        raise
+        yield from load_dataset(READERS[file.suffix], data_files=str(file), split="train", streaming=True, **options)
     except Exception as error:  # pyarrow, pandas and json each raise their own
         what = f"is not a readable {file.suffix[1:]} file ({_reason(error.__cause__ or error)}); correct it"
         raise UserError(f"data.source: {file} {what}") from error
-
-
-def split_of(text: str, valid_fraction: float, test_fraction: float) -> Split:
-    """The split that a document's content alone puts it in, so that equal documents always share one."""
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    if place < test_fraction:
-        return "test"
-    return "valid" if place < test_fraction + valid_fraction else "train"

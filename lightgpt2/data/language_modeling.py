@@ -1,6 +1,7 @@
 """The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,24 +12,24 @@ from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
-from lightgpt2.data.corpora import SPLITS, Corpus, Split
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
 from lightgpt2.data.windows import (
-    EvaluationSampler,
     StepSampler,
     WindowDataset,
     WindowLoader,
     Windows,
     document_windows,
+    evaluation_order,
     packed_windows,
     prompt_windows,
 )
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_tokenizer, separator_id
 
-CACHE = Path("checkpoints/.data")
-
-SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
+_CACHE = Path("checkpoints/.data")
+_SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
 
 
 class LanguageModelingData(TaskData):
@@ -84,92 +85,71 @@ class LanguageModelingData(TaskData):
         self._splits: dict[str, store.TokenSplit] = {}
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
-        """The models that have fewer positions than a window, one line each."""
         length, owners = self.sequence_length, {count: key for key, count in positions.items()}
         what = "data.sequence_length: {} is longer than the {} positions of {}; give at most that"
         return [what.format(length, count, key) for count, key in owners.items() if length > count]
 
     def problems(self) -> list[str]:
-        """The mistakes in the settings, one line each."""
         found = []
         if self.sequence_length < 2:
             found.append("data.sequence_length: 1 leaves nothing to predict; give at least 2")
         elif self.stride >= self.sequence_length:
-            found.append(
-                f"data.stride: {self.stride} skips tokens with windows of {self.sequence_length}; "
-                f"give at most {self.sequence_length - 1}"
-            )
+            what = f"{self.stride} skips tokens with windows of {self.sequence_length}"
+            found.append(f"data.stride: {what}; give at most {self.sequence_length - 1}")
         if self.valid_fraction + self.test_fraction >= 1:
             found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
-        if self.vocab_size and self.vocab_size < (least := SMALLEST_VOCABULARY):
+        if self.vocab_size and self.vocab_size < (least := _SMALLEST_VOCABULARY):
             found.append(f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {least}")
         if self.tokenizer_source and self.vocab_size:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
-        try:
-            self.corpus.check()
-        except UserError as error:
-            found += error.problems
-        return found
+        return found + self.corpus.problems()
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and tokenizes the corpus unless that is done; one process a machine runs this."""
         if self.vocab_size and not self._trained_tokenizer().is_dir():
-            texts = [text for split, text in self._documents() if split == "train"]
+            documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
+            texts = [text for split, text in documents if split == "train"]
             train_tokenizer(texts, self.vocab_size, self._trained_tokenizer())
-        tokenizer = self._load_tokenizer()
-        if self._trims():
-            check_byte_level(tokenizer)
-            self._tokenize(tokenizer)
-            tokenizer, _ = trimmed(tokenizer, self._used(tokenizer))
-        self._tokenize(tokenizer)
+        self._tokenized(self._tokenizer()[0])
 
     def setup(self, stage: str) -> None:
         """Opens the tokenized corpus; a `UserError` if a split that this stage needs is too small."""
-        self.tokenizer = self._load_tokenizer()
-        if self._trims():
-            self.tokenizer, self.kept_tokens = trimmed(self.tokenizer, self._used(self.tokenizer))
-        folder = self._store(self.tokenizer)
-        self.meta = store.read_meta(folder) or {}
-        self._splits = {split: store.open_split(folder, split) for split in SPLITS}
+        self.tokenizer, self.kept_tokens = self._tokenizer()
+        self.meta, self._splits = store.read(self._tokenized(self.tokenizer))
         self._check_splits(stage)
+        if stage == "fit":
+            self._check_steps()
 
     def train_dataloader(self) -> WindowLoader:
-        """Micro-batches of whole optimizer steps, from the trainer's position on."""
         sampler = self._step_sampler()
-        return WindowLoader(self._dataset("train", self._train_windows()), sampler, sampler.step)
+        return WindowLoader(self._dataset("train", sampler.windows), sampler)
 
     def val_dataloader(self) -> WindowLoader:
-        """Scoring windows of the validation split, this process's share."""
         return self._loader("valid", self._scoring_windows("valid"), *self._place())
 
     def test_dataloader(self) -> WindowLoader:
-        """Scoring windows of the test split, this process's share."""
         return self._loader("test", self._scoring_windows("test"), *self._place())
 
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
         split, length = self.predict_split, self.connection.prompt_tokens if self.connection else None
-        prompts = None if length is None else prompt_windows(self._splits[split], length)
-        return self._loader(split, prompts or self._scoring_windows(split), *self._place())
+        windows = self._scoring_windows(split) if length is None else prompt_windows(self._splits[split], length)
+        return self._loader(split, windows, *self._place())
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch under the attached trainer."""
         return self._step_sampler().steps_per_epoch
 
     def scoring_loader(self, split: str) -> WindowLoader:
-        """All scoring windows of a split, whatever the number of processes."""
         return self._loader(split, self._scoring_windows(split), 0, 1)
 
     def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
-        """The beginnings of the first documents that are longer than `length` tokens, separator included; see `TaskData`."""
         data = self._splits[split]
         bounds = zip(data.offsets[:-1], data.offsets[1:], strict=True)
         chosen = [(s, s + length, min(e, s + length + more)) for s, e in bounds if e - s > length][:count]
         return [(data.tokens[s:m].tolist(), data.tokens[m:e].tolist()) for s, m, e in chosen]
 
     def calibration(self, count: int, key: str = "calibration") -> list[torch.Tensor]:
-        """Token ids of training windows, evenly spaced, `[1, sequence_length]` each; a `UserError` if there are fewer."""
         split = self._splits["train"]
         starts = packed_windows(split, self.sequence_length).starts
         if count > len(starts):
@@ -179,12 +159,10 @@ class LanguageModelingData(TaskData):
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
     def describe(self) -> dict[str, Any]:
-        """The ledger's record of the data."""
         read = {"source": self.corpus.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
         return {**read, "sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
 
     def batching(self) -> dict[str, Any]:
-        """The splits, the windows, and how many of them make a micro-batch."""
         return {
             "documents": {name: split["documents"] for name, split in self.meta["splits"].items()},
             "sha256 of the data": self.meta["sha256"],
@@ -198,36 +176,30 @@ class LanguageModelingData(TaskData):
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _train_windows(self) -> Windows:
-        split = self._splits["train"]
-        if self.mode == "packed":
-            return packed_windows(split, self.sequence_length)
-        return document_windows(split, self.sequence_length + 1, self.sequence_length)
-
     def _step_sampler(self) -> StepSampler:
-        trainer, windows = self.trainer, self._train_windows()
+        trainer, split, length = self.trainer, self._splits["train"], self.sequence_length
         assert trainer is not None
-        accumulate, place = trainer.accumulate_grad_batches, self._place()
-        return StepSampler(windows, self.batch_size, accumulate, *place, self.seed, lambda: trainer.global_step)
+        windows = (
+            packed_windows(split, length) if self.mode == "packed" else document_windows(split, length + 1, length)
+        )
+        cut = (self.batch_size, trainer.accumulate_grad_batches, *self._place())
+        return StepSampler(windows, *cut, self.seed, lambda: trainer.global_step)
 
     def _scoring_windows(self, split: str) -> Windows:
         return document_windows(self._splits[split], self.sequence_length, self.stride)
 
     def _loader(self, split: str, windows: Windows, rank: int, world: int) -> WindowLoader:
-        sampler = EvaluationSampler(windows, self.eval_batch_size, rank, world)
-        return WindowLoader(self._dataset(split, windows), sampler)
+        return WindowLoader(self._dataset(split, windows), evaluation_order(windows, self.eval_batch_size, rank, world))
 
     def _dataset(self, split: str, windows: Windows) -> WindowDataset:
-        pad = separator_id(self.tokenizer)
-        assert pad is not None
-        return WindowDataset(self._splits[split], windows, pad)
+        return WindowDataset(self._splits[split], windows, _separator(self.tokenizer))
 
     def _check_splits(self, stage: str) -> None:
         source, counts = self.corpus.source, self.meta["splits"]
         documents = sum(split["documents"] for split in counts.values())
-        needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
         if documents == 0:
             raise UserError(f"data.source: {source} holds no text; give a corpus with at least a few documents")
+        needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
         for split in needed.get(stage, [stage]):
             if counts[split]["documents"] == 0:
                 made = source.partition(":")[0] == "requirements"
@@ -235,16 +207,17 @@ class LanguageModelingData(TaskData):
                 fix = "another fraction, or cut text files into smaller documents with data.separator"
                 what = f"the {documents} documents of {source} leave none for the {split} split"
                 raise UserError(f"{key}: {what}; give {'more of them' if made else f'more documents, {fix}'}")
-        if stage != "fit":
-            return
+
+    def _check_steps(self) -> None:
+        """Refuses an epoch without a whole optimizer step, or that ends before its first validation."""
         sampler, trainer = self._step_sampler(), self.trainer
         assert trainer is not None
         if len(sampler) == 0:
-            step = sampler.batch * sampler.accumulate * sampler.world
+            tokens = self.meta["splits"]["train"]["tokens"]
             raise UserError(
-                f"data.sequence_length: {source} has {counts['train']['tokens']} training tokens, which is "
-                f"{len(sampler.supervised)} windows of {self.sequence_length}, and one optimizer step takes {step}; give more "
-                "text, shorter windows or a smaller data.batch_size"
+                f"data.sequence_length: {self.source} has {tokens} training tokens, which is {len(sampler.windows)} windows "
+                f"of {self.sequence_length}, and one optimizer step takes {sampler.step_windows}; give more text, shorter "
+                "windows or a smaller data.batch_size"
             )
         every, within_epoch = trainer.val_check_interval, trainer.check_val_every_n_epoch is not None
         if within_epoch and isinstance(every, int) and every > len(sampler):
@@ -252,6 +225,18 @@ class LanguageModelingData(TaskData):
                 f"trainer.val_check_interval: {every} is more than the {len(sampler)} batches of an epoch; give at most "
                 "that, or set trainer.check_val_every_n_epoch to null to count across epochs"
             )
+
+    def _tokenizer(self) -> tuple[PreTrainedTokenizerFast, list[int]]:
+        """The tokenizer; if it is cut down to what the training split needs, also the old id of each token."""
+        whole = self._load_tokenizer()
+        if self.connection is None or not self.connection.trims_vocabulary:
+            return whole, []
+        check_byte_level(whole)
+        tokens = store.read(self._tokenized(whole))[1]["train"].tokens
+        used = np.zeros(len(whole), dtype=bool)
+        for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
+            used[tokens[start : start + (1 << 20)]] = True
+        return trimmed(whole, np.flatnonzero(used).tolist())
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.vocab_size:
@@ -265,40 +250,30 @@ class LanguageModelingData(TaskData):
             raise UserError(f"data.tokenizer: {what}; name one, or give data.vocab_size to train one")
         return load_tokenizer(source, key, self.connection.trust_remote_code)
 
-    def _trims(self) -> bool:
-        return self.connection is not None and self.connection.trims_vocabulary
-
-    def _used(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-        """The ids of the tokens that the training split consists of."""
-        used = np.zeros(len(tokenizer), dtype=bool)
-        tokens = store.open_split(self._store(tokenizer), "train").tokens
-        for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
-            used[tokens[start : start + (1 << 20)]] = True
-        return np.flatnonzero(used).tolist()
-
-    def _tokenize(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Writes the tokens of the corpus unless that is done."""
-        folder = self._store(tokenizer)
-        if store.read_meta(folder) is None:
-            separator = separator_id(tokenizer)
-            assert separator is not None  # load_tokenizer has checked it
+    def _tokenized(self, tokenizer: PreTrainedTokenizerFast) -> Path:
+        """The folder with the tokens of the corpus, which are written unless that is done."""
+        separator = _separator(tokenizer)
+        folder = self._cached("tokens", tokenizer.backend_tokenizer.to_str(), str(separator))
+        if not (folder / store.META).is_file():
             store.build(
                 folder,
-                self._documents(),
+                store.split_documents(self.corpus, self.valid_fraction, self.test_fraction),
                 lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
                 separator,
                 len(tokenizer),
             )
-
-    def _corpus_key(self) -> list[str]:
-        return [self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction)]
+        return folder
 
     def _trained_tokenizer(self) -> Path:
-        return CACHE / f"tokenizer-{store.fingerprint([*self._corpus_key(), str(self.vocab_size)])}"
+        return self._cached("tokenizer", str(self.vocab_size))
 
-    def _store(self, tokenizer: PreTrainedTokenizerFast) -> Path:
-        parts = [*self._corpus_key(), tokenizer.backend_tokenizer.to_str(), str(separator_id(tokenizer))]
-        return CACHE / f"tokens-{store.fingerprint(parts)}"
+    def _cached(self, kind: str, *parts: str) -> Path:
+        """The folder of what the corpus, its fractions and these parts determine."""
+        text = "\n".join([self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction), *parts])
+        return _CACHE / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def _documents(self) -> Iterator[tuple[Split, str]]:
-        return store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
+
+def _separator(tokenizer: PreTrainedTokenizerFast) -> int:
+    found = separator_id(tokenizer)
+    assert found is not None  # load_tokenizer has checked it
+    return found

@@ -8,21 +8,17 @@ conditions are those of EARS (Mavin et al. 2009): when, while, if ... then, wher
 A narrow domain of any size: what a specialised small model can be good at, and where it shows exactly when it is not.
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Literal
 
-Split = Literal["train", "valid", "test"]
+from lightgpt2.data.splits import Split, split_of
 
-DEFAULT_SIZE = 8000
 LARGEST_SIZE = 1_000_000  # the grammar has two million sentences
 _SEED = 29148
-_SHARES: tuple[tuple[Split, float], ...] = (("test", 0.05), ("valid", 0.15), ("train", 1.0))  # cumulative
 
 MODALITIES = ("shall", "should", "may")  # binding, recommended, permitted: "must" and "will" say neither (5.2.4)
 _MODALITY_WEIGHTS = (8, 3, 1)
@@ -115,7 +111,7 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-def requirements(size: int = DEFAULT_SIZE) -> Iterator[tuple[Split, str]]:
+def requirements(size: int = 8000) -> Iterator[tuple[Split, str]]:
     """Yield `size` distinct requirements, each with its split; a longer list begins with the shorter ones.
 
     The combination of class, subject, verb and object decides on the split: a combination of the validation split is in no
@@ -136,23 +132,16 @@ def _endless() -> Iterator[tuple[Split, str]]:
         name = random_.choice(list(KINDS))
         kind, subject = KINDS[name], random_.choice(SUBJECTS)
         verb = random_.choice(list(kind.actions))
-        combination = (name, subject, verb, random_.choice(kind.actions[verb]))
+        thing = random_.choice(kind.actions[verb])
         condition = random_.choice(CONDITIONS) if random_.random() < 0.6 else ""
         modality = random_.choices(MODALITIES, _MODALITY_WEIGHTS)[0]
         template, numbers = random_.choice(kind.criteria)
         criterion = f" {template.format(random_.choice(numbers))}"
         if kind.free and random_.random() < 0.3:
             criterion = ""
+        split = split_of(f"{name} {subject} {verb} {thing}", valid_fraction=0.1, test_fraction=0.05)
         the = "the" if condition else "The"
-        yield (
-            _split(combination),
-            f"[{name}] {condition}{the} {subject} {modality} {verb} {combination[3]}{criterion}.",
-        )
-
-
-def _split(combination: tuple[str, ...]) -> Split:
-    place = int.from_bytes(hashlib.sha256(" ".join(combination).encode()).digest()[:8], "big") / 2**64
-    return next(split for split, share in _SHARES if place < share)
+        yield split, f"[{name}] {condition}{the} {subject} {modality} {verb} {thing}{criterion}."
 
 
 def is_requirement(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lightgpt2.data.corpora import SPLITS, Corpus, Split, split_of
-from lightgpt2.errors import UserError
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.splits import SPLITS, Split, split_of
 from lightgpt2.models.files import atomic_folder, sha256_file
 
-_META = "meta.json"
+META = "meta.json"  # of a finished store
 _BATCH = 512  # documents tokenized at once
-
-Encode = Callable[[list[str]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -53,25 +51,22 @@ def split_documents(corpus: Corpus, valid_fraction: float, test_fraction: float)
 
 
 def build(
-    folder: Path, documents: Iterable[tuple[Split, str]], encode: Encode, separator: int, vocabulary: int
-) -> dict[str, Any]:
+    folder: Path,
+    documents: Iterable[tuple[Split, str]],
+    encode: Callable[[list[str]], list[list[int]]],
+    separator: int,
+    vocabulary: int,
+) -> None:
     """Tokenize documents into `folder`, atomically, with a progress bar.
 
-    Args:
-        folder: Target.
-        documents: Split and text of each document.
-        encode: Texts to token lists, without special tokens.
-        separator: Token put before each document.
-        vocabulary: Number of tokens; decides between 2 and 4 bytes a token.
-
-    Returns:
-        What `meta.json` then holds: for each split its documents, tokens and bytes, and the digest of all tokens.
+    `meta.json` then holds the documents, tokens and bytes of each split, and the digest of all tokens. The separator token is
+    put before each document; the size of the vocabulary decides between 2 and 4 bytes a token.
     """
     dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     stream = iter(documents)
+    lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    sizes: dict[Split, list[int]] = {split: [] for split in SPLITS}
     with atomic_folder(folder) as temporary:
-        lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
-        sizes: dict[Split, list[int]] = {split: [] for split in SPLITS}
         with ExitStack() as stack:
             files = {split: stack.enter_context((temporary / f"{split}.bin").open("wb")) for split in SPLITS}
             bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False, disable=None))
@@ -81,36 +76,23 @@ def build(
                     lengths[split].append(len(ids) + 1)
                     sizes[split].append(len(text.encode()))
                 bar.update(len(batch))
+        counts = {}
         for split in SPLITS:
             np.save(temporary / f"{split}.offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
             np.save(temporary / f"{split}.sizes.npy", np.array(sizes[split], dtype=np.int64))
-        counts = {
-            split: {"documents": len(sizes[split]), "tokens": sum(lengths[split]), "bytes": sum(sizes[split])}
-            for split in SPLITS
-        }
+            counts[split] = {"documents": len(sizes[split]), "tokens": sum(lengths[split]), "bytes": sum(sizes[split])}
         digest = hashlib.sha256("".join(sha256_file(temporary / f"{s}.bin") for s in SPLITS).encode()).hexdigest()
-        meta = {"dtype": dtype.name, "sha256": digest, "splits": counts}
-        (temporary / _META).write_text(json.dumps(meta))
-    return meta
+        (temporary / META).write_text(json.dumps({"dtype": dtype.name, "sha256": digest, "splits": counts}))
 
 
-def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The `meta.json` of a finished store; None if there is no store."""
-    path = folder / _META
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def open_split(folder: Path, split: Split) -> TokenSplit:
-    """Memory-map one split of a finished store."""
-    meta = read_meta(folder)
-    if meta is None:
-        raise UserError(f"{folder} holds no tokenized corpus; remove it and run again")
-    path, dtype = folder / f"{split}.bin", np.dtype(meta["dtype"])
-    # numpy cannot map an empty file
-    tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
-    return TokenSplit(tokens, np.load(folder / f"{split}.offsets.npy"), np.load(folder / f"{split}.sizes.npy"))
-
-
-def fingerprint(parts: Sequence[str]) -> str:
-    """The name of the store that these parts determine."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, TokenSplit]]:
+    """What `meta.json` holds, and the splits of a finished store, memory-mapped."""
+    meta = json.loads((folder / META).read_text())
+    found: dict[str, TokenSplit] = {}
+    for split in SPLITS:
+        path, dtype = folder / f"{split}.bin", np.dtype(meta["dtype"])
+        # numpy cannot map an empty file
+        tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+        offsets, sizes = np.load(folder / f"{split}.offsets.npy"), np.load(folder / f"{split}.sizes.npy")
+        found[split] = TokenSplit(tokens, offsets, sizes)
+    return meta, found

@@ -20,10 +20,7 @@ END_OF_TEXT = "<|endoftext|>"
 def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> None:
     """Train a GPT-2-style tokenizer and write it, atomically, as a folder that transformers loads.
 
-    Args:
-        documents: Texts to learn from.
-        vocab_size: Number of tokens, the 256 bytes and the end-of-text token among them.
-        folder: Target.
+    The 256 bytes and the end-of-text token count in `vocab_size`.
     """
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(documents, vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
@@ -40,17 +37,12 @@ def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:
     parts = json.loads(backend.to_str()) if backend else {"model": {}}
     model = parts["model"]
     whole = not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
-    bytewise = all(_has_byte_level(parts.get(name), name) for name in ("pre_tokenizer", "decoder"))
+    bytewise = all('"ByteLevel"' in json.dumps(parts.get(name)) for name in ("pre_tokenizer", "decoder"))
     if not (model.get("type") == "BPE" and whole and bytewise):
         raise UserError(
             f"model.vocabulary: only a byte-level BPE tokenizer (as GPT-2's) can be cut down, and this one is "
             f"{type(tokenizer).__name__} ({model.get('type', 'no')} model); remove model.vocabulary"
         )
-
-
-def _has_byte_level(part: dict[str, Any] | None, name: str) -> bool:
-    inside = (part or {}).get(f"{name.replace('_', '')}s", [part])  # those of a sequence
-    return any(each and each["type"] == "ByteLevel" for each in inside)
 
 
 def trimmed(tokenizer: PreTrainedTokenizerFast, used: Iterable[int]) -> tuple[PreTrainedTokenizerFast, list[int]]:

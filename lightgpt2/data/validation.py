@@ -64,7 +64,6 @@ def validation_texts(source: str | None, count: int) -> tuple[list[str], str]:
     """
     corpus = Corpus(source or Corpus.source)
     try:
-        corpus.check()
         texts = [text for _, text in itertools.islice(corpus.documents(), count)]
     except UserError as error:
         raise UserError([f"--data: {problem.partition(': ')[2]}" for problem in error.problems]) from error

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
 
 from lightgpt2.data.store import TokenSplit
 from lightgpt2.functional.divergence import IGNORE
@@ -89,7 +88,7 @@ class Slice:
     silent: bool = False  # True if it is not counted: it keeps the processes in step
 
 
-class WindowDataset(Dataset[Batch]):
+class WindowDataset:
     """Batches of windows.
 
     A batch holds `input_ids [B, T]`, `labels [B, T]` (the next token, or IGNORE), `lengths [B]`, `document [B]`, `bytes [B]`
@@ -99,9 +98,6 @@ class WindowDataset(Dataset[Batch]):
 
     def __init__(self, split: TokenSplit, windows: Windows, pad: int) -> None:
         self.split, self.windows, self.pad = split, windows, pad
-
-    def __len__(self) -> int:
-        return len(self.windows)
 
     def __getitem__(self, index: Slice) -> Batch:
         windows, rows = self.windows, index.indices
@@ -133,7 +129,7 @@ class WindowDataset(Dataset[Batch]):
         return np.where(begins, self.split.sizes[documents], 0)
 
 
-class StepSampler(Sampler[Slice]):
+class StepSampler:
     """The training order and cuts: a pure function of (seed, epoch), in whole optimizer steps.
 
     One optimizer step takes `batch * accumulate * world` windows. A last step that would be short is left out of its epoch, so
@@ -144,14 +140,10 @@ class StepSampler(Sampler[Slice]):
     def __init__(
         self, windows: Windows, batch: int, accumulate: int, rank: int, world: int, seed: int, step: Callable[[], int]
     ) -> None:
-        self.supervised, self.slack = windows.supervised, windows.slack
-        self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
+        self.windows, self.batch, self.accumulate, self.rank, self.world = windows, batch, accumulate, rank, world
         self.seed, self.step = seed, step
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole optimizer steps in an epoch."""
-        return len(self.supervised) // (self.batch * self.accumulate * self.world)
+        self.step_windows = batch * accumulate * world
+        self.steps_per_epoch = len(windows) // self.step_windows
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.accumulate
@@ -159,58 +151,50 @@ class StepSampler(Sampler[Slice]):
     def __iter__(self) -> Iterator[Slice]:
         epoch, first = divmod(self.step(), self.steps_per_epoch)
         generator = np.random.default_rng([self.seed, epoch])
-        shift = int(generator.integers(self.slack + 1))
-        order = generator.permutation(len(self.supervised))
-        together = self.batch * self.world
+        shift = int(generator.integers(self.windows.slack + 1))
+        order = generator.permutation(len(self.windows))
+        supervised = self.windows.supervised
         for step in range(first, self.steps_per_epoch):
-            rows = order[step * together * self.accumulate :][: together * self.accumulate]
-            tokens = int(self.supervised[rows].sum())
+            rows = order[step * self.step_windows :][: self.step_windows]
+            tokens = int(supervised[rows].sum())
             for micro in range(self.accumulate):
-                begin = micro * together + self.rank * self.batch
+                begin = (micro * self.world + self.rank) * self.batch
                 yield Slice(rows[begin : begin + self.batch], tokens, shift)
 
 
-class EvaluationSampler(Sampler[Slice]):
+def evaluation_order(windows: Windows, batch: int, rank: int = 0, world: int = 1) -> list[Slice]:
     """Every window once, longest first so that little is padded, shared among the processes.
 
     All processes get the same number of batches (the strategies that gather parameters hang otherwise); a process that has none
     left repeats a batch that does not count.
     """
-
-    def __init__(self, windows: Windows, batch: int, rank: int = 0, world: int = 1) -> None:
-        order = np.argsort(-windows.lengths, kind="stable")
-        batches = [Slice(order[i : i + batch]) for i in range(0, len(order), batch)]
-        missing = -len(batches) % world
-        self.batches = (batches + [Slice(b.indices, silent=True) for b in batches[:1] * missing])[rank::world]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Slice]:
-        return iter(self.batches)
+    order = np.argsort(-windows.lengths, kind="stable")
+    batches = [Slice(order[i : i + batch]) for i in range(0, len(order), batch)]
+    missing = -len(batches) % world
+    return (batches + [Slice(first.indices, silent=True) for first in batches[:1] * missing])[rank::world]
 
 
 class WindowLoader:
-    """Batches of windows in a sampler's order; its position travels in checkpoints.
+    """Batches of windows in an order.
 
     A plain iterable and no torch DataLoader: a batch is slices of a memory-mapped file, for which worker processes would only
-    cost, and a DataLoader draws from the global random generator at every epoch. The position is the optimizer step, which
+    cost, and a DataLoader draws from the global random generator at every epoch. Its position is the optimizer step, which
     `StepSampler` reads from the trainer: restoring it is the trainer's own doing.
     """
 
-    def __init__(self, dataset: WindowDataset, sampler: Sampler[Slice], step: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, dataset: WindowDataset, order: StepSampler | list[Slice]) -> None:
         # Not named `sampler`: Lightning would take the object for a DataLoader and look for what those have.
-        self.dataset, self.order, self.step = dataset, sampler, step
+        self.dataset, self.order = dataset, order
 
     def __len__(self) -> int:
-        return len(self.order)  # type: ignore[arg-type]
+        return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self.dataset[index] for index in self.order)
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of optimizer steps taken."""
-        return {"step": self.step()}
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see the class. Lightning warns when a loader without this is resumed."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores nothing: see the class."""

@@ -80,16 +80,16 @@ class Masks(nn.Module):
                 self._buffers[key.removeprefix(prefix)] = torch.ones_like(value)
 
     @torch.no_grad()
-    def weights_(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Sets the masked weights to zero."""
+    def weights_(self, model: nn.Module) -> None:
+        """Sets the model's masked weights to zero."""
         for name, mask in self.items():
-            parameters[name].masked_fill_(~mask, 0)
+            model.get_parameter(name).masked_fill_(~mask, 0)
 
     @torch.no_grad()
-    def gradients_(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Sets the masked weights' gradients to zero."""
+    def gradients_(self, model: nn.Module) -> None:
+        """Sets the gradients of the model's masked weights to zero."""
         for name, mask in self.items():
-            if (gradient := parameters[name].grad) is not None:
+            if (gradient := model.get_parameter(name).grad) is not None:
                 gradient.masked_fill_(~mask, 0)
 
     def counts(self, names: Iterable[str] | None = None) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.loading import load_config
@@ -13,15 +13,6 @@ from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
 GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
-
-
-class Workload(NamedTuple):
-    """One thing that is timed."""
-
-    kind: str  # `forward`: the logits at all positions of a batch; `generate`: greedy text after the prompt
-    name: str  # among those of its kind: `16x128`, `256`
-    batch: int
-    tokens: int  # the length of a forward pass, or the number of new tokens
 
 
 @dataclass(frozen=True)
@@ -33,12 +24,6 @@ class Settings:
     forward_tokens: int
     batches: list[int]
     rounds: int
-
-    def workloads(self) -> list[Workload]:
-        """What is timed in each round, in this order."""
-        length = self.forward_tokens
-        forward = [Workload("forward", f"{batch}x{length}", batch, length) for batch in self.batches]
-        return forward + [Workload("generate", str(count), 1, count) for count in self.new_tokens]
 
     def problems(self, positions: int, owner: str) -> list[Problem]:
         """What does not fit a model with this number of positions; `owner` is a genitive: `the model's`."""
@@ -70,11 +55,6 @@ class Arm:
     attention: str  # `sdpa`, `eager`, or `flash`, which is sdpa held to its flash kernel; `GRAPH` for exported ONNX
     trust_remote_code: bool = False
 
-    @property
-    def file_name(self) -> str:
-        """The name without spaces and slashes."""
-        return "-".join(self.name.replace("/", " ").split())
-
 
 def plan(
     models: Sequence[str],
@@ -86,16 +66,8 @@ def plan(
 ) -> list[Arm]:
     """List the arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
 
-    Args:
-        models: Hub ids, folders and GGUF files; exported folders are measured as they are.
-        precisions: Precisions; None for FP32, or for its own where a folder is quantized or exported already.
-        attentions: Kinds of attention.
-        settings: What will be measured.
-        trust_remote_code: True if code in the models' folders may run.
-        device: `cpu` or `cuda:N`.
-
-    Raises:
-        UserError: Every mistake that shows without weights.
+    Exported folders are measured as they are. No `precisions` mean FP32, or a folder's own where it is quantized already. A
+    `UserError` has every mistake that shows without weights.
     """
     problems: list[Problem] = []
     chosen: list[tuple[str, str, str]] = []
@@ -145,17 +117,15 @@ def _positions(model: str, trust_remote_code: bool) -> int:
 
 
 def _precisions(model: str, own: str | None, wanted: Sequence[str] | None) -> list[str]:
-    """The precisions to measure a model in; refuses to quantize what is already quantized."""
-    plain, quantized = own in (None, "gguf"), get_args(Format)
-    refused = [p for p in wanted or () if (own == "gguf" and p in quantized) or (not plain and p != own)]
-    if not refused:
-        return list(wanted or ["fp32"]) if plain else [str(own)]
-    again = refused[0] in quantized and not is_graph(model)
-    reason = "would be quantizing what is already quantized" if again else "is not there"
-    fix = "leave --precision out to measure each model as it is"
-    if own == "gguf":
-        fix = "give fp32, bf16 or fp16, for which it is dequantized"
-    raise UserError([Problem("--precision", f"{refused[0]} of {model} {reason}: it is {own}", fix)])
+    """The precisions to measure a model in; what is quantized already is measured as it is, GGUF in any that it is read in."""
+    possible = ["fp32", "bf16", "fp16"] if own in (None, "gguf") else [str(own)]
+    if own is None:
+        possible += get_args(Format)
+    for each in wanted or ():
+        if each not in possible:
+            what = f"must be {' or '.join(possible)} for {model}, which is {own}, got {each}"
+            raise UserError([Problem("--precision", what, "leave it out to measure each model as it is")])
+    return list(wanted or possible[:1])
 
 
 def _names(chosen: list[tuple[str, str, str]]) -> list[str]:

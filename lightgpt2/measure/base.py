@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightgpt2.measure.arms import Arm, Workload
+from lightgpt2.measure.arms import Arm, Settings
 from lightgpt2.measure.memory import now_mb, peak_mb, reserved_mb, reset_peak
 
 PROFILED_STEPS, PROFILED_TOKENS = 3, 4
@@ -23,44 +23,46 @@ Operator = tuple[str, int, float]  # name, calls, own milliseconds
 
 
 class Worker(ABC):
-    """One arm's model, whatever runs it; `prompt` is the length of the random prompt that generation starts from."""
+    """One arm's model, whatever runs it."""
 
     vocabulary: int
 
-    def __init__(self, arm: Arm, prompt: int, workloads: list[Workload], device: str) -> None:
-        self.arm, self.workloads, self.device, self.cuda = arm, workloads, device, device.startswith("cuda")
-        self._prompt_tokens = prompt
+    def __init__(self, arm: Arm, settings: Settings, device: str) -> None:
+        self.arm, self.settings, self.device, self.cuda = arm, settings, device, device.startswith("cuda")
 
     def load(self) -> dict[str, float | None]:
         """Load the model and warm it up; returns megabytes of its weights, of the process, and seconds."""
+        settings = self.settings
         self._prepare()
         reset_peak()  # forgets the imports'
         self._start_mb, started = now_mb(self.cuda), time.perf_counter()
         sizes = self._load()
         seconds = time.perf_counter() - started
         grown = now_mb(self.cuda) - self._start_mb
-        self.prompt = self._random(1, self._prompt_tokens)  # all lengths of generation have it in common
-        for kind, _, batch, tokens in self.workloads:
-            if kind == "forward":
-                self._forward(self._random(batch, tokens))
-        if counts := [tokens for kind, _, _, tokens in self.workloads if kind == "generate"]:
-            self._generate(min(_WARM_TOKENS, *counts))
+        self.prompt = self._random(1, settings.prompt_tokens)  # all lengths of generation have it in common
+        for batch in settings.batches:
+            self._forward(self._random(batch, settings.forward_tokens))
+        self._generate(min(_WARM_TOKENS, *settings.new_tokens))
         return {**sizes, "load_mb": grown, "load_seconds": seconds}
 
     def round(self) -> dict[str, Any]:
-        """Measure every workload once: milliseconds of passes, of first tokens and between tokens; CPU seconds; peak memory."""
-        found: dict[str, dict[str, Any]] = {"forward": {}, "generate": {}}
-        for kind, name, batch, tokens in self.workloads:
-            found[kind][name] = self._forward_times(batch, tokens) if kind == "forward" else self._token_times(tokens)
+        """Measure everything once: milliseconds of passes, of first tokens and between tokens; CPU seconds; peak memory."""
+        length = self.settings.forward_tokens
+        forward = {f"{batch}x{length}": self._forward_times(batch, length) for batch in self.settings.batches}
+        generate = {str(count): self._token_times(count) for count in self.settings.new_tokens}
         peak = peak_mb(self.cuda)
         memory = {"peak_memory_mb": peak, "peak_above_start_mb": peak - self._start_mb}
-        return found | {"peaks": memory | {"peak_reserved_mb": reserved_mb() if self.cuda else None}}
+        peaks = memory | {"peak_reserved_mb": reserved_mb() if self.cuda else None}
+        return {"forward": forward, "generate": generate, "peaks": peaks}
 
-    def profile(self, trace: str) -> dict[str, Any]:
+    def profile(self, trace: Path) -> dict[str, Any]:
         """Profile a forward pass at batch 1 and a few decode steps, and write a Chrome trace (it opens in Perfetto)."""
-        length = next(tokens for kind, _, _, tokens in self.workloads if kind == "forward")
-        own, attention = self._profile(self._random(1, length), Path(trace))
-        return {"operators": top(own, self.device.partition(":")[0]), "attention_kernel": attention, "trace": trace}
+        own, attention = self._profile(self._random(1, self.settings.forward_tokens), trace)
+        return {
+            "operators": top(own, self.device.partition(":")[0]),
+            "attention_kernel": attention,
+            "trace": str(trace),
+        }
 
     def _prepare(self) -> None:  # noqa: B027 - most have imported everything
         """Import what loading will need, so that it does not count as memory of the model."""
@@ -82,7 +84,7 @@ class Worker(ABC):
 
     @abstractmethod
     def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
-        """See `profile`; the operators, and the kind of attention that ran."""
+        """Write the trace; returns the operators, and the kind of attention that ran."""
 
     def _synchronize(self) -> None:
         if self.cuda:

@@ -7,6 +7,7 @@ is taken inside a round, where both saw the same machine.
 
 import contextlib
 import itertools
+import json
 import platform
 import statistics
 from collections import defaultdict
@@ -36,33 +37,28 @@ def choose_device(wanted: str) -> str:
 
 
 def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, bar: bool = True) -> dict[str, Any]:
-    """Measure all arms; one that fails is reported, and the others go on.
+    """Measure all arms on `cpu` or `cuda:N`; one that fails is reported, and the others go on.
 
-    Args:
-        arms: What to measure. Ratios are to the first.
-        settings: How much.
-        device: `cpu` or `cuda:N`.
-        traces: Folder for the profiler's traces.
-        bar: True to show a progress bar.
-
-    Returns:
-        Figures of the machine, the settings and every arm, for JSON.
+    Returns figures of the machine, the settings and every arm, for JSON. Ratios are to the first arm. Traces of the profiler
+    are files in a folder.
     """
     progress = tqdm(total=len(arms) * settings.rounds, leave=False, disable=None if bar else True)
     with progress, Children("lightgpt2.measure.worker") as children:
 
-        def ask(doing: str, arm: Arm, do: str, **request: Any) -> dict[str, Any]:
-            progress.set_description(f"{doing} {arm.name}")
-            return children.ask(arm.name, do, **request)
+        def ask(doing: str, name: str, do: str, **request: Any) -> dict[str, Any]:
+            progress.set_description(f"{doing} {name}")
+            return children.ask(name, do, **request)
 
-        common = {"prompt": settings.prompt_tokens, "workloads": settings.workloads(), "device": device}
-        loaded = {arm.name: ask("Loading", arm, "load", spec=asdict(arm), **common) for arm in arms}
+        common = {"settings": settings, "device": device}
+        loaded = {arm.name: ask("Loading", arm.name, "load", arm=arm, **common) for arm in arms}
         rounds: dict[str, list[Round]] = {arm.name: [] for arm in arms}
         for arm in turns(arms, settings.rounds):
-            rounds[arm.name].append(ask("Measuring", arm, "round"))
+            rounds[arm.name].append(ask("Measuring", arm.name, "round"))
             progress.update()
-        trace = {arm.name: str(traces / f"{arm.file_name}.json") for arm in arms}
-        profiles = {arm.name: ask("Profiling", arm, "profile", trace=trace[arm.name]) for arm in arms}
+        profiles = {}
+        for arm in arms:
+            trace = traces / f"{'-'.join(arm.name.replace('/', ' ').split())}.json"
+            profiles[arm.name] = ask("Profiling", arm.name, "profile", trace=trace)
     shown = ratios({name: speeds_of(found) for name, found in rounds.items() if name not in children.errors})
     results: list[dict[str, Any]] = []
     for arm in arms:
@@ -71,7 +67,8 @@ def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, 
             results.append(about | {"error": children.errors[arm.name]})
         else:
             figures = loaded[arm.name]["sizes"] | summary(rounds[arm.name]) | {"ratio": shown[arm.name]}
-            results.append(_rounded(about | figures | profiles[arm.name]))
+            results.append(about | figures | profiles[arm.name])
+    results = json.loads(json.dumps(results), parse_float=lambda text: round(float(text), 4))  # more is noise
     found = next((each["machine"] for each in loaded.values() if each), {"device": device.partition(":")[0]})
     return {"machine": found, "settings": asdict(settings), "arms": results}
 
@@ -145,12 +142,3 @@ def _generation(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _percentiles(prefix: str, values: Iterable[float]) -> dict[str, float]:
     middle, high = np.quantile([*values], [0.5, 0.95])
     return {f"{prefix}p50_ms": float(middle), f"{prefix}p95_ms": float(high)}
-
-
-def _rounded(value: Any) -> Any:
-    """Figures to a ten-thousandth: more is noise."""
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
-    return round(value, 4) if isinstance(value, float) else value

@@ -1,13 +1,14 @@
-"""Processes that measure on request, by lines of JSON on standard input and output. A worker imports only what it measures."""
+"""Processes that measure on request. A worker imports only what it measures."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,34 +24,33 @@ class ArmFailed(Exception):  # noqa: N818 - it says what became of an arm
 
 
 class Child:
-    """A fresh Python process that measures one arm; it runs a module whose `main` calls `serve`.
+    """A fresh Python process that measures one arm; it runs a module that calls `serve`.
 
     It is in its own session: a Ctrl-C at the terminal reaches the parent alone, which then ends its children. A child
-    whose parent was killed ends by itself when it finds the pipe closed.
+    whose parent was killed ends by itself when it finds the pipe closed. What it prints is kept for its last words.
     """
 
     def __init__(self, module: str) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see close
+        self._printed = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see close
+        self._pipe, theirs = Pipe()
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, encoding="utf-8", start_new_session=True,
+            [sys.executable, "-m", module, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+            stdout=self._printed, stderr=self._printed, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,
         )  # fmt: skip
+        theirs.close()
 
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+    def ask(self, do: str, **request: Any) -> Any:
         """The answer to one of the requests that the child serves; `ArmFailed` if it reports an error, or has died."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died, which shows in what it does not answer
-            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            self.process.stdin.flush()
         try:
-            reply: dict[str, dict[str, Any]] = json.loads(self.process.stdout.readline())
-        except ValueError as error:  # no line, or half of one
-            raise ArmFailed(self._death()) from error
-        if "error" in reply:
-            raise ArmFailed(reply["error"])
-        return reply["ok"]
+            self._pipe.send((do, request))
+            answer, error = self._pipe.recv()
+        except (EOFError, OSError) as closed:
+            raise ArmFailed(self._death()) from closed
+        if error:
+            raise ArmFailed(error)
+        return answer
 
     def _death(self) -> str:
         code = self.process.wait(_PATIENCE)
@@ -58,30 +58,28 @@ class Child:
             return "killed (SIGKILL), as the system does when memory runs out"
         if code < 0:
             return f"killed ({signal.Signals(-code).name})"
-        self._errors.seek(0)
-        said = [line.strip() for line in self._errors if line.strip()]
+        self._printed.seek(0)
+        said = [line.strip() for line in self._printed if line.strip()]
         return f"ended with exit code {code}" + (f": {said[-1][:300]}" if said else "")
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self._errors):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # a request that it never read
-                    stream.close()
+        self._pipe.close()
+        self._printed.close()
 
 
 class Children(contextlib.ExitStack):
-    """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on."""
+    """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on if they can."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, required: Container[str] = ()) -> None:
         super().__init__()
-        self._module = module
+        self._module, self._required = module, required
         self._children: dict[str, Child] = {}
         self.errors: dict[str, str] = {}  # why arms failed, by their names
 
-    def ask(self, name: str, do: str, **request: Any) -> dict[str, Any]:
+    def ask(self, name: str, do: str, **request: Any) -> Any:
         """The answer of an arm's child; empty once it has failed."""
         if name in self.errors:
             return {}
@@ -91,6 +89,8 @@ class Children(contextlib.ExitStack):
         try:
             return self._children[name].ask(do, **request)
         except ArmFailed as failure:
+            if name in self._required:
+                raise ArmFailed(f"{name}: {failure}") from failure
             self.errors[name] = str(failure)
             self._children[name].close()  # the others may have its memory
             return {}
@@ -102,27 +102,25 @@ def turns(arms: Sequence[_Arm], rounds: int) -> Iterator[_Arm]:
         yield from arms[:: 1 if number % 2 == 0 else -1]
 
 
-def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer the parent's requests until it closes the pipe. Whatever else is printed goes to standard error.
+def parent() -> "Connection[Any, Any]":
+    """A child's end of the pipe: requests come as a name and arguments, and are answered by an answer and an error."""
+    return Connection(int(sys.argv[1]))
 
-    Args:
-        answers: What may be asked; each is called with the request's other values, and returns what JSON can hold.
-    """
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with contextlib.suppress(BrokenPipeError):
-        for line in sys.stdin:
-            request = json.loads(line)
+
+def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
+    """Answer the parent's requests, each of which names one of the functions, until it is gone."""
+    pipe = parent()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            do, request = pipe.recv()
             try:
-                reply = {"ok": answers[request.pop("do")](**request)}
+                reply = answers[do](**request), ""
             except Exception as error:
-                reply = {"error": _reason(error)}
-            channel.write(json.dumps(reply) + "\n")
-            channel.flush()
+                reply = None, _reason(error)
+            pipe.send(reply)
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line."""
     if isinstance(error, UserError):
         return "; ".join(error.problems)
     kind, text = type(error).__name__, " ".join(str(error).split())

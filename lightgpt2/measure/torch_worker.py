@@ -34,7 +34,6 @@ class Clock(BaseStreamer):  # type: ignore[misc]
         self.marks: list[tuple[float, float]] = []
 
     def put(self, value: Tensor) -> None:
-        """Called by `generate`: first with the prompt, then with every new token."""
         self._synchronize()
         self.marks.append((time.perf_counter(), time.process_time()))
 

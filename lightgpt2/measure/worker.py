@@ -5,21 +5,21 @@ from typing import Any
 
 import transformers
 
-from lightgpt2.measure.arms import GRAPH, Arm, Workload
+from lightgpt2.measure.arms import GRAPH, Arm, Settings
 from lightgpt2.measure.base import Worker
 from lightgpt2.measure.benchmark import machine
 from lightgpt2.measure.child import serve
 
 
-def worker_of(arm: Arm, *settings: Any) -> Worker:
+def worker_of(arm: Arm, settings: Settings, device: str) -> Worker:
     """What runs an arm; each imports only its own libraries, whose memory the other arms do not pay."""
     if arm.attention == GRAPH:
         from lightgpt2.measure.onnx_worker import OnnxWorker
 
-        return OnnxWorker(arm, *settings)
+        return OnnxWorker(arm, settings, device)
     from lightgpt2.measure.torch_worker import TorchWorker
 
-    return TorchWorker(arm, *settings)
+    return TorchWorker(arm, settings, device)
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would write a line in every layer of every pass
     loaded: list[Worker] = []
 
-    def load(spec: dict[str, Any], prompt: int, workloads: list[list[Any]], device: str) -> dict[str, Any]:
-        loaded.append(worker_of(Arm(**spec), prompt, [Workload(*each) for each in workloads], device))
+    def load(arm: Arm, settings: Settings, device: str) -> dict[str, Any]:
+        loaded.append(worker_of(arm, settings, device))
         return {"sizes": loaded[0].load(), "machine": machine(device)}
 
     serve({"load": load, "round": lambda: loaded[0].round(), "profile": lambda trace: loaded[0].profile(trace)})

@@ -6,7 +6,7 @@ from jsonargparse.typing import PositiveInt
 
 from lightgpt2.errors import Problem
 from lightgpt2.methods.method import Method
-from lightgpt2.methods.presets import places
+from lightgpt2.methods.presets import NAMES
 from lightgpt2.objectives.distillation import Distillation, DistillLoss
 from lightgpt2.starts.base import Start
 from lightgpt2.starts.chosen_layers import ChosenLayers
@@ -44,8 +44,7 @@ class Distill(Method):
             start = Fresh(student, like=teacher) if isinstance(student, dict) else Pretrained(student)
         source = None if student is None else PretrainedTeacher(teacher)
         super().__init__(start=start, objective=Distillation(source, loss, layer_map), **settings)
-        own = "teacher" if student is None else "student"
-        self.names = places({"start.model": own, "start.like": "teacher"})
+        self.names = NAMES | {"start.model": "teacher" if student is None else "student", "start.like": "teacher"}
         if student is not None and layers is not None:
             what = "cannot be given together with model.student"
             self.contradictions = [Problem("model.layers", what, "remove one of them")]

@@ -33,12 +33,7 @@ class OptimizerConfig:
     final_lr: ClosedUnitInterval = 0.0
 
     def groups(self, parameters: Iterable[nn.Parameter], fused: bool) -> list[dict[str, Any]]:
-        """The two parameter groups, matrices and vectors; settings are plain values, as a checkpoint holds nothing else.
-
-        Args:
-            parameters: What is trained.
-            fused: Whether to use AdamW's fused kernel.
-        """
+        """The two parameter groups, matrices and vectors; settings are plain values, as a checkpoint holds nothing else."""
         trained = list(parameters)
         common = {"lr": float(self.lr), "betas": (float(self.beta1), float(self.beta2)), "fused": fused}
         return [
@@ -47,9 +42,5 @@ class OptimizerConfig:
         ]
 
     def factor(self, total: int) -> Callable[[int], float]:
-        """The factor on the peak learning rate by optimizer step.
-
-        Args:
-            total: Optimizer steps of the run.
-        """
+        """The factor on the peak learning rate by optimizer step, of `total` steps."""
         return lambda step: warmup_decay(step, total, self.warmup_steps, self.decay, self.final_lr)

@@ -1,9 +1,10 @@
 """What a method is put together from, and what of it does not fit together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import cast
 
-from transformers import PretrainedConfig
+from lightning import LightningModule
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation, contradictions
 from lightgpt2.adaptations.masks import HeldMasks
@@ -16,32 +17,56 @@ from lightgpt2.starts.base import Start
 from lightgpt2.tasks.base import Task
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a method is put together from.
+class Parts(LightningModule):
+    """The parts of a method.
 
     Attributes:
-        task: The task.
-        start: Where the model comes from.
-        objective: What is minimized.
-        adaptations: What of the model is trained, in the order in which they are applied.
-        names: Where the settings of the parts stand in a preset's configuration.
-        contradictions: Mistakes that the preset found in its arguments.
-        trust: Whether code in a model's folder may run.
+        adaptations: In the order in which they are applied; `held` is one of them.
+        names: Where the settings of the parts stand in a preset's configuration: `{"start.model": "teacher"}`.
+        contradictions: Mistakes that a preset found in its arguments.
     """
 
     task: Task
     start: Start
     objective: Objective
     adaptations: Sequence[Adaptation]
+    held: HeldMasks
     names: dict[str, str]
-    contradictions: Sequence[Problem]
-    trust: bool
+    contradictions: list[Problem]
+    trust_remote_code: bool
+    model: PreTrainedModel
+
+    @property
+    def data(self) -> TaskData:
+        return cast(TaskData, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
     def precision(self) -> str | None:
         """What the artefact's weights are quantized to; None: they are in full precision."""
         return next((part.precision for part in self.adaptations if part.precision), None)
+
+    @property
+    def removes(self) -> bool:
+        """Whether the artefact lacks parts of what was trained."""
+        return any(part.removes for part in self.adaptations)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether the weights of the model that the run starts from stay as they are."""
+        return any(part.freezes for part in self.adaptations)
+
+    @property
+    def references(self) -> dict[str, PreTrainedModel]:
+        """Other models to score before the first step: the `teacher`; the `source` where the start computes something else."""
+        teacher = self.objective.reference
+        found = {} if teacher is None else {"teacher": teacher}
+        if self.start.original is not None and self.start.original is not teacher:
+            found["source"] = self.start.original
+        changed = any(part.changes_start for part in self.adaptations)
+        if changed and self.objective.teacher_source != self.start.source:
+            # Adapters give the model's own weights other names.
+            found["source"] = self.start.plain(self.trust_remote_code) if self.freezes else self.model
+        return found
 
     def keyed(self, problem: Problem) -> Problem:
         """A problem of one of the parts, with the key that the setting has in the configuration."""
@@ -49,31 +74,36 @@ class Parts:
             return problem
         return problem.renamed(self.names).under("model")
 
+    def config_key(self, key: str = "start.model") -> str:
+        """The key in the configuration of a setting of one of the parts."""
+        return self.keyed(Problem(key, "")).key
+
     def configs(self) -> dict[str, PretrainedConfig]:
         """Configurations of the models involved by config key, without their weights; the trained one first.
 
         Raises:
             UserError: A model cannot be found, or settings contradict each other; with all such problems.
         """
+        start, trust = self.start, self.trust_remote_code
         problems = [*self.contradictions]
         found: list[dict[str, PretrainedConfig]] = []
-        for origin in (self.start, self.objective):
+        for origin in (start, self.objective):
             try:
-                found.append(origin.configs(self.trust))
+                found.append(origin.configs(trust))
             except UserError as error:
                 problems += error.problems
         student: PretrainedConfig | None = None
         if len(found) == 2:
             student, *rest = found[0].values()
             original = rest[0] if rest else None
-            layers = None if original is None else self.start.layers(original)
-            problems += self.objective.problems(student, original, layers, self.trust)
-        problems += contradictions(self.adaptations, student, self.start.precision, self.start.rebuilds)
+            layers = None if original is None else start.layers(original)
+            problems += self.objective.problems(student, original, layers, trust)
+        problems += contradictions(self.adaptations, student, start.precision, start.rebuilds)
         if problems:
             raise UserError([self.keyed(problem) for problem in problems])
-        return {self.keyed(Problem(key, "")).key: config for each in found for key, config in each.items()}
+        return {self.config_key(key): config for each in found for key, config in each.items()}
 
-    def check(self, data: TaskData, training: bool) -> list[str]:
+    def problems(self, data: TaskData, training: bool) -> list[str]:
         """What is wrong with the settings, as far as shows without weights, one line each.
 
         Args:
@@ -86,7 +116,7 @@ class Parts:
             return [*error.problems]
         found = data.fits({key: config.max_position_embeddings for key, config in configs.items()})
         found += [self.keyed(problem.under("task")) for problem in self.task.problems(configs, data)]
-        source, key = self.start.source, self.source_key
+        source, key = self.start.source, self.config_key()
         quantized = quantization_of(configs[key]) if key in configs else None
         if training and quantized and (reason := self._refusal(quantized)):
             found.append(f"{key}: {source} is quantized to {quantized.upper()}: {reason}")
@@ -94,23 +124,16 @@ class Parts:
             held = Ledger.read(source).held_prunings()
         except UserError as error:
             return [*found, *error.problems]
-        if not found and training and any(part.removes for part in self.adaptations) and held:
+        if not found and training and self.removes and held:
             found.append(
                 f"{key}: single weights of {source} are pruned, which removing heads and neurons would make a wrong "
                 "count of; remove those first and prune weights after it, or give pruning.granularity weight or block"
             )
         return found
 
-    @property
-    def source_key(self) -> str:
-        """The config key of the model that the run starts from."""
-        return self.keyed(Problem("start.model", "")).key
-
     def _refusal(self, quantized: str) -> str | None:
         """Why a quantized model cannot be trained, with what to do; None where it can."""
-        accepted = [part.accepts for part in self.adaptations if not isinstance(part, HeldMasks)] or [
-            frozenset({"fp32"})
-        ]
+        accepted = [part.accepts for part in self.adaptations if part is not self.held] or [frozenset({"fp32"})]
         loads = self.start.precision
         if all(quantized in each for each in accepted) and quantized == loads:
             return None

@@ -1,39 +1,51 @@
-"""What the presets share: a teacher's place in their arguments, and where the settings of the parts stand."""
+"""What the presets share: the places of a model and a teacher in their arguments."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lightgpt2.adaptations.base import Adaptation
 from lightgpt2.errors import Problem
-from lightgpt2.objectives.base import Objective
-from lightgpt2.objectives.cross_entropy import CrossEntropy
+from lightgpt2.methods.method import Method
 from lightgpt2.objectives.distillation import Distillation, DistillLoss
+from lightgpt2.starts.base import Start
 from lightgpt2.teachers.base import Teacher
 from lightgpt2.teachers.model import PretrainedTeacher
 
-LayerMap = Literal["even"] | list[int] | None
+NAMES = {"start": "", "objective": ""}  # the settings of these parts are a preset's own
 
 
-def taught(
-    teacher: str | Teacher | None, loss: DistillLoss | None, layer_map: LayerMap
-) -> tuple[Objective, list[Problem]]:
-    """Distillation where there is a teacher, else cross-entropy; and the arguments that mean nothing without one."""
-    if teacher is not None:
-        source = PretrainedTeacher(teacher) if isinstance(teacher, str) else teacher
-        return Distillation(source, loss or DistillLoss(), layer_map), []
-    unread = [name for name, given in (("loss", loss), ("layer_map", layer_map)) if given]
-    problems = [Problem(f"objective.{name}", "means nothing without model.teacher", "give both") for name in unread]
-    return CrossEntropy(), problems
-
-
-def places(own: dict[str, str], adaptations: Sequence[Adaptation] = ()) -> dict[str, str]:
-    """Where the settings of the parts stand in a preset's configuration.
+class Preset(Method):
+    """Trains a model with adaptations of its own, with cross-entropy or from a teacher.
 
     Args:
-        own: New keys by those of the parts.
-        adaptations: The preset's own adaptations, which come before those that a person adds.
+        start: Where the model comes from.
+        own: The preset's own adaptations, which come before those that a person adds.
+        teacher: Hub id, model folder or GGUF file of a teacher, or a teacher by its class path.
+        loss: Weights of the loss with a teacher.
+        layer_map: As for `Distill`, with a hidden loss.
+        adaptations: What else is done to the model in the same run: `FakeQuantize` trains it for integers, `MovementGates`
+            prunes it.
     """
-    count = len(adaptations)
-    added = {f"adaptations.{count + i}": f"adaptations.{i}" for i in range(20)} if count else {}
-    mine = {f"adaptations.{i}": "" for i in range(count)}
-    return {"start": "", "objective": "", **mine, **added, **own}
+
+    def __init__(
+        self,
+        start: Start,
+        own: Sequence[Adaptation],
+        teacher: str | Teacher | None = None,
+        loss: DistillLoss | None = None,
+        layer_map: Literal["even"] | list[int] | None = None,
+        adaptations: list[Adaptation] | None = None,
+        **settings: Any,
+    ) -> None:
+        source = PretrainedTeacher(teacher) if isinstance(teacher, str) else teacher
+        objective = Distillation(source, loss or DistillLoss(), layer_map) if source is not None else None
+        super().__init__(start=start, objective=objective, adaptations=[*own, *(adaptations or [])], **settings)
+        mine = {f"adaptations.{i}": "" for i in range(len(own))}
+        added = {f"adaptations.{len(own) + i}": f"adaptations.{i}" for i in range(len(adaptations or []))}
+        self.names = NAMES | mine | added
+        unread = {"loss": loss, "layer_map": layer_map} if source is None else {}
+        self.contradictions = [
+            Problem(f"objective.{name}", "means nothing without model.teacher", "give both")
+            for name, given in unread.items()
+            if given
+        ]

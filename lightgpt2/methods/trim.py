@@ -6,10 +6,8 @@ from jsonargparse.typing import PositiveInt
 
 from lightgpt2.errors import Problem
 from lightgpt2.methods.method import Method
-from lightgpt2.methods.presets import places
+from lightgpt2.methods.presets import NAMES
 from lightgpt2.models.trimming import Importance
-from lightgpt2.objectives.base import Objective
-from lightgpt2.objectives.cross_entropy import CrossEntropy
 from lightgpt2.objectives.distillation import Distillation, DistillLoss
 from lightgpt2.starts.trimmed import Trimmed
 
@@ -49,9 +47,9 @@ class Trim(Method):
         **settings: Any,
     ) -> None:
         start = Trimmed(model, layers, layer_choice, width, heads, ffn, vocabulary, importance, calibration)
-        objective: Objective = Distillation(None, loss, layer_map) if loss else CrossEntropy()
+        objective = Distillation(None, loss, layer_map) if loss else None
         super().__init__(start=start, objective=objective, **settings)
-        self.names = places({})
+        self.names = NAMES
         if layer_map is not None and not loss:
             what = "without a hidden loss it means nothing"
             self.contradictions = [Problem("model.layer_map", what, "remove it, or give model.loss.hidden")]

@@ -1,10 +1,10 @@
 """The meaning of each axis of each parameter, for slices and sums of importances; and sizes of blocks."""
 
-import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -21,10 +21,28 @@ class Named:
     value: Tensor
     layer: int | None  # index of its block; None for embeddings, the final norm and the head
     axes: tuple[tuple[str, ...], ...]  # for each axis the roles of its sections; see `Family`
+    alternate: bool  # whether sections alternate head by head
+
+    def split(self, axis: int, values: Tensor, shape: Shape) -> list[tuple[str, Tensor]]:
+        """The roles of an axis's sections, and their values `[channels]`."""
+        roles, sizes = self.axes[axis], shape.channels()
+        if len(roles) == 1:
+            return [(roles[0], values)]
+        if self.alternate:
+            parts = [part.flatten() for part in values.view(-1, len(roles), shape.head).unbind(dim=1)]
+        else:
+            parts = [*values.split([sizes[role] for role in roles])]
+        return [*zip(roles, parts, strict=True)]
+
+    def join(self, parts: list[Tensor], shape: Shape) -> Tensor:
+        """The values of an axis from those of its sections."""
+        if self.alternate and len(parts) > 1:
+            return torch.stack([part.view(-1, shape.head) for part in parts], dim=1).flatten()
+        return torch.cat(parts)
 
 
 def named_axes(model: PreTrainedModel) -> Iterator[Named]:
-    """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one of them."""
+    """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one."""
     family = family_of(model)
     for name, value in model.named_parameters():
         path, _, kind = name.rpartition(".")
@@ -34,7 +52,8 @@ def named_axes(model: PreTrainedModel) -> Iterator[Named]:
         if kind == "bias" and len(axes) == 2:
             axes = axes[1:] if family.conv1d and axes[0] != "vocabulary" else axes[:1]  # the head is no Conv1D
         layer = re.search(r"\.(\d+)\.", name)
-        yield Named(name, value, int(layer[1]) if layer else None, tuple(tuple(axis.split("+")) for axis in axes))
+        roles = tuple(tuple(re.split(r"[+/]", axis)) for axis in axes)
+        yield Named(name, value, int(layer[1]) if layer else None, roles, any("/" in axis for axis in axes))
 
 
 def uneven_sizes(config: PretrainedConfig) -> dict[str, list[int]]:
@@ -60,8 +79,8 @@ def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int])
     It stays one of plain transformers if the family's own settings can say them; else `lightgpt2` does, for
     `models.standalone`.
     """
-    shape, sized = Shape.of(config), copy.deepcopy(config)
-    own = {key: value for key, value in getattr(sized, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
+    shape = Shape.of(config)
+    own = {key: value for key, value in getattr(config, "lightgpt2", {}).items() if key not in ("heads", "ffn")}
     # Where heads have their own size, transformers still wants their number to divide the width.
     fits = not family_of(config).heads_share_width and heads[0] and shape.width % heads[0] == 0
     if len({*heads}) == 1 and (heads[0] == shape.heads or fits):
@@ -72,10 +91,9 @@ def with_block_sizes(config: PretrainedConfig, heads: list[int], ffn: list[int])
         shape = replace(shape, ffn=ffn[0])
     else:
         own["ffn"] = ffn
-    sized = shape.applied(sized)
+    sized = shape.applied(config)
     for name in ("lightgpt2", "auto_map"):  # saving writes them again if they are needed
-        if hasattr(sized, name):
-            delattr(sized, name)
+        sized.__dict__.pop(name, None)
     if own:
         sized.lightgpt2 = own
     return sized

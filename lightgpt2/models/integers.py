@@ -49,15 +49,12 @@ class Integers:
 
     def problems(self, config: PretrainedConfig) -> list[Problem]:
         """The problems of the format with a model; keys below the section."""
-        shape = Shape.of(config)
-        most = max(shape.width, shape.heads * shape.head, shape.ffn)
         if not isinstance(self.bits, int):  # 8.0, which is one of the two as well
             return [Problem("bits", f"must be a whole number, got {self.bits}", "give 8 or 4")]
-        if self.group is None:
-            return []
-        if self.bits == 8:
+        if self.bits == 8 and self.group is not None:
             return [Problem("group", "INT8 has one scale for each output channel", "remove it, or give bits 4")]
-        if not 2 <= self.group <= most:
+        most = max(Shape.of(config).channels().values())
+        if self.group is not None and not 2 <= self.group <= most:
             what = f"must be between 2 and {most}, the most inputs of a layer, got {self.group}"
             return [Problem("group", what, f"give {_GROUP}, say")]
         return []

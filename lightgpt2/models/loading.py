@@ -4,10 +4,11 @@ import copy
 import json
 import pickle
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,19 +18,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
-
-Result = TypeVar("Result")
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -51,48 +49,45 @@ def _arguments(source: str) -> dict[str, Any]:
 def _check_folder(source: str, key: str) -> None:
     """Raise a `UserError` naming what a local model folder lacks, before transformers tries the hub with its path."""
     path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return
     if not path.exists():
         raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
-        return
+        raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
+    if adapters.is_adapter(source) and not (path / "config.json").is_file():
+        fix = "give the model that they are merged into (model/ beside it), or train on with lightgpt2.methods.LoRA"
+        raise UserError(f"{key}: {source} is a folder of adapters; {fix}")
     if not (path / "config.json").is_file():
-        if (path / adapters.CONFIG).is_file():
-            raise UserError(
-                f"{key}: {source} is a folder of adapters; give the model that they are merged into (model/ beside it), or "
-                "train on with lightgpt2.methods.LoRA"
-            )
         raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
     if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
         raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
 
 
-def _guarded(load: Callable[[], Result], source: str, key: str, named: bool = True) -> Result:
-    """The result of a load; what the libraries raise becomes one line with a fix. `named`: `source` is a model's name."""
+@contextmanager
+def _explained(source: str, key: str, named: bool = True) -> Iterator[None]:
+    """Turn what the libraries raise into one line with a fix; `named` if the source is a model's name."""
     try:
-        return load()
-    except (SafetensorError, json.JSONDecodeError, zlib.error) as error:
-        raise UserError(f"{key}: {source} is damaged ({error}); fetch or write it again") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{key}: {source} has its weights in a pickle that is damaged or would run code; give a folder with "
-            "*.safetensors"
-        ) from error
+        yield
     except Exception as error:  # of any kind, for a folder or a configuration that is wrong
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{key}: {source} brings code of its own; read it, and if you trust it set model.trust_remote_code to "
-                "true (lightgpt2 benchmark: --trust-remote-code)"
-            ) from error
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if named and not _is_path(source):
-            raise UserError(
-                f"{key}: {source!r} could not be loaded from the hub or its local cache ({reason}); check the name and "
-                "the network, or give the path of a local folder"
-            ) from error
-        fix = "give a complete model folder" if named else "correct it"
-        raise UserError(f"{key}: {source} could not be loaded ({reason}); {fix}") from error
+        raise UserError([Problem(key, *_explanation(error, source, named))]) from error
+
+
+def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
+    """What is wrong with a source that could not be loaded, and the fix."""
+    if isinstance(error, SafetensorError | json.JSONDecodeError | zlib.error):
+        return f"{source} is damaged ({error})", "fetch or write it again"
+    if isinstance(error, pickle.UnpicklingError):
+        what = f"{source} has its weights in a pickle that is damaged or would run code"
+        return what, "give a folder with *.safetensors"
+    if "trust_remote_code" in str(error):
+        where = "model.trust_remote_code to true (lightgpt2 benchmark: --trust-remote-code)"
+        return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if named and not _is_path(source):
+        what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
+        return what, "check the name and the network, or give the path of a local folder"
+    return f"{source} could not be loaded ({reason})", "give a complete model folder" if named else "correct it"
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -107,8 +102,8 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         if model_type is None:
             types = " or ".join(FAMILIES)
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
-        make = lambda: AutoConfig.for_model(model_type, **values)  # noqa: E731
-        config = _guarded(make, f"model_type {model_type}", key, named=False)
+        with _explained(f"model_type {model_type}", key, named=False):
+            config = AutoConfig.for_model(model_type, **values)
         if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; correct or remove that")
     else:
@@ -122,9 +117,8 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
     """Cached, since reading a GGUF file's takes seconds and several parts of the program ask."""
     if _is_path(source):
         _check_folder(source, key)
-    config: PretrainedConfig = _guarded(
-        lambda: AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
-    )
+    with _explained(source, key):
+        config: PretrainedConfig = AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)
     if source.endswith(".gguf") and config.model_type in FAMILIES:
         FAMILIES[config.model_type].correct_gguf(config)
     return config
@@ -139,54 +133,46 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     """A model of this shape in FP32 with random weights from torch's global generator; a UserError if it contradicts itself."""
     model_class = _model_class(config)
     make = model_class.from_config if model_class is AutoModelForCausalLM else model_class._from_config
-    return _guarded(lambda: make(copy.deepcopy(config), dtype=torch.float32), "the configuration", key, named=False)
+    with _explained("the configuration", key, named=False):
+        model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
+    return model
 
 
 def _load(model_class: Any, source: str, key: str, unread: str = "-", **options: Any) -> PreTrainedModel:
     """Load a model that must have all its weights but those whose names begin with `unread`."""
-    options |= {**_arguments(source), "output_loading_info": True}
-    model, info = _guarded(lambda: model_class.from_pretrained(**options), source, key)
+    model: PreTrainedModel
+    with _explained(source, key):
+        model, info = model_class.from_pretrained(**_arguments(source), output_loading_info=True, **options)
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
         raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; fetch it again")
     return model
 
 
-def load_model(
-    source: str,
-    key: str,
-    trust_remote_code: bool = False,
-    quantization: BitsAndBytesConfig | None = None,
-    dtype: torch.dtype | Literal["auto"] = torch.float32,
-    **options: Any,
-) -> PreTrainedModel:
+def load_model(source: str, key: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
     """A pretrained model: in FP32, a GGUF file dequantized, a folder in NF4 or INT8 as it is.
 
     Args:
         source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
-        quantization: The quantization of linear layers while loading.
-        dtype: Type of all other weights; `auto` is what the file says.
         options: Further arguments of transformers' `from_pretrained`.
 
     Raises:
-        UserError: It cannot be loaded, is not of a supported family, or its weights do not fit its configuration.
+        UserError: It cannot be loaded, is not of a supported family, or lacks weights.
     """
     config = load_config(source, key, trust_remote_code)
-    gguf = "gguf_file" in _arguments(source)
-    if gguf and quantization is not None:
-        raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
-    if gguf:
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
+    if gguf := "gguf_file" in _arguments(source):
+        if "quantization_config" in options:
+            raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
-    elif quantization is not None:
-        options["quantization_config"] = quantization
-    options |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
     model = _load(_model_class(config), source, key, **options)
     if gguf:
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
-        if getattr(model.config, "quantization_config", None) is not None:
-            _forget_quantization(model)
+        model.config.__dict__.pop("quantization_config", None)  # it refuses to save what still says it is GGUF
+        for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+            model.__dict__.pop(name, None)
     allow_packing(model, False)
     return model
 
@@ -200,11 +186,7 @@ def is_encoder(source: str, key: str) -> bool:
 
 
 def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """An encoder in FP32, with its classification head if its configuration names one; and its tokenizer.
-
-    Raises:
-        UserError: It cannot be loaded, is not an encoder of a supported family, or lacks weights.
-    """
+    """An encoder in FP32, with its classification head if its configuration names one; and its tokenizer."""
     config = _named_config(source, key, False)
     if config.model_type not in ENCODERS:
         types = " or ".join(ENCODERS)
@@ -213,7 +195,9 @@ def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedToke
     model_class = AutoModelForSequenceClassification if classifies else AutoModel
     # A base model's pooler is not trained by every recipe, and nothing here reads it.
     model = _load(model_class, source, key, "-" if classifies else "pooler.", dtype=torch.float32)
-    return model.eval(), _guarded(lambda: AutoTokenizer.from_pretrained(**_arguments(source)), source, key)
+    with _explained(source, key):
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(**_arguments(source))
+    return model.eval(), tokenizer
 
 
 def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
@@ -227,22 +211,11 @@ def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
             module.support_avx512bf16_for_cpu = allowed
 
 
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """Turn a dequantized model into an ordinary one: transformers refuses to save what still says it is GGUF."""
-    del model.config.quantization_config
-    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        model.__dict__.pop(name, None)
-
-
 def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer that belongs to a model.
-
-    Raises:
-        UserError: There is none, it knows no text, or it has neither a beginning- nor an end-of-text token.
-    """
-    tokenizer: PreTrainedTokenizerFast = _guarded(
-        lambda: AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code), source, key
-    )
+    """The tokenizer that belongs to a model; a `UserError` if it has neither a beginning- nor an end-of-text token."""
+    tokenizer: PreTrainedTokenizerFast
+    with _explained(source, key):
+        tokenizer = AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)
     # transformers gives an empty tokenizer for a folder that lacks the tokenizer's files.
     if set(tokenizer("text", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise UserError(f"{key}: {source} has no tokenizer (tokenizer.json); add it, or name one with data.tokenizer")
@@ -257,10 +230,11 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return token
 
 
-def load_exported_gguf(folder: Path, key: str, name: str = "model.gguf") -> PreTrainedModel:
+def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
     """The model of a GGUF file with the configuration that lies beside it, in eval mode.
 
     transformers reads neither GPT-2's positions nor biases or rotary scaling from the file.
     """
-    config = _guarded(lambda: AutoConfig.from_pretrained(folder), str(folder), key)
-    return load_model(str(folder / name), key, config=config).eval()
+    with _explained(str(folder), key):
+        config = AutoConfig.from_pretrained(folder)
+    return load_model(str(folder / "model.gguf"), key, config=config).eval()

@@ -18,21 +18,17 @@ class OperationKind:
 
     An operation of a kind that another package defines carries these facts in its record, so that it is understood where
     that package is not imported.
-
-    Attributes:
-        name: The value of `op` in records.
-        changes_shape: Whether it changes the model's shape, and is replayed by `models.surgery`.
-        changes_start: Whether the model before the stage's first step is another than the one that the stage was given.
-        zeros: `hold` where weights at zero stay so in later stages; `merge` where pruned adapters end.
-        conversion: What the copy of a model is that it wrote, or a function of the operation; empty for a stage's work.
-        describe: What it did, as a clause: "80.0 % of the linear weights pruned (l1)".
     """
 
-    name: str
-    changes_shape: bool = False
-    changes_start: bool = False
-    zeros: Zeros = ""
+    name: str  # the value of `op` in records
+    changes_shape: bool = False  # it changes the model's shape, and is replayed by `models.surgery`
+    changes_start: bool = (
+        False  # the model before the stage's first step is another than the one that the stage was given
+    )
+    zeros: Zeros = ""  # `hold`: weights at zero stay so in later stages; `merge`: pruned adapters end
+    # What the copy of a model is that it wrote, or a function of the operation; empty for a stage's work.
     conversion: Conversion | Callable[[Operation], Conversion] = ""
+    # What it did, as a clause: "80.0 % of the linear weights pruned (l1)".
     describe: Callable[[Operation], str] = lambda operation: str(operation["op"])
 
     def record(self, **values: Any) -> Operation:
@@ -40,9 +36,9 @@ class OperationKind:
         operation = {"op": self.name, **values}
         if self.name in KINDS:
             return operation
-        facts = {key: getattr(self, key) for key in ("changes_shape", "changes_start", "zeros")}
-        facts |= {"conversion": self.converted(operation), "description": self.describe(operation)}
-        return {**operation, "kind": facts}
+        facts = {"changes_shape": self.changes_shape, "changes_start": self.changes_start, "zeros": self.zeros}
+        said = {"conversion": self.converted(operation), "description": self.describe(operation)}
+        return {**operation, "kind": {**facts, **said}}
 
     def converted(self, operation: Operation) -> Conversion:
         """What the copy is that an operation wrote; empty where it is part of a stage."""
@@ -98,24 +94,18 @@ def _describe_rounding(operation: Operation) -> str:
     return f"{operation['op'].upper()} in {operation['matched']} of {operation['linears']} linear layers"
 
 
-def _kinds(*kinds: OperationKind) -> dict[str, OperationKind]:
-    return {kind.name: kind for kind in kinds}
+def _describe_layers(operation: Operation) -> str:
+    return f"layers {', '.join(map(str, operation['layers']))} kept"
 
 
-KINDS: dict[str, OperationKind] = _kinds(
-    OperationKind(
-        "extract_layers",
-        changes_shape=True,
-        changes_start=True,
-        describe=lambda o: f"layers {', '.join(map(str, o['layers']))} kept",
-    ),
+def _describe_vocabulary(operation: Operation) -> str:
+    return f"vocabulary cut to {operation['after']:,} of {operation['before']:,} tokens"
+
+
+_KINDS = (
+    OperationKind("extract_layers", changes_shape=True, changes_start=True, describe=_describe_layers),
     OperationKind("trim", changes_shape=True, changes_start=True, describe=_describe_trim),
-    OperationKind(
-        "trim_vocabulary",
-        changes_shape=True,
-        changes_start=True,
-        describe=lambda o: f"vocabulary cut to {o['after']:,} of {o['before']:,} tokens",
-    ),
+    OperationKind("trim_vocabulary", changes_shape=True, changes_start=True, describe=_describe_vocabulary),
     OperationKind("remove", changes_shape=True, describe=_describe_removal),
     OperationKind("lora", describe=lambda o: f"adapters of rank {o['r']}"),
     OperationKind("merge", zeros="merge", describe=lambda o: "adapters merged into dense weights"),
@@ -128,14 +118,11 @@ KINDS: dict[str, OperationKind] = _kinds(
     OperationKind("packed", conversion="packed"),
     OperationKind("export", conversion=_export_kind, describe=_describe_export),
 )
+KINDS = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(operation: Operation) -> OperationKind:
-    """The kind of a recorded operation: a registered one, or what the record itself says.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """The kind of a recorded operation: a registered one, or what the record itself says; a ValueError if it is neither."""
     name = str(operation.get("op"))
     if name in KINDS:
         return KINDS[name]

@@ -20,15 +20,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Change:
-    """A metric's value as a multiple of another model's on the same examples.
+    """A metric's value as a multiple of another model's on the same examples."""
 
-    Attributes:
-        ratio: The multiple; 1 where both are equal.
-        interval_95: Its paired bootstrap interval; None for fewer than two examples.
-    """
-
-    ratio: float
-    interval_95: tuple[float, float] | None
+    ratio: float  # 1 where both are equal
+    interval_95: tuple[float, float] | None  # by paired bootstrap; None for fewer than two examples
 
 
 @dataclass(frozen=True)
@@ -36,51 +31,35 @@ class Metric:
     """A ratio of sums over examples, through one monotone function: perplexity, accuracy and ROUGE alike.
 
     `value = link(sum(numerators) / sum(denominators))`
-
-    Attributes:
-        name: What tables and ledgers call it.
-        better: Whether a `lower` or a `higher` value is better.
-        numerators: One value an example `[N]`.
-        denominators: One value an example `[N]`.
-        link: The function: `identity`, or `exp` for a perplexity.
-        digits: Digits after the point in tables.
     """
 
-    name: str
+    name: str  # in tables and ledgers
     better: Better
-    numerators: Floats
-    denominators: Floats
-    link: Link = "identity"
-    digits: int = 4
+    numerators: Floats  # one value an example `[N]`
+    denominators: Floats  # likewise
+    link: Link = "identity"  # `exp` for a perplexity
+    digits: int = 4  # after the point in tables
 
     def value(self) -> float:
-        """The metric over all examples."""
         return self._linked(self.numerators.sum() / max(self.denominators.sum(), 1.0))
 
-    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """The bootstrap percentile interval over examples (Efron 1979), with a fixed seed; None for fewer than two."""
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % bootstrap percentile interval over examples (Efron 1979), with a fixed seed; None for fewer than two."""
         if len(self.numerators) < 2:
             return None
-        ratios = [float(draw @ self.numerators) / max(1.0, float(draw @ self.denominators)) for draw in self._draws()]
-        low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile([self._ratio(draw) for draw in self._draws()], [(1 - 0.95) / 2, (1 + 0.95) / 2])
         return self._linked(low), self._linked(high)
 
     def against(self, other: "Metric") -> Change:
-        """This metric as a multiple of another model's, with an interval over the examples in pairs.
-
-        Args:
-            other: The same metric of another model, on the same examples.
-
-        Raises:
-            ValueError: The examples differ in number.
-        """
+        """This metric as a multiple of another model's; a ValueError if the two have not the same number of examples."""
         if len(self.numerators) != len(other.numerators):
             raise ValueError(f"{len(self.numerators)} examples cannot be paired with {len(other.numerators)}")
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = float(np.float64(self.value()) / other.value())
             if len(self.numerators) < 2:
                 return Change(ratio, None)
-            ratios = [np.float64(self._at(draw)) / other._at(draw) for draw in self._draws()]
+            pairs = ((self._ratio(draw), other._ratio(draw)) for draw in self._draws())
+            ratios = [np.float64(self._linked(mine)) / other._linked(theirs) for mine, theirs in pairs]
             low, high = np.quantile(ratios, [0.025, 0.975])
         return Change(ratio, (float(low), float(high)))
 
@@ -100,8 +79,8 @@ class Metric:
         generator, count = np.random.default_rng(0), len(self.numerators)
         return (generator.multinomial(count, np.full(count, 1 / count)) for _ in range(_RESAMPLES))
 
-    def _at(self, draw: NDArray[Any]) -> float:
-        return self._linked(float(draw @ self.numerators) / max(1.0, float(draw @ self.denominators)))
+    def _ratio(self, draw: NDArray[Any]) -> float:
+        return float(draw @ self.numerators) / max(1.0, float(draw @ self.denominators))
 
     def _linked(self, ratio: float) -> float:
         if self.link == "identity":
@@ -111,12 +90,9 @@ class Metric:
 
 
 def quality(metrics: Mapping[str, Metric], primary: str, counts: Mapping[str, int]) -> dict[str, Any]:
-    """What a ledger says about a model's quality; a reader needs to know no task.
+    """What a ledger says about a model's quality, so that a reader needs to know no task.
 
-    Args:
-        metrics: The metrics by name.
-        primary: The one that picks checkpoints, budgets and verdicts.
-        counts: What was scored: `{"tokens": 9000, "documents": 17}`.
+    `primary` is the metric that picks checkpoints, budgets and verdicts; `counts` says what was scored: `{"tokens": 9000}`.
     """
     return {**{name: metric.as_dict() for name, metric in metrics.items()}, "primary": primary, **counts}
 
@@ -133,37 +109,27 @@ def value_of(scored: Mapping[str, Any], name: str | None = None) -> float:
 
 
 def write_scores(folder: Path, scored: Mapping[str, Mapping[str, Metric]]) -> None:
-    """Writes metrics example by example beside a ledger, so that two models can be compared in pairs later.
+    """Write metrics example by example into a model folder, so that two models can be compared in pairs later.
 
-    Args:
-        folder: The model folder.
-        scored: The metrics by the label of the model that was scored (`after`, `before`, `teacher`).
+    `scored` has them by the label of the model that was scored (`after`, `before`, `teacher`).
     """
-    arrays = {
-        f"{label}/{name}/{part}": getattr(metric, part)
-        for label, metrics in scored.items()
-        for name, metric in metrics.items()
-        for part in ("numerators", "denominators")
-    }
+    arrays: dict[str, Any] = {}
+    for label, metrics in scored.items():
+        for name, metric in metrics.items():
+            arrays[f"{label}/{name}/numerators"] = metric.numerators
+            arrays[f"{label}/{name}/denominators"] = metric.denominators
     with atomic_file(folder / FILE) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str, Metric]:
-    """The metrics that `write_scores` wrote for a label; none where there is no file, or no such label in it.
-
-    Args:
-        folder: The model folder.
-        label: Which model was scored.
-        scored: What the ledger says about that model's quality.
-    """
+    """The metrics that `write_scores` wrote for a label; `scored` is what the ledger says about that model's quality."""
     if not (folder / FILE).is_file():
         return {}
+    found = {}
     with np.load(folder / FILE) as arrays:
-        return {
-            name: Metric.restored(
-                name, scored[name], arrays[f"{label}/{name}/numerators"], arrays[f"{label}/{name}/denominators"]
-            )
-            for name in metric_names(scored)
-            if f"{label}/{name}/numerators" in arrays
-        }
+        for name in metric_names(scored):
+            if (at := f"{label}/{name}") + "/numerators" in arrays:
+                parts = arrays[f"{at}/numerators"], arrays[f"{at}/denominators"]
+                found[name] = Metric.restored(name, scored[name], *parts)
+    return found

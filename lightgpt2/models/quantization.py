@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import LINEAR, blocks, unquantized_head
+from lightgpt2.models.families import LINEAR, block_linears, unquantized_head
 from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
@@ -69,35 +69,31 @@ def load_for_inference(
     `precision` is `fp32`, `bf16`, `fp16`, or bitsandbytes' `int8` or `nf4`; a quantized folder keeps its own quantization.
     `attention` is transformers' `attn_implementation`; `key` is named in errors.
     """
-    cuda = device != "cpu"
+    config, form = load_config(source, key, trust_remote_code), cast(Format, precision)
     options: dict[str, Any] = {"attn_implementation": attention}
-    config = load_config(source, key, trust_remote_code)
     if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
-        return _fastest(load_model(source, key, trust_remote_code, **options)).eval()
-    if precision in _DTYPES or quantization_of(config) == precision:  # this project's integers: computed in FP32
-        dtype = _DTYPES.get(precision, torch.float32)
-        return load_model(source, key, trust_remote_code, dtype=dtype, **options).to(device).eval()
-    form = cast(Format, precision)
-    # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32.
-    fast = torch.float16 if form == "int8" else torch.bfloat16
-    dtype = fast if cuda else torch.float32
-    model = load_model(source, key, trust_remote_code, settings(form, cuda), dtype, **options, device_map={"": device})
-    coverage(model, form)
-    return _fastest(model).eval()
-
-
-def _fastest(model: PreTrainedModel) -> PreTrainedModel:
-    """Let NF4 layers use the kernel that `load_model` forbids, if the processor has it."""
+    elif precision in _DTYPES or quantization_of(config) == precision:  # this project's integers: computed in FP32
+        options["dtype"] = _DTYPES.get(precision, torch.float32)
+    else:
+        cuda = device != "cpu"  # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32
+        fast = torch.float16 if form == "int8" else torch.bfloat16
+        options |= {"dtype": fast if cuda else torch.float32, "device_map": {"": device}}
+        options["quantization_config"] = settings(form, cuda)
+    model = load_model(source, key, trust_remote_code, **options).eval()
+    if "device_map" not in options:
+        return model.to(device)
+    if "quantization_config" in options:
+        coverage(model, form)
     from bitsandbytes.functional import has_avx512bf16
 
-    allow_packing(model, has_avx512bf16())
+    allow_packing(model, has_avx512bf16())  # the kernel that `load_model` forbids, if the processor has it
     return model
 
 
 def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model in full precision whose linear layers are all quantized while it loads."""
-    model = load_model(source, key, trust_remote_code, settings(form))
+    model = load_model(source, key, trust_remote_code, quantization_config=settings(form))
     coverage(model, form)
     # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.
     for parameter in model.parameters():
@@ -118,20 +114,20 @@ def check_blocks(model: PreTrainedModel, form: Format) -> None:
 
     On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where an NF4 block goes on in the next row.
     """
-    layers = [m for name, m in blocks(model).named_modules() if isinstance(m, LINEAR) and ".lora_" not in name]
-    inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers}
+    layers: dict[str, Any] = {**block_linears(model)}
+    inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers.values()}
     if form == "nf4" and (broken := sorted(n for n in inputs if n % _BLOCK)):
-        raise UserError(
-            f"nf4: layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors; "
-            f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
+        what = (
+            f"layers with {', '.join(map(str, broken))} inputs are computed wrongly by bitsandbytes on some processors"
         )
+        fix = f"choose int8, or a model whose width and neurons are multiples of {_BLOCK}"
+        raise UserError(f"nf4: {what}; {fix}")
 
 
 def coverage(model: PreTrainedModel, form: Format) -> Operation:
     """The ledger's record of a quantized model: `matched` of `linears` layers, and in `kept` those that were left and why.
 
-    Raises:
-        UserError: A layer was passed over that should not have been, or cannot be computed everywhere.
+    A `UserError` if a layer was passed over that should not have been, or cannot be computed everywhere.
     """
     done = _quantized(model)
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]

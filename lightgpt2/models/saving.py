@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,20 +16,6 @@ from lightgpt2.models.standalone import modeling_lightgpt2 as modeling
 from lightgpt2.models.standalone import stored_weights
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a saved model."""
-
-    parameters: int  # tied ones counted once, quantized ones as what they stand for
-    nonzero: int | None  # None for a quantized model
-    embedding: int  # parameters of the token embedding, and of the head if it is not tied to it
-    megabytes: float  # 10^6 bytes of weight files
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
 def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a model by name, tied ones once.
 
@@ -38,8 +23,8 @@ def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
-    names = [{name for name, _ in model.named_parameters(remove_duplicate=once)} for once in (False, True)]
-    return {name: value for name, value in weights.items() if name not in names[0] - names[1]}
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: value for name, value in weights.items() if name not in tied}
 
 
 def save_model(
@@ -74,13 +59,13 @@ def bring_code(folder: Path, **settings: Any) -> None:
         shutil.copy(str(module.__file__), folder)
 
 
-def measure_sizes(model: PreTrainedModel, folder: Path) -> Sizes:
-    """The sizes of a model that was loaded from `folder`."""
+def measure_sizes(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """The sizes of a model that was loaded from `folder`, as a ledger keeps them."""
     embedding = model.get_input_embeddings().weight.numel()
     quantized = getattr(model.config, "quantization_config", None) is not None
-    return Sizes(
-        parameters=model.num_parameters(),
-        nonzero=None if quantized else sum(int(p.count_nonzero()) for p in model.parameters()),
-        embedding=embedding if is_tied(model) else 2 * embedding,
-        megabytes=folder_megabytes(folder),
-    )
+    return {
+        "parameters": model.num_parameters(),  # tied ones counted once, quantized ones as what they stand for
+        "nonzero": None if quantized else sum(int(p.count_nonzero()) for p in model.parameters()),
+        "embedding": embedding if is_tied(model) else 2 * embedding,
+        "megabytes": folder_megabytes(folder),
+    }

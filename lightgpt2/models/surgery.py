@@ -15,41 +15,55 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.functional.layers import check_layers
 from lightgpt2.models.axes import Shape, block_units, uneven_sizes
-from lightgpt2.models.families import blocks
+from lightgpt2.models.families import blocks, family_of
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.operations import KINDS, Operation, kind_of
-from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, remove
+from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, kept_in_blocks, remove
+
+_RECORDED = {"qk": "key", "vo": "value", "ffn": "ffn"}  # whose masks a trim records for each block; the others follow
 
 
 def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A copy of a model with only the blocks of these indices, in this order; it shares no tensor with the model."""
     check_layers(layers, model.config.num_hidden_layers)
-    kept = [blocks(model)[i] for i in layers]
     # Deep-copying the whole model and then dropping blocks would hold the deep model twice.
     memo = {id(block): None for i, block in enumerate(blocks(model)) if i not in set(layers)}
     smaller = copy.deepcopy(model, memo)
-    replacement = nn.ModuleList([copy.deepcopy(block) for block in kept])
+    replacement = nn.ModuleList([copy.deepcopy(blocks(model)[i]) for i in layers])
     for index, block in enumerate(replacement):
         for module in block.modules():
             if hasattr(module, "layer_idx"):  # the block's slot in the key-value cache
                 setattr(module, "layer_idx", index)  # noqa: B010 - not declared on nn.Module
     path = next(name for name, module in model.named_modules() if module is blocks(model))
     smaller.set_submodule(path, replacement)
-    smaller.config.num_hidden_layers = len(replacement)
-    if getattr(smaller.config, "layer_types", None):
-        smaller.config.layer_types = [model.config.layer_types[i] for i in layers]
-    if uneven := uneven_sizes(model.config):
-        smaller.config.lightgpt2 |= {name: [sizes[i] for i in layers] for name, sizes in uneven.items()}
+    keep_layers(smaller.config, layers)
     return smaller
+
+
+def keep_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:
+    """Let a configuration have only the layers of these indices, in this order."""
+    config.num_hidden_layers = len(layers)
+    for name in family_of(config).layer_settings:
+        if values := getattr(config, name, None):
+            setattr(config, name, [values[i] for i in layers])
+    if uneven := uneven_sizes(config):
+        config.lightgpt2 |= {name: [sizes[i] for i in layers] for name, sizes in uneven.items()}
 
 
 def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operation:
     """The record of a cut: its shape and the channels that stay."""
-    return KINDS["trim"].record(**asdict(target), importance=importance, kept=kept.as_dict())
+    layers = range(sum(role == "ffn" for _, role in kept))
+    digits = {name: [as_digits(kept[layer, role]) for layer in layers] for name, role in _RECORDED.items()}
+    about = {"importance": importance, "kept": {"width": as_digits(kept[None, "width"]), **digits}}
+    return KINDS["trim"].record(**asdict(target), **about)
 
 
 def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, **target: int) -> PreTrainedModel:
-    return cut(model, Shape(**target).applied(model.config), Kept.of(kept, Shape.of(model.config)))
+    shape = Shape.of(model.config)
+    sizes = shape.channels()
+    qk, vo, ffn = ([as_mask(text, sizes[role]) for text in kept[name]] for name, role in _RECORDED.items())
+    masks = {(None, "width"): as_mask(kept["width"], shape.width), **kept_in_blocks(qk, vo, ffn, shape)}
+    return cut(model, Shape(**target).applied(model.config), masks)
 
 
 def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> Operation:
@@ -59,15 +73,12 @@ def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Ten
 
 def _counted(masks: Sequence[Tensor], size: int) -> dict[str, Any]:
     left, whole = [size * int(mask.sum()) for mask in masks], size * sum(mask.numel() for mask in masks)
-    return {"removed": whole - sum(left), "of": whole, "left": left, "kept": [as_digits(mask) for mask in masks]}
+    return {"removed": whole - sum(left), "of": whole, "left": left, "kept": [*map(as_digits, masks)]}
 
 
 def _remove(model: PreTrainedModel, heads: dict[str, Any], ffn: dict[str, Any], **_: Any) -> PreTrainedModel:
-    sizes, kept = block_units(model.config), (heads["kept"], ffn["kept"])
-    masks = [
-        [as_mask(*pair) for pair in zip(texts, counts, strict=True)] for texts, counts in zip(kept, sizes, strict=True)
-    ]
-    return remove(model, *masks)
+    counts, neurons = block_units(model.config)
+    return remove(model, [*map(as_mask, heads["kept"], counts)], [*map(as_mask, ffn["kept"], neurons)])
 
 
 def vocabulary_operation(ids: Sequence[int], before: int) -> Operation:

@@ -2,44 +2,38 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from lightgpt2.models.axes import Shape, named_axes, with_block_sizes
+from lightgpt2.models.axes import Named, Shape, named_axes, with_block_sizes
 from lightgpt2.models.families import blocks, family_of, recorded_states
 from lightgpt2.models.loading import new_model
 
 Importance = Literal["norm", "activation", "first"]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Masks of the channels that stay; all but the width's for each block."""
+Channels = dict[tuple[int | None, str], Tensor]  # by block (None for the width) and role, see `families.base.Family`
+Scores = Channels  # of each channel
+Kept = Channels  # masks of the channels that stay; of what is not there all do
 
-    width: Tensor  # [D]
-    qk: list[Tensor]  # of queries and keys [heads of keys * channels]
-    vo: list[Tensor]  # of values and outputs, likewise
-    ffn: list[Tensor]  # [F]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The masks in hexadecimal digits, for the ledger."""
-        return {"width": as_digits(self.width)} | {
-            name: [as_digits(mask) for mask in getattr(self, name)] for name in ("qk", "vo", "ffn")
-        }
+def kept_in_blocks(qk: Sequence[Tensor], vo: Sequence[Tensor], ffn: Sequence[Tensor], shape: Shape) -> Kept:
+    """Masks from those of each block's keys `[heads of keys * channels]`, values (likewise) and neurons.
 
-    @classmethod
-    def of(cls, record: dict[str, Any], shape: Shape) -> "Kept":
-        """The masks that `as_dict` wrote for a model of this shape."""
-        inner = shape.heads // shape.groups * shape.head
-        sizes = {"qk": inner, "vo": inner, "ffn": shape.ffn}
-        masks = {name: [as_mask(text, size) for text in record[name]] for name, size in sizes.items()}
-        return cls(as_mask(record["width"], shape.width), **masks)
+    The queries that read a head of keys, and what they give, have the same channels.
+    """
+    kept: Kept = {}
+    for layer, (keys, values, neurons) in enumerate(zip(qk, vo, ffn, strict=True)):
+        kept |= {(layer, "key"): keys, (layer, "value"): values, (layer, "ffn"): neurons}
+        for role, mask in (("query", keys), ("context", values)):
+            kept[layer, role] = mask.view(-1, shape.head).repeat_interleave(shape.groups, dim=0).flatten()
+    return kept
 
 
 def as_digits(mask: Tensor) -> str:
@@ -53,23 +47,18 @@ def as_mask(text: str, size: int) -> Tensor:
     return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool, device="cpu")  # whatever the context
 
 
-Scores = dict[tuple[int | None, str], Tensor]  # of each channel, by block (none for the width) and role
-
-
 @torch.no_grad()
 def norm_scores(model: PreTrainedModel) -> Scores:
     """The squared norm of the weights that read or write a channel; each tensor's share counts alike."""
     scores: Scores = defaultdict(lambda: torch.zeros(()))
-    sizes = _sizes(Shape.of(model.config))
+    shape = Shape.of(model.config)
     for named in named_axes(model):
         if named.value.ndim < 2:
             continue
         squares = named.value.float().square()
-        for axis, roles in enumerate(named.axes):
-            sums = squares.sum(dim=1 - axis)
-            parts = [sums] if len(roles) == 1 else sums.split([sizes[role] for role in roles])
-            for role, part in zip(roles, parts, strict=True):
-                key = (None if role == "width" else named.layer, role)
+        for axis in range(2):
+            for role, part in named.split(axis, squares.sum(dim=1 - axis), shape):
+                key = _key(named, role)
                 scores[key] = scores[key] + part / part.sum().clamp_min(torch.finfo(part.dtype).tiny)
     return scores
 
@@ -89,17 +78,15 @@ def activation_scores(model: PreTrainedModel, batches: Iterable[Tensor]) -> Scor
     def add_inputs(key: tuple[int | None, str], _: nn.Module, args: tuple[Tensor, ...]) -> None:
         sums[key] = sums[key] + args[0].detach().flatten(0, -2).float().abs().sum(dim=0)
 
-    handles = [module.register_forward_pre_hook(partial(add_inputs, key)) for key, (module, _) in readers.items()]
     layers = list(range(len(blocks(model)) + 1))
-    try:
+    with ExitStack() as hooks:
+        for key, (module, _) in readers.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(add_inputs, key)))
         for ids in batches:
             with recorded_states(model, layers) as states:
                 model.base_model(input_ids=ids.to(model.device), use_cache=False)
             for state in states.values():
                 sums[None, "width"] = sums[None, "width"] + state.flatten(0, -2).float().abs().mean(dim=0)
-    finally:
-        for handle in handles:
-            handle.remove()
     scores[None, "width"] = sums[None, "width"]
     for key, (_, norms) in readers.items():
         scores[key] = sums[key] * norms
@@ -119,7 +106,7 @@ def _readers(model: PreTrainedModel) -> dict[tuple[int | None, str], tuple[nn.Mo
 
 def first_scores(model: PreTrainedModel) -> Scores:
     """The earlier a channel the higher: the control, and the only choice without weights."""
-    sizes = _sizes(Shape.of(model.config))
+    sizes = Shape.of(model.config).channels()
     layers: list[int | None] = [None, *range(len(blocks(model)))]
     return {(layer, role): -torch.arange(float(size), device="cpu") for layer in layers for role, size in sizes.items()}
 
@@ -139,7 +126,7 @@ def choose(model: PreTrainedModel, target: Shape, scores: Scores) -> Kept:
         qk.append(_inner(compared, heads, target.head))
         vo.append(_inner(brought, heads, target.head))
         ffn.append(_best(scores[layer, "ffn"], target.ffn))
-    return Kept(_best(scores[None, "width"], target.width), qk, vo, ffn)
+    return {(None, "width"): _best(scores[None, "width"], target.width), **kept_in_blocks(qk, vo, ffn, old)}
 
 
 def _by_head(channels: Tensor, shape: Shape) -> Tensor:
@@ -161,11 +148,28 @@ def _inner(scores: Tensor, heads: Tensor, channels: int) -> Tensor:
 @torch.no_grad()
 def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrainedModel:
     """A model of this configuration from the channels that stay; it shares no tensor with the old one, which is unchanged."""
-    old = Shape.of(model.config)
-    return _sliced(model, config, lambda role, layer: _stays(role, layer, old, kept))
+    with torch.random.fork_rng(devices=[]):  # its first weights are written over
+        smaller = new_model(config).to(model.device)
+    new, old = dict(smaller.named_parameters()), Shape.of(model.config)
+    for named in named_axes(model):
+        value: Tensor = named.value.detach()
+        for axis, roles in enumerate(named.axes):
+            keys = [_key(named, role) for role in roles]
+            if masks := [kept[key] for key in keys if key in kept]:
+                stay = named.join(masks, old).nonzero().squeeze(1)
+                value = value.index_select(axis, stay.to(value.device))
+        if named.name in new:  # a layer without heads or neurons has no weights of them
+            new.pop(named.name).copy_(value)
+    assert not new, f"no weights for {', '.join(new)}"
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.train(model.training)
 
 
-@torch.no_grad()
+def _key(named: Named, role: str) -> tuple[int | None, str]:
+    """Where `Channels` have the channels of a role in a parameter's block."""
+    return (None if role == "width" else named.layer, role)
+
+
 def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     """A model of the tokens that stay `[V]`, numbered anew in the old order; it shares no tensor with the old one.
 
@@ -174,7 +178,7 @@ def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     config.vocab_size = int(kept.sum())
     _renumber(config, kept)
-    smaller = _sliced(model, config, lambda role, _: kept if role == "vocabulary" else None)
+    smaller = cut(model, config, {(None, "vocabulary"): kept})
     _renumber(smaller.generation_config, kept)
     return smaller
 
@@ -184,31 +188,7 @@ def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None
     new = {old: index for index, old in enumerate(kept.nonzero().flatten().tolist())}
     for key, ids in config.to_dict().items():
         if key.endswith("_token_id"):
-            found = [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids)
-            setattr(config, key, found)
-
-
-def _sliced(
-    model: PreTrainedModel, config: PretrainedConfig, stays: Callable[[str, int | None], Tensor | None]
-) -> PreTrainedModel:
-    """A model of a smaller configuration with slices of another's weights.
-
-    `stays` gives the mask of an axis's section from its role and block; None if all of it stays.
-    """
-    with torch.random.fork_rng(devices=[]):  # its first weights are written over
-        smaller = new_model(config).to(model.device)
-    new = dict(smaller.named_parameters())
-    for named in named_axes(model):
-        value: Tensor = named.value.detach()
-        for axis, roles in enumerate(named.axes):
-            masks = [mask for role in roles if (mask := stays(role, named.layer)) is not None]
-            if masks:
-                value = value.index_select(axis, torch.cat(masks).nonzero().squeeze(1).to(value.device))
-        if value.numel():  # a layer without heads or neurons has no weights of them
-            new.pop(named.name).copy_(value)
-    assert not new, f"no weights for {', '.join(new)}"
-    smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.train(model.training)
+            setattr(config, key, [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids))
 
 
 def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> PreTrainedModel:
@@ -219,27 +199,5 @@ def remove(model: PreTrainedModel, heads: Sequence[Tensor], ffn: Sequence[Tensor
     shape = Shape.of(model.config)
     left = [shape.groups * int(mask.sum()) for mask in heads], [int(mask.sum()) for mask in ffn]
     channels = [mask.cpu().repeat_interleave(shape.head) for mask in heads]
-    every = torch.ones(shape.width, dtype=torch.bool, device="cpu")
-    kept = Kept(every, channels, channels, [mask.cpu() for mask in ffn])
+    kept = kept_in_blocks(channels, channels, [mask.cpu() for mask in ffn], shape)
     return cut(model, with_block_sizes(model.config, *left), kept)
-
-
-def _stays(role: str, layer: int | None, old: Shape, kept: Kept) -> Tensor | None:
-    if role == "width":
-        return kept.width
-    if role in ("vocabulary", "position"):
-        return None
-    assert layer is not None
-    if role == "ffn":
-        return kept.ffn[layer]
-    mask = kept.qk[layer] if role in ("query", "key") else kept.vo[layer]
-    if role in ("query", "context"):
-        mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
-    return mask
-
-
-def _sizes(shape: Shape) -> dict[str, int]:
-    inner = shape.heads * shape.head
-    shared = inner // shape.groups
-    sizes = {"query": inner, "context": inner, "key": shared, "value": shared}
-    return {"width": shape.width, **sizes, "ffn": shape.ffn}

@@ -57,15 +57,12 @@ class BlockMap:
     block: int  # rows and columns of a block
 
     def shape(self, value: Tensor) -> tuple[int, ...]:
-        """The shape of the scores."""
         return tuple(-(-size // self.block) for size in value.shape)
 
     def gated(self, value: Tensor, gate: Tensor) -> Tensor:
-        """The matrix times the gate of its blocks."""
         return value * spread_blocks(gate, value.shape, self.block)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over each block of values that are shaped like the matrix."""
         return total_blocks(values, self.block)
 
 
@@ -86,7 +83,7 @@ def unit_map(model: PreTrainedModel, granularity: Granularity, block: int) -> Un
             if channels := _channel_map(named, shape, inputs):
                 found[named.name] = channels
         elif named.value.ndim == 2:
-            kind: Kind = "ffn" if ("ffn",) in named.axes else "attention"
+            kind: Kind = "ffn" if any("ffn" in roles for roles in named.axes) else "attention"
             found[named.name] = BlockMap(kind, named.name, block if granularity == "block" else 1)
     return found
 
@@ -97,9 +94,10 @@ def _channel_map(named: Named, shape: Shape, inputs: int) -> ChannelMap | None:
     channels["context"] = channels["query"]
     for axis, roles in enumerate(named.axes):
         if roles != ("width",):
-            kind: Kind = "ffn" if roles == ("ffn",) else "attention"
+            kind: Kind = "ffn" if "ffn" in roles else "attention"
             reads = named.value.ndim == 2 and axis == inputs
-            return ChannelMap(kind, str(named.layer), axis, tuple(channels[role] for role in roles), reads)
+            repeats = tuple(channels[role] for role in roles)
+            return ChannelMap(kind, str(named.layer), axis, (sum(repeats),) if named.alternate else repeats, reads)
     return None
 
 

@@ -1,6 +1,7 @@
 """The contract of an objective."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,8 @@ class Binding:
 class Objective(nn.Module, ABC):
     """The loss that is minimized. Its parameters are trained with the model's."""
 
-    key: str = "objective"  # its config key, for messages
-
     @property
-    def sources(self) -> list[str]:
+    def sources(self) -> Sequence[str]:
         """The models that it reads and does not change."""
         return []
 
@@ -48,11 +47,7 @@ class Objective(nn.Module, ABC):
     ) -> list[Problem]:
         """The problems that show without weights; keys in full (`objective.loss`).
 
-        Args:
-            student: The configuration of the model that is trained.
-            original: The configuration of the model that the student is cut out of, if it is.
-            layers: The layers of the original that it has.
-            trust: Whether code in a model's folder may run.
+        `original` is of the model that the student is cut out of, if it is, and `layers` are those of it that the student has.
         """
         return []
 
@@ -64,16 +59,10 @@ class Objective(nn.Module, ABC):
     def forward(
         self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms to log, each summed over the supervised items of a micro-batch.
-
-        Args:
-            model: The model that is trained.
-            batch: What the data module yields.
-            progress: How far the run is.
-        """
+        """The loss and its terms to log, each summed over the supervised items of a micro-batch."""
 
     @property
-    def frozen_models(self) -> list[PreTrainedModel]:
+    def frozen_models(self) -> Sequence[PreTrainedModel]:
         """Models that it runs without training them."""
         return []
 

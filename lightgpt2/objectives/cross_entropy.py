@@ -14,13 +14,11 @@ class CrossEntropy(Objective):
     """Cross-entropy with the labels."""
 
     def bind(self, binding: Binding) -> None:
-        """Takes the task."""
         self.task = binding.task
 
     def forward(
         self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed cross-entropy, in nats."""
         found = self.task.predictions(model, batch)
         loss, _, _ = vocabulary_loss(
             found.hidden, found.weight, found.labels, LossWeights(), bias=found.bias, scale=found.scale

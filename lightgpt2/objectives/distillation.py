@@ -6,6 +6,7 @@ Hinton et al. 2015 (arXiv:1503.02531) for the logits, Sanh et al. 2019 (DistilBE
 of the teacher's layers, Jiao et al. 2020 (TinyBERT, arXiv:1909.10351, eq. 8-9) for the hidden states.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.teachers.base import Teacher
 from lightgpt2.teachers.model import ModelTeacher
+
+_TEACHER = Teacher.key  # the config key of the teacher
 
 
 @dataclass
@@ -67,26 +70,23 @@ class Distillation(Objective):
         self.weights = LossWeights(loss.ce, loss.kd, loss.divergence, loss.temperature, loss.beta)
 
     @property
-    def sources(self) -> list[str]:
-        """The teacher's sources."""
+    def sources(self) -> Sequence[str]:
         return self.teacher.sources if self.teacher else []
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The teacher's configuration."""
-        return {self._teacher_key: self._keyed(self.teacher).config(trust_remote_code)} if self.teacher else {}
+        return {_TEACHER: self.teacher.config(trust_remote_code)} if self.teacher else {}
 
     def problems(
         self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
     ) -> list[Problem]:
-        """The problems of student and teacher with each other."""
-        found, key = [], f"{self.key}.layer_map"
+        found, key = [], "objective.layer_map"
         if not any((self.loss.ce, self.loss.kd, self.loss.hidden)):
-            found.append(Problem(f"{self.key}.loss", "every weight is 0", "give ce, kd or hidden above 0"))
+            found.append(Problem("objective.loss", "every weight is 0", "give ce, kd or hidden above 0"))
         if self.layer_map is not None and self.teacher is None and not self.loss.hidden:
             found.append(Problem(key, "has no effect without a hidden loss", "remove it, or give loss.hidden"))
-        teacher = self._keyed(self.teacher).config(trust) if self.teacher else original
+        teacher = self.teacher.config(trust) if self.teacher else original
         if teacher is None:
-            return [*found, Problem(self._teacher_key, "required, but not given", "name a teacher")]
+            return [*found, Problem(_TEACHER, "required, but not given", "name a teacher")]
         if student.vocab_size != teacher.vocab_size and self.teacher is not None:
             what = f"its vocabulary has {student.vocab_size} tokens and the teacher's {teacher.vocab_size}"
             fix = "distillation compares them token by token, so choose models that share a tokenizer"
@@ -103,7 +103,7 @@ class Distillation(Objective):
             assert binding.original is not None
             self.teacher = ModelTeacher(binding.original, binding.source)
         self.task, trust = binding.task, binding.trust_remote_code
-        self._keyed(self.teacher).load(binding.task, trust)
+        self.teacher.load(binding.task, trust)
         teacher, student = self.teacher.config(trust), binding.student.config
         self.pairs = self._pair_layers(teacher, student, binding.layers)
         wide, narrow = teacher.hidden_size, student.hidden_size
@@ -133,23 +133,12 @@ class Distillation(Objective):
         return loss, terms
 
     @property
-    def frozen_models(self) -> list[PreTrainedModel]:
-        """The teacher's models."""
+    def frozen_models(self) -> Sequence[PreTrainedModel]:
         return self.teacher.models if self.teacher else []
 
     @property
     def reference(self) -> PreTrainedModel | None:
-        """The teacher."""
         return self.teacher.reference if self.teacher else None
-
-    @property
-    def _teacher_key(self) -> str:
-        return f"{self.key}.teacher"
-
-    def _keyed(self, teacher: Teacher | None) -> Teacher:
-        assert teacher is not None
-        teacher.key = self._teacher_key
-        return teacher
 
     def _pair_layers(
         self, teacher: PretrainedConfig, student: PretrainedConfig, layers: list[int] | None

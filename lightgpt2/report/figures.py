@@ -17,7 +17,6 @@ def number(value: Any) -> float | None:
 
 
 def numbers(named: Mapping[str, Any]) -> dict[str, float]:
-    """The values that are numbers."""
     return {key: value for key, raw in named.items() if (value := number(raw)) is not None}
 
 
@@ -104,14 +103,12 @@ def _write(value: float | None, places: int) -> str:
 
 
 def write(key: str, value: float | None) -> str:
-    """A resource as a person reads it."""
     if value is not None and key in ("parameters", "nonzero"):
         return f"{_write(value / 1e6, 2)} M" if abs(value) >= 1e5 else _write(value, 0)
     return _write(value, 1 if value is None or abs(value) >= 100 else 2 if abs(value) >= 1 else 3)
 
 
 def write_change(per_cent: float | None) -> str:
-    """A change in per cent as a person reads it."""
     if per_cent is None or not math.isfinite(per_cent):
         return _write(per_cent, 1)
     return "0.0 %" if abs(per_cent) < 0.05 else f"{per_cent:+,.1f} %"

@@ -25,7 +25,6 @@ def escape(text: object) -> str:
 
 
 def items(lines: Iterable[str]) -> str:
-    """A list."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
@@ -42,7 +41,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cell(text: str, is_text: bool) -> str:
     value, bracket, more = (text, "", "") if is_text else text.partition(" (")
-    return escape(value) + (f"<br><small>({escape(more)}</small>" if bracket else "")
+    return escape(value) + (f"<br/><small>({escape(more)}</small>" if bracket else "")
 
 
 def folded(title: str, *blocks: str) -> str:

@@ -15,16 +15,11 @@ _BENCHMARK = "benchmark.json"
 
 
 def write_report(folders: Sequence[str], output: str, budget: float, gain: float) -> None:
-    """Writes what each stage of finished runs bought.
+    """Write what each stage of finished runs bought: `report.md`, the pictures beside it, and `report.html`.
 
-    Args:
-        folders: Folders of runs (`checkpoints/RUN`), folders of those, or folders with a `benchmark.json`.
-        output: Folder for `report.md`, the pictures beside it, and `report.html`.
-        budget: By how many per cent the primary metric may be worse than the source's.
-        gain: By how many per cent a stage must better a figure to have paid.
-
-    Raises:
-        UserError: A folder holds neither, or a damaged file; nothing is written.
+    `folders` are those of runs (`checkpoints/RUN`), folders of those, or have a `benchmark.json`. The primary metric may be
+    `budget` per cent worse than the source's; a stage has paid if it betters a figure by `gain` per cent. Nothing is written
+    if a folder holds neither, or a damaged file.
     """
     text, plots = compose(models(*find(folders)), budget, gain)
     target = Path(output)
@@ -40,11 +35,7 @@ def write_report(folders: Sequence[str], output: str, budget: float, gain: float
 
 
 def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark]]:
-    """The ledgers of runs and folders of runs, by the folder of their model; and the benchmarks beside them.
-
-    Raises:
-        UserError: With all that is wrong: folders that hold neither, damaged files.
-    """
+    """The ledgers of runs and folders of runs, by the folder of their model; and the benchmarks beside them."""
     found, ledgers = dict[Path, str](), dict[str, list[Entry]]()
     benchmarks, problems = list[Benchmark](), list[str]()
     for folder in folders:

@@ -43,11 +43,9 @@ class _Axis:
         self.scale = (end - start) / (self.high - self.low)
 
     def at(self, value: float) -> float:
-        """The pixel of a value."""
         return self.start + ((math.log10(value) if self.log else value) - self.low) * self.scale
 
     def ticks(self) -> list[float]:
-        """Round values inside the axis."""
         if self.log:
             found = [m * 10.0**e for e in range(math.floor(self.low), math.ceil(self.high)) for m in (1, 2, 5)]
             return [value for value in found if self.low <= math.log10(value) <= self.high]

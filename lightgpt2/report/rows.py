@@ -37,7 +37,6 @@ class Score:
 
     @property
     def value(self) -> float | None:
-        """The value of the primary metric."""
         return number(self.about.get("value"))
 
     def examples(self) -> Metric | None:
@@ -63,7 +62,6 @@ class Model:
 
     @property
     def root(self) -> "Model":
-        """The model that its chain began with."""
         return self if self.parent is None else self.parent.root
 
     @property
@@ -167,7 +165,6 @@ class _Node:
 
     @property
     def history(self) -> "list[_Node]":
-        """From the first stage on."""
         return [*(self.before.history if self.before else []), self]
 
     @property
@@ -194,7 +191,6 @@ class _Node:
         return stage if self.stage is self else f"{stage} {self.model.removeprefix('model-')}"
 
     def measured(self, benchmarks: Iterable[Benchmark], precisions: Sequence[str]) -> list[Benchmark]:
-        """What was measured of its model."""
         own = str(PurePath(str(self.stage.entry.get("stage", "")), self.model))
         return _measured(benchmarks, [own, *filter(None, [self.folder])], precisions)
 
@@ -239,11 +235,8 @@ def _unique_names(nodes: Iterable[_Node]) -> dict[_Node, str]:
 def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] = ()) -> list[Model]:
     """The rows in order: each source, its stages, and after each its half-precision rows and copies.
 
-    Ancestors that a ledger tells of are rows though their folders were not given; models with only a benchmark come last.
-
-    Args:
-        ledgers: Entries by model folder (`checkpoints/RUN/model`, `checkpoints/RUN/model-nf4`).
-        benchmarks: Those of `lightgpt2 benchmark`, beside the ledgers' own.
+    Ledgers are entries by model folder (`checkpoints/RUN/model-nf4`); ancestors that they tell of are rows though their folders
+    were not given. Models of which there is only a benchmark, of `lightgpt2 benchmark`, come last.
     """
     nodes = _nodes(ledgers)
     known = [part(node.entry, "benchmark") for node in nodes]
@@ -271,7 +264,6 @@ def _source(node: _Node, benchmarks: list[Benchmark]) -> Model | None:
 
 
 def _own(node: _Node, name: str, parent: Model | None, benchmarks: list[Benchmark]) -> Model:
-    """The row of a stage's model, or of a copy."""
     kind = converted(node.entry) if parent else "stage"
     found, score = node.measured(benchmarks, _FULL if kind == "stage" else ()), _score(node.entry, "after", node.folder)
     if parent and kind != "stage" and score.quality == parent.score.quality:

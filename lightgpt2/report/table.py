@@ -1,30 +1,46 @@
-"""Tables in the terminal: at the end of a run, of a quantization and of a sweep."""
+"""What the terminal shows at the end of a run, a quantization, a sweep, an export and a benchmark."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightgpt2.models.quality import metric_names
-from lightgpt2.report.figures import title
+from lightgpt2.report.figures import numbers, title
+from lightgpt2.report.markup import table
 
-Rows = Sequence[Sequence[str]]
+_SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache"}
+Arm = dict[str, Any]
+Cells = dict[str, str]  # of a row, by their columns
 Figures = Mapping[str, Mapping[str, Any]]
 
 
 def comparison(figures: Figures) -> str:
     """A table with one row a model: of its quality as in a ledger, `parameters`, `embedding` and `megabytes`."""
-    header = ["parameters", "embedding", "MB on disk"]
-    sizes = [[f"{row['parameters']:,}", f"{row['embedding']:,}", f"{row['megabytes']:.2f}"] for row in figures.values()]
-    return _with_metrics(figures, header, sizes)
+    names = dict.fromkeys(name for row in figures.values() for name in metric_names(row))
+    cells = [
+        {
+            **_metrics(row, [*names]),
+            "parameters": f"{row['parameters']:,}",
+            "embedding": f"{row['embedding']:,}",
+            "MB on disk": f"{row['megabytes']:.2f}",
+        }
+        for row in figures.values()
+    ]
+    return "\n".join(["", *_named(figures, cells)])
 
 
 def precisions(figures: Figures) -> str:
     """A table with one row a precision of one model: of its quality, `memory`, `megabytes` and the layers `quantized`."""
-    sizes = []
-    for row in figures.values():
-        known = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("memory", "megabytes"))
-        sizes.append([*known, row.get("quantized", "none")])
-    header = ["weights MB", "MB on disk", "linear layers quantized"]
-    return _with_metrics({name: _primary(row) for name, row in figures.items()}, header, sizes)
+    cells = [
+        {
+            **_metrics(row, [row["primary"]]),
+            "weights MB": "" if row["memory"] is None else f"{row['memory']:.2f}",
+            "MB on disk": "" if row["megabytes"] is None else f"{row['megabytes']:.2f}",
+            "linear layers quantized": row.get("quantized", "none"),
+        }
+        for row in figures.values()
+    ]
+    return "\n".join(["", *_named(figures, cells)])
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:
@@ -33,13 +49,30 @@ def sweep_table(found: Mapping[str, Any]) -> str:
     for name, points in found["arms"].items():
         rows[0] += [f"{name} {title(points[0]['primary'])}", "95 % interval"]
         for row, point in zip(rows[1:], points, strict=True):
-            row += _cells(point, [point["primary"]])
+            row += _metrics(point, [point["primary"]]).values()
     largest = found["largest_inside_budget"]
     verdict = "no value is inside it" if largest is None else f"the largest value inside it is {largest:g}"
-    return "\n".join(["", *aligned(rows), "", f"With a budget of {found['budget_percent']:g} % {verdict}."])
+    return "\n".join(["", *_aligned(rows), "", f"With a budget of {found['budget_percent']:g} % {verdict}."])
 
 
-def aligned(rows: Rows) -> list[str]:
+def _metrics(row: Mapping[str, Any], names: Sequence[str]) -> Cells:
+    """A row's metrics, with the interval of the first."""
+    first = row[names[0]]
+    bounds = " - ".join(f"{bound:.{first['digits']}f}" for bound in first["interval_95"] or ())
+    others = {title(name): _value(row[name]) if name in row else "" for name in names[1:]}
+    return {title(names[0]): _value(first), "95 % interval": bounds, **others}
+
+
+def _value(about: Mapping[str, Any]) -> str:
+    return f"{about['value']:.{about['digits']}f}"
+
+
+def _named(names: Iterable[str], rows: Sequence[Cells]) -> list[str]:
+    """The lines of a table whose rows have names and the same columns."""
+    return _aligned([["", *rows[0]], *([name, *row.values()] for name, row in zip(names, rows, strict=True))])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table: the first column to the left, the others to the right, a rule below the first row."""
     first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
     form = "  ".join([f"{{:<{max(first)}}}", *(f"{{:>{max(lengths)}}}" for lengths in others)])
@@ -47,23 +80,84 @@ def aligned(rows: Rows) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
-def _primary(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {row["primary"]: row[row["primary"]], "primary": row["primary"]}
+def exported_line(folder: Path, about: Mapping[str, Any]) -> str:
+    """Sizes and figures of an exported folder, of what its `export.json` says, in one line."""
+    before, after = (about["quality"][label] for label in ("before", "after"))
+    mine, source = (_value(scored[after["primary"]]) for scored in (after, before))
+    counts = "".join(f" ({count:g} {what} of {about['validation']})" for what, count in [*numbers(after).items()][:1])
+    shares = [f"{said} {about['agreement'][key]:.1%}" for key, said in _SHARES.items() if key in about["agreement"]]
+    quality = f"{title(after['primary'])} {mine}, the source's {source}{counts}"
+    return "; ".join(filter(None, [f"{folder}: {_megabytes(about)}", quality, ", ".join(shares)]))
 
 
-def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """A row's metrics, with the interval of the first."""
-    first = row[names[0]]
-    bounds = " - ".join(f"{bound:.{first['digits']}f}" for bound in first["interval_95"] or ())
-    return [metric_text(first), bounds, *(metric_text(row[name]) if name in row else "" for name in names[1:])]
+def encoder_line(folder: Path, about: Mapping[str, Any]) -> str:
+    cosine, texts = about["cosine"], f"({about['cosine']['texts']} texts of {about['validation']})"
+    said = f"cosine to PyTorch {cosine['mean']:.5f}, {cosine['least']:.5f} at least {texts}"
+    return f"{folder}: {_megabytes(about)}; {said}"
 
 
-def metric_text(about: Mapping[str, Any]) -> str:
-    """The value of a metric with its digits."""
-    return f"{about['value']:.{about['digits']}f}"
+def _megabytes(about: Mapping[str, Any]) -> str:
+    return f"{sum(about['bytes'].values()) / 1e6:.2f} MB"
 
 
-def _with_metrics(figures: Figures, header: list[str], more: Rows) -> str:
-    names = list(dict.fromkeys(name for row in figures.values() for name in metric_names(row)))
-    rows = [[label, *_cells(row, names), *cells] for (label, row), cells in zip(figures.items(), more, strict=True)]
-    return "\n".join(["", *aligned([["", title(names[0]), "95 % interval", *map(title, names[1:]), *header], *rows])])
+def benchmark_table(result: dict[str, Any]) -> str:
+    """Tables with one row an arm that was measured: figures, what a generation takes, ratios to the first; then what failed."""
+    failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
+    measured = [arm for arm in result["arms"] if "error" not in arm]
+    return "\n".join(["", *(_sections(result, measured) if measured else []), *failed])
+
+
+def operators_markdown(arm: Arm) -> str:
+    """The operators that took the most time of an arm, for TensorBoard."""
+    rows = [
+        [op["name"], str(op["calls"]), f"{op['self_ms']:.3f}", f"{op['share']:.1%}", op["device"]]
+        for op in arm["operators"]
+    ]
+    shown = table(["operator", "calls", "self ms", "share", "device"], rows)
+    return f"{shown}\n\nattention: {arm['attention_kernel']}, trace: {arm['trace']}"
+
+
+def _sections(result: dict[str, Any], measured: list[Arm]) -> list[str]:
+    settings, machine = result["settings"], result["machine"]
+
+    def lines(cells: Callable[[Arm], Cells]) -> list[str]:
+        return [*_named([arm["name"] for arm in measured], [cells(arm) for arm in measured]), ""]
+
+    return [
+        *lines(_figures),
+        f"Generation with its prompt of {settings['prompt_tokens']} tokens: wall clock; CPU time of all threads; "
+        "100 % is one core\n",
+        *lines(_spent),
+        f"Times as fast as {measured[0]['name']}: median (lowest - highest) of the ratios inside {settings['rounds']} rounds\n",
+        *lines(_ratios),
+        f"{machine['name']}, {machine['threads']} threads on the CPU, torch {machine['versions']['torch']}; "
+        "one process a model",
+    ]
+
+
+def _figures(arm: Arm) -> Cells:
+    generated = arm["generate"].items()
+    first = next(each["first_token_ms"] for _, each in generated)  # the prompt is the same for all
+    return {
+        "weights MB": f"{arm['weights_mb']:.1f}",
+        "peak MB": f"{arm['peak_memory_mb']:.1f}",
+        **{f"{shape} ms": f"{times['p50_ms']:.2f}" for shape, times in arm["forward"].items()},
+        "first token ms": f"{first:.2f}",
+        **{f"{count}: tokens/s": f"{each['tokens_per_s']:.1f}" for count, each in generated},
+        "attention": arm["attention_kernel"].replace("aten::_scaled_dot_product_", ""),
+    }
+
+
+def _spent(arm: Arm) -> Cells:
+    cells: Cells = {}
+    for count, each in arm["generate"].items():
+        cells[f"{count}: seconds"] = f"{each['seconds']:.3f}"
+        cells[f"{count}: CPU seconds"] = f"{each['cpu_seconds']:.3f}"
+        cells[f"{count}: CPU %"] = f"{each['cpu_percent']:.0f}"
+    return cells
+
+
+def _ratios(arm: Arm) -> Cells:
+    return {
+        what: f"{each['median']:.2f} ({each['low']:.2f} - {each['high']:.2f})" for what, each in arm["ratio"].items()
+    }

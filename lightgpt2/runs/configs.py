@@ -1,10 +1,11 @@
-"""Configurations and recipes by path, or by the bare name of one that ships."""
+"""Configurations and recipes by their path, or by the bare name of one that ships."""
 
 from pathlib import Path
 
 import yaml
 
 from lightgpt2.errors import UserError
+from lightgpt2.runs.settings import Settings
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -15,20 +16,19 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
-def find_config(name: str, key: str = "--config", beside: Path | None = None) -> Path:
-    """Find a configuration by its path, from the working folder or else `beside` it, or by the name of a shipped one."""
-    return _find(name, key, [beside / name] if beside else [], Path(), shipped_configs())
+def load_config(name: str, key: str = "--config", beside: Path = Path()) -> tuple[Path, Settings]:
+    """Load a configuration by its path, from the working folder or else `beside` it, or by the name of a shipped one."""
+    return _load(name, key, [beside / name], shipped_configs())
 
 
-def find_recipe(name: str) -> Path:
-    """Find a recipe by its path, or by the name of a shipped one: `quickstart.yaml`, `recipes/quickstart.yaml`."""
-    folder = Path("recipes") if Path(name).parent == Path("recipes") else Path()
-    return _find(name, "recipe", [], folder, shipped_configs() / "recipes")
+def load_recipe(name: str) -> tuple[Path, Settings]:
+    """Load a recipe by its path, or by the name of a shipped one: `quickstart.yaml`, `recipes/quickstart.yaml`."""
+    return _load(name, "recipe", [], shipped_configs() / "recipes")
 
 
-def _find(name: str, key: str, elsewhere: list[Path], folder: Path, shipped: Path) -> Path:
-    """The file at a path, else elsewhere; a name directly under `folder` may also be one of the shipped files."""
-    inside = [shipped / Path(name).name] if Path(name).parent == folder else []
+def _load(name: str, key: str, elsewhere: list[Path], shipped: Path) -> tuple[Path, Settings]:
+    """The file at a path, else elsewhere, else the one that ships: NAME, or FOLDER/NAME with the name of their folder."""
+    inside = [shipped / Path(name).name] if str(Path(name).parent) in (".", shipped.name) else []
     path = next((candidate for candidate in [Path(name), *elsewhere, *inside] if candidate.is_file()), None)
     if path is None:
         known = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
@@ -39,4 +39,4 @@ def _find(name: str, key: str, elsewhere: list[Path], folder: Path, shipped: Pat
         raise UserError(f"{key}: {name} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UserError(f"{key}: {name} holds no settings; see {shipped} for examples")
-    return path
+    return path, values

@@ -12,7 +12,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.adapters import base_of, is_adapter
 from lightgpt2.models.files import sha256_file
 from lightgpt2.models.ledger import FILE as LEDGER
-from lightgpt2.runs.recipes import Recipe, Stage, corpus
+from lightgpt2.runs.recipes import Stage, corpus
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat, section
 
@@ -23,7 +23,7 @@ _ELSEWHERE = ("needs", "run")  # say where things lie; what lies there is compar
 _TEXT = {"data.source", "data.text_field", "data.separator"}
 
 
-def parts(recipe: Recipe, stage: Stage) -> Parts:
+def parts(stage: Stage) -> Parts:
     """Everything that a stage is made from: settings by dotted keys, digests of what it takes, the corpus, the version.
 
     The digests are by key, of what comes from other stages (`inputs`) and from other files and folders (`sources`).
@@ -32,7 +32,7 @@ def parts(recipe: Recipe, stage: Stage) -> Parts:
     text = corpus(stage.settings)
     found = {
         "settings": {key: value for key, value in settings.items() if key not in stage.inputs},
-        "inputs": {key: _input(recipe, stage, folder) for key, folder in stage.inputs.items()},
+        "inputs": {key: _input(stage, folder) for key, folder in stage.inputs.items()},
         "sources": sources(stage),
         "text": text.fingerprint() if text else None,
         "lightgpt2": __version__,
@@ -41,12 +41,13 @@ def parts(recipe: Recipe, stage: Stage) -> Parts:
     return plain
 
 
-def _input(recipe: Recipe, stage: Stage, folder: str) -> dict[str, str]:
-    if digest := weights(recipe.folder / folder):
+def _input(stage: Stage, folder: str) -> dict[str, str]:
+    path = stage.run.folder.parent / folder
+    if digest := weights(path):
         return {"folder": folder, "sha256": digest}
-    parent = folder.partition("/")[0]
-    made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(recipe.run(parent).folder))) or "nothing"
-    what = f"must be a folder with weights, got {recipe.folder / folder}"
+    parent = path.parent.name
+    made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(path.parent))) or "nothing"
+    what = f"must be a folder with weights, got {path}"
     raise UserError(f"stages.{stage.name}.from: {what}; {parent} wrote {made}")
 
 
@@ -54,11 +55,12 @@ def sources(stage: Stage) -> dict[str, str | None]:
     """Digests of the local models and tokenizers that no stage writes; None for one that `needs` is yet to make."""
     tokenizer = section(stage.settings, "data", "init_args").get("tokenizer")
     named = flat({"model": section(stage.settings, "model"), "data.tokenizer": tokenizer}, lists=True)
+    names = {key: name for key, name in named.items() if name and isinstance(name, str) and key not in stage.inputs}
     needs, found = section(stage.settings, "needs"), dict[str, str | None]()
-    for key, name in named.items():
+    for key, name in names.items():
         with suppress(OSError, RuntimeError):  # a text that cannot be a path
-            path = Path(name or "?").expanduser() if isinstance(name, str) and key not in stage.inputs else None
-            if path and (name in needs or path.exists()):
+            path = Path(name).expanduser()
+            if name in needs or path.exists():
                 found[key] = _source(path, key)
     return found
 
@@ -100,15 +102,17 @@ def changes(old: Parts, new: Parts) -> list[str]:
     before, after = old["settings"], new["settings"]
     keys = [key for key in {**before, **after} if (key in before, before.get(key)) != (key in after, after.get(key))]
     found = [f"{key}: {_shown(before, key)} -> {_shown(after, key)}" for key in keys]
+    nothing = {"folder": "no input", "sha256": ""}
     for key in {**old["inputs"], **new["inputs"]}:
-        then, now = ({"folder": "no input", "sha256": "", **made["inputs"].get(key, {})} for made in (old, new))
-        if then["sha256"] != now["sha256"]:
-            folders = f"{key}: {then['folder']} -> {now['folder']}"
-            found.append(folders if then["folder"] != now["folder"] else f"its input {now['folder']} has changed")
+        then, now = old["inputs"].get(key, nothing), new["inputs"].get(key, nothing)
+        if then["folder"] == now["folder"] and then["sha256"] != now["sha256"]:
+            found.append(f"its input {now['folder']} has changed")
+        elif then["sha256"] != now["sha256"]:
+            found.append(f"{key}: {then['folder']} -> {now['folder']}")
     for key, digest in new["sources"].items():
         # One that was not there when the stage was begun was made in the course of it, or is needed no more.
-        replaced = digest and old["sources"].get(key, digest) not in (None, digest)
-        if replaced and before.get(key) == after.get(key):
+        earlier = old["sources"].get(key)
+        if earlier and digest and earlier != digest and key not in keys:
             found.append(f"{key}: {after[key]} has changed")
     if old["text"] != new["text"] and not _TEXT & {*keys}:
         found.append("the text has changed")
@@ -126,9 +130,12 @@ def _shown(settings: Settings, key: str) -> str:
 
 def _lost(recorded: dict[str, str], folder: Path) -> list[str]:
     """What has become of the folders of weights that a finished run wrote, in words."""
-    now = {name: weights(folder / name) for name, digest in recorded.items() if weights(folder / name) != digest}
-    named = {name: "artefact" if name == "model" else f"folder {name}" for name in now}
-    return [f"its {named[name]} {'has changed' if digest else 'is gone'}" for name, digest in now.items()]
+    now = {name: weights(folder / name) for name in recorded}
+    return [
+        f"its {'artefact' if name == 'model' else f'folder {name}'} {'has changed' if digest else 'is gone'}"
+        for name, digest in now.items()
+        if digest != recorded[name]
+    ]
 
 
 class Plan(NamedTuple):

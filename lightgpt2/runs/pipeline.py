@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.errors import Interrupted, UserError, refuse
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs import fingerprints
@@ -27,18 +27,13 @@ _STATE = "pipeline.json"
 
 
 def run_recipe(name: str, dry_run: bool = False, run: str | None = None) -> None:
-    """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed.
-
-    Args:
-        name: Path of the recipe, or the name of a shipped one.
-        dry_run: Only say what would run, and why.
-        run: The folder of its stages under `checkpoints/`; by default its stem.
-    """
+    """Run the stages of a recipe that are not done yet, or whose settings or inputs have changed; see `commands.pipeline`."""
     recipe = read_recipe(name, run)
     if dry_run:
         _check_folders(recipe)
         plans = _plans(recipe)
-        for stage, (action, reason) in zip(recipe.stages, plans, strict=True):
+        for stage in recipe.stages:
+            action, reason = plans[stage.name]
             absent = missing(section(stage.settings, "needs"), section(stage.settings, "model", "init_args"))
             first = [f"; first makes {path} with lightgpt2 fit --config {config}" for path, config in absent.items()]
             _say(recipe, stage, f"{action:6}  {reason}{''.join(first if action != 'skip' else [])}")
@@ -71,10 +66,9 @@ def _check_folders(recipe: Recipe) -> None:
     if (recipe.folder / "config.yaml").exists():
         raise UserError(f"{recipe.folder}: is the folder of a run; give the recipe's runs another with --run NAME")
     known = _read_state(recipe)
-    folders = [recipe.run(stage.name).folder for stage in recipe.stages if stage.name not in known]
+    folders = [stage.run.folder for stage in recipe.stages if stage.name not in known]
     how = f"was not made by this pipeline ({_STATE} beside it does not name it); move it away, or rename the stage"
-    if problems := [f"{folder}: {how}" for folder in folders if folder.exists()]:
-        raise UserError(problems)
+    refuse(f"{folder}: {how}" for folder in folders if folder.exists())
 
 
 @contextmanager
@@ -111,7 +105,7 @@ def _note(recipe: Recipe, stage: Stage, state: str, made_from: Parts, **more: An
     write_json(recipe.folder / _STATE, {**_read_state(recipe), stage.name: record})
 
 
-def _plans(recipe: Recipe) -> list[Plan]:
+def _plans(recipe: Recipe) -> dict[str, Plan]:
     """What to do about each stage, as far as it is known before any has run."""
     state, found = _read_state(recipe), dict[str, Plan]()
     for stage in recipe.stages:
@@ -119,22 +113,20 @@ def _plans(recipe: Recipe) -> list[Plan]:
         if anew:
             found[stage.name] = Plan("run", f"its input {', '.join(anew)} will be made anew")
         else:
-            made_from = fingerprints.parts(recipe, stage)
-            found[stage.name] = plan(state.get(stage.name), made_from, recipe.run(stage.name))
-    return list(found.values())
+            found[stage.name] = plan(state.get(stage.name), fingerprints.parts(stage), stage.run)
+    return found
 
 
-def _check_configs(recipe: Recipe, plans: list[Plan]) -> None:
+def _check_configs(recipe: Recipe, plans: dict[str, Plan]) -> None:
     """Read the configurations of the stages that are to run, so that a mistake in the last shows before the first runs."""
-    stages = [stage for stage, found in zip(recipe.stages, plans, strict=True) if found.action != "skip"]
-    if problems := check_stages({f"stages.{stage.name}": stage.settings for stage in stages}):
-        raise UserError(problems)
+    stages = [stage for stage in recipe.stages if plans[stage.name].action != "skip"]
+    refuse(check_stages({f"stages.{stage.name}": stage.settings for stage in stages}))
 
 
 def _run_stage(recipe: Recipe, number: int, held: int) -> float | None:
     """Do what is to be done about a stage; the seconds that it took, or None if it was skipped."""
     stage = recipe.stages[number]
-    made_from, run = fingerprints.parts(recipe, stage), recipe.run(stage.name)
+    made_from, run = fingerprints.parts(stage), stage.run
     action, reason = plan(_read_state(recipe).get(stage.name), made_from, run)
     print(f"[{number + 1}/{len(recipe.stages)}] {stage.name}: {action} ({reason})", flush=True)
     if action == "skip":
@@ -175,10 +167,9 @@ def _discard(run: Run) -> None:
 
 def _finish(recipe: Recipe, stage: Stage, made_from: Parts, seconds: float) -> None:
     """Note that a stage has ended well: with an artefact that was scored, which fit does last."""
-    run = recipe.run(stage.name)
-    made = fingerprints.outputs(run.folder)
-    if "model" not in made or "after" not in Ledger.read(run.model).last.get("quality", {}):
-        what = f"it ended without an artefact that was scored ({run.model})"
+    made = fingerprints.outputs(stage.run.folder)
+    if "model" not in made or "after" not in Ledger.read(stage.run.model).last.get("quality", {}):
+        what = f"it ended without an artefact that was scored ({stage.run.model})"
         raise UserError(f"stages.{stage.name}: {what}; see what it printed above")
     # What the stage's `needs` made on its way is known now.
     known = {key: digest for key, digest in made_from["sources"].items() if digest}

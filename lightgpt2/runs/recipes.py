@@ -2,14 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightgpt2.data.corpora import Corpus
-from lightgpt2.errors import Problem, UserError
-from lightgpt2.runs.configs import find_config, find_recipe
+from lightgpt2.errors import Problem, UserError, refuse
+from lightgpt2.runs.configs import load_config, load_recipe
 from lightgpt2.runs.run import Run, is_folder_name
 from lightgpt2.runs.settings import Settings, flat, override, section
 
@@ -27,8 +26,13 @@ class Stage:
     inputs: dict[str, str] = field(default_factory=dict)  # what it takes from others: STAGE/FOLDER by key
 
     @property
+    def run(self) -> Run:
+        """The run that it is, beside those of the other stages."""
+        return Run(self.settings["run"])
+
+    @property
     def parents(self) -> set[str]:
-        """Names of the stages that it takes something from."""
+        """Names of the stages in `inputs`."""
         return {folder.partition("/")[0] for folder in self.inputs.values()}
 
 
@@ -41,18 +45,13 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        """Where the stages lie."""
-        return Path("checkpoints") / self.name
-
-    def run(self, name: str) -> Run:
-        """The run that a stage is."""
-        return Run(f"{self.name}/{name}")
+        """Where the runs of the stages lie."""
+        return Run(self.name).folder
 
 
 def read_recipe(name: str, run: str | None = None) -> Recipe:
     """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import."""
-    path = find_recipe(name)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path, values = load_recipe(name)
     reader = _Reader(path, run or path.stem, values.pop("stages", None))
     if not is_folder_name(reader.run):
         reader.wrong("recipe", f"{reader.run} names no folder for its stages", "give --run NAME, without leading dots")
@@ -61,8 +60,7 @@ def read_recipe(name: str, run: str | None = None) -> Recipe:
     stages = [reader.stage(number, entry) for number, entry in enumerate(reader.entries)]
     if not stages:
         reader.wrong("stages", "there are none", "give a list of them, each with a name and a config")
-    if reader.problems:
-        raise UserError(reader.problems)
+    refuse(reader.problems)
     return Recipe(reader.run, in_order(stages))
 
 
@@ -76,20 +74,17 @@ class _Reader:
         self.names = [name if isinstance(name, str) else "" for name in names]
 
     def wrong(self, key: str, what: str, fix: str = "") -> None:
-        """Collect a mistake."""
         self.problems.append(Problem(key, what, fix))
 
     def stage(self, number: int, entry: Any) -> Stage:
-        """A stage as it is written."""
         stage = Stage(self.names[number])
         where = f"stages.{stage.name or number + 1}"
         if not isinstance(entry, dict):
             self.wrong(where, f"must be a mapping with a name and a config, got {entry!r}")
             return stage
-        unknown = [key for key in entry if key not in _KEYS]
-        self.problems += [
-            Problem(f"{where}.{key}", "no such key", f"a stage has {', '.join(_KEYS)}") for key in unknown
-        ]
+        for key in entry:
+            if key not in _KEYS:
+                self.wrong(f"{where}.{key}", "no such key", f"a stage has {', '.join(_KEYS)}")
         self._check_name(f"{where}.name", number, entry.get("name"))
         overrides = entry.get("overrides") or {}
         if not isinstance(overrides, dict):
@@ -97,10 +92,10 @@ class _Reader:
             overrides = {}
         try:
             stage.settings = self._config(f"{where}.config", entry.get("config"))
-            self.problems += [Problem.of(p).under(f"{where}.overrides") for p in override(stage.settings, overrides)]
+            self.problems += [p.under(f"{where}.overrides") for p in override(stage.settings, overrides)]
             self._connect(where, stage, number, entry, overrides)
             if text := corpus(stage.settings):
-                text.check()
+                self.problems += [problem.under(where) for problem in text.problems()]
         except UserError as error:
             self.problems += [p if p.key.startswith(where) else p.under(where) for p in error.problems]
         return stage
@@ -115,14 +110,12 @@ class _Reader:
             self.wrong(key, "an earlier stage has this name", "give each another")
 
     def _config(self, key: str, config: Any) -> Settings:
-        """A stage's configuration."""
         if config is None:
             raise UserError(f"{key}: required, but not given")
         if not isinstance(config, str):
             raise UserError(f"{key}: must be the name of a configuration, got {config!r}")
-        beside = self.path.parent  # where the recipe itself may be called like a shipped configuration
-        path = find_config(config, key, None if (beside / config).resolve() == self.path.resolve() else beside)
-        settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        itself = (self.path.parent / config).resolve() == self.path.resolve()  # called like a shipped configuration
+        _, settings = load_config(config, key, Path() if itself else self.path.parent)
         if not section(settings, "model").get("class_path"):
             raise UserError(f"{key}: {config} has no model.class_path; give a configuration of fit")
         return settings
@@ -141,8 +134,8 @@ class _Reader:
                 self.wrong(f"{where}.overrides.{clash}", what, "remove the override, or write from: null")
             elif folder:
                 stage.inputs[key] = folder
-                path = str(Path("checkpoints") / self.run / folder)
-                self.problems += [Problem.of(p).under(f"{where}.from") for p in override(stage.settings, {key: path})]
+                path = str(Run(self.run).folder / folder)
+                self.problems += [p.under(f"{where}.from") for p in override(stage.settings, {key: path})]
         stage.settings["run"] = f"{self.run}/{stage.name}"
 
     def _folder(self, key: str, source: Any) -> str | None:
@@ -167,16 +160,14 @@ def corpus(settings: Settings) -> Corpus | None:
 
 def in_order(stages: list[Stage]) -> list[Stage]:
     """Order stages so that each comes after those that it takes something from, and otherwise as they are written."""
+    try:
+        TopologicalSorter({stage.name: stage.parents for stage in stages}).prepare()
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise UserError(f"stages: {circle} wait for each other's model; change the from: of one of them") from error
     ordered, waiting = dict[str, Stage](), list(stages)
     while waiting:
-        following = next((stage for stage in waiting if stage.parents <= {*ordered}), None)
-        if following is None:  # each waits for another: some of them in a circle
-            blocking = {stage.name: min(stage.parents - {*ordered}) for stage in waiting}
-            path = [waiting[0].name]
-            while path[-1] not in path[:-1]:
-                path.append(blocking[path[-1]])
-            circle = " -> ".join(path[path.index(path[-1]) :])
-            raise UserError(f"stages: {circle} wait for each other's model; change the from: of one of them")
+        following = next(stage for stage in waiting if stage.parents <= {*ordered})
         ordered[following.name] = following
         waiting.remove(following)
     return [*ordered.values()]

@@ -92,21 +92,29 @@ def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
         what = f"{run.folder} was not made by lightgpt2; {fix}"
     elif differences := _differences(ours, theirs):
         what = f"{run.folder} belongs to another run ({differences}); {fix}"
-    elif not resuming and unfinished(run, ours):
+    elif not resuming and _unfinished(run, ours):
         what = f"{run.folder} holds an unfinished run; resume it with --ckpt_path last, or {fix}"
     else:
         return
     raise UserError(f"--run {run.name}: {what}")
 
 
-def check_owner(run: Run, ours: Identity) -> None:
-    """Check that the model in a run's folder is the one that the configuration describes."""
-    theirs, other = run.owner(), f"--ckpt_path {run.model} to score it"
-    if theirs is None:
-        raise UserError(f"--run {run.name}: {run.folder} was not made by lightgpt2; give {other}")
-    if differences := _differences(ours, theirs):
-        what = f"the model in {run.folder} was made with other settings ({differences})"
-        raise UserError(f"--run {run.name}: {what}; give those, or {other} with these")
+def has_model(run: Run, ours: Identity) -> bool:
+    """True if a run has a model; raises a `UserError` where that is unfinished, or not what the configuration describes."""
+    other = f"--ckpt_path {run.model} to score it"
+    if _unfinished(run, ours):
+        fix = "score the checkpoint with --ckpt_path last, or go on with lightgpt2 fit and --ckpt_path last"
+        what = f"its newest checkpoint is of another step than its model, or there is no model yet; {fix}"
+    elif not run.model.is_dir():
+        return False
+    elif (theirs := run.owner()) is None:
+        what = f"{run.folder} was not made by lightgpt2; give {other}"
+    elif differences := _differences(ours, theirs):
+        fix = f"give those, or {other} with these"
+        what = f"the model in {run.folder} was made with other settings ({differences}); {fix}"
+    else:
+        return True
+    raise UserError(f"--run {run.name}: {what}")
 
 
 def is_folder_name(name: str) -> bool:
@@ -114,7 +122,7 @@ def is_folder_name(name: str) -> bool:
     return bool(name) and Path(name).name == name and not name.startswith(".")
 
 
-def unfinished(run: Run, ours: Identity) -> bool:
+def _unfinished(run: Run, ours: Identity) -> bool:
     """True if a run's newest checkpoint is of another step than its model, or there is no model yet."""
     if not run.last.exists():
         return False
@@ -135,21 +143,18 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
                 return 0, "is damaged"
         # Memory-mapped: of the tensors only the tables of contents are read. Never runs code.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        theirs, step = checkpoint["run"], int(checkpoint["global_step"])
-        written = checkpoint.get("format", 1)
+        differences, step = _differences(ours, checkpoint["run"]), int(checkpoint["global_step"])
     except (*_UNREADABLE, zipfile.BadZipFile):
         return 0, "is truncated or was not written by lightgpt2"
-    if written != FORMAT:
-        return 0, _OLD
-    differences = _differences(ours, theirs)
-    return (0, f"is of another run ({differences})") if differences else (step, None)
+    if checkpoint.get("format") != FORMAT:
+        return step, _OLD
+    return step, f"is of another run ({differences})" if differences else None
 
 
 def find_checkpoint(run: Run, wanted: str, ours: Identity) -> tuple[Path | None, int, list[str]]:
     """Find the checkpoint that `--ckpt_path` means: `last`, `best`, or a path.
 
-    Returns:
-        Its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.
+    Returns its path, or None if the run to resume has not saved yet; its optimizer step; lines to print.
     """
     named = wanted in ("last", "best")
     candidates = {"last": [run.last, run.best], "best": [run.best]}.get(wanted, [Path(wanted)])

@@ -3,6 +3,8 @@
 import copy
 from typing import Any
 
+from lightgpt2.errors import Problem
+
 Settings = dict[str, Any]
 
 _SET_BY_PIPELINE = ("run", "config", "ckpt_path")
@@ -16,31 +18,30 @@ def section(settings: Settings, *keys: str) -> Settings:
     return settings
 
 
-def override(settings: Settings, changes: Settings) -> list[str]:
+def override(settings: Settings, changes: Settings) -> list[Problem]:
     """Put values into a configuration by their dotted keys, as on the command line: without `init_args`.
 
     A mapping is merged into the one that is there, unless it names another class or kind of model. Returns what is wrong with
-    the keys, one line each.
+    the keys.
     """
-    problems = []
-    for key, value in changes.items():
-        *parents, last = key.split(".") if isinstance(key, str) else [""]
-        if key in _SET_BY_PIPELINE:
-            problems.append(f"{key}: the pipeline sets it itself; remove it")
-        elif not all([*parents, last]):
-            problems.append(f"{key}: not a dotted key; write it as on the command line, for example trainer.max_steps")
-        else:
-            inside: Any = settings
-            for depth, parent in enumerate(parents, start=1):
-                above = _arguments(inside, parent)
-                inside = above[parent] = {} if above.get(parent) is None else above[parent]
-                if not isinstance(inside, dict):
-                    name = ".".join(parents[:depth])
-                    problems.append(f"{key}: {name} is {inside!r} and has no keys; give {name} as a whole")
-                    break
-            else:
-                _put(inside, last, value)
-    return problems
+    found = [_override(settings, str(key), value) for key, value in changes.items()]
+    return [problem for problem in found if problem]
+
+
+def _override(settings: Settings, key: str, value: Any) -> Problem | None:
+    *parents, last = key.split(".")
+    if key in _SET_BY_PIPELINE:
+        return Problem(key, "the pipeline sets it itself", "remove it")
+    if not all([*parents, last]):
+        return Problem(key, "not a dotted key", "write it as on the command line, for example trainer.max_steps")
+    for depth, parent in enumerate(parents, start=1):
+        above = _arguments(settings, parent)
+        settings = above[parent] = {} if above.get(parent) is None else above[parent]
+        if not isinstance(settings, dict):
+            name = ".".join(parents[:depth])
+            return Problem(key, f"{name} is {settings!r} and has no keys", f"give {name} as a whole")
+    _put(settings, last, value)
+    return None
 
 
 def _put(settings: Settings, key: str, value: Any) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.errors import Interrupted, UserError, refuse
 from lightgpt2.models.files import atomic_file, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quality import value_of
 from lightgpt2.report.plots import sweep_plot
 from lightgpt2.report.table import sweep_table
-from lightgpt2.runs.configs import find_config
+from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import fit
 from lightgpt2.runs.pipeline import run_stages
 from lightgpt2.runs.recipes import Recipe, Stage
@@ -35,8 +35,7 @@ def run_sweep(
     finished ones are kept. `run` names the run, or the group of runs; by default the configuration's stem does, with the key.
     The `budget` is how many per cent worse than in the first row the primary metric may be; `changes` are `key=value` each.
     """
-    path = find_config(config)
-    settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path, settings = load_config(config)
     if broken := [change for change in changes if "=" not in change]:
         raise UserError(f"--set: must be key=value, got {broken[0]}; for example trainer.max_steps=50")
     pairs = (change.split("=", maxsplit=1) for change in changes)
@@ -46,8 +45,7 @@ def run_sweep(
         wrong = [f"--values: must be in [0, 1), got {value:g}" for value in values if not 0 <= value < 1]
     else:
         wrong = _key_problems(flat(settings), key, values)
-    if problems := [*problems, *wrong]:
-        raise UserError(problems)
+    refuse([*problems, *wrong])
     if key == SPARSITY:
         _sweep_sparsity(settings, Run(run or stem), values, targets, budget)
     else:
@@ -93,7 +91,7 @@ def _sweep_key(settings: Settings, group: str, key: str, values: list[float], bu
         stages.append(Stage(str(number), {**mine, "run": f"{group}/{number}"}))
     recipe = Recipe(group, stages)
     run_stages(recipe)
-    models = [recipe.run(stage.name).model for stage in stages]
+    models = [stage.run.model for stage in stages]
     arms = {"fit": [Ledger.read(model).last["quality"]["after"] for model in models]}
     write_sweep(recipe.folder, models[0], group, {"key": key, "values": values}, arms, budget)
 

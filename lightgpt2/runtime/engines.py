@@ -49,23 +49,19 @@ def positions(mask: Ints) -> Ints:
 
 def physical_cores() -> int:
     """How many cores this process may use; two hardware threads of one core are one, and a container's quota counts."""
+    every = os.cpu_count() or 1
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
-    return max(1, min(len({_siblings(cpu) for cpu in allowed}), _quota()))
+        return every
+    siblings = {_read(Path(_TOPOLOGY.format(cpu))) or str(cpu) for cpu in allowed}
+    quota, _, period = _read(_QUOTA).partition(" ")  # empty without a control group, or `max 100000`
+    limit = math.ceil(int(quota) / int(period)) if quota.isdigit() else every
+    return max(1, min(len(siblings), limit))
 
 
-def _siblings(cpu: int) -> str:
+def _read(path: Path) -> str:
     try:
-        return Path(_TOPOLOGY.format(cpu)).read_text()
+        return path.read_text()
     except OSError:
-        return str(cpu)
-
-
-def _quota() -> int:
-    try:
-        quota, period = _QUOTA.read_text().split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no control group, or `max`
-        return os.cpu_count() or 1
+        return ""

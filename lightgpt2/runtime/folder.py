@@ -23,11 +23,7 @@ def seal(folder: Path, about: dict[str, Any]) -> None:
 
 
 def open_export(folder: Path, key: str = "MODEL") -> dict[str, Any]:
-    """Read `export.json`, and check that every file is as it was written.
-
-    Raises:
-        UserError: A file is missing, cut short or changed; `key` names the model.
-    """
+    """Read `export.json`; a `UserError` that names `key` if a file is not as it was written."""
     try:
         about: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         files: dict[str, str] = about["files"]

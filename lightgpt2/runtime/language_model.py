@@ -1,7 +1,8 @@
 """Text from a model, whatever runs it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.engines import Engine, Floats, Ints
-from lightgpt2.runtime.options import Options, Resolved, resolve
+from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.sampling import Sampler
 from lightgpt2.runtime.text import Writer
 
@@ -56,7 +57,7 @@ class LanguageModel:
         Args:
             prompts: One, or several.
             on_text: Called with a prompt's index and each new piece of its text, whole characters only.
-            **options: Fields of `lightgpt2.runtime.options.Options`, as `temperature`, `top_k`, `stop` and `seed`.
+            **options: Fields of `lightgpt2.runtime.options.Settings`, as `temperature`, `top_k`, `stop` and `seed`.
 
         Returns:
             The new text, without the prompt; a list for a list of prompts.
@@ -64,11 +65,11 @@ class LanguageModel:
         Raises:
             UserError: An option is out of range, or a prompt is empty or too long.
         """
-        texts = dict(self.texts([prompts] if isinstance(prompts, str) else prompts, Options(**options), on_text))
+        texts = dict(self.texts([prompts] if isinstance(prompts, str) else prompts, options, on_text))
         return texts[0] if isinstance(prompts, str) else [texts[index] for index in range(len(texts))]
 
     def texts(
-        self, prompts: Sequence[str], options: Options, on_text: OnText | None = None
+        self, prompts: Sequence[str], options: Mapping[str, Any], on_text: OnText | None = None
     ) -> Iterator[tuple[int, str]]:
         """Continue prompts as `generate` does; yields a prompt's index and its text, in the order in which they are done."""
         settings = resolve(options, self._folder)
@@ -97,11 +98,11 @@ class LanguageModel:
         return encoded
 
     def _continue(
-        self, batch: Sequence[_Prompt], settings: Resolved, on_text: OnText | None
+        self, batch: Sequence[_Prompt], settings: Settings, on_text: OnText | None
     ) -> Iterator[tuple[int, str]]:
         new_tokens = batch[0].new_tokens  # the same for all
         prompts = [prompt.tokens for prompt in batch]
-        sampler = Sampler(settings.sampling, prompts, [prompt.index for prompt in batch], new_tokens)
+        sampler = Sampler(settings, prompts, [prompt.index for prompt in batch], new_tokens)
         shown = (on_text and partial(on_text, prompt.index) for prompt in batch)
         writers = [Writer(self.tokenizer, p, settings.stop, on) for p, on in zip(prompts, shown, strict=True)]
         active = set(range(len(batch)))
@@ -129,13 +130,9 @@ def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
     return ids, mask
 
 
-def _batches(prompts: Sequence[_Prompt], size: int) -> list[list[_Prompt]]:
+def _batches(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
     """Prompts of like lengths together, with as many new tokens: no sequence ends sooner for another's length."""
-    batches: list[list[_Prompt]] = []
-    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.tokens)):
-        last = batches[-1] if batches else []
-        if last and len(last) < size and last[0].new_tokens == prompt.new_tokens:
-            last.append(prompt)
-        else:
-            batches.append([prompt])
-    return batches
+    longest_first = sorted(prompts, key=lambda prompt: -len(prompt.tokens))
+    for _, group in itertools.groupby(longest_first, lambda prompt: prompt.new_tokens):
+        alike = [*group]
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))

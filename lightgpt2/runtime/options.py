@@ -1,84 +1,78 @@
-"""Settings of a generation: what is asked, then what the model's folder says, then the defaults of transformers."""
+"""Settings of a generation: what is asked, else what the model's folder says, else a default."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.runtime.sampling import Sampling
 
-_NEW_TOKENS = 256  # as transformers' pipeline for text
-_TOP_K = 50  # as transformers', when it samples
+# The settings that a folder's `generation_config.json` may have, by its names.
+_OF_FOLDERS = {name: name for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty")}
+_OF_FOLDERS["no_repeat_ngram_size"] = "no_repeat_ngram"
 
 
 @dataclass(frozen=True)
-class Options:
-    """Settings of a generation. None: as the folder's `generation_config.json` says, else the default that is named.
+class Settings:
+    """Settings of a generation.
 
     Args:
-        max_new_tokens: The most tokens that are added; 256.
-        temperature: See `Sampling`; 0, or 1 where the folder says `do_sample`.
-        top_k: See `Sampling`; 50.
-        top_p: See `Sampling`; 1.
-        repetition_penalty: See `Sampling`; 1.
-        no_repeat_ngram: See `Sampling`; 0.
-        stop: Texts that end a text, and are no part of it.
-        seed: Seed of the sampling.
+        max_new_tokens: The most tokens that are added.
         batch_size: How many prompts are continued at a time.
+        temperature: Divisor of the logits; 0 takes the most likely token. 1 if it is open and the folder says `do_sample`.
+        top_k: Sample from the k most likely tokens (0: no limit).
+        top_p: Sample from the fewest most likely tokens that have this share of the probability (1: no limit).
+        repetition_penalty: Divisor of positive logits, and factor of negative ones, of tokens that were there before, in the
+            prompt too (1: none).
+        no_repeat_ngram: Length of the sequences of tokens that may not come twice, the prompt included (0: no limit).
+        seed: Seed of the sampling, with a prompt's index.
+        stop: Texts that end a text, and are no part of it; for `resolve` one text will do.
+        ends: End-of-text tokens; always the folder's.
     """
 
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram: int | None = None
-    stop: str | Sequence[str] = ()
-    seed: int = 0
+    max_new_tokens: int = 256  # as transformers' pipeline for text
     batch_size: int = 8
+    temperature: float = 0.0
+    top_k: int = 50  # as transformers', when it samples
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ends: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """Settings that are all known."""
-
-    sampling: Sampling
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    ends: frozenset[int]  # end-of-text tokens
-    batch_size: int
-
-
-def resolve(options: Options, folder: dict[str, Any]) -> Resolved:
-    """Fill in what is open from the folder's generation configuration, where None is as good as missing.
+def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
+    """The settings that some options give, with what is open (missing or None) from the folder's generation configuration.
 
     Raises:
         UserError: One line for each value that is out of range.
     """
-
-    def known(name: str, default: Any, theirs: str = "") -> Any:
-        return next(v for v in (getattr(options, name), folder.get(theirs or name), default) if v is not None)
-
-    samples = options.temperature if options.temperature is not None else bool(folder.get("do_sample"))
-    defaults = {"top_k": _TOP_K, "top_p": 1.0, "repetition_penalty": 1.0}
-    values: dict[str, Any] = {name: known(name, default) for name, default in defaults.items()}
-    values["temperature"] = known("temperature", 1.0) if samples else 0.0
-    values["no_repeat_ngram"] = known("no_repeat_ngram", 0, "no_repeat_ngram_size")
-    new_tokens = known("max_new_tokens", _NEW_TOKENS)
-    stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop)
-    counts = {"max_new_tokens": new_tokens, "batch_size": options.batch_size}
-    problems = [Problem(name, f"must be at least 1, got {value}") for name, value in counts.items() if value < 1]
+    asked = {name: value for name, value in options.items() if value is not None}
+    theirs = {name: folder[key] for key, name in _OF_FOLDERS.items() if folder.get(key) is not None}
+    values: dict[str, Any] = {"temperature": 1.0, **theirs, **asked}
+    if not asked.get("temperature", folder.get("do_sample")):
+        values["temperature"] = 0.0
+    stop, ends = values.pop("stop", ()), folder.get("eos_token_id")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    settings = Settings(**values, stop=stop, ends=frozenset([ends] if isinstance(ends, int) else ends or ()))
+    allowed = {
+        "max_new_tokens": ("at least 1", settings.max_new_tokens >= 1),
+        "batch_size": ("at least 1", settings.batch_size >= 1),
+        "temperature": ("at least 0 (0: the most likely token)", 0 <= settings.temperature < float("inf")),
+        "top_k": ("at least 0 (0: no limit)", settings.top_k >= 0),
+        "top_p": ("above 0 and at most 1", 0 < settings.top_p <= 1),
+        "repetition_penalty": ("above 0 (1: none)", 0 < settings.repetition_penalty < float("inf")),
+        "no_repeat_ngram": ("at least 0 (0: no limit)", settings.no_repeat_ngram >= 0),
+        "seed": ("at least 0", settings.seed >= 0),
+    }
+    wrong = [(name, words) for name, (words, fits) in allowed.items() if not fits]
+    problems = [Problem(name, f"must be {words}, got {getattr(settings, name)}") for name, words in wrong]
     if "" in stop:
         problems.append(Problem("stop", "must not be empty, which is everywhere", "give a text, or leave it out"))
-    unused = [name for name in ("top_k", "top_p") if values["temperature"] == 0 and getattr(options, name) is not None]
-    what = "must be left out at temperature 0, which takes the most likely token"
-    problems += [Problem(name, what, "give a temperature above 0, or remove it") for name in unused]
-    try:
-        sampling = Sampling(**values, seed=options.seed)
-    except UserError as error:
-        raise UserError([*problems, *error.problems]) from error
+    if settings.temperature == 0:
+        what = "must be left out at temperature 0, which takes the most likely token"
+        unused = [name for name in ("top_k", "top_p") if name in asked]
+        problems += [Problem(name, what, "give a temperature above 0, or remove it") for name in unused]
     if problems:
         raise UserError(problems)
-    ends = folder.get("eos_token_id")
-    ends = [ends] if isinstance(ends, int) else ends or ()
-    return Resolved(sampling, new_tokens, stop, frozenset(ends), options.batch_size)
+    return settings

@@ -41,11 +41,7 @@ def clips_products() -> bool:
 
 
 def session_options(threads: int) -> runtime.SessionOptions:
-    """The options of a session whose products are exact on every processor.
-
-    Args:
-        threads: Threads that compute.
-    """
+    """The options of a session whose products are exact on every processor."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # that a cache is longer than what is used of it is no news
@@ -57,13 +53,7 @@ def session_options(threads: int) -> runtime.SessionOptions:
 
 
 def open_session(graph: Path, threads: int, profile: str | None = None) -> runtime.InferenceSession:
-    """Load a graph to be run on the processor.
-
-    Args:
-        graph: The `.onnx` file.
-        threads: Threads that compute.
-        profile: Prefix of the profile's file; None: no profile.
-    """
+    """Load a graph to be run on the processor; `profile` is the prefix of its profile's file (None: no profile)."""
     options = session_options(threads)
     # Its threads would look for work for 33 ms after each run, on the cores that another session may want by then: with two
     # sessions in turn, prompts took up to 2.5 times as long and the first ten tokens up to twice.

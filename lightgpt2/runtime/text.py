@@ -9,15 +9,10 @@ _BROKEN = "\ufffd"  # what an incomplete character is decoded to
 
 
 class Writer:
-    """The text of one sequence, up to a stop text. Special tokens have no text.
+    """The text of one sequence behind the tokens of its prompt, up to a stop text. Special tokens have no text.
 
     Only the tokens since the last whole character are decoded, with a few before them: the work does not grow with the text.
-
-    Args:
-        tokenizer: The tokenizer.
-        prompt: Tokens that come before, whose text is left out.
-        stop: Texts that end it, and are no part of it.
-        on_text: Called with each new piece; together they are the text.
+    `on_text` is called with each new piece; together they are the text.
     """
 
     def __init__(
@@ -29,8 +24,8 @@ class Writer:
     ) -> None:
         self._tokenizer, self._tokens = tokenizer, list(prompt[-_CONTEXT:])
         self._stop, self._on_text = tuple(stop), on_text
-        self._pieces: list[str] = []
-        self._held = ""  # may be the start of a stop text
+        self._text = ""
+        self._shown = 0  # length of what was handed out: the rest may be the start of a stop text
         self.stopped = False
         self._settle()
 
@@ -49,9 +44,8 @@ class Writer:
         """Hand out what was held back, and return the whole text; bytes of incomplete characters are replaced."""
         if not self.stopped:
             self._write(self._rest())
-            if not self.stopped:
-                self._give(self._held)
-        return "".join(self._pieces)
+            self._show(len(self._text))
+        return self._text
 
     def _settle(self) -> None:
         self._done, self._before = len(self._tokens), self._tokenizer.decode(self._tokens)
@@ -61,21 +55,18 @@ class Writer:
         return self._tokenizer.decode(self._tokens)[len(self._before) :]
 
     def _write(self, piece: str) -> None:
-        self._held += piece
-        found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
-        self.stopped = bool(found)
-        sure = min(found) if found else len(self._held) - self._begun()
-        self._give(self._held[:sure])
-        self._held = self._held[sure:]
+        self._text += piece
+        if found := [place for text in self._stop if (place := self._text.find(text, self._shown)) >= 0]:
+            self.stopped, self._text = True, self._text[: min(found)]
+        self._show(len(self._text) - (0 if found else self._begun()))
 
     def _begun(self) -> int:
         """Length of the longest end of the held text that a stop text starts with."""
         most = max(map(len, self._stop), default=1) - 1
-        lengths = range(min(most, len(self._held)), 0, -1)
-        return next((n for n in lengths if any(text.startswith(self._held[-n:]) for text in self._stop)), 0)
+        lengths = range(min(most, len(self._text) - self._shown), 0, -1)
+        return next((n for n in lengths if any(text.startswith(self._text[-n:]) for text in self._stop)), 0)
 
-    def _give(self, text: str) -> None:
-        if text:
-            self._pieces.append(text)
-            if self._on_text:
-                self._on_text(text)
+    def _show(self, end: int) -> None:
+        if self._on_text and end > self._shown:
+            self._on_text(self._text[self._shown : end])
+        self._shown = end

@@ -19,7 +19,6 @@ class TransformersEngine:
         self.context = int(model.config.max_position_embeddings)
 
     def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
-        """See `Engine`."""
         self._length = ids.shape[1]
         self._cache = StaticCache(config=self._model.config, max_cache_len=self._length + new_tokens)
         self._mask = self._tensor(np.pad(mask, ((0, 0), (0, new_tokens)), constant_values=1))
@@ -28,14 +27,12 @@ class TransformersEngine:
         return self._last_logits(ids, self._tensor(places))
 
     def decode(self, tokens: Ints) -> Floats:
-        """See `Engine`."""
         self._length += 1
         logits = self._last_logits(tokens[:, None], self._next)
         self._next += 1
         return logits
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
-        """See `Engine`."""
         return self._run(ids, self._tensor(mask), self._tensor(positions(mask)), use_cache=False)
 
     def _last_logits(self, ids: Ints, places: Tensor) -> Floats:

@@ -28,17 +28,15 @@ class ChosenLayers(Start):
         self.source, self.chosen = model, layers
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The configurations of the smaller and of the bigger model."""
         original = load_config(self.source, f"{self.key}.model", trust_remote_code)
         smaller = copy.deepcopy(original)
         try:
-            smaller.num_hidden_layers = len(self.layers(original))
+            surgery.keep_layers(smaller, self.layers(original))
         except ValueError as error:
             raise UserError(f"{self.key}.layers: {error}") from error
         return {f"{self.key}.layers": smaller, f"{self.key}.model": original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Loads the bigger model and copies the layers."""
         self.original = load_model(self.source, f"{self.key}.model", trust_remote_code)
         done = [KINDS["extract_layers"].record(layers=self.layers(self.original.config))]
         return surgery.apply(self.original, done).requires_grad_(True), done

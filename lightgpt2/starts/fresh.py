@@ -5,11 +5,12 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
+from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.starts.base import Start
 
-_NOT_SHARED = ("transformers_version", "layer_types", "lightgpt2", "auto_map", "architectures")
+_NOT_SHARED = ("transformers_version", "lightgpt2", "auto_map", "architectures")
 
 
 class Fresh(Start):
@@ -27,7 +28,6 @@ class Fresh(Start):
 
     @property
     def tokenizer(self) -> tuple[str | dict[str, Any], str]:
-        """The source of the tokenizer: `like`, or none."""
         return (self.like, f"{self.key}.like") if self.like else super().tokenizer
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
@@ -35,17 +35,16 @@ class Fresh(Start):
         return {f"{self.key}.model": self._config({}, trust_remote_code)}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Builds the model with the tokenizer's vocabulary and special tokens."""
-        tokens: dict[str, Any] = {}
-        if self.like is None:
-            tokenizer = data.tokenizer
-            special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-            tokens = {"vocab_size": len(tokenizer), **special}
-        return new_model(self._config(tokens, trust_remote_code), f"{self.key}.model"), []
+        tokenizer = data.tokenizer
+        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = self._config({"vocab_size": len(tokenizer), **special}, trust_remote_code)
+        return new_model(config, f"{self.key}.model"), []
 
-    def _config(self, tokens: dict[str, Any], trust: bool) -> PretrainedConfig:
+    def _config(self, values: dict[str, Any], trust: bool) -> PretrainedConfig:
+        """The configuration with these values, or those that it shares with `like`, unless others are given."""
         if self.like is not None:
             shared = load_config(self.like, f"{self.key}.like", trust)
-            values = {key: value for key, value in shared.to_diff_dict().items() if key not in _NOT_SHARED}
-            tokens = {**values, "model_type": shared.model_type}
-        return load_config({**tokens, **self.source}, f"{self.key}.model")
+            left_out = {*_NOT_SHARED, *family_of(shared).layer_settings}
+            values = {key: value for key, value in shared.to_diff_dict().items() if key not in left_out}
+            values["model_type"] = shared.model_type
+        return load_config({**values, **self.source}, f"{self.key}.model")

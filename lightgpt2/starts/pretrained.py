@@ -5,7 +5,7 @@ from typing import Literal
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.adapters import CONFIG, base_of, is_adapter
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
@@ -36,16 +36,13 @@ class Pretrained(Start):
 
     @property
     def tokenizer(self) -> tuple[str, str]:
-        """The base model's source."""
         return self.base, f"{self.key}.model"
 
     @property
     def sources(self) -> list[str]:
-        """The base model."""
         return [self.base]
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The model's configuration."""
         key = f"{self.key}.model"
         try:
             return {key: load_config(self.base, key, trust_remote_code)}
@@ -53,10 +50,11 @@ class Pretrained(Start):
             if self.adapter is None:
                 raise
             named = f"{self.source} names {self.base} as its base model (in {CONFIG})"
-            raise UserError([f"{key}: {named}: {p.removeprefix(f'{key}: ')}" for p in error.problems]) from error
+            raise UserError(
+                [Problem(key, f"{named}: {problem.what}", problem.fix) for problem in error.problems]
+            ) from error
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Loads the model."""
         model = self._load(trust_remote_code)
         if self.precision == "fp32":
             return model, []
@@ -64,7 +62,6 @@ class Pretrained(Start):
         return model, [KINDS["dequantize"].record(**counted, **{"from": self.precision})]
 
     def plain(self, trust_remote_code: bool) -> PreTrainedModel:
-        """The model in full precision: what the quantized weights stand for."""
         model = self._load(trust_remote_code)
         return model if self.precision == "fp32" else dequantized(model)
 

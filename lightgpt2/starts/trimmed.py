@@ -60,33 +60,27 @@ class Trimmed(Start):
         self.trims_vocabulary = vocabulary is not None
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        """The configurations of the smaller and of the bigger model; a `UserError` if it cannot be cut so."""
         key = f"{self.key}.model"
         original = load_config(self.source, key, trust_remote_code)
         if uneven := uneven_sizes(original):
             names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
             what = f"the layers of {self.source} have different numbers of {names}, which Trim cannot cut"
             raise UserError([Problem(key, what, "trim before movement pruning")])
-        smaller = copy.deepcopy(original)
-        problems = []
+        target, problems = self._target(original)
+        smaller = target.applied(original)
         try:
-            smaller.num_hidden_layers = len(self.layers(original))
+            surgery.keep_layers(smaller, self.layers(original))
         except ValueError as error:
-            problems.append(Problem(f"{self.key}.layers", str(error)))
-        target, found = self._target(original)
-        problems += found
+            problems.insert(0, Problem(f"{self.key}.layers", str(error)))
         same = target == Shape.of(original) and smaller.num_hidden_layers == original.num_hidden_layers
         if not problems and same and not self.trims_vocabulary:
             fix = "give layers, width, heads, ffn or vocabulary"
             problems.append(Problem(f"{self.key}.layers", f"nothing of {self.source} is cut", fix))
         if problems:
             raise UserError(problems)
-        for name, value in target.settings(original.model_type).items():
-            setattr(smaller, name, value)
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        """Loads the bigger model, cuts its vocabulary if that is asked for, and cuts the smaller model out of it."""
         big = load_model(self.source, f"{self.key}.model", trust_remote_code)
         self.vocabulary_cut = self._cut_vocabulary(big.config.vocab_size, data)
         big = self.original = surgery.apply(big, self.vocabulary_cut).eval().requires_grad_(False)
@@ -105,7 +99,6 @@ class Trimmed(Start):
 
     @property
     def fingerprint(self) -> Any:
-        """The tokens that stay."""
         return self.vocabulary_cut
 
     def layers(self, original: PretrainedConfig) -> list[int]:

@@ -48,6 +48,7 @@ class Task(ABC):
     primary: ClassVar[str]  # the metric that picks `best.ckpt`, budgets and verdicts
     better: ClassVar[Better] = "lower"  # whether a lower or a higher value of it is better
     predict: str = "scores"  # what `predict` writes: `scores`, or another output of the task
+    prompt_length: int | None = None  # tokens of the prompts that `predict` reads; None if it scores
 
     @abstractmethod
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
@@ -83,7 +84,7 @@ class Task(ABC):
         """Scores an exported model and compares it with its source.
 
         Args:
-            engine: Runs the exported model.
+            engine: The `runtime.engines.Engine` that runs the exported model.
             model: The source.
             data: The data module.
             documents: The number of examples of the validation split to score, the first ones; None for all.
@@ -98,11 +99,6 @@ class Task(ABC):
     def items(self, batch: Batch) -> Tensor:
         """The number of supervised items of a batch."""
         return (batch["labels"] != IGNORE).sum()
-
-    @property
-    def prompt_length(self) -> int | None:
-        """The number of tokens of the prompts that `predict` reads; None if it scores."""
-        return None
 
     def is_better(self, value: float, best: float | None) -> bool:
         """True if a value of the primary metric is better than the best so far; no value is NaN."""

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +28,6 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 
-class Decoder(Protocol):
-    """What runs an exported decoder: the part of `runtime.engines.Engine` that is used here."""
-
-    context: int
-
-    def prefill(self, ids: Ints, mask: Ints, room: int) -> Floats:
-        """The logits after a prompt `[B, V]`."""
-
-    def decode(self, tokens: Ints) -> Floats:
-        """The logits after one more token `[B, V]`."""
-
-    def logits(self, ids: Ints, mask: Ints) -> Floats:
-        """The logits at all positions `[B, T, V]`."""
-
-
 @dataclass(frozen=True)
 class Agreement:
     """How many of the greedy tokens that were generated with the cache come otherwise too."""
@@ -52,8 +38,8 @@ class Agreement:
     tokens: int
 
 
-def agreement(engine: Decoder, model: PreTrainedModel, prompts: list[list[int]]) -> Agreement:
-    """Continue prompts greedily with the cache, and compare with the tokens without it and from PyTorch.
+def agreement(engine: Any, model: PreTrainedModel, prompts: list[list[int]]) -> Agreement:
+    """Continue prompts greedily with a `runtime.engines.Engine`'s cache; compare with the tokens without and from PyTorch.
 
     Each token is compared given those before it, so that one that differs does not make all that follow differ. Of two tokens
     whose logits are within 1e-3 either will do. All prompts have as many tokens.
@@ -66,10 +52,11 @@ def agreement(engine: Decoder, model: PreTrainedModel, prompts: list[list[int]])
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         if left > 1:
             logits = engine.decode(tokens)
-    run, same, errors = torch_logits(model), [], []
+    same, errors = [], []
     for row in ids:  # one at a time: the logits of all of GPT-2's are 260 MB
         text, chosen = row[None, :-1], row[length:, None]
-        pair = [logits[0, length - 1 :] for logits in (engine.logits(text, np.ones_like(text)), run(text))]
+        both = engine.logits(text, np.ones_like(text)), torch_logits(model, text)
+        pair = [logits[0, length - 1 :] for logits in both]
         likeliest = (np.take_along_axis(each, chosen, axis=1)[:, 0] >= each.max(axis=1) - _TIE for each in pair)
         same.append([*likeliest])
         errors.append(_error(*pair).max())
@@ -84,15 +71,11 @@ def _error(found: Floats, wanted: Floats) -> Floats:
     return size
 
 
-def torch_logits(model: PreTrainedModel) -> Callable[[Ints], Floats]:
+@torch.inference_mode()
+def torch_logits(model: PreTrainedModel, ids: Ints) -> Floats:
     """A model's logits `[B, T, V]` for tokens `[B, T]`."""
-
-    @torch.inference_mode()
-    def run(ids: Ints) -> Floats:
-        logits: Floats = model(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-        return logits
-
-    return run
+    logits: Floats = model(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+    return logits
 
 
 def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: str) -> list[Row]:
@@ -120,28 +103,14 @@ def first_documents(loader: Iterable[Batch], documents: int | None) -> Iterator[
 
 def verify(
     task: Task,
-    engine: Decoder,
+    engine: Any,
     model: PreTrainedModel,
     data: Any,
     documents: int | None,
     precision: str,
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score what was exported, and say what is wrong with it.
-
-    Args:
-        task: The task.
-        engine: What was exported.
-        model: The model that it was made from.
-        data: Its validation split.
-        documents: How many of its documents are scored, the first ones; None for all.
-        precision: One of `BOUNDS`.
-        before: The source's quality on the same documents, as in a ledger, if it is known.
-
-    Returns:
-        `quality` (`before`, `after`, `ratio` of the primary metrics), `agreement`, `problems`: what is out of bounds, and
-        `metrics` by the label of the model that was scored here.
-    """
+    """Score what was exported, and say what is out of bounds; see `Task.verify`."""
     lengths = (min(PROMPT_TOKENS, engine.context // 2), 1)  # documents may all be shorter than a prompt
     prompts = next(filter(None, (data.prompts("valid", PROMPTS, length) for length in lengths)))
     found = agreement(engine, model, prompts)
@@ -151,7 +120,7 @@ def verify(
         return task.metrics(score_logits(run, first_documents(data.scoring_loader("valid"), documents), name))
 
     if before is None:
-        metrics["before"] = scored(torch_logits(model), "Scoring the source")
+        metrics["before"] = scored(partial(torch_logits, model), "Scoring the source")
         before = task.quality(metrics["before"])
     metrics["after"] = scored(lambda ids: engine.logits(ids, np.ones_like(ids)), "Scoring the export")
     after = task.quality(metrics["after"])

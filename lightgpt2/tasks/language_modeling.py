@@ -42,7 +42,7 @@ class LanguageModeling(Task):
         predict: Literal["scores", "continuations"] = "scores",
     ) -> None:
         self.shown, self.sample_tokens, self.prompt_tokens = samples, sample_tokens, prompt_tokens
-        self.predict = predict
+        self.predict, self.prompt_length = predict, prompt_tokens if predict == "continuations" else None
 
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
         """Runs a decoder up to its head; positions are flattened, `N = B * T`."""
@@ -81,7 +81,6 @@ class LanguageModeling(Task):
         }
 
     def counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
-        """The numbers of tokens and documents."""
         scored = metrics["perplexity"]
         return {"tokens": int(scored.denominators.sum()), "documents": len(scored.denominators)}
 
@@ -97,52 +96,38 @@ class LanguageModeling(Task):
         ]
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
-        """A problem if prompts leave no room for a continuation."""
         positions = next(iter(configs.values())).max_position_embeddings
         if self.prompt_tokens < positions:
             return []
         what = f"{self.prompt_tokens} leaves none of the model's {positions} positions for a continuation"
         return [Problem("prompt_tokens", what, f"give at most {positions - 1}")]
 
-    @property
-    def prompt_length(self) -> int | None:
-        """`prompt_tokens` if continuations are asked for."""
-        return self.prompt_tokens if self.predict == "continuations" else None
-
     def prompts(self, data: Any) -> list[list[int]]:
-        """The beginnings of the first validation documents that are long enough."""
         found: list[list[int]] = data.prompts("valid", self.shown, self.prompt_tokens)
         return found
 
+    @torch.no_grad()
     def samples(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
     ) -> list[tuple[str, str]]:
         """Prompts with their greedy continuations of `sample_tokens`, which take no random number."""
-        shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        return [*zip(shown, self._continuations(model, tokenizer, prompts), strict=True)]
+        training = model.training
+        model.eval()
+        room = model.config.max_position_embeddings - max(map(len, prompts), default=0)
+        pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+        options = {"max_new_tokens": max(1, min(self.sample_tokens, room)), "do_sample": False, "pad_token_id": pad}
+        pairs = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=model.device)
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
+            pairs.append(tuple(tokenizer.batch_decode([prompt, output[len(prompt) :]], skip_special_tokens=True)))
+        model.train(training)
+        return pairs
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
-        """Each document's beginning with its continuation."""
         prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]
         pairs = self.samples(model, tokenizer, prompts)
         return [
             {"document": document, "prompt": prompt, "continuation": text}
             for document, (prompt, text) in zip(batch["document"].tolist(), pairs, strict=True)
         ]
-
-    @torch.no_grad()
-    def _continuations(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
-    ) -> list[str]:
-        training = model.training
-        model.eval()
-        room = model.config.max_position_embeddings - max(map(len, prompts), default=0)
-        pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-        options = {"max_new_tokens": max(1, min(self.sample_tokens, room)), "do_sample": False, "pad_token_id": pad}
-        texts = []
-        for prompt in prompts:
-            ids = torch.tensor([prompt], device=model.device)
-            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-            texts.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
-        model.train(training)
-        return texts

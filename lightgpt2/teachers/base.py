@@ -23,12 +23,9 @@ class Targets:
 class Teacher(ABC):
     """The origin of targets. It is in no checkpoint, no optimizer and no gradient."""
 
-    key: str = "teacher"  # its config key, for messages
-
-    @property
-    @abstractmethod
-    def sources(self) -> list[str]:
-        """The models that it reads: a resumed run must find them unchanged."""
+    key = "objective.teacher"  # its config key, for messages
+    sources: Sequence[str]  # the models that it reads: a resumed run must find them unchanged
+    models: Sequence[PreTrainedModel] = ()  # to be moved to the device, spread over processes and compiled
 
     @abstractmethod
     def config(self, trust_remote_code: bool) -> PretrainedConfig:
@@ -41,11 +38,6 @@ class Teacher(ABC):
     @abstractmethod
     def targets(self, batch: dict[str, Any], states: Sequence[str]) -> Targets:
         """The targets of a batch; called without gradients."""
-
-    @property
-    def models(self) -> list[PreTrainedModel]:
-        """Its models, to be moved to the device, spread over processes and compiled."""
-        return []
 
     @property
     def reference(self) -> PreTrainedModel | None:

@@ -1,8 +1,6 @@
 """Export through the real command: folders that stand alone, made at fit end of what the run has left."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +14,8 @@ from lightgpt2.tasks.exported import BOUNDS
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
 from tests.support.onnx_client import Client
+from tests.support.stages import callback, entries, stage
 
-INIT: dict[str, Any] = {"model": "teacher", "optimizer": {"lr": 1e-3}}
 RUN = Path("checkpoints/r")
 
 
@@ -28,18 +26,9 @@ def wide(bench: Bench) -> Bench:
     return bench
 
 
-def exporting(method: str = "FineTune", method_init: Any = None, **init: Any) -> dict[str, Any]:
-    model = {"class_path": f"lightgpt2.methods.{method}", "init_args": INIT | (method_init or {})}
-    return {"model": model, "trainer.callbacks": [{"class_path": "lightgpt2.callbacks.Export", "init_args": init}]}
-
-
-def ledger(folder: str) -> Any:
-    return json.loads((RUN / folder / "ledger.json").read_text())
-
-
 @pytest.mark.slow
 def test_what_was_trained_is_exported_and_shown(bench: Bench) -> None:
-    bench.configure(exporting(formats=["onnx", "gguf"], gguf_type="F32"))
+    bench.configure(stage("FineTune", callbacks=(callback("Export", formats=["onnx", "gguf"], gguf_type="F32"),)))
     shown, ids = bench.succeed("fit"), np.arange(5, 21)[None]
     with torch.inference_mode():
         trained = AutoModelForCausalLM.from_pretrained(RUN / "model")(torch.from_numpy(ids)).logits.numpy()
@@ -49,8 +38,8 @@ def test_what_was_trained_is_exported_and_shown(bench: Bench) -> None:
         np.testing.assert_allclose(found, trained, atol=2e-4)
         assert np.abs(found - start).max() > 1e-2, "and not what the run began with"
     for form in ("onnx", "gguf"):
-        about, (*history, entry) = open_export(RUN / f"model-{form}"), ledger(f"model-{form}")
-        assert (about["format"], history) == (form, ledger("model"))
+        about, (*history, entry) = open_export(RUN / f"model-{form}"), entries(f"r/model-{form}")
+        assert (about["format"], history) == (form, entries())
         assert (entry["method"], entry["operations"][0]["op"]) == ("Export", "export")
         assert entry["sizes"]["megabytes"] == sum(about["bytes"].values()) / 1e6
         line = next(line for line in shown.splitlines() if line.startswith(f"{RUN}/model-{form}:"))
@@ -60,17 +49,17 @@ def test_what_was_trained_is_exported_and_shown(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_integers_are_exported_with_the_scales_that_were_trained_and_else_refused(wide: Bench) -> None:
-    quantization = {"quantization": {"bits": 4, "group": 16, "embeddings": True}}
-    wide.configure(exporting("QAT", quantization, formats=["onnx"]))
+    form = {"bits": 4, "group": 16, "embeddings": True}
+    wide.configure(stage("QAT", callbacks=(callback("Export", formats=["onnx"]),), quantization=form))
     wanted = (
         "trainer.callbacks.Export.formats: onnx: the weights are int4 with scales that were trained; give onnx-int4"
     )
     assert wide.refuse("check", touches=True) == wide.refuse("fit", touches=True) == [wanted]
     assert not (RUN / "last.ckpt").exists()
-    wide.configure(exporting("QAT", quantization, formats=["onnx-int4"]))
+    wide.configure(stage("QAT", callbacks=(callback("Export", formats=["onnx-int4"]),), quantization=form))
     wide.succeed("fit")
     assert open_export(RUN / "model-onnx-int4")["scales"] == "trained"
-    quality = ledger("model-onnx-int4")[-1]["quality"]
+    quality = entries("r/model-onnx-int4")[-1]["quality"]
     assert value_of(quality["after"]) == pytest.approx(value_of(quality["before"]), rel=0.02)
 
 
@@ -79,9 +68,11 @@ def test_an_export_that_is_not_good_enough_fails_the_run_and_the_others_stay_as_
     wide: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BOUNDS, "int4", -0.9)
-    settings = exporting(formats=["onnx-int4", "onnx-int8"])
-    check = {"class_path": "lightgpt2.callbacks.GenerationCheck", "init_args": {"samples": 1, "new_tokens": 4}}
-    wide.configure(settings | {"trainer.callbacks": [check, *settings["trainer.callbacks"]]})
+    check, export = (
+        callback("GenerationCheck", samples=1, new_tokens=4),
+        callback("Export", formats=["onnx-int4", "onnx-int8"]),
+    )
+    wide.configure(stage("FineTune", callbacks=(check, export)))
     (message,) = wide.refuse("fit", touches=True)
     assert message.startswith("trainer.callbacks.Export.formats: onnx-int4: its perplexity is ")
     assert message.endswith("nothing was written")

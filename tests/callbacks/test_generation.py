@@ -1,6 +1,5 @@
 """What a finished model writes: measured from disk, beside the text itself, with the same figures for the same seed."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,28 +13,24 @@ from lightgpt2.errors import UserError
 from lightgpt2.methods import FineTune
 from tests.support.mistakes import Bench
 from tests.support.models import make_model, write_tokenizer
-
-
-def found(folder: str = "model") -> dict[str, Any]:
-    return json.loads(Path(f"checkpoints/r/{folder}/ledger.json").read_text())[-1]["generation"]
+from tests.support.stages import callback, entries
 
 
 @pytest.mark.slow
 def test_artefact_and_siblings_are_looked_at_with_the_same_text(bench: Bench) -> None:
-    settings = {"samples": 20, "prompt_tokens": 6, "new_tokens": 24}
-    check = {"class_path": "lightgpt2.callbacks.GenerationCheck", "init_args": settings}
-    quantization = {"class_path": "lightgpt2.callbacks.PostTrainingQuantization", "init_args": {"formats": ["int8"]}}
+    check = callback("GenerationCheck", samples=20, prompt_tokens=6, new_tokens=24)
+    quantization = callback("PostTrainingQuantization", formats=["int8"])
     bench.configure({"trainer.callbacks": [check, quantization], "data.valid_fraction": 0.3})
     first = bench.succeed("fit")
     shown = [line for line in first.splitlines() if "repeats" in line]
     assert [line.split(":")[0] for line in shown] == ["model", "model-int8"]
-    plain, quantized = found(), found("model-int8")
+    plain, quantized = (entries(f"r/{folder}")[-1]["generation"] for folder in ("model", "model-int8"))
     for key in ("samples", "settings", "repeated_text", "distinct_2_text"):
         assert plain[key] == pytest.approx(quantized[key], abs=0.05), "but for the lengths of what they write"
     assert 0 < plain["repeated"] < 1
     assert "well_formed" not in plain
     bench.succeed("fit", "--ckpt_path", "last")
-    assert found() == plain, "the same seed gives the same text"
+    assert entries()[-1]["generation"] == plain, "the same seed gives the same text"
 
 
 class Documents:

@@ -1,6 +1,5 @@
 """GlobalL1Pruning through the real command: exact on disk, held by later stages, refused where it would do harm."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,33 +17,26 @@ from lightgpt2.errors import UserError
 from lightgpt2.methods import Method, MovementPruning
 from lightgpt2.models.pruning import prunable
 from lightgpt2.starts import Pretrained
-from tests.methods.test_lora import config as lora_config
 from tests.support.cli import logged
 from tests.support.mistakes import Bench
 from tests.support.models import make_model
+from tests.support.stages import callback, entries, stage
 
 IDS = torch.arange(60).view(2, 30)
 
 
-def pruning(**settings: Any) -> dict[str, Any]:
-    return {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": settings}
+def finetune(model: str = "teacher", steps: int = 20, **settings: Any) -> dict[str, Any]:
+    callbacks = (callback("GlobalL1Pruning", **settings),) if settings else ()
+    return stage("FineTune", model, callbacks) | {"trainer.max_steps": steps}
 
 
-def finetune(**settings: Any) -> dict[str, Any]:
-    model = {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "teacher", "optimizer": {"lr": 1e-3}}}
-    return {"model": model, "trainer.max_steps": 20, "trainer.callbacks": [pruning(**settings)]}
+def adapters(source: str, lora: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    callbacks = (callback("GlobalL1Pruning", **settings),) if settings else ()
+    return stage("LoRA", source, callbacks, optimizer={"lr": 1e-2}, lora=lora)
 
 
-def adapters(source: str, **settings: Any) -> dict[str, Any]:
-    model = lora_config(source)["model"]
-    if source != "teacher":
-        del model["init_args"]["lora"]
-    return {"model": model, "trainer.callbacks": [pruning(**settings)] if settings else []}
-
-
-def last_entry(run: str, folder: str = "model") -> dict[str, Any]:
-    entry: dict[str, Any] = json.loads(Path("checkpoints", run, folder, "ledger.json").read_text())[-1]
-    return entry
+def last_entry(run: str) -> dict[str, Any]:
+    return entries(f"{run}/model")[-1]
 
 
 def zeros(file: str, part: str) -> tuple[int, int]:
@@ -82,9 +74,7 @@ def test_masks_hold_through_resumption_and_the_next_stage(bench: Bench) -> None:
     linear = [name for name, t in before.items() if ".h." in name and t.ndim == 2]
     assert all(torch.equal(before[name] == 0, after[name] == 0) for name in linear)
     assert any(not torch.equal(before[name], after[name]) for name in linear), "nothing was trained"
-    following = finetune()
-    following["model"]["init_args"]["model"] = "checkpoints/r/model"
-    bench.configure(following | {"trainer.callbacks": []})
+    bench.configure(finetune("checkpoints/r/model"))
     bench.succeed("fit", "--run", "next")
     later = load_file("checkpoints/next/model/model.safetensors")
     assert all(torch.equal(before[name] == 0, later[name] == 0) for name in linear)
@@ -97,7 +87,7 @@ def test_masks_hold_through_resumption_and_the_next_stage(bench: Bench) -> None:
 @pytest.mark.slow
 def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
     """Trained, pruned by 80 % without a step, tuned: three stages; PEFT's adapter and the merged model agree at each."""
-    bench.configure(adapters("teacher"))
+    bench.configure(adapters("teacher", {"r": 4}))
     bench.succeed("fit", "--run", "trained")
     bench.configure(adapters("checkpoints/trained/adapter", targets="lora", amount=0.8) | {"trainer.max_steps": 0})
     bench.succeed("fit", "--run", "pruned")
@@ -130,13 +120,13 @@ def test_chain_of_adapters_keeps_its_sparsity_to_the_end(bench: Bench) -> None:
     assert qualities["pruned"]["before"]["perplexity"]["value"] == pytest.approx(
         qualities["trained"]["after"]["perplexity"]["value"]
     )
-    assert len(json.loads(Path("checkpoints/tuned/adapter/ledger.json").read_text())) == 3
+    assert len(entries("tuned/adapter")) == 3
 
 
 @pytest.mark.slow
 def test_random_pruning_removes_as_much_but_other_weights(bench: Bench) -> None:
     for criterion in ("l1", "random"):
-        bench.configure(finetune(targets="c_fc", amount=0.7, criterion=criterion) | {"trainer.max_steps": 0})
+        bench.configure(finetune(steps=0, targets="c_fc", amount=0.7, criterion=criterion))
         bench.succeed("fit", "--run", criterion)
     teacher = load_file("teacher/model.safetensors")
     files = {name: load_file(f"checkpoints/{name}/model/model.safetensors") for name in ("l1", "random")}
@@ -194,15 +184,10 @@ def test_what_contradicts_itself_or_the_method_is_refused(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_prunings_are_counted_and_held_apart(bench: Bench) -> None:
     """Other weights than an earlier stage's, by less; and a third stage keeps the zeros of both."""
-    bench.configure(finetune(targets="attn", amount=0.8) | {"trainer.max_steps": 0})
+    bench.configure(finetune(steps=0, targets="attn", amount=0.8))
     bench.succeed("fit", "--run", "first")
-    for name, source, callbacks in (
-        ("second", "first", [pruning(targets="mlp", amount=0.5)]),
-        ("third", "second", []),
-    ):
-        following = finetune() | {"trainer.callbacks": callbacks}
-        following["model"]["init_args"]["model"] = f"checkpoints/{source}/model"
-        bench.configure(following)
+    for name, source, settings in (("second", "first", {"targets": "mlp", "amount": 0.5}), ("third", "second", {})):
+        bench.configure(finetune(f"checkpoints/{source}/model", **settings))
         bench.succeed("fit", "--run", name)
         for part, amount in (("attn", 0.8), ("mlp", 0.5)):
             gone, total = zeros(f"{name}/model/model.safetensors", part)
@@ -213,24 +198,28 @@ def test_two_prunings_are_counted_and_held_apart(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_finished_run_is_not_said_to_be_pruned(bench: Bench) -> None:
-    bench.configure(finetune() | {"trainer.callbacks": []})
+    bench.configure(finetune())
     bench.succeed("fit")
     before = last_entry("r")
     for steps in (0, 20):
-        bench.configure(finetune(targets="linear", amount=0.8) | {"trainer.max_steps": steps})
+        bench.configure(finetune(steps=steps, targets="linear", amount=0.8))
         (message,) = bench.refuse("fit", "--ckpt_path", "last", touches=True)
         assert "the run has no step left, so nothing would be pruned" in message
     assert last_entry("r") == before
 
 
 @pytest.mark.slow
-def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them_and_a_pattern_is_kept(bench: Bench) -> None:
-    changes = adapters("teacher", targets="modules_to_save", amount=0.5)
-    changes["model"]["init_args"]["lora"] |= {"modules_to_save": ["c_fc"]}
-    bench.configure(changes)
+def test_whole_modules_beside_adapters_are_counted_where_peft_saves_them_and_hold_when_merged(bench: Bench) -> None:
+    bench.configure(adapters("teacher", {"r": 4, "modules_to_save": ["c_fc"]}, targets="modules_to_save", amount=0.5))
     bench.succeed("fit", "--run", "pruned")
     bench.configure(adapters("checkpoints/pruned/adapter"))
     bench.succeed("fit", "--run", "tuned")
     for run in ("pruned", "tuned"):
         gone, total = zeros(f"{run}/adapter/adapter_model.safetensors", "c_fc")
         assert gone == round(0.5 * total)
+    bench.configure(finetune("checkpoints/pruned/model", steps=2))
+    bench.succeed("fit", "--run", "whole")
+    gone, total = zeros("whole/model/model.safetensors", "c_fc")
+    (operation,) = last_entry("whole")["operations"]
+    assert (gone, operation["pruned"], operation["weights"]) == (round(0.5 * total), gone, total)
+    assert operation["held"]

@@ -57,9 +57,9 @@ def swept(method: MagicMock, **settings: Any) -> dict[str, Any]:
     assert callback.attach(Run("r")) == []
     Run("r").model.mkdir(parents=True)
     (Run("r").model / "ledger.json").write_text('[{"quality": {"after": {"kept": {"value": 1}, "primary": "kept"}}}]')
-    data = SimpleNamespace(name="data", tokenizer=write_tokenizer(Path("tokenizer")))
+    method.data = SimpleNamespace(name="data", tokenizer=write_tokenizer(Path("tokenizer")))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data, strategy=strategy, logger=None)
+    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=strategy, logger=None)
     callback.on_fit_start(trainer, method)
     callback.on_fit_end(trainer, method)
     found = json.loads(Path("checkpoints/r/sweep.json").read_text())

@@ -3,11 +3,11 @@
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_file, atomic_folder
+from lightgpt2.runs.run import Run, find_checkpoint
 from tests.support.cli import logged
 from tests.support.mistakes import Bench, Evil, files
-
-# -- checkpoints -----------------------------------------------------------------------------------------------------------
 
 LAST, BEST = Path("checkpoints/r/last.ckpt"), Path("checkpoints/r/best.ckpt")
 
@@ -54,24 +53,20 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "malicious" else pytest.mark.slow) for n in SPOILT])
+@pytest.mark.parametrize("name", SPOILT)
 def test_bad_checkpoint(finished: Bench, name: str) -> None:
     spoil, problem = SPOILT[name]
+    run = Run("r")
+    ours = run.owner() or {}
     spoil(LAST)
-    out = finished.succeed("validate", "--ckpt_path", "last").splitlines()
-    assert out[:2] == [f"{LAST} {problem}", f"going on from {BEST} (step 2)"]
-    (message,) = finished.refuse("fit", "--ckpt_path", str(LAST))
-    assert message == f"--ckpt_path: {LAST} {problem}; give last, best, or the checkpoint of this run"
-    if name == "truncated":
-        assert f"going on from {BEST} (step 2)" in finished.succeed(
-            "fit", "--ckpt_path", "last", "--trainer.max_steps=4"
-        )
-        assert torch.load(LAST, weights_only=True)["global_step"] == 4
-        spoil(LAST)
+    assert find_checkpoint(run, "last", ours) == (BEST, 2, [f"{LAST} {problem}", f"going on from {BEST} (step 2)"])
+    fix = "give last, best, or the checkpoint of this run"
+    with pytest.raises(UserError, match=re.escape(f"--ckpt_path: {LAST} {problem}; {fix}")):
+        find_checkpoint(run, str(LAST), ours)
     spoil(BEST)
-    (message,) = finished.refuse("validate", "--ckpt_path", "last")
-    assert message.startswith(f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}")
-    assert message.endswith("Start anew with another --run")
+    unusable = f"--ckpt_path: no usable checkpoint: {LAST} {problem}; {BEST} {problem}. Start anew with another --run"
+    with pytest.raises(UserError, match=re.escape(unusable)):
+        find_checkpoint(run, "last", ours)
     assert not Path("executed").exists()
     if name == "malicious":
         torch.load(LAST, weights_only=False)
@@ -79,22 +74,30 @@ def test_bad_checkpoint(finished: Bench, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_from_its_best_checkpoint_where_the_last_is_damaged(finished: Bench) -> None:
+    os.truncate(LAST, 100)
+    assert f"going on from {BEST} (step 2)" in finished.succeed("validate", "--ckpt_path", "last")
+    finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=4")
+    assert torch.load(LAST, weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.slow
 def test_checkpoint_that_does_not_fit_the_models(finished: Bench) -> None:
-    (message,) = finished.refuse("fit", "--ckpt_path", "gone.ckpt")
-    assert message == "--ckpt_path: gone.ckpt does not exist; give last, best, or the checkpoint of this run"
+    assert finished.refused("fit", "--ckpt_path", "gone.ckpt").startswith(
+        "--ckpt_path: gone.ckpt does not exist; give last"
+    )
     teacher = Path("teacher/model.safetensors")
     tensors = load_file(teacher)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, teacher, {"format": "pt"})
-    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    message = finished.refused("validate", "--ckpt_path", "last")
     assert message.startswith("--ckpt_path: the weights of teacher are not those that the checkpoint was trained with")
     checkpoint = torch.load(LAST, weights_only=True)
     del checkpoint["state_dict"]["model.lm_head.weight"]
     torch.save(checkpoint, LAST)
     save_file(tensors, teacher, {"format": "pt"})
-    (message,) = finished.refuse("validate", "--ckpt_path", "last")
+    message = finished.refused("validate", "--ckpt_path", "last")
     assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")
-    assert "model.lm_head.weight" in message
-    assert "resume with the settings that wrote it" in message
+    assert all(words in message for words in ("model.lm_head.weight", "resume with the settings that wrote it"))
 
 
 def test_resuming_with_nothing_left_to_train_says_so_and_keeps_the_ledger(finished: Bench) -> None:
@@ -109,9 +112,8 @@ def test_resuming_with_nothing_left_to_train_says_so_and_keeps_the_ledger(finish
 def test_repetition_replaces_the_curves(finished: Bench) -> None:
     before = set(Path("tb-logs/r").glob("events*"))
     finished.succeed("fit", "--trainer.max_steps=2")
-    after = set(Path("tb-logs/r").glob("events*"))
-    assert len(after) == 1
-    assert not after & before
+    (after,) = Path("tb-logs/r").glob("events*")
+    assert after not in before
     assert list(logged(Path(), "r")["train/loss"]) == [1, 2]
 
 
@@ -121,10 +123,10 @@ def test_repetition_replaces_the_curves(finished: Bench) -> None:
 @pytest.mark.slow
 def test_exploding_weights_stop_the_run(bench: Bench) -> None:
     bench.configure({"model.optimizer.lr": 1.0e30})
-    (message,) = bench.refuse("fit", touches=True)
+    message = bench.refused("fit", touches=True)
     assert message.startswith("the loss is not finite at step 2 (epoch 0, batch 1); the weights before it are saved")
-    assert "Lower model.optimizer.lr, set trainer.gradient_clip_val" in message
-    assert "--ckpt_path last" in message
+    for fix in ("Lower model.optimizer.lr", "set trainer.gradient_clip_val", "--ckpt_path last"):
+        assert fix in message
     checkpoint = torch.load(LAST, weights_only=True)
     assert checkpoint["global_step"] == 1
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
@@ -135,7 +137,7 @@ def test_exploding_weights_stop_the_run(bench: Bench) -> None:
 def test_run_goes_on_after_a_non_finite_loss(bench: Bench) -> None:
     bench.configure({"trainer.accumulate_grad_batches": 2, "checkpoint.every_n_steps": 100})
     poison = ["--trainer.callbacks=tests.support.mistakes.Poison", "--trainer.callbacks.batch=5"]
-    (message,) = bench.refuse("fit", *poison, touches=True)
+    message = bench.refused("fit", *poison, touches=True)
     assert message.startswith("the loss is not finite at step 3 (epoch 0, batch 5)")
     assert torch.load(LAST, weights_only=True)["global_step"] == 2
     bench.succeed("fit", "--ckpt_path", "last")
@@ -168,25 +170,23 @@ def test_a_signal_to_stop_saves_first(bench: Bench, signum: signal.Signals) -> N
     assert list(logged(Path(), "r")["train/loss"]) == [1, 2, 3]
 
 
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file can grow beyond `room` bytes."""
+def refused_by_a_full_disk(bench: Bench, room: int, *args: str) -> str:
+    """The message of a `fit` where no file can grow beyond `room` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
-        yield
+        message = bench.refused("fit", *args, touches=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "the disk is full; what was saved before is untouched. Free some space and run it again" in message
+    return message
 
 
 @pytest.mark.slow
 def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
-    before = files()
-    with full_disk(300_000):  # room for the logs and the teacher, not for a checkpoint
-        (message,) = finished.refuse("fit", "--ckpt_path", "last", "--trainer.max_steps=6", touches=True)
+    before = files()  # the limit leaves room for the logs and the teacher, not for a checkpoint
+    message = refused_by_a_full_disk(finished, 300_000, "--ckpt_path", "last", "--trainer.max_steps=6")
     assert message.startswith((f"{LAST}: ", f"{BEST}: "))
-    assert "the disk is full; what was saved before is untouched" in message
-    assert "Free some space and run it again, a training with --ckpt_path last" in message
     for path in (LAST, BEST, Path("checkpoints/r/model/model.safetensors")):
         assert path.read_bytes() == before[path]
     finished.succeed("fit", "--ckpt_path", "last", "--trainer.max_steps=6")
@@ -196,9 +196,7 @@ def test_full_disk_while_saving_a_checkpoint(finished: Bench) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [4_000, 100_000])  # the tokenized corpus does not fit; the model does not
 def test_full_disk_before_training(bench: Bench, room: int) -> None:
-    with full_disk(room):
-        (message,) = bench.refuse("fit", touches=True)
-    assert "the disk is full; what was saved before is untouched. Free some space" in message
+    refused_by_a_full_disk(bench, room)
     bench.succeed("check")
 
 
@@ -213,7 +211,6 @@ FULL = [
 
 
 def write_half(target: Path, error: BaseException) -> None:
-    """Writes half of a file, or of a folder's file, and fails."""
     with (atomic_folder if target.is_dir() else atomic_file)(target) as temporary:
         (temporary / "weights" if target.is_dir() else temporary).write_text("half of the n")
         raise error

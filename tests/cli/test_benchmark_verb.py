@@ -5,19 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightgpt2.cli.verbs import run
 from lightgpt2.models.quality import value_of
-from tests.support.cli import ROOT, logged, succeed
+from tests.support.cli import ROOT, call, logged, succeed
 from tests.support.kill import children
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
+from tests.support.pipelines import wait_for
 
 SHORT = [
     "--rounds", "1", "--new-tokens", "4", "8", "--prompt-tokens", "4", "--batches", "1", "2", "--forward-tokens", "16",
@@ -44,9 +43,9 @@ def test_the_verb_prints_a_table_and_writes_figures_and_traces(
     assert f"two fp32: not measured: {two['error']}" in output
     assert json.loads((tmp_path / "traces/one-fp32.json").read_text())["traceEvents"]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        run(["benchmark", "two", *SHORT])
-    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in capsys.readouterr().err
+    code, _, errors = call(capsys, "benchmark", "two", *SHORT)
+    assert code == 2
+    assert "lightgpt2: error: two fp32: MODEL: two is damaged" in errors
 
 
 @pytest.mark.parametrize(
@@ -64,15 +63,14 @@ def test_the_verb_refuses_before_anything_starts(
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("a file")
     Path("folder").mkdir()
-    with pytest.raises(SystemExit) as stopped:
-        run(["benchmark", "./missing", *args])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith(f"lightgpt2: error: {message}")
+    code, _, errors = call(capsys, "benchmark", "./missing", *args)
+    assert code == 2
+    assert errors.startswith(f"lightgpt2: error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken"]
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there, and not one that has ended and that nobody has asked for its exit code yet."""
+    """True if a process is there, and no zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -84,25 +82,18 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     write_model(tmp_path / "one")
     command = [sys.executable, "-m", "lightgpt2", "benchmark", "one", "one", *SHORT, "--rounds", "100000"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background processes are made to ignore
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    workers: list[int] = []
-    while len(workers) < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-        workers = children(process.pid)
+    wait_for(lambda: len(children(process.pid)) == 2)
+    workers = children(process.pid)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "lightgpt2: stopped; benchmark.json was not written" in errors
     assert "Traceback" not in errors
-    assert len(workers) == 2
-    deadline = time.monotonic() + 10  # a worker that was asked to end may need a moment for it
-    while any(runs(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in workers if runs(pid)]
+    wait_for(lambda: not any(runs(pid) for pid in workers), 10)  # one that was asked to end may need a moment for it
     assert not (tmp_path / "benchmark.json").exists()
 
 

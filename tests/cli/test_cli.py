@@ -15,31 +15,19 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightgpt2.cli import verbs
 from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.models.ledger import config_hash
 from lightgpt2.models.quality import value_of
-from lightgpt2.runs.configs import shipped_configs
-from tests.support.cli import ENVIRONMENT, logged, run_alone, succeed, write_config
+from tests.support.cli import ENVIRONMENT, call, logged, run_alone, succeed, write_config
+from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_corpus, write_model
-
-SHIPPED = sorted(shipped_configs().glob("*.yaml"))
 
 
 def config(method: str, **init: Any) -> dict[str, Any]:
-    return {
-        "seed_everything": 5,
-        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"optimizer": {"lr": 3.0e-3}, **init}},
-        "data": {
-            "class_path": "lightgpt2.data.LanguageModelingData",
-            "init_args": {"source": "corpus", "sequence_length": 32, "batch_size": 4},
-        },
-        "checkpoint": {"every_n_steps": 5},
-        "trainer": {
-            "accelerator": "cpu", "max_steps": 12, "val_check_interval": 6, "check_val_every_n_epoch": None,
-        },
-    }  # fmt: skip
+    model = {"class_path": f"lightgpt2.methods.{method}", "init_args": {"optimizer": {"lr": 3.0e-3}, **init}}
+    trainer = {"trainer.max_steps": 12, "trainer.val_check_interval": 6, "checkpoint.every_n_steps": 5}
+    return spoilt({"seed_everything": 5, "model": model, **trainer})
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -143,11 +131,8 @@ def perplexity(output: str) -> float:
 @one
 def test_scoring_verbs_agree_with_the_table_on_artefact_and_checkpoint(chain: Path) -> None:
     quality = ledger(chain)[-1]["quality"]
-    for label, *options in (
-        ("after",),
-        ("after", "--ckpt_path", "last"),
-        ("teacher", "--ckpt_path", "checkpoints/maker/model"),
-    ):
+    for label, given in (("after", []), ("after", ["last"]), ("teacher", ["checkpoints/maker/model"])):
+        options = ["--ckpt_path", *given] if given else []
         shown = succeed(chain, "validate", "--config", "distil.yaml", *options)
         assert perplexity(shown) == pytest.approx(value_of(quality[label]), rel=1e-6)
 
@@ -181,10 +166,8 @@ def test_hub_names_load_from_the_local_cache(tmp_path: Path) -> None:
         "trainer.precision": "32-true", "trainer.accumulate_grad_batches": 1,
     }  # fmt: skip
     options = [f"--{key}={value}" for key, value in settings.items()]
-    output = succeed(
-        tmp_path, "fit", "--config", "distill-gpt2.yaml", *options, HF_HUB_CACHE=str(tmp_path / "hub")
-    )  # fmt: skip
-    assert "student after" in output
+    cache = str(tmp_path / "hub")
+    assert "student after" in succeed(tmp_path, "fit", "--config", "distill-gpt2.yaml", *options, HF_HUB_CACHE=cache)
 
 
 @one
@@ -198,28 +181,6 @@ def test_check_counts_and_trains_nothing(chain: Path) -> None:
 
 
 # -- in this process -------------------------------------------------------------------------------------------------
-
-
-def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command line."""
-    code = 0
-    try:
-        verbs.run([*args])
-    except SystemExit as stop:
-        code = int(str(stop.code or 0))
-    return code, *capsys.readouterr()
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_config_fits_the_real_signatures(
-    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which the command line changes
-    code, output, errors = call(capsys, "fit", "--config", path.name, "--print_config")
-    assert code == 0, errors
-    resolved, written = yaml.safe_load(output), yaml.safe_load(path.read_text())
-    assert resolved["model"]["class_path"] == written["model"]["class_path"]
-    assert resolved["trainer"]["max_steps"] == written["trainer"].get("max_steps", -1)
 
 
 def test_each_verb_is_in_the_overview_and_has_a_page_with_all_its_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,33 +200,27 @@ def test_each_verb_is_in_the_overview_and_has_a_page_with_all_its_options(capsys
 
 
 CHOICES = f"give one of {', '.join([*TRAINER_VERBS, *VERBS])} (lightgpt2 --help)"
-MISTAKES: list[tuple[list[str], list[str]]] = [
-    (
-        ["benchmark", "m", "--precision", "fp32", "int3", "--rounds", "x", "--new-tokens", "3", "0"],
-        [
-            "--precision: must be one of fp32, bf16, fp16, int8, nf4, got 'int3'; see lightgpt2 benchmark --help",
-            "--rounds: must be a whole number >0, got 'x'; see lightgpt2 benchmark --help",
-            "--new-tokens: must be a whole number >0, got '0'; see lightgpt2 benchmark --help",
-        ],
-    ),
-    (
-        ["export", "m", "--format", "gguf", "--group", "x"],
-        ["--group: must be a whole number >0, got 'x'; see lightgpt2 export --help"],
-    ),
-    (["benchmark"], ["the following arguments are required: MODELS; see lightgpt2 benchmark --help"]),
-    (["report", "x", "--output"], ["--output: expected one argument; see lightgpt2 report --help"]),
-    (["sweep", "--config", "x", "--beams", "4"], ["unrecognized arguments: --beams 4; see lightgpt2 sweep --help"]),
-    ([], [f"no verb; {CHOICES}"]),
-    (["zzz"], [f"zzz: no such verb; {CHOICES}"]),
-    (["fti"], [f"fti: no such verb; did you mean fit? Else {CHOICES}"]),
-]  # fmt: skip
+# A command line, and all messages that it gives.
+MISTAKES: dict[str, list[str]] = {
+    "benchmark m --precision fp32 int3 --rounds x --new-tokens 3 0": [
+        "--precision: must be one of fp32, bf16, fp16, int8, nf4, got 'int3'; see lightgpt2 benchmark --help",
+        "--rounds: must be a whole number >0, got 'x'; see lightgpt2 benchmark --help",
+        "--new-tokens: must be a whole number >0, got '0'; see lightgpt2 benchmark --help",
+    ],
+    "export m --format gguf --group x": ["--group: must be a whole number >0, got 'x'; see lightgpt2 export --help"],
+    "benchmark": ["the following arguments are required: MODELS; see lightgpt2 benchmark --help"],
+    "report x --output": ["--output: expected one argument; see lightgpt2 report --help"],
+    "sweep --config x --beams 4": ["unrecognized arguments: --beams 4; see lightgpt2 sweep --help"],
+    "": [f"no verb; {CHOICES}"],
+    "zzz": [f"zzz: no such verb; {CHOICES}"],
+    "fti": [f"fti: no such verb; did you mean fit? Else {CHOICES}"],
+}
 
 
-@pytest.mark.parametrize(("args", "messages"), MISTAKES)
-def test_mistakes_in_verbs_and_options_are_all_named(
-    args: list[str], messages: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(capsys, *args) == (2, "", "".join(f"lightgpt2: error: {message}\n" for message in messages))
+@pytest.mark.parametrize("args", MISTAKES)
+def test_mistakes_in_verbs_and_options_are_all_named(args: str, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = "".join(f"lightgpt2: error: {message}\n" for message in MISTAKES[args])
+    assert call(capsys, *args.split()) == (2, "", messages)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 `tests/contracts/test_processes.py` says so of every adaptation.
 """
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,48 +11,45 @@ import pytest
 import torch
 
 from tests.support.cli import logged, run_cli, succeed, write_config
+from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_corpus, write_model
 
 pytestmark = pytest.mark.slow
 
 _CLOCK = ("train/tokens_per_s", "train/memory_mb")  # what depends on the clock or the process is no part of the promise
 TEACHER = {"model": "teacher", "teacher": "teacher"}
+SCHEDULE = {"targets": "lora", "amount": 0.8, "schedule": "cubic", "warmup": 0.2, "hold": 0.3, "every": 3}
+SCHEDULED = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": SCHEDULE}
 # The method, and its settings.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "FineTune": ("FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
     # narrower than the teacher, so that the trained projections are in the checkpoint too
     "Distill": ("Distill", {"teacher": "teacher", "student": {"n_layer": 2, "n_embd": 16}}),
-    "LoRA with a teacher": ("LoRA", {"model": "teacher", "teacher": "teacher", "lora": {"dropout": 0.1}}),
+    "scheduled pruning": ("LoRA", {**TEACHER, "lora": {"dropout": 0.1}}),
 }
 
 
 def write_run(folder: Path, name: str, **trainer: Any) -> dict[str, Any]:
-    """Writes a corpus, a teacher and `config.yaml`; the latter as it was written."""
+    """Writes a corpus, a teacher and `config.yaml`, whose content it returns."""
     method, settings = RUNS[name]
     write_corpus(folder / "corpus", documents=24)
-    data: dict[str, Any] = {"source": str(folder / "corpus"), "sequence_length": 32, "batch_size": 4}
-    if method == "FineTune":
-        data["vocab_size"] = 300
-    else:
-        write_model(folder / "teacher")
     task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 1}}
     init = {"optimizer": {"lr": 3.0e-3, "warmup_steps": 3}, "task": task, **settings}
-    config: dict[str, Any] = {
-        "seed_everything": 7,
-        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init},
-        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
-        "checkpoint": {"every_n_steps": 4},
-        "trainer": {
-            "accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": None, "val_check_interval": 12,
-            "gradient_clip_val": 1.0, "accumulate_grad_batches": 2, **trainer,
-        },
+    changes = {
+        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init}, "checkpoint.every_n_steps": 4,
+        "trainer.max_steps": None, "trainer.val_check_interval": 12, "trainer.gradient_clip_val": 1.0,
+        "trainer.accumulate_grad_batches": 2, **{f"trainer.{key}": value for key, value in trainer.items()},
     }  # fmt: skip
+    if method == "FineTune":
+        changes["data.vocab_size"] = 300
+    else:
+        write_model(folder / "teacher")
+    config = spoilt(changes)
     write_config(folder / "config.yaml", config)
     return config
 
 
 def fit(folder: Path, name: str, *options: str, **kwargs: Any) -> str:
-    """Runs `fit`, which must succeed."""
     return succeed(folder, "fit", "--config", "config.yaml", "--run", name, *options, **kwargs)
 
 
@@ -86,50 +82,27 @@ def assert_same_run(folder: Path, first: str, second: str) -> None:
         assert curves[0][tag] == curves[1][tag], tag
 
 
-def random_kills(count: int, total: int, every: int) -> list[int]:
-    """How many micro-batches each process does before it is killed: at random, all before the end of the run.
+def random_kills(count: int, total: int, every: int = 8) -> list[int]:
+    """How many micro-batches each process does before it is killed: once in each part of a run of `total`.
 
-    Args:
-        count: Number of kills.
-        total: Micro-batches of the run.
-        every: Micro-batches between two checkpoints.
+    A checkpoint comes `every` so many. Of five kills the first is before a schedule begins, the last after its end.
     """
-    chance, position, kills = random.SystemRandom(), 0, []
-    for left in range(count, 0, -1):
-        room = total - 1 - position - every * (left - 1)
-        kills.append(chance.randint(1, min(room, 2 * total // count)))
-        position += kills[-1] // every * every
-    return kills
-
-
-def kills_in_phases() -> list[int]:
-    """As `random_kills`: one before a schedule begins, one on its way (steps 7 to 24 of 34), one after it."""
     position, kills = 0, []
-    for first, last in ((1, 13), (18, 44), (50, 66)):
-        at = random.SystemRandom().randint(first, last)
+    for part in range(count):
+        at = random.SystemRandom().randint(1 + part * (total - 1) // count, (part + 1) * (total - 1) // count)
         kills.append(at - position)
-        position = at // 8 * 8
+        position = at // every * every
     return kills
 
 
 # One epoch is 11 optimizer steps of 2 micro-batches of 4 windows, and a checkpoint comes every 4: kills fall before the first
 # one and after it, inside an accumulation, and in later epochs.
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    write_run(tmp_path, "Distill", max_steps=34)
+@pytest.mark.parametrize("name", ["Distill", "scheduled pruning"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, name, max_steps=34, callbacks=[SCHEDULED] if name == "scheduled pruning" else [])
     fit(tmp_path, "whole")
-    fit_killed(tmp_path, "killed", random_kills(3, total=68, every=8))
+    fit_killed(tmp_path, "killed", random_kills(3, total=68))
     assert_same_run(tmp_path, "whole", "killed")
-
-
-def test_scheduled_pruning_of_adapters_goes_on_exactly(tmp_path: Path) -> None:
-    schedule = {"targets": "lora", "amount": 0.8, "schedule": "cubic", "warmup": 0.2, "hold": 0.3, "every": 3}
-    callback = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": schedule}
-    write_run(tmp_path, "LoRA with a teacher", max_steps=34, callbacks=[callback])
-    fit(tmp_path, "whole")
-    fit_killed(tmp_path, "killed", kills_in_phases())
-    assert_same_run(tmp_path, "whole", "killed")
-    ledger = json.loads((tmp_path / "checkpoints/killed/model/ledger.json").read_text())
-    assert ledger[-1]["operations"][1]["achieved"] == pytest.approx(0.8, abs=1e-3)
 
 
 def test_longer_run_goes_on_in_the_epoch_where_a_shorter_one_ended(tmp_path: Path) -> None:
@@ -191,5 +164,5 @@ def test_two_processes_equal_one_and_resume(tmp_path: Path, strategy: Any) -> No
         assert list(one[tag]) == list(two[tag])
         near = 1e-3 if tag == "train/grad_norm" else 2e-5
         assert list(two[tag].values()) == pytest.approx(list(one[tag].values()), rel=near), tag
-    fit_killed(tmp_path, "killed", random_kills(1, total=24, every=8), processes=2)
+    fit_killed(tmp_path, "killed", random_kills(1, total=24), processes=2)
     assert_same_run(tmp_path, "two", "killed")

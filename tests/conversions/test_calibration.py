@@ -44,10 +44,6 @@ def input_errors(model: PreTrainedModel, rows: Array) -> dict[str, float]:
     return {name: found.error for name, found in measure_inputs(model, [torch.from_numpy(rows)]).items()}
 
 
-def relative(found: Array, wanted: Array) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-
-
 def test_rounding_is_that_of_onnx_runtime() -> None:
     """DynamicQuantizeLinear, by the definition of the standard, in numpy."""
     random = np.random.default_rng(0)
@@ -88,7 +84,7 @@ def test_blocks_do_no_harm_where_one_scale_does(tmp_path: Path) -> None:
 
     def error(forms: Forms, name: str) -> float:
         found, _ = Client(write_onnx(model, tmp_path / name, forms)).run(IDS, mask)
-        return relative(found[others], wanted[others])
+        return float(np.linalg.norm((found - wanted)[others]) / np.linalg.norm(wanted[others]))
 
     at_once, blocks = error(Forms("int8", "int8"), "a"), error(Forms("int8", "int8", {UNEVEN: "int8-blocks"}), "b")
     assert blocks < 0.1

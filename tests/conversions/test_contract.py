@@ -26,12 +26,11 @@ from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import OperationKind, kind_of
 from lightgpt2.models.quality import read_scores, value_of, write_scores
-from lightgpt2.models.saving import whole_weights
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.transformers_engine import TransformersEngine
 from lightgpt2.tasks.language_modeling import LanguageModeling
-from tests.support.models import make_restless_model, save_integers, write_corpus, write_tokenizer
+from tests.support.models import make_restless_model, write_corpus, write_tokenizer
 
 TASK: Any = LanguageModeling()
 RUN = Run("r")
@@ -88,9 +87,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         model = make_restless_model("gpt2", n_layer=2, n_embd=128)
-        tokenizer = write_tokenizer(RUN.model)
+        write_tokenizer(RUN.model)
         model.save_pretrained(RUN.model)
-        save_integers(model, Integers(8), tokenizer, Path("int8"), whole_weights(model))
         data = text()
         scores = {"after": TASK.evaluate(model, data, "valid", "m")}
         quality = {"after": TASK.quality(scores["after"])}
@@ -151,6 +149,7 @@ def callback_run(callback: Convert, *others: Convert, method: Any = None) -> tup
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
     method = method or FineTune(model=str(RUN.model))
+    method._trainer = trainer
     method.model = load_model(str(RUN.model), "model")
     for each in trainer.callbacks:
         each.attach(RUN)
@@ -175,25 +174,23 @@ def test_two_callbacks_do_not_write_one_folder() -> None:
     assert problem.startswith("trainer.callbacks.Convert.conversions: packed is among those of PackedArtefact too")
 
 
-@pytest.mark.parametrize(
-    ("callback", "messages"),
-    [
-        (Export([]), ["formats: must be one or more, each once, got none"]),
-        (Export(["onnx", "onnx"]), ["formats: must be one or more, each once, got onnx, onnx"]),
-        (PostTrainingQuantization([]), ["formats: must be one or more, each once, got none"]),
-        (Convert([Packed(), Packed()]), ["conversions: must be one or more, each once, got packed, packed"]),
-        (
-            Export(["onnx"], embeddings="int4", group=32, gguf_type="F16", prefill="int8"),
-            [
-                "embeddings: only onnx-int8 and onnx-int4 can have it, got onnx; remove it",
-                "group: only onnx-int4 can have it, got onnx; remove it",
-                "prefill: only onnx-int4 can have it, got onnx; remove it",
-                "gguf_type: only gguf can have it, got onnx; remove it",
-            ],
-        ),
-        (Export(["onnx-int8", "onnx-int4"], group=48), ["group: must be 16, 32, 64, 128 or 256, got 48"]),
-    ],
-)
+NOT_ONCE = "must be one or more, each once, got"
+CONTRADICTIONS: list[tuple[Convert, list[str]]] = [
+    (Export([]), [f"formats: {NOT_ONCE} none"]),
+    (Export(["onnx", "onnx"]), [f"formats: {NOT_ONCE} onnx, onnx"]),
+    (PostTrainingQuantization([]), [f"formats: {NOT_ONCE} none"]),
+    (Convert([Packed(), Packed()]), [f"conversions: {NOT_ONCE} packed, packed"]),
+    (Export(["onnx"], embeddings="int4", group=32, gguf_type="F16", prefill="int8"), [
+        "embeddings: only onnx-int8 and onnx-int4 can have it, got onnx; remove it",
+        "group: only onnx-int4 can have it, got onnx; remove it",
+        "prefill: only onnx-int4 can have it, got onnx; remove it",
+        "gguf_type: only gguf can have it, got onnx; remove it",
+    ]),
+    (Export(["onnx-int8", "onnx-int4"], group=48), ["group: must be 16, 32, 64, 128 or 256, got 48"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("callback", "messages"), CONTRADICTIONS)
 def test_settings_that_contradict_each_other_are_refused(callback: Convert, messages: list[str]) -> None:
     assert callback.attach(RUN) == messages
 
@@ -255,12 +252,8 @@ def test_what_is_not_good_enough_is_not_written_and_the_others_are(capsys: pytes
 def test_packing_says_what_it_saved(capsys: pytest.CaptureFixture[str]) -> None:
     callback = PackedArtefact()
     callback.on_fit_end(*callback_run(callback))
-    sizes = Ledger.read(RUN.sibling("packed")).last["sizes"]
-    said, shown = (
-        capsys.readouterr().out,
-        f"{sizes['megabytes']:.2f} MB packed, {sizes['dense_megabytes']:.2f} MB dense",
-    )
-    assert said.startswith(f"model-packed: {shown}, ")
+    sizes, said = Ledger.read(RUN.sibling("packed")).last["sizes"], capsys.readouterr().out
+    assert f": {sizes['megabytes']:.2f} MB packed, {sizes['dense_megabytes']:.2f} MB dense, " in said
     assert said.endswith(" tensors sparse, equal to the last bit\n")
 
 

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import block_units
-from lightgpt2.models.families import FAMILIES, is_tied
+from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.trimming import remove
 from tests.support.models import make_restless_model, shake
-from tests.support.onnx_client import Array, Client, SharedClient, off, torch_logits, write_onnx
+from tests.support.onnx_client import Array, Client, off, torch_logits, write_onnx
 
 BOUND = 1e-4  # of the largest logit
 _LLAMA_3 = {
@@ -116,36 +116,6 @@ def test_logits_of_the_last_positions_only_and_of_a_prompt_in_pieces(tmp_path: P
     assert off(second, torch_logits(model, ids[:1])[:, 4:]) < BOUND
 
 
-@pytest.mark.parametrize("family", ["gpt2", "uneven llama"])
-def test_a_longer_cache_is_written_in_place(tmp_path: Path, family: str) -> None:
-    model = uneven(family.split()[1]) if " " in family else make_restless_model(family)
-    ids, mask = tokens(model, 3, 18), np.ones((3, 18), np.int64)
-    mask[0, :5] = 0
-    wanted, there = torch_logits(model, ids, mask), mask[..., None].astype(bool)  # pads say nothing
-    client = SharedClient(write_onnx(model, tmp_path), batch=3, capacity=30)
-    found = client.run_in_place(ids[:, :9], mask[:, :9].copy())
-    assert off(found * there[:, :9], wanted[:, :9] * there[:, :9]) < BOUND
-    for place in range(9, 18):
-        found = client.run_in_place(ids[:, place : place + 1].copy(), mask[:, : place + 1].copy())
-        assert off(found[:, 0], wanted[:, place]) < BOUND, place
-    _, plain = client.run(ids, mask)
-    for name, buffer in client.buffers.items():
-        written = buffer.numpy()
-        assert np.isnan(written[:, :, 18:]).all(), "nothing behind what is in use"
-        assert off(written[1:, :, :18], plain[name][1:]) < BOUND
-
-
-@pytest.mark.parametrize(("family", "tied"), [("gpt2", True), ("llama", True), ("llama", False)])
-def test_a_tied_head_is_stored_once(tmp_path: Path, family: str, tied: bool) -> None:
-    model = make_restless_model(family, vocab_size=3000, tie_word_embeddings=tied)
-    assert is_tied(model) == tied
-    size = (write_onnx(model, tmp_path) / "model.onnx_data").stat().st_size
-    parameters = sum(4 * parameter.numel() for parameter in model.parameters())
-    pages = 4096 * len(list(model.parameters()))
-    assert parameters - pages < size < parameters + pages
-    assert pages < 4 * 3000 * 32, "twice would show"
-
-
 def test_the_graph_is_as_documented_and_small_and_its_folder_may_be_moved(tmp_path: Path) -> None:
     model = make_restless_model("llama")
     folder, ids = write_onnx(model, tmp_path / "a"), tokens(model, 1, 5)
@@ -159,9 +129,7 @@ def test_the_graph_is_as_documented_and_small_and_its_folder_may_be_moved(tmp_pa
     wanted, _ = client.run(ids, np.ones_like(ids))
     folder.rename(tmp_path / "b")
     np.testing.assert_array_equal(Client(tmp_path / "b").run(ids, np.ones_like(ids))[0], wanted)
-    said = {
-        each.name: (each.type, each.shape) for each in [*client.session.get_inputs(), *client.session.get_outputs()]
-    }
+    ends = [*client.session.get_inputs(), *client.session.get_outputs()]
     whole, cache = "tensor(int64)", "tensor(float)"
     documented = {
         "input_ids": (whole, ["batch", "sequence"]), "attention_mask": (whole, ["batch", "total"]),
@@ -171,7 +139,7 @@ def test_the_graph_is_as_documented_and_small_and_its_folder_may_be_moved(tmp_pa
         for part in ("key", "value"):
             documented[f"past_key_values.{layer}.{part}"] = (cache, ["batch", 2, "past", 16])
             documented[f"present.{layer}.{part}"] = (cache, ["batch", 2, "total", 16])
-    assert said == documented
+    assert {each.name: (each.type, each.shape) for each in ends} == documented
 
 
 def test_nothing_is_written_of_a_graph_that_fails(tmp_path: Path) -> None:

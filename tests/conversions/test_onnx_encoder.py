@@ -1,6 +1,5 @@
 """Encoders in plain ONNX Runtime, by the names that every client knows, against transformers."""
 
-import copy
 import json
 import platform
 from importlib.util import find_spec
@@ -65,19 +64,27 @@ def batch(family: str, lengths: list[int], left: bool = False) -> dict[str, Tens
     return found
 
 
-def run(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+def exported(model: PreTrainedModel, folder: Path, forms: Forms | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_encoder(model, folder, forms or Forms())
+    return folder
+
+
+def outputs(folder: Path, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """The output of the export and of the model: logits, or the hidden states of all tokens but the padding."""
     session = plain_session(folder / "model.onnx")
     assert [given.name for given in session.get_inputs()] == list(inputs)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {k: v.numpy() for k, v in inputs.items()}), strict=True))
-
-
-def states(folder: Path, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """The hidden states of all tokens but the padding: of the export in a folder, and of the model."""
-    there = inputs["attention_mask"].bool().numpy()
+    (output,) = session.get_outputs()
+    assert output.name == ("logits" if hasattr(model, "classifier") else "last_hidden_state")
+    (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        expected = model(**inputs).last_hidden_state.numpy()
-    return run(folder, inputs)["last_hidden_state"][there], expected[there]
+        expected = model(**inputs)[output.name].numpy()
+    there = ... if output.name == "logits" else inputs["attention_mask"].bool().numpy()
+    return found[there], expected[there]
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(((found - expected) ** 2).mean()) / expected.std())
 
 
 @pytest.mark.parametrize(
@@ -85,23 +92,23 @@ def states(folder: Path, model: PreTrainedModel, inputs: dict[str, Tensor]) -> t
     [
         ("bert", {}),
         ("bert", {"hidden_act": "gelu_new"}),
+        ("bert", {"classifies": True, "num_labels": 3}),
         ("distilbert", {}),
         ("distilbert", {"activation": "relu", "dim": 38, "n_heads": 2, "hidden_dim": 57}),  # channels without blocks
+        ("distilbert", {"classifies": True, "num_labels": 3}),
     ],
 )
 def test_fp32_is_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     model = make_encoder(family, **changes)
-    write_encoder(model, tmp_path, Forms())
+    exported(model, tmp_path)
     for lengths, left in [([1], False), ([40], False), ([7, 19, 2], False), ([5, 12], True)]:
-        inputs = batch(family, lengths, left)
-        assert list(run(tmp_path, inputs)) == ["last_hidden_state"]
-        np.testing.assert_allclose(*states(tmp_path, model, inputs), atol=2e-5)
+        np.testing.assert_allclose(*outputs(tmp_path, model, batch(family, lengths, left)), atol=2e-5)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime has blocks for these")
 def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
     """ONNX Runtime runs each linear layer, and what is between two of them, in its own order, but for one turn a layer."""
-    write_encoder(make_encoder("distilbert"), tmp_path, Forms())
+    exported(make_encoder("distilbert"), tmp_path)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3  # it warns that such a file is for this processor
@@ -115,42 +122,24 @@ def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_classification_gives_logits(tmp_path: Path, family: str) -> None:
-    model = make_encoder(family, classifies=True, num_labels=3)
-    write_encoder(model, tmp_path, Forms())
-    inputs = batch(family, [4, 9])
-    with torch.no_grad():
-        expected = model(**inputs).logits.numpy()
-    found = run(tmp_path, inputs)
-    assert list(found) == ["logits"]
-    np.testing.assert_allclose(found["logits"], expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_int8_is_small_and_near(tmp_path: Path, family: str) -> None:
-    model = make_encoder(family)
-    inputs = batch(family, [7, 19, 2])
-    sizes, states = [], []
-    for name, forms in [("fp32", Forms()), ("int8", INT8)]:
-        (tmp_path / name).mkdir()
-        write_encoder(model, tmp_path / name, forms)
-        sizes.append(sum(len(model_file.read_bytes()) for model_file in (tmp_path / name).glob("*_data")))
-        states.append(run(tmp_path / name, inputs)["last_hidden_state"][inputs["attention_mask"].bool().numpy()])
-    error = np.sqrt(((states[1] - states[0]) ** 2).mean()) / states[0].std()
-    assert 0 < error < 0.05
-    assert (tmp_path / "int8" / "model.onnx").is_file()
-    assert sizes[1] < 0.75 * sizes[0]  # each array begins on a page of its own, which is much for such small ones
+    model, inputs = make_encoder(family), batch(family, [7, 19, 2])
+    folders = [exported(model, tmp_path / name, forms) for name, forms in (("fp32", Forms()), ("int8", INT8))]
+    fp32, int8 = (outputs(folder, model, inputs)[0] for folder in folders)
+    assert 0 < error(int8, fp32) < 0.05
+    # Each array begins on a page of its own, which is much for such small ones.
+    sizes = [(folder / "model.onnx_data").stat().st_size for folder in folders]
+    assert sizes[1] < 0.75 * sizes[0]
 
 
 @pytest.mark.parametrize("layers", ["fp32", "int8"])
 def test_a_layer_may_be_stored_in_another_way(tmp_path: Path, layers: Form) -> None:
     other: Form = "int8" if layers == "fp32" else "fp32"
     model = make_encoder("distilbert")
-    write_encoder(model, tmp_path, Forms(layers, "fp32", {"transformer.layer.1.ffn.lin1": other}))
+    exported(model, tmp_path, Forms(layers, "fp32", {"transformer.layer.1.ffn.lin1": other}))
     kinds = [node.op_type for node in ir.load(tmp_path / "model.onnx").graph]
     assert kinds.count("DynamicQuantizeMatMul") == (1 if layers == "fp32" else 11)
-    found, expected = states(tmp_path, model, batch("distilbert", [7, 19]))
-    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.05
+    assert error(*outputs(tmp_path, model, batch("distilbert", [7, 19]))) < 0.05
 
 
 def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
@@ -190,9 +179,7 @@ def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -
     reviews = (real_data / "sst2/dev.tsv").read_text().splitlines()[1:401]
     embedded = []
     for name, forms in [("fp32", Forms()), ("int8", INT8)]:
-        (tmp_path / name).mkdir()
-        write_encoder(model, tmp_path / name, forms)
-        session = plain_session(tmp_path / name / "model.onnx")
+        session = plain_session(exported(model, tmp_path / name, forms) / "model.onnx")
         encoded = [dict(tokenizer(review.rpartition("\t")[0], return_tensors="np")) for review in reviews]
         means = np.stack([session.run(None, each)[0][0].mean(axis=0) for each in encoded])
         embedded.append(means / np.linalg.norm(means, axis=1, keepdims=True))
@@ -201,20 +188,17 @@ def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -
     assert cosines.min() > 0.9
 
 
-TEXTS = ["The assert statement", "a longer text of some more words than that", "x"]
-
-
-def folder_with_tokenizer(folder: Path) -> Path:
-    write_tokenizer(folder)
-    make_encoder("bert", vocab_size=300).save_pretrained(folder)
-    return folder
+def export(tmp_path: Path, target: Target) -> dict[str, Any]:
+    """Exports an encoder to `out`."""
+    write_tokenizer(tmp_path / "m")
+    make_encoder("bert", vocab_size=300).save_pretrained(tmp_path / "m")
+    texts = ["The assert statement", "a longer text than there are positions " * 20, "x"]
+    return export_encoder(str(tmp_path / "m"), target, tmp_path / "out", texts, "three texts")
 
 
 @pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
 def test_an_encoder_becomes_a_folder_that_stands_alone(tmp_path: Path, form: Format) -> None:
-    about = export_encoder(
-        str(folder_with_tokenizer(tmp_path / "m")), Target(form), tmp_path / "out", TEXTS, "three texts"
-    )
+    about = export(tmp_path, Target(form))
     assert about["cosine"]["mean"] > (0.99999 if form == "onnx" else 0.97)
     assert open_export(tmp_path / "out") == {**about, "files": open_export(tmp_path / "out")["files"]}
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "bert"
@@ -222,19 +206,17 @@ def test_an_encoder_becomes_a_folder_that_stands_alone(tmp_path: Path, form: For
 
 
 def test_an_encoder_that_is_off_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_another(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
-        another = copy.deepcopy(model)
-        for parameter in another.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        write_encoder(another, folder, forms)
-
-    monkeypatch.setattr("lightgpt2.conversions.onnx.encoder_export.write_encoder", write_another)
+    another = make_encoder("bert", hidden_act="relu")
+    monkeypatch.setattr(
+        "lightgpt2.conversions.onnx.encoder_export.write_encoder",
+        lambda _, folder, forms: write_encoder(another, folder, forms),
+    )
     with pytest.raises(UserError, match="nothing was written"):
-        export_encoder(str(folder_with_tokenizer(tmp_path / "m")), Target("onnx"), tmp_path / "out", TEXTS, "texts")
+        export(tmp_path, Target("onnx"))
     assert not (tmp_path / "out").exists()
 
 
 def test_formats_that_encoders_do_not_have(tmp_path: Path) -> None:
     for target in (Target("onnx-int4"), Target("gguf"), Target("onnx-int8", "int4")):
         with pytest.raises(UserError, match="encoders are written as onnx or onnx-int8"):
-            export_encoder("m", target, tmp_path / "out", TEXTS, "texts")
+            export_encoder("m", target, tmp_path / "out", ["x"], "texts")

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,12 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
-from lightgpt2.functional.quantization import affine_integers, fake_quantize, integers
+from lightgpt2.functional.quantization import affine_integers, fake_quantize
 from lightgpt2.models.families import block_linears, is_tied
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
 from lightgpt2.models.standalone import stored_weights
+from lightgpt2.runtime.prefill import from_blocks
 from tests.support.models import make_restless_model, save_integers, write_tokenizer
 from tests.support.onnx_client import Array, Client, off, torch_logits, write_onnx
 
@@ -51,21 +52,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Stored(NamedTuple):
-    """A matrix of a file: integers `[O, I]`, and the scale and zero point of each `[O, I]`."""
-
-    whole: Array
-    scales: Array
-    zeros: Array | None = None
-
-    @property
-    def product(self) -> Array:
-        """The numbers that they stand for."""
-        whole = self.whole if self.zeros is None else self.whole - self.zeros
-        product: Array = whole.astype(np.float32) * self.scales
-        return product
-
-
 def arrays(folder: Path) -> dict[str, Array]:
     """All that a graph's file holds, by name."""
     graph = onnx.load(folder / "model.onnx").graph
@@ -86,26 +72,22 @@ def whole_weight(found: dict[str, Array], name: str, what: str) -> Array | None:
     return whole
 
 
-def read(found: dict[str, Array], name: str, inputs: int, form: Form, embedding: bool = False) -> Stored:
-    """A matrix, as what the operators do with it says."""
+def read(found: dict[str, Array], name: str, inputs: int, form: Form, embedding: bool = False) -> Array:
+    """The numbers `[O, I]` that a matrix of a file stands for, as what the operators do with it says."""
     data, scale, zero = (whole_weight(found, name, what) for what in ("weight", "scale", "zero"))
     assert data is not None
     assert scale is not None
+    product: Array
     if form == "int8":
         assert data.dtype == np.int8
-        rows = data if embedding else data.T
-        return Stored(rows, np.broadcast_to(scale.reshape(-1, 1), rows.shape))
+        product = (data if embedding else data.T) * scale.reshape(-1, 1)
+        return product
     assert data.dtype == np.uint8
     data = data.reshape(*scale.shape, -1)  # a row without its groups, where it is looked up
     if form == "int4":
-        data = np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:2], -1)
-    whole = data.astype(np.int16) - (8 if form == "int4" else 128)
-    wide = [scale]
-    if zero is not None:
-        halves = np.stack([zero & 15, zero >> 4], axis=-1).reshape(len(zero), -1)[:, : scale.shape[1]]
-        wide.append(halves.astype(np.int16) - 8)
-    spread = [np.broadcast_to(each[..., None], whole.shape) for each in wide]
-    return Stored(*(each.reshape(len(whole), -1)[:, :inputs] for each in (whole, *spread)))
+        return from_blocks(data, scale, zero, inputs)
+    product = (data.astype(np.float32) - 128) * scale[..., None]
+    return product.reshape(len(data), -1)[:, :inputs]
 
 
 def rows_of(module: Any) -> Tensor:
@@ -115,14 +97,11 @@ def rows_of(module: Any) -> Tensor:
 
 def groups(model: PreTrainedModel) -> list[list[str]]:
     """The linear layers of the blocks; those that are multiplied with together are one."""
-    names = list(block_linears(model))
-    joined = [
-        [name.replace(parts[0], part) for part in parts]
-        for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-        for name in names
-        if name.endswith(parts[0])
+    joined = {"q_proj": ["q_proj", "k_proj", "v_proj"], "gate_proj": ["gate_proj", "up_proj"]}
+    paths = [
+        name.rpartition(".") for name in block_linears(model) if not name.endswith(("k_proj", "v_proj", "up_proj"))
     ]
-    return joined + [[name] for name in names if not any(name in group for group in joined)]
+    return [[f"{path}.{last}" for last in joined.get(first, [first])] for path, _, first in paths]
 
 
 def embeddings(model: PreTrainedModel) -> list[str]:
@@ -136,19 +115,12 @@ def matrices(model: PreTrainedModel, forms: Forms) -> list[tuple[list[str], Form
     return layers + [([name], forms.embeddings, True) for name in embeddings(model) if forms.embeddings != "fp32"]
 
 
-def nearest(rows: Tensor, form: Form, group: int = GROUP) -> tuple[Array, Array, Array | None, Array]:
-    """Integers, scales and zero points `[O, I]` by `functional.quantization`, and what they stand for."""
-
-    def wide(value: Tensor) -> Array:
-        spread: Array = value.expand_as(whole).flatten(1)[:, : rows.shape[1]].numpy()
-        return spread
-
-    if form == "int4":
-        whole, scales, zeros = affine_integers(rows, group)
-        product = (whole.float() - zeros.float()) * scales
-        return wide(whole), wide(scales), wide(zeros), wide(product)
-    whole, scales = integers(rows, 8)
-    return wide(whole), wide(scales), None, fake_quantize(rows, 8).numpy()
+def nearest(rows: Tensor, form: Form, group: int = GROUP, power: Tensor | None = None) -> Tensor:
+    """What the integers stand for that `functional.quantization` chooses."""
+    if form != "int4":
+        return fake_quantize(rows, 8)
+    whole, scales, zeros = affine_integers(rows, group, power)
+    return ((whole.float() - zeros.float()) * scales).flatten(1)[:, : rows.shape[1]]
 
 
 def rounded(model: PreTrainedModel, forms: Forms) -> PreTrainedModel:
@@ -157,7 +129,7 @@ def rounded(model: PreTrainedModel, forms: Forms) -> PreTrainedModel:
     for names, form, _ in matrices(model, forms):
         for name in names:
             module: Any = smaller.get_submodule(name)
-            rows = torch.from_numpy(nearest(rows_of(module), form, forms.group)[3].copy())
+            rows = nearest(rows_of(module), form, forms.group)
             module.weight.data = rows.T.contiguous() if isinstance(module, Conv1D) else rows
     if is_tied(smaller):
         smaller.tie_weights()
@@ -168,15 +140,10 @@ def draw(model: PreTrainedModel, *shape: int) -> Array:
     return np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
 
 
-@pytest.mark.parametrize(
-    ("shape", "form"),
-    [
-        (shape, form)
-        for shape in SHAPES
-        for form in FORMS
-        if shape == "gpt2" or form in ("int8", "int4, embeddings too")
-    ],
-)
+CASES = [(s, form) for s in SHAPES for form in FORMS if s == "gpt2" or form in ("int8", "int4, embeddings too")]
+
+
+@pytest.mark.parametrize(("shape", "form"), CASES)
 def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     tmp_path: Path, shape: str, form: str
 ) -> None:
@@ -185,12 +152,8 @@ def test_the_file_holds_the_nearest_integers_and_the_graph_computes_with_them(
     found = arrays(write_onnx(model, tmp_path, forms))
     for names, stored_as, embedding in matrices(model, forms):
         rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
-        whole, scales, zeros, product = nearest(rows, stored_as, forms.group)
-        stored = read(found, names[0], rows.shape[1], stored_as, embedding)
-        np.testing.assert_array_equal(stored.whole, whole)
-        np.testing.assert_array_equal(stored.scales, scales)
-        assert (stored.zeros is None) == (zeros is None)
-        np.testing.assert_array_equal(stored.product, product)
+        wanted_rows = nearest(rows, stored_as, forms.group).numpy()
+        np.testing.assert_array_equal(read(found, names[0], rows.shape[1], stored_as, embedding), wanted_rows)
     client, ids = Client(tmp_path), draw(model, 2, 20)
     wanted = torch_logits(rounded(model, forms), ids)
     found_logits, past = client.run(ids[:, :19], np.ones((2, 19), np.int64))
@@ -213,10 +176,8 @@ def test_integers_of_4_bits_are_chosen_for_the_inputs(tmp_path: Path, family: st
     for names, power in [*((names, powers[names[0]]) for names in groups(model)), ([head], powers["lm_head"])]:
         rows = torch.cat([rows_of(model.get_submodule(name)) for name in names])
         stored = read(found, names[0], rows.shape[1], "int4")
-        whole, scales, zeros = affine_integers(rows, GROUP, power)
-        wanted = ((whole.float() - zeros.float()) * scales).flatten(1)[:, : rows.shape[1]].numpy()
-        np.testing.assert_array_equal(stored.product, wanted)
-        assert not np.array_equal(stored.product, nearest(rows, "int4")[3])
+        np.testing.assert_array_equal(stored, nearest(rows, "int4", power=power).numpy())
+        assert not np.array_equal(stored, nearest(rows, "int4").numpy())
 
 
 @pytest.mark.parametrize("form", ["int8", "int8-blocks", "int4"])
@@ -229,7 +190,7 @@ def test_rows_that_are_looked_up_are_exact(tmp_path: Path, form: Form) -> None:
         model.base_model.norm.weight.fill_(1)
         embedding: nn.Module = model.get_input_embeddings()
         model.get_output_embeddings().weight.copy_(torch.eye(44))
-        rows = torch.from_numpy(nearest(embedding.weight.detach(), form)[3])
+        rows = nearest(embedding.weight.detach(), form)
     client = Client(write_onnx(model, tmp_path, Forms("fp32", form)))
     found, _ = client.run(np.arange(44)[None], np.ones((1, 44), np.int64))
     wanted = (rows / rows.pow(2).mean(dim=1, keepdim=True).sqrt()).numpy()
@@ -237,7 +198,7 @@ def test_rows_that_are_looked_up_are_exact(tmp_path: Path, form: Form) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("form", "share"), [("int8", 0.35), ("int4", 0.2)])
+@pytest.mark.parametrize(("form", "share"), [("fp32", 1.02), ("int8", 0.35), ("int4", 0.2)])
 def test_weights_are_stored_once_and_shrink(tmp_path: Path, form: Form, share: float, tied: bool) -> None:
     model = make_restless_model("gpt2", n_layer=1, n_embd=512, n_head=8, vocab_size=3000, tie_word_embeddings=tied)
     fp32 = sum(4 * parameter.numel() for parameter in model.parameters())
@@ -256,40 +217,31 @@ QAT: dict[str, Integers] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "form"),
-    [("gpt2", form) for form in QAT]
-    + [
-        ("llama", "int4, embeddings, groups of 48"),
-        ("llama, untied", "int8, embeddings"),
-        ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
-    ],
-)
+TRAINED = [("gpt2", form) for form in QAT] + [
+    ("llama", "int4, embeddings, groups of 48"), ("llama, untied", "int8, embeddings"),
+    ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "form"), TRAINED)
 def test_trained_integers_are_those_of_the_artefact(tmp_path: Path, family: str, form: str) -> None:
     changes: dict[str, Any] = {"n_embd": 200, "n_head": 5} if "200" in family else {}
     changes |= {"tie_word_embeddings": False} if "untied" in family else {}
     model, quantization = make_restless_model(family.split(",")[0], **changes), QAT[form]
     save_integers(model, quantization, write_tokenizer(tmp_path / "t"), tmp_path / "m", whole_weights(model))
     halve(tmp_path / "m/model.safetensors")
-    tensors, table = stored = stored_weights.read_stored(tmp_path / "m/model.safetensors")
-    loaded, bits = load_model(str(tmp_path / "m"), "m").eval(), quantization.bits
-    own: Form = "int8" if bits == 8 else "int4"
+    stored = stored_weights.read_stored(tmp_path / "m/model.safetensors")
+    loaded = load_model(str(tmp_path / "m"), "m").eval()
+    own: Form = "int8" if quantization.bits == 8 else "int4"
     forms = Forms(own, own if quantization.embeddings else "int8")
     found = arrays(write_onnx(loaded, tmp_path / "onnx", forms, stored))
     checked = 0
     for names, stored_as, embedding in matrices(loaded, forms):
-        if f"{names[0]}.weight" not in table:
-            continue
-        whole = [stored_weights.whole(tensors[f"{n}.weight"], bits, table[f"{n}.weight"]["group"]) for n in names]
-        scales = [tensors[f"{n}.weight_scale"] for n in names]
-        inputs = rows_of(loaded.get_submodule(names[0])).shape[1]
-        kept = read(found, names[0], inputs, stored_as, embedding)
-        assert kept.zeros is None
-        np.testing.assert_array_equal(kept.whole, torch.cat(whole).flatten(1)[:, :inputs].numpy())
-        wide = torch.cat([s.expand_as(w) for s, w in zip(scales, whole, strict=True)]).flatten(1)[:, :inputs]
-        np.testing.assert_array_equal(kept.scales.view(np.int32), wide.contiguous().numpy().view(np.int32))
-        checked += len(names)
-    assert checked == len([name for name in table if "wpe" not in name])
+        if f"{names[0]}.weight" in stored[1]:
+            rows = torch.cat([rows_of(loaded.get_submodule(name)) for name in names])
+            np.testing.assert_array_equal(read(found, names[0], rows.shape[1], stored_as, embedding), rows.numpy())
+            checked += len(names)
+    assert checked == len([name for name in stored[1] if "wpe" not in name])
     ids = draw(loaded, 2, 20)
     logits, _ = Client(tmp_path / "onnx").run(ids, np.ones_like(ids))
     assert off(logits, torch_logits(loaded, ids)) < ROUNDED_INPUTS

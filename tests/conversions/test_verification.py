@@ -26,31 +26,24 @@ from tests.support.models import write_corpus, write_model
 TASK: Any = LanguageModeling()
 
 
-class Off:
-    """An engine whose logits are not those of its model.
-
-    Args:
-        model: The model.
-        step: What is added to the logits of each step.
-        read: What is added to those of a text.
-    """
+class Off(TransformersEngine):
+    """An engine whose logits are not those of its model: `step` times noise is added in each step, `read` times to a text's."""
 
     def __init__(self, model: PreTrainedModel, step: float = 0, read: float = 0) -> None:
-        self._engine, self._step, self._read = TransformersEngine(model), step, read
-        self._random = np.random.default_rng(0)
-        self.vocabulary, self.context = self._engine.vocabulary, self._engine.context
+        super().__init__(model)
+        self._step, self._read, self._random = step, read, np.random.default_rng(0)
 
     def _off(self, logits: Floats, size: float) -> Floats:
         return logits + size * self._random.standard_normal(logits.shape).astype(np.float32)
 
-    def prefill(self, ids: Ints, mask: Ints, room: int) -> Floats:
-        return self._off(self._engine.prefill(ids, mask, room), self._step)
+    def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
+        return self._off(super().prefill(ids, mask, new_tokens), self._step)
 
     def decode(self, tokens: Ints) -> Floats:
-        return self._off(self._engine.decode(tokens), self._step)
+        return self._off(super().decode(tokens), self._step)
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
-        return self._off(self._engine.logits(ids, mask), self._read)
+        return self._off(super().logits(ids, mask), self._read)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +119,7 @@ def test_another_model_is_refused(model: PreTrainedModel) -> None:
 
 
 def test_tokens_are_compared_given_those_before(model: PreTrainedModel) -> None:
-    class Once(Off):
+    class Once(TransformersEngine):
         """Wrong once, in the third step of the first prompt."""
 
         count = 0

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from lightgpt2.data import store
-from lightgpt2.data.corpora import Corpus, split_of
+from lightgpt2.data import corpora, store
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.splits import SPLITS, split_of
 from lightgpt2.data.store import split_documents
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.loading import load_tokenizer
@@ -38,9 +39,13 @@ def test_a_separator_may_keep_what_it_finds(tmp_path: Path) -> None:
     assert [d.split()[1] for d in documents(tmp_path / "a.txt", r"\n(?= = [^=\n]+ = \s*\n)")] == ["One", "Two"]
 
 
-def test_a_text_file_of_many_blocks_is_cut_as_one_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"document {i} " * (i % 7 + 1) for i in range(3000)]
-    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+@pytest.mark.parametrize("separator", ["\n\n", "\n \n\n", "\r\n\r\n"])
+def test_a_text_file_of_many_blocks_is_cut_as_one_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    monkeypatch.setattr(corpora, "_BLOCK", 50)
+    texts = [f"document {i} " * (i % 7 + 1) for i in range(300)]
+    (tmp_path / "a.txt").write_bytes(separator.join(texts).encode())
     assert documents(tmp_path / "a.txt") == texts
 
 
@@ -67,8 +72,8 @@ def test_no_document_is_in_two_splits_or_twice(tmp_path: Path) -> None:
 
 def test_hash_split_has_the_shares_asked_for() -> None:
     splits = [split_of(f"document {i}", 0.1, 0.05) for i in range(20_000)]
-    assert splits.count("valid") / 20_000 == pytest.approx(0.1, abs=0.01)
-    assert splits.count("test") / 20_000 == pytest.approx(0.05, abs=0.01)
+    shares = [splits.count(split) / 20_000 for split in SPLITS]
+    assert shares == pytest.approx([0.85, 0.1, 0.05], abs=0.01)
 
 
 def test_embedded_corpus_is_prose_without_duplicates() -> None:
@@ -85,24 +90,25 @@ def test_tokens_on_disk_are_the_tokenizer_s_with_a_separator_before_each_documen
     def encode(batch: list[str]) -> list[list[int]]:
         return tokenizer(batch, add_special_tokens=False)["input_ids"]
 
-    rows = [(split, text) for split in store.SPLITS for text in texts[split]]
-    meta = store.build(tmp_path / "store", rows, encode, 0, len(tokenizer))
-    split = store.open_split(tmp_path / "store", "train")
+    rows = [(split, text) for split in SPLITS for text in texts[split]]
+    store.build(tmp_path / "store", rows, encode, 0, len(tokenizer))
+    meta, splits = store.read(tmp_path / "store")
+    split = splits["train"]
     assert isinstance(split.tokens, np.memmap)
     pieces = [split.tokens[a:b].tolist() for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
     assert [p[0] for p in pieces] == [0, 0]
     assert [tokenizer.decode(p[1:]) for p in pieces] == texts["train"]
     assert split.sizes.tolist() == [len(t.encode()) for t in texts["train"]]
     assert meta["splits"]["test"] == {"documents": 0, "tokens": 0, "bytes": 0}
-    assert len(store.open_split(tmp_path / "store", "test").tokens) == 0
-    again = store.build(tmp_path / "again", rows, encode, 0, len(tokenizer))
-    assert again["sha256"] == meta["sha256"]
+    assert len(splits["test"].tokens) == 0
+    store.build(tmp_path / "again", rows, encode, 0, len(tokenizer))
+    assert store.read(tmp_path / "again")[0] == meta
 
 
 def test_big_vocabularies_take_four_bytes_a_token(tmp_path: Path) -> None:
     rows = [("train", "x")]
     store.build(tmp_path / "s", rows, lambda texts: [[70_000] for _ in texts], 0, 70_001)  # type: ignore[arg-type]
-    assert store.open_split(tmp_path / "s", "train").tokens.tolist() == [0, 70_000]
+    assert store.read(tmp_path / "s")[1]["train"].tokens.tolist() == [0, 70_000]
 
 
 def test_trained_tokenizer_is_lossless_and_loads_by_path(tmp_path: Path) -> None:

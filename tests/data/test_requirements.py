@@ -6,7 +6,6 @@ import pytest
 
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.requirements import CONDITIONS, KINDS, MODALITIES, SUBJECTS, is_requirement, requirements
-from lightgpt2.errors import UserError
 
 SENTENCE = (
     "[security] If the clock is not set, then the boot loader shall lock the service port after 3 failed attempts."
@@ -76,8 +75,5 @@ def test_is_a_corpus_of_any_size_with_splits_of_its_own() -> None:
     assert corpus.splits() == {"train", "valid", "test"} & {split for split, _ in requirements(50)}
     assert Corpus("requirements").fingerprint() == Corpus("requirements").fingerprint() != corpus.fingerprint()
     for size in ("", "0", "-5", "many", "1000001", "9" * 30):
-        with pytest.raises(
-            UserError,
-            match=rf"data.source: requirements:{size}: must be requirements:SIZE with 1 to 1000000 .*, got '{size}'",
-        ):
-            Corpus(f"requirements:{size}").check()
+        (problem,) = Corpus(f"requirements:{size}").problems()
+        assert problem.startswith(f"data.source: requirements:{size}: must be requirements:SIZE with 1 to 1000000 ")

@@ -1,6 +1,7 @@
 """The text that a finished model is held against."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,7 @@ def test_data_that_says_nothing_is_passed_over(model: Path, found: dict[str, Any
 
 def test_text_that_is_gone_is_one_message(model: Path) -> None:
     note(model, {"source": "./gone"})
-    words = (
-        r"^--data: the text that model was trained on is of no use here \(\./gone does not exist; [^\n]*; give another$"
-    )
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=r"^--data: the text that model was trained on [^\n]*\./gone does not exist; "):
         validation_data("model", None)
 
 
@@ -75,19 +73,13 @@ def test_text_that_cannot_be_is_one_message(model: Path, source: str) -> None:
         validation_data("model", source)
 
 
-@pytest.mark.parametrize("name", ["./gone", "bert"])
+@pytest.mark.parametrize("name", ["./gone", "bert", "wordless"])
 def test_a_model_that_cannot_be_is_called_one(model: Path, name: str) -> None:
-    write_model(Path("bert"))
+    shutil.copytree(model, "bert")
     Path("bert/config.json").write_text('{"model_type": "bert"}')
+    shutil.copytree(model, "wordless", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(UserError, match=r"^MODEL: "):
         validation_data(name, "corpus")
-
-
-def test_a_model_without_a_tokenizer(model: Path) -> None:
-    for file in model.glob("tokenizer*"):
-        file.unlink()
-    with pytest.raises(UserError, match=r"^MODEL: "):
-        validation_data("model", "corpus")
 
 
 def test_a_damaged_ledger(model: Path) -> None:

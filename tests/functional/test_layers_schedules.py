@@ -10,8 +10,6 @@ from lightgpt2.functional.schedules import Decay, warmup_decay
 
 def test_published_layer_choice() -> None:
     assert even_layers(12, 6) == [0, 2, 4, 7, 9, 11]
-    assert even_layers(24, 12)[0] == 0
-    assert even_layers(24, 12)[-1] == 23
 
 
 @pytest.mark.parametrize("deep", range(1, 33))

@@ -1,6 +1,7 @@
-"""The mathematics of movement pruning against plain loops in double precision."""
+"""The mathematics of movement pruning against its definition in double precision."""
 
-from collections.abc import Callable
+import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_gradient_of_a_score_is_the_sum_of_gradient_times_weight(seed: int) -> None:
-    """Against a loop over blocks, for a weight that is used as W' = M(S) W; masked blocks included."""
+    """Against the sum over each block, for a weight that is used as W' = M(S) W; masked blocks included."""
     weight, inputs, outputs = normal(6, 7, seed=seed), normal(5, 6, seed=seed + 100), normal(5, 7, seed=seed + 200)
     scores = normal(3, 3, seed=seed + 300).requires_grad_()
     keep = normal(3, 3, seed=seed + 400) > 0
@@ -32,40 +33,27 @@ def test_the_gradient_of_a_score_is_the_sum_of_gradient_times_weight(seed: int) 
     gated = weight * spread_blocks(straight_through(scores, keep), weight.shape, 3)
     gated.retain_grad()
     ((inputs @ gated).tanh() * outputs).sum().backward()
-    assert gated.grad is not None
-    assert weight.grad is not None
-    assert scores.grad is not None
-    for row in range(3):
-        for column in range(3):
-            expected = 0.0
-            for i in range(3 * row, min(3 * row + 3, 6)):
-                for j in range(3 * column, min(3 * column + 3, 7)):
-                    expected += float(gated.grad[i, j] * weight.detach()[i, j])
-                    assert weight.grad[i, j] == (gated.grad[i, j] if keep[row, column] else 0)
-                    assert gated[i, j] == (weight[i, j] if keep[row, column] else 0)
-            assert float(scores.grad[row, column]) == pytest.approx(expected, abs=1e-12)
+    for row, column in itertools.product(range(3), range(3)):
+        block = slice(3 * row, 3 * row + 3), slice(3 * column, 3 * column + 3)
+        kept = float(keep[row, column])
+        assert torch.equal(gated[block], weight[block] * kept)
+        assert torch.equal(weight.grad[block], gated.grad[block] * kept)
+        expected = float((gated.grad[block] * weight.detach()[block]).sum())
+        assert float(scores.grad[row, column]) == pytest.approx(expected, abs=1e-12)
 
 
-SPREADS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, ...], tuple[int, ...]]] = {
-    "heads in three sections": (
-        lambda gate: spread_channels(gate, (4, 4, 4)), lambda values: total_channels(values, (4, 4, 4)), (3,), (36,),
-    ),
-    "unlike sections": (
-        lambda gate: spread_channels(gate, (6, 2)), lambda values: total_channels(values, (6, 2)), (3,), (24,),
-    ),
-    "blocks": (
-        lambda gate: spread_blocks(gate, (7, 10), 4), lambda values: total_blocks(values, 4), (2, 3), (7, 10),
-    ),
-    "weights": (
-        lambda gate: spread_blocks(gate, (7, 10), 1), lambda values: total_blocks(values, 1), (7, 10), (7, 10),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SPREADS)
-def test_a_total_is_the_transpose_of_a_spread(name: str) -> None:
+@pytest.mark.parametrize(
+    ("spread", "total", "units", "weights"),
+    [
+        (lambda gate: spread_channels(gate, (4, 4, 4)), lambda x: total_channels(x, (4, 4, 4)), (3,), (36,)),
+        (lambda gate: spread_channels(gate, (6, 2)), lambda x: total_channels(x, (6, 2)), (3,), (24,)),
+        (lambda gate: spread_blocks(gate, (7, 10), 4), lambda x: total_blocks(x, 4), (2, 3), (7, 10)),
+        (lambda gate: spread_blocks(gate, (7, 10), 1), lambda x: total_blocks(x, 1), (7, 10), (7, 10)),
+    ],
+    ids=["heads in three sections", "unlike sections", "blocks", "weights"],
+)
+def test_a_total_is_the_transpose_of_a_spread(spread: Any, total: Any, units: Any, weights: Any) -> None:
     """<spread(g), v> = <g, total(v)> for all g and v."""
-    spread, total, units, weights = SPREADS[name]
     gate, values = normal(*units), normal(*weights, seed=1)
     assert spread(gate).shape == values.shape
     assert float((spread(gate) * values).sum()) == pytest.approx(float((gate * total(values)).sum()), rel=1e-12)

@@ -76,14 +76,13 @@ def test_random_scores_depend_on_the_seed_alone() -> None:
 
 def test_masks_zero_weights_and_gradients_and_travel_in_a_state_dict() -> None:
     layer = torch.nn.Linear(6, 4)
-    parameters = dict(layer.named_parameters())
     masks = Masks()
     masks.set({"weight": torch.rand(4, 6) > 0.5})
     masks.set({"weight": (mask := torch.rand(4, 6) > 0.5)})
     layer(torch.ones(2, 6)).sum().backward()
     bias = layer.bias.detach().clone()
-    masks.weights_(parameters)
-    masks.gradients_(parameters)
+    masks.weights_(layer)
+    masks.gradients_(layer)
     assert torch.equal(layer.weight != 0, mask)
     assert torch.equal(layer.weight.grad != 0, mask)  # type: ignore[operator]
     assert torch.equal(layer.bias, bias)

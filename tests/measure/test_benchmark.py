@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 
 from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import Arm, Settings, plan
@@ -24,7 +23,7 @@ from lightgpt2.measure.benchmark import measure, ratios, speeds_of, summary
 from lightgpt2.measure.child import ArmFailed, Child, turns
 from lightgpt2.measure.torch_worker import TorchWorker, attention_kernel, residency_problem
 from lightgpt2.models.quantization import load_for_inference
-from lightgpt2.report.benchmark_table import benchmark_table
+from lightgpt2.report.table import benchmark_table
 from tests.support.models import write_model
 
 WORKER = "lightgpt2.measure.worker"
@@ -61,13 +60,12 @@ def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 def request(folder: Path, settings: Settings = SETTINGS) -> dict[str, Any]:
     """What a child loads a Llama with."""
-    spec = asdict(Arm("a", str(folder / "llama"), "fp32", "sdpa"))
-    return {"spec": spec, "prompt": settings.prompt_tokens, "workloads": settings.workloads(), "device": "cpu"}
-
-
-def worker(folder: Path) -> TorchWorker:
     arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
-    return TorchWorker(arm, SETTINGS.prompt_tokens, SETTINGS.workloads(), "cpu")
+    return {"arm": arm, "settings": settings, "device": "cpu"}
+
+
+def worker(model: Path) -> TorchWorker:
+    return TorchWorker(Arm("a", str(model), "fp32", "sdpa"), SETTINGS, "cpu")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------------
@@ -191,7 +189,7 @@ def test_the_table_of_operators_agrees_with_the_trace(result: dict[str, Any], na
 @pytest.mark.parametrize("busy", [False, True])
 def test_cpu_time_is_what_all_threads_spend_up_to_the_last_token(folder: Path, busy: bool) -> None:
     """One that waits for its tokens spends next to none; what it does after the last token is not the generation's."""
-    measured = worker(folder)
+    measured = worker(folder / "llama")
     measured.load()
 
     def burn(seconds: float = 0.02) -> None:
@@ -215,18 +213,11 @@ def test_cpu_time_is_what_all_threads_spend_up_to_the_last_token(folder: Path, b
     assert 8 * 0.02 <= found["cpu_seconds"] < 0.3 if busy else found["cpu_seconds"] < seconds / 4
 
 
-def test_end_of_text_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_of_text_stops_nothing(tmp_path: Path) -> None:
     """Every token ends the text, and the folder's own settings slow and shorten what is generated."""
-    measured = worker(folder)
-    stubborn = GenerationConfig(eos_token_id=list(range(300)), max_length=5, num_beams=2, do_sample=True)
-    load = LlamaForCausalLM.from_pretrained
-
-    def spoiled(*args: Any, **kwargs: Any) -> Any:
-        loaded = load(*args, **kwargs)
-        loaded[0].generation_config = stubborn
-        return loaded
-
-    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", spoiled)
+    model = write_model(tmp_path / "llama", "llama")
+    GenerationConfig(eos_token_id=list(range(300)), max_length=5, num_beams=2, do_sample=True).save_pretrained(model)
+    measured = worker(model)
     measured.load()
     found = measured.round()
     assert {count: len(times["others"]) for count, times in found["generate"].items()} == {"4": 3, "8": 7}
@@ -321,9 +312,7 @@ def test_what_is_quantized_is_measured_as_it_is_and_not_quantized_again(folder: 
     arms = plan([str(folder / "gpt2"), str(stored)], None, ["sdpa"], SETTINGS)
     assert [each.name for each in arms] == ["gpt2 fp32", "model-nf4 nf4"]
     assert [each.precision for each in plan([str(stored)], ["nf4"], ["sdpa"], SETTINGS)] == ["nf4"]
-    for wanted, words in (
-        (["nf4", "int8"], r"int8 of .*model-nf4 would be quantizing what is already quantized: it is nf4; leave"),
-        (["fp32"], r"fp32 of .*model-nf4 is not there: it is nf4; leave --precision out"),
-    ):
-        with pytest.raises(UserError, match=f"^--precision: {words}"):
+    for wanted in (["nf4", "int8"], ["fp32"]):
+        message = rf"^--precision: must be nf4 for .*model-nf4, which is nf4, got {wanted[-1]}; leave it out"
+        with pytest.raises(UserError, match=message):
             plan([str(stored)], wanted, ["sdpa"], SETTINGS)

@@ -18,7 +18,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import Arm, Settings, plan
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
-from lightgpt2.report.benchmark_table import benchmark_table, operators_markdown
+from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.folder import seal
 from tests.support.models import make_restless_model, write_corpus, write_model
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worker_of(folder: Path, device: str) -> OnnxWorker:
     arm = Arm("a", str(folder / "gpt2-onnx-int8"), "onnx-int8", "graph")
-    return OnnxWorker(arm, SETTINGS.prompt_tokens, SETTINGS.workloads(), device)
+    return OnnxWorker(arm, SETTINGS, device)
 
 
 def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
@@ -53,8 +53,7 @@ def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     ]  # fmt: skip
     assert arms[2] == Arm("gpt2-onnx-int8 onnx-int8", exported, "onnx-int8", "graph")
     for wanted in ("fp32", "int8"):
-        message = rf"^--precision: {wanted} of .*gpt2-onnx-int8 is not there: it is onnx-int8; leave --precision out"
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=rf"^--precision: must be onnx-int8 for .*, got {wanted}; leave it out"):
             plan([exported], [wanted], ["sdpa"], SETTINGS)
     with pytest.raises(UserError) as caught:
         plan([exported], None, ["sdpa"], SETTINGS, device="cuda:0")

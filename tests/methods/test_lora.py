@@ -1,6 +1,5 @@
 """Adapters: the published count, what is trained, what a checkpoint holds, and what the libraries make of the folders."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import allow_packing, load_config, new_model
 from lightgpt2.models.quantization import quantize_folder, settings
-from lightgpt2.models.surgery import replay
-from tests.support.cli import succeed, write_config
 from tests.support.mistakes import Bench
-from tests.support.models import WHOLE_BLOCKS, make_model, write_corpus, write_model, write_tokenizer
+from tests.support.models import WHOLE_BLOCKS, make_model, write_model, write_tokenizer
 from tests.support.refusals import context_of
+from tests.support.stages import assert_replayed, entries, stage, validated
 
 
 def adapted(model: PreTrainedModel, adapters: LoraAdapters | None = None) -> list[dict[str, Any]]:
@@ -36,46 +34,31 @@ def test_published_setting_on_gpt2_trains_exactly_the_published_number() -> None
     assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == 294_912
 
 
-def config(family: str, **lora: Any) -> dict[str, Any]:
-    return {
-        "model": {"class_path": "lightgpt2.methods.LoRA", "init_args": {
-            "model": family, "lora": {"r": 4, **lora}, "optimizer": {"lr": 1.0e-2},
-        }},
-        "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": {
-            "source": "corpus", "sequence_length": 32, "batch_size": 4,
-        }},
-        "trainer": {
-            "accelerator": "cpu", "max_steps": 12, "check_val_every_n_epoch": None, "val_check_interval": 6,
-        },
-    }  # fmt: skip
+def lora(model: str = "teacher", method: str = "LoRA", **adapters: Any) -> dict[str, Any]:
+    return stage(method, model, lora={"r": 4, **adapters}, optimizer={"lr": 1.0e-2}) | {"trainer.max_steps": 12}
+
+
+ADAPTED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "c_attn": ("LoRA", "gpt2", {"target_modules": ["c_attn"]}),
+    "dora-all-linear": ("LoRA", "gpt2", {"use_dora": True, "target_modules": "all-linear"}),
+    "rslora-with-a-whole-module": ("LoRA", "llama", {"use_rslora": True, "modules_to_save": ["norm"]}),
+    "qlora-gpt2": ("QLoRA", "gpt2", {"target_modules": "all-linear"}),
+    "qlora-llama": ("QLoRA", "llama", {"target_modules": "all-linear"}),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "family", "lora"),
-    [
-        ("LoRA", "gpt2", {"target_modules": ["c_attn"]}),
-        ("LoRA", "gpt2", {"use_dora": True, "target_modules": "all-linear"}),
-        ("LoRA", "llama", {"use_rslora": True, "modules_to_save": ["norm"]}),
-        ("QLoRA", "gpt2", {"target_modules": "all-linear"}),
-        ("QLoRA", "llama", {"target_modules": "all-linear"}),
-    ],
-    ids=["c_attn", "dora-all-linear", "rslora-with-a-whole-module", "qlora-gpt2", "qlora-llama"],
-)
+@pytest.mark.parametrize(("method", "family", "adapters"), ADAPTED.values(), ids=ADAPTED)
 def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
-    tmp_path: Path, method: str, family: str, lora: dict[str, Any]
+    bench: Bench, method: str, family: str, adapters: dict[str, Any]
 ) -> None:
     quantized = method == "QLoRA"
-    write_corpus(tmp_path / "corpus")
-    write_model(tmp_path / family, family, **(WHOLE_BLOCKS[family] if quantized else {}))
-    made = config(family, **lora)
-    made["model"]["class_path"] = f"lightgpt2.methods.{method}"
-    write_config(tmp_path / "lora.yaml", made)
-    output = succeed(tmp_path, "fit", "--config", "lora.yaml")
-    run = tmp_path / "checkpoints/lora"
+    write_model(Path("base"), family, **(WHOLE_BLOCKS[family] if quantized else {}))
+    bench.configure(lora("base", method, **adapters))
+    output, run = bench.succeed("fit"), Path("checkpoints/r")
     assert len({path.stat().st_mode for path in (run / "adapter").iterdir()}) == 1
     options = {"quantization_config": settings("nf4")} if quantized else {}
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / family, **options)
+    base = AutoModelForCausalLM.from_pretrained("base", **options)
     allow_packing(base, False)
     merged = AutoModelForCausalLM.from_pretrained(run / "model")
     ids, tolerance = torch.arange(60).view(2, 30), 1e-4 if quantized else 1e-5
@@ -85,8 +68,8 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
         torch.testing.assert_close(merged(ids).logits, with_adapters, rtol=tolerance, atol=tolerance)
     assert (plain - with_adapters).abs().max() > 0.01, "the adapters do nothing"
 
-    ledger = json.loads((run / "model/ledger.json").read_text())[-1]
-    *before, operation, merge = ledger["operations"]
+    (entry,) = entries()
+    *before, operation, merge = entry["operations"]
     assert merge == {"op": "merge", "dense": True}
     if quantized:
         linears = 4 * (4 if family == "gpt2" else 7)
@@ -94,17 +77,15 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
         assert (dequantize["op"], dequantize["from"], dequantize["matched"]) == ("dequantize", "nf4", linears)
         assert operation["matched"] == linears
     else:
-        assert replay(base.config, ledger["operations"]).state_dict().keys() == merged.state_dict().keys()
+        assert_replayed(base, entry, merged)
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
-    assert sum(value.numel() for value in state.values()) == operation["trainable"], (
-        "a checkpoint holds what is trained"
-    )
+    held = sum(value.numel() for value in state.values())
+    assert held == operation["trainable"], "a checkpoint holds what is trained"
     assert operation["trainable"] < operation["parameters"] / 2
-    quality = {label: scored["perplexity"]["value"] for label, scored in ledger["quality"].items()}
+    quality = {label: scored["perplexity"]["value"] for label, scored in entry["quality"].items()}
     assert quality["after"] < quality["before"]
     assert f"{quality['after']:.2f}" in output
-    shown = succeed(tmp_path, "validate", "--config", "lora.yaml", "--ckpt_path", "last")
-    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(quality["after"], rel=10 * tolerance)
+    assert validated(bench, "--ckpt_path", "last") == pytest.approx(quality["after"], rel=10 * tolerance)
 
 
 def test_nothing_but_adapters_is_trained() -> None:
@@ -133,17 +114,15 @@ def test_adapters_that_match_no_module_are_refused(wrong: dict[str, Any]) -> Non
 
 @pytest.mark.slow
 def test_adapters_are_no_model_and_name_theirs(bench: Bench) -> None:
-    bench.configure({"model": config("teacher")["model"]})
+    bench.configure(lora())
     bench.succeed("fit")
     (message,) = bench.refuse("validate", "--ckpt_path", "checkpoints/r/adapter")
     assert "is a folder of adapters; give the model that they are merged into" in message
     Path("teacher").rename("checkpoints/moved")
-    following = config("checkpoints/r/adapter")["model"]
-    del following["init_args"]["lora"]
-    bench.configure({"model": following})
+    bench.configure(stage("LoRA", "checkpoints/r/adapter"))
     (message,) = bench.refuse("fit", "--run", "next")
     assert message.startswith(
-        "model.model: checkpoints/r/adapter names teacher as its base model (in adapter_config.json): "
+        "model.model: checkpoints/r/adapter names teacher as its base model (in adapter_config.json)"
     )
 
 
@@ -164,13 +143,10 @@ def test_adapters_of_a_folder_go_on_with_rounding_unless_it_cannot_be_exact(tmp_
 def test_nf4_model_is_scored_and_trained_with_qlora_as_it_is(bench: Bench) -> None:
     write_model(Path("teacher"), n_embd=64)
     quantize_folder(Path("teacher"), Path("quantized"), "nf4", write_tokenizer(Path("t")))
-    made = config("quantized")["model"]
-    made["class_path"] = "lightgpt2.methods.QLoRA"
-    bench.configure({"model": made})
+    bench.configure(lora("quantized", "QLoRA"))
     bench.succeed("fit")
-    shown = bench.succeed("validate", "--ckpt_path", "quantized")
-    before = json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["quality"]["before"]["perplexity"]
-    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(before["value"], rel=1e-4)
+    before = entries()[-1]["quality"]["before"]["perplexity"]["value"]
+    assert validated(bench, "--ckpt_path", "quantized") == pytest.approx(before, rel=1e-4)
 
 
 def test_zeros_of_whole_modules_are_held_and_new_adapters_are_not_taken_for_zeros() -> None:

@@ -1,6 +1,5 @@
 """Movement pruning as a stage: the real command, what it leaves on disk and in TensorBoard, and what it refuses."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,29 @@ from lightgpt2.errors import UserError
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import MovementPruning
 from lightgpt2.models.loading import load_model
-from lightgpt2.models.surgery import replay
 from lightgpt2.objectives import DistillLoss
 from tests.support.cli import logged, run_alone
 from tests.support.mistakes import Bench
 from tests.support.models import make_model, write_model
 from tests.support.refusals import assert_refused, context_of
+from tests.support.stages import assert_replayed, entries, stage, validated
 
-_RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
 _SHARES = {"attention": 0.4, "ffn": 0.6}
 
 
-def movement(model: str = "teacher", pruning: dict[str, Any] | None = None, **init: Any) -> dict[str, Any]:
-    """Changes of the bench's configuration."""
-    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
-    arguments = {"model": model, "pruning": pruning or _SHARES, "optimizer": _RATE, "task": task, **init}
-    return {"model": {"class_path": "lightgpt2.methods.MovementPruning", "init_args": arguments}}
-
-
-def last_entry() -> dict[str, Any]:
-    return json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]
+def movement(model: str = "teacher", steps: int = 6, teacher: str | None = None, **pruning: Any) -> dict[str, Any]:
+    return stage("MovementPruning", model, teacher=teacher, pruning=_SHARES | pruning) | {"trainer.max_steps": steps}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_what_has_gone_is_removed_saved_and_reported(bench: Bench, family: str) -> None:
+def test_what_has_gone_is_removed_reported_and_loads_without_this_project(
+    bench: Bench, family: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     write_model(Path("source"), family)
-    bench.configure({**movement("source", teacher="source"), "trainer.max_steps": 8})
+    bench.configure(movement("source", steps=8, teacher="source"))
     bench.succeed("fit")
-    entry = last_entry()
+    (entry,) = entries()
     operation = entry["operations"][-1]
     heads, neurons = (8, 512) if family == "gpt2" else (16, 192)
     units = 8  # of attention, all layers: a head of keys and values goes with its queries
@@ -54,26 +47,13 @@ def test_what_has_gone_is_removed_saved_and_reported(bench: Bench, family: str) 
     assert operation["asked"] == _SHARES
     model = load_model("checkpoints/r/model", "model")
     assert entry["sizes"]["parameters"] == model.num_parameters()
-    shapes = replay(AutoModelForCausalLM.from_pretrained("source").config, entry["operations"]).state_dict()
-    assert {n: v.shape for n, v in shapes.items()} == {n: v.shape for n, v in model.state_dict().items()}
-    again = bench.succeed("validate", "--ckpt_path", "last")
-    assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
-        entry["quality"]["after"]["perplexity"]["value"], rel=1e-4
-    )
+    assert_replayed(AutoModelForCausalLM.from_pretrained("source"), entry, model)
+    after = entry["quality"]["after"]["perplexity"]["value"]
+    assert validated(bench, "--ckpt_path", "last") == pytest.approx(after, rel=1e-4)
     assert set(entry["quality"]) == {"teacher", "before", "after"}
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_artefact_loads_without_this_project(
-    bench: Bench, family: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    write_model(Path("source"), family)
-    bench.configure({**movement("source"), "trainer.max_steps": 8})
-    bench.succeed("fit")
     with torch.no_grad():
-        mine = load_model("checkpoints/r/model", "model").eval()(torch.arange(40)[None]).logits
-    torch.save(mine, "logits.pt")
+        torch.save(model.eval()(torch.arange(40)[None]).logits, "logits.pt")
     folder = tmp_path_factory.mktemp("isolated")
     script = """
 import importlib.util, os, torch
@@ -93,8 +73,7 @@ print(model.generate(torch.arange(5)[None], max_new_tokens=5, do_sample=False, p
 
 @pytest.mark.slow
 def test_the_schedule_the_flips_and_the_pictures_are_in_tensorboard(bench: Bench) -> None:
-    pruning = {**_SHARES, "warmup": 0.2, "cooldown": 0.2}
-    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 10, "trainer.val_check_interval": 5})
+    bench.configure(movement(steps=10, warmup=0.2, cooldown=0.2) | {"trainer.val_check_interval": 5})
     bench.succeed("fit")
     curves = logged(Path(), "r")
     sparsity = [curves["pruning/ffn/sparsity"][step] for step in range(1, 11)]
@@ -128,13 +107,11 @@ def test_random_scores_are_those_of_their_seed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["block", "weight"])
 def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granularity: str) -> None:
-    pruning = {**_SHARES, "granularity": granularity, "block": 8}
-    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 6})
+    bench.configure(movement(granularity=granularity, block=8))
     bench.succeed("fit")
-    operation = last_entry()["operations"][-1]
+    operation = entries()[-1]["operations"][-1]
     weights = load_file("checkpoints/r/model/model.safetensors")
-    pruned = {name: value for name, value in weights.items() if ".attn.c_" in name or ".mlp.c_" in name}
-    pruned = {name: value for name, value in pruned.items() if value.ndim == 2}
+    pruned = {name: value for name, value in weights.items() if ".c_" in name and value.ndim == 2}
     zeros = sum(value.numel() - int(value.count_nonzero()) for value in pruned.values())
     total = sum(value.numel() for value in pruned.values())
     attention = 4 * (32 * 96 + 32 * 32)
@@ -142,12 +119,7 @@ def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granulari
     assert zeros / total == pytest.approx((0.4 * attention + 0.6 * (total - attention)) / total, abs=0.01)
     assert AutoModelForCausalLM.from_pretrained("checkpoints/r/model").config.model_type == "gpt2"
     Path("checkpoints/r").rename("checkpoints/pruned")
-    bench.configure({
-        "model": {"class_path": "lightgpt2.methods.FineTune", "init_args": {
-            "model": "checkpoints/pruned/model", "optimizer": _RATE,
-        }},
-        "trainer.max_steps": 3,
-    })  # fmt: skip
+    bench.configure(stage("FineTune", "checkpoints/pruned/model"))
     bench.succeed("fit")
     later = load_file("checkpoints/r/model/model.safetensors")
     for name, value in pruned.items():
@@ -157,29 +129,29 @@ def test_blocks_and_weights_are_zero_on_disk_and_stay_so(bench: Bench, granulari
 
 @pytest.mark.slow
 def test_what_was_pruned_before_counts_among_what_goes(bench: Bench) -> None:
-    pruning = {**_SHARES, "granularity": "block", "block": 8}
-    bench.configure({**movement(pruning=pruning), "trainer.max_steps": 6})
+    blocks = {"granularity": "block", "block": 8}
+    bench.configure(movement(**blocks))
     bench.succeed("fit")
     Path("checkpoints/r").rename("checkpoints/pruned")
-    bench.configure(movement("checkpoints/pruned/model", pruning={**pruning, "ffn": 0.5}))
+    bench.configure(movement("checkpoints/pruned/model", **blocks, ffn=0.5))
     (message,) = bench.refuse("fit")
     assert message.startswith("model.pruning.ffn: 0.5 is less than the 0.")
     assert "an earlier stage pruned; give more" in message
-    bench.configure({**movement("checkpoints/pruned/model", pruning={**pruning, "ffn": 0.8}), "trainer.max_steps": 6})
+    bench.configure(movement("checkpoints/pruned/model", **blocks, ffn=0.8))
     bench.succeed("fit")
     attention, ffn = 4 * (32 * 96 + 32 * 32), 4 * 2 * 32 * 128
     wanted = (0.4 * attention + 0.8 * ffn) / (attention + ffn)
-    assert last_entry()["operations"][0]["achieved"] == pytest.approx(wanted, abs=0.01)
+    assert entries()[-1]["operations"][0]["achieved"] == pytest.approx(wanted, abs=0.01)
 
 
 @pytest.mark.slow
 def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
     left = {}
     for penalty in (0.0, 3000.0):
-        pruning = {"threshold": {"at": 0.49, "penalty": penalty}, "lr": 0.05}
-        bench.configure({**movement(pruning=pruning), "trainer.max_steps": 10})
+        threshold = {"at": 0.49, "penalty": penalty}
+        bench.configure(movement(steps=10, attention=0, ffn=0, threshold=threshold, lr=0.05))
         bench.succeed("fit")
-        left[penalty] = sum(last_entry()["operations"][-1]["ffn"]["left"])
+        left[penalty] = sum(entries()[-1]["operations"][-1]["ffn"]["left"])
     assert left[3000.0] < left[0.0] <= 512
     assert "train/penalty" in logged(Path(), "r")
 
@@ -187,13 +159,13 @@ def test_a_threshold_leaves_what_the_penalty_lets_stay(bench: Bench) -> None:
 @pytest.mark.slow
 def test_a_model_without_some_units_goes_through_later_stages(bench: Bench) -> None:
     """Fine-tuned, distilled from, and pruned by movement again."""
-    bench.configure({**movement(pruning={"attention": 0.6, "ffn": 0.9}), "trainer.max_steps": 6})
+    bench.configure(movement(attention=0.6, ffn=0.9))
     bench.succeed("fit")
     Path("checkpoints/r").rename("checkpoints/pruned")
     pruned = "checkpoints/pruned/model"
-    bench.configure({**movement(pruned, pruning={"ffn": 0.5}), "trainer.max_steps": 6})
+    bench.configure(movement(pruned, attention=0, ffn=0.5))
     bench.succeed("fit")
-    first, second = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    first, second = entries()
     assert second["operations"][-1]["ffn"]["of"] == sum(first["operations"][-1]["ffn"]["left"])
     assert second["operations"][-1]["heads"]["removed"] == 0
     for method in ({"teacher": "teacher", "student": pruned}, {"teacher": pruned, "student": "teacher"}):
@@ -258,7 +230,7 @@ def test_less_than_a_weight_is_refused() -> None:
 
 @pytest.mark.slow
 def test_whole_heads_of_a_model_with_single_weights_pruned_are_refused(bench: Bench) -> None:
-    bench.configure({**movement(pruning={"ffn": 0.5, "granularity": "weight"}), "trainer.max_steps": 4})
+    bench.configure(movement(granularity="weight"))
     bench.succeed("fit")
     Path("checkpoints/r").rename("checkpoints/pruned")
     bench.configure(movement("checkpoints/pruned/model"))

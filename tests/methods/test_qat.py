@@ -1,6 +1,5 @@
 """Quantization-aware training as a stage: what was trained, what is saved, and that they are the same to the last bit."""
 
-import json
 import random
 import subprocess
 import sys
@@ -24,29 +23,11 @@ from lightgpt2.models.integers import Integers, round_weights
 from lightgpt2.models.loading import load_model, new_model
 from lightgpt2.models.pruning import prunable
 from lightgpt2.models.saving import save_model, whole_weights
-from lightgpt2.models.standalone import stored_weights
 from lightgpt2.objectives import DistillLoss
 from tests.support.mistakes import Bench
-from tests.support.models import SHAPES, make_model, save_integers, write_model, write_tokenizer
+from tests.support.models import make_model, save_integers, write_model, write_tokenizer
 from tests.support.refusals import assert_refused, context_of
-
-_RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
-
-
-def qat(model: str = "teacher", method: str = "QAT", **init: Any) -> dict[str, Any]:
-    """Changes of the bench's configuration."""
-    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
-    arguments = {"model": model, "optimizer": _RATE, "task": task, **init}
-    return {"model": {"class_path": f"lightgpt2.methods.{method}", "init_args": arguments}}
-
-
-def callback(name: str, **init: Any) -> dict[str, Any]:
-    return {"class_path": f"lightgpt2.callbacks.{name}", "init_args": init}
-
-
-def entries(folder: str = "model") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(Path(f"checkpoints/r/{folder}/ledger.json").read_text())
-    return found
+from tests.support.stages import callback, entries, stage, validated
 
 
 @torch.no_grad()
@@ -118,7 +99,7 @@ def test_what_loads_computes_what_was_trained_to_the_last_bit(tmp_path: Path, fa
 )
 def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict[str, Any]) -> None:
     write_model(Path("given"), family)
-    bench.configure({**qat("given", quantization=form), "trainer.max_steps": 3})
+    bench.configure(stage("QAT", "given", quantization=form))
     output = bench.succeed("fit")
     state = torch.load("checkpoints/r/last.ckpt", weights_only=True)["state_dict"]
     model = AutoModelForCausalLM.from_pretrained("given")
@@ -135,8 +116,7 @@ def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict
     assert "\nsource " in output
     figure = entry["quality"]["after"]["perplexity"]["value"]
     for checkpoint in ("last", "checkpoints/r/model"):
-        shown = bench.succeed("validate", "--ckpt_path", checkpoint)
-        assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, abs=1e-4)
+        assert validated(bench, "--ckpt_path", checkpoint) == pytest.approx(figure, abs=1e-4)
     with safe_open("checkpoints/r/model/model.safetensors", "pt") as file:
         integers = [name for name in file.keys() if file.get_tensor(name).dtype in (torch.int8, torch.uint8)]  # noqa: SIM118
     assert len(integers) == operation["matched"] + (family == "gpt2" and form.get("embeddings", False))
@@ -145,7 +125,7 @@ def test_the_artefact_is_the_trained_model(bench: Bench, family: str, form: dict
 @pytest.mark.slow
 def test_plain_transformers_loads_it_and_refuses_to_take_integers_for_weights(bench: Bench) -> None:
     form = {"bits": 4, "activations": True, "embeddings": True}
-    bench.configure({**qat(quantization=form), "trainer.callbacks": ["lightgpt2.callbacks.PackedArtefact"]})
+    bench.configure(stage("QAT", callbacks=(callback("PackedArtefact"),), quantization=form))
     bench.succeed("fit")
     torch.save(logits(load_model("checkpoints/r/model", "model")), "logits.pt")
     code = """
@@ -212,7 +192,7 @@ def test_rounding_starts_after_the_delay() -> None:
 @pytest.mark.parametrize(("teacher", "labels"), [("teacher", {"teacher"}), ("other", {"teacher", "source"})])
 def test_a_teacher_may_teach(bench: Bench, teacher: str, labels: set[str]) -> None:
     write_model(Path("other"), seed=1)
-    bench.configure(qat(teacher=teacher, loss={"ce": 0.0, "kd": 1.0, "hidden": 1.0}))
+    bench.configure(stage("QAT", teacher=teacher, loss={"ce": 0.0, "kd": 1.0, "hidden": 1.0}))
     bench.succeed("fit")
     (entry,) = entries()
     assert set(entry["quality"]) == {"before", "after", *labels}
@@ -223,15 +203,13 @@ def test_a_teacher_may_teach(bench: Bench, teacher: str, labels: set[str]) -> No
 def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
     """Pruned, packed in full precision; then trained with rounded weights, packed as integers."""
     packing, pruning = callback("PackedArtefact"), callback("GlobalL1Pruning", targets="linear", amount=0.8)
-    bench.configure({**qat(method="FineTune"), "trainer.max_steps": 0, "trainer.callbacks": [pruning, packing]})
+    bench.configure(stage("FineTune", callbacks=(pruning, packing)) | {"trainer.max_steps": 0})
     bench.succeed("fit")
-    sizes = entries("model-packed")[-1]["sizes"]
+    sizes = entries("r/model-packed")[-1]["sizes"]
     assert sizes["dense_megabytes"] == pytest.approx(entries()[-1]["sizes"]["megabytes"])
     assert sizes["megabytes"] < 0.6 * sizes["dense_megabytes"] < 0.6 * 1.2 * sizes["memory"]
     Path("checkpoints/r").rename("checkpoints/pruned")
-    bench.configure({
-        **qat("checkpoints/pruned/model-packed", quantization={"embeddings": True}), "trainer.callbacks": [packing],
-    })  # fmt: skip
+    bench.configure(stage("QAT", "checkpoints/pruned/model-packed", (packing,), quantization={"embeddings": True}))
     bench.succeed("fit")
     pruned, trained = (load_model(f"checkpoints/{run}/model", "model") for run in ("pruned", "r"))
     for name, value in pruned.named_parameters():
@@ -241,7 +219,7 @@ def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
     held = entries()[-1]["operations"][-1]
     assert held["held"]
     assert held["achieved"] >= 0.8
-    last = entries("model-packed")[-1]
+    last = entries("r/model-packed")[-1]
     assert last["operations"][0]["sparse"] >= 16
     assert last["sizes"]["megabytes"] < last["sizes"]["dense_megabytes"] < last["sizes"]["memory"]
     assert last["quality"]["after"] == entries()[-1]["quality"]["after"]
@@ -249,11 +227,10 @@ def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_compiled_is_the_same_model(bench: Bench) -> None:
-    bench.configure({**qat(quantization={"activations": True, "embeddings": True}, compile=True, delay=0.5)})
+    bench.configure(stage("QAT", quantization={"activations": True, "embeddings": True}, compile=True, delay=0.5))
     bench.succeed("fit")
-    shown = bench.succeed("validate", "--ckpt_path", "last")
     figure = entries()[-1]["quality"]["after"]["perplexity"]["value"]
-    assert float(shown.split("perplexity ")[1].split()[0]) == pytest.approx(figure, rel=1e-4)
+    assert validated(bench, "--ckpt_path", "last") == pytest.approx(figure, rel=1e-4)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------------
@@ -305,8 +282,3 @@ def test_what_is_saved_of_a_packed_model_is_one_of_plain_transformers(tmp_path: 
     assert config.architectures == ["GPT2LMHeadModel"]
     assert not {"lightgpt2", "auto_map"} & {*config.to_dict()}
     assert not [*(tmp_path / "again").glob("*.py")]
-
-
-def test_shapes_stand_for_what_the_tests_say() -> None:
-    assert SHAPES["gpt2"]["n_embd"] == 32  # a group of 5 is ragged
-    assert stored_weights.halved(torch.tensor([[-7, 7, 3]], dtype=torch.int8)).tolist() == [[0x79, 0x03]]

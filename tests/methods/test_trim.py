@@ -1,6 +1,5 @@
 """Trimming as a stage: the real command, what it leaves on disk, and what it refuses."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,22 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightgpt2.errors import UserError
 from lightgpt2.methods import Trim
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.surgery import replay
 from lightgpt2.models.trimming import activation_scores, choose, cut, first_scores, norm_scores
 from lightgpt2.objectives import DistillLoss
 from lightgpt2.starts import Trimmed
 from tests.support.mistakes import Bench
 from tests.support.models import make_model, write_model, write_uneven_model
 from tests.support.refusals import assert_refused, refusals
+from tests.support.stages import assert_replayed, entries, stage, validated
 
-_RATE = {"lr": 1.0e-3, "warmup_steps": 0, "decay": "constant"}
+LOSS = {"ce": 0.5, "kd": 0.5, "hidden": 1.0}
 
 
-def trim(family: str = "teacher", **init: Any) -> dict[str, Any]:
-    """Changes of the bench's configuration."""
-    task = {"class_path": "lightgpt2.tasks.language_modeling.LanguageModeling", "init_args": {"samples": 0}}
-    arguments = {"model": family, "optimizer": _RATE, "task": task, **init}
-    return {"model": {"class_path": "lightgpt2.methods.Trim", "init_args": arguments}}
+def trim(model: str = "teacher", steps: int = 4, **init: Any) -> dict[str, Any]:
+    return stage("Trim", model, **init) | {"trainer.max_steps": steps}
 
 
 CUTS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
@@ -38,11 +34,11 @@ CUTS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
         {"n_layer": 2, "n_embd": 16, "n_head": 1, "n_inner": 40},
     ),
     "layers of the centre, taught": (
-        "teacher", {"layers": 2, "layer_choice": "centre", "loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}},
+        "teacher", {"layers": 2, "layer_choice": "centre", "loss": LOSS},
         {"n_layer": 2, "n_embd": 32, "n_head": 2},
     ),
     "width, taught": (
-        "teacher", {"width": 16, "heads": 2, "importance": "first", "loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}},
+        "teacher", {"width": 16, "heads": 2, "importance": "first", "loss": LOSS},
         {"n_layer": 4, "n_embd": 16, "n_head": 2},
     ),
     "llama": (
@@ -59,55 +55,46 @@ def test_what_is_cut_is_trained_saved_and_reported(
     bench: Bench, family: str, init: dict[str, Any], shape: dict[str, int]
 ) -> None:
     write_model(Path("llama"), "llama")
-    bench.configure({**trim(family, **init), "trainer.max_steps": 4})
+    bench.configure(trim(family, **init))
     output = bench.succeed("fit")
     model = AutoModelForCausalLM.from_pretrained("checkpoints/r/model")
     assert {key: getattr(model.config, key) for key in shape} == shape
-    source = AutoModelForCausalLM.from_pretrained(family)
-    (entry,) = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
-    shapes = {name: value.shape for name, value in replay(source.config, entry["operations"]).state_dict().items()}
-    assert shapes == {name: value.shape for name, value in model.state_dict().items()}
+    (entry,) = entries()
+    assert_replayed(AutoModelForCausalLM.from_pretrained(family), entry, model)
     quality = entry["quality"]
     label = "teacher" if "loss" in init else "source"
     assert set(quality) == {label, "before", "after"}
     assert quality["after"]["perplexity"]["value"] < quality["before"]["perplexity"]["value"]
     assert (entry["teacher"] is None) == ("loss" not in init)
     assert f"\n{label} " in output
-    again = bench.succeed("validate", "--ckpt_path", "last")
-    assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
-        quality["after"]["perplexity"]["value"], rel=1e-5
-    )
+    assert validated(bench, "--ckpt_path", "last") == pytest.approx(quality["after"]["perplexity"]["value"], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_resumed_equals_uninterrupted(bench: Bench) -> None:
-    loss = {"ce": 0.5, "kd": 0.5, "hidden": 1.0}
-    init = {"layers": 2, "width": 16, "importance": "activation", "loss": loss}
-    bench.configure({**trim(**init), "trainer.max_steps": 6})
+    init = {"layers": 2, "width": 16, "importance": "activation", "loss": LOSS}
+    bench.configure(trim(steps=6, **init))
     bench.succeed("fit")
     whole = Path("checkpoints/r/model/model.safetensors").read_bytes()
     shutil.rmtree("checkpoints/r")
-    bench.configure({**trim(**init), "trainer.max_steps": 3})
-    bench.succeed("fit")
-    bench.configure({**trim(**init), "trainer.max_steps": 6})
+    bench.succeed("fit", "--trainer.max_steps", "3")
     bench.succeed("fit", "--ckpt_path", "last")
     assert Path("checkpoints/r/model/model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.slow
 def test_a_run_that_was_taught_is_scored_and_goes_on_without_its_teacher(bench: Bench) -> None:
-    loss = {"ce": 0.5, "kd": 0.5, "hidden": 0.0}
-    bench.configure({**trim(layers=2, loss=loss), "trainer.max_steps": 2})
+    bench.configure(trim(steps=2, layers=2, loss={**LOSS, "hidden": 0.0}))
     bench.succeed("fit")
-    bench.configure({**trim(layers=2), "trainer.max_steps": 4})
-    assert "perplexity" in bench.succeed("validate", "--ckpt_path", "last")
+    bench.configure(trim(layers=2))
+    assert validated(bench, "--ckpt_path", "last") > 0
     bench.succeed("fit", "--ckpt_path", "last")
-    assert json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["steps"] == 4
+    assert entries()[-1]["steps"] == 4
 
 
 WITH_VOCABULARY: dict[str, tuple[str, dict[str, Any]]] = {
     "with everything": ("gpt2", {"layers": 2, "width": 16, "ffn": 40, "importance": "activation", "calibration": 8}),
-    "alone, taught": ("llama", {"loss": {"ce": 0.5, "kd": 0.5, "hidden": 1.0}}),
+    "alone, taught": ("llama", {"loss": LOSS}),
 }
 
 
@@ -117,28 +104,23 @@ def test_tokens_that_the_text_does_not_need_go_from_model_and_tokenizer(
     bench: Bench, family: str, init: dict[str, Any]
 ) -> None:
     write_model(Path("big"), family, vocab_size=700, pad_token_id=300)
-    bench.configure({**trim("big", vocabulary="corpus", **init), "trainer.max_steps": 4})
+    bench.configure(trim("big", vocabulary="corpus", **init))
     bench.succeed("fit")
     model = AutoModelForCausalLM.from_pretrained("checkpoints/r/model")
     tokenizer = AutoTokenizer.from_pretrained("checkpoints/r/model")
     assert len(tokenizer) == model.config.vocab_size < 700
     assert tokenizer.decode(tokenizer("Zürich ☃")["input_ids"]) == "Zürich ☃"
-    source = AutoModelForCausalLM.from_pretrained("big")
-    (entry,) = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    (entry,) = entries()
     cut = entry["operations"][0]
     assert (cut["op"], cut["before"], cut["after"]) == ("trim_vocabulary", 700, len(tokenizer))
-    shapes = {name: value.shape for name, value in replay(source.config, entry["operations"]).state_dict().items()}
-    assert shapes == {name: value.shape for name, value in model.state_dict().items()}
+    assert_replayed(AutoModelForCausalLM.from_pretrained("big"), entry, model)
     quality = entry["quality"]
     assert len({figures["tokens"] for figures in quality.values()}) == 1, "all are asked for the same tokens"
     assert quality["after"]["perplexity"]["value"] < quality["before"]["perplexity"]["value"]
     if set(init) <= {"loss"}:
         assert quality["before"] == quality["teacher" if init else "source"]
     for options in (["--ckpt_path", "last"], []):  # the method with its checkpoint, and the artefact by itself
-        again = bench.succeed("validate", *options)
-        assert float(again.split("perplexity ")[1].split()[0]) == pytest.approx(
-            quality["after"]["perplexity"]["value"], rel=1e-5
-        )
+        assert validated(bench, *options) == pytest.approx(quality["after"]["perplexity"]["value"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -150,7 +132,7 @@ def test_a_later_stage_goes_on_with_the_smaller_tokenizer(bench: Bench) -> None:
     shutil.rmtree("checkpoints/r")
     bench.configure({"model.teacher": "small"})
     bench.succeed("fit")
-    first, second = json.loads(Path("checkpoints/r/model/ledger.json").read_text())
+    first, second = entries()
     assert second["quality"]["teacher"] == first["quality"]["after"]
     assert Path("small/tokenizer.json").read_text() == Path("checkpoints/r/model/tokenizer.json").read_text()
 
@@ -158,16 +140,15 @@ def test_a_later_stage_goes_on_with_the_smaller_tokenizer(bench: Bench) -> None:
 @pytest.mark.slow
 def test_a_smaller_vocabulary_is_resumed_only_with_its_own_text(bench: Bench) -> None:
     write_model(Path("big"), vocab_size=700)
-    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 3})
+    bench.configure(trim("big", steps=3, vocabulary="corpus"))
     bench.succeed("fit")
-    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 6})
+    bench.configure(trim("big", steps=6, vocabulary="corpus"))
     bench.succeed("fit", "--ckpt_path", "last")
     for file in sorted(Path("corpus").iterdir())[:12]:
         file.unlink()
-    bench.configure({**trim("big", vocabulary="corpus"), "trainer.max_steps": 8})
-    (message,) = bench.refuse("fit", "--ckpt_path", "last", touches=True)
+    (message,) = bench.refuse("fit", "--ckpt_path", "last", "--trainer.max_steps", "8", touches=True)
     assert message.startswith("--ckpt_path: the training text needs other tokens")
-    bench.configure({**trim("big"), "trainer.max_steps": 8})
+    bench.configure(trim("big", steps=8))
     assert "model.vocabulary: corpus there, null here" in bench.refuse("fit", "--ckpt_path", "last")[0]
 
 

@@ -11,23 +11,13 @@ from torch import Tensor, nn
 import lightgpt2.models
 from lightgpt2.errors import UserError
 from lightgpt2.functional.quantization import fake_quantize
-from lightgpt2.models.axes import Shape, block_units, named_axes
-from lightgpt2.models.families import (
-    FAMILIES,
-    backbone,
-    block_linears,
-    blocks,
-    check_head,
-    compute_with,
-    family_of,
-    head,
-    is_tied,
-    recorded_states,
-)
-from lightgpt2.models.families.llama import LLAMA
+from lightgpt2.models import families
+from lightgpt2.models.axes import Named, Shape, block_units, named_axes
+from lightgpt2.models.families import FAMILIES, block_linears, blocks, check_head, compute_with, family_of, head
+from lightgpt2.models.families.llama import Llama
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.models.trimming import remove
-from tests.support.models import make_model, write_tokenizer
+from tests.support.models import LONG_HEADS, SHAPES, logits, make_model, write_tokenizer
 from tests.support.onnx_client import Client, off, torch_logits, write_onnx
 
 IDS = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -43,9 +33,7 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
     model = make_model(family, **changes)
     known, shape = family_of(model), Shape.of(model.config)
     assert family in known.model_types
-    inner = shape.heads * shape.head
-    sizes = {"query": inner, "context": inner, "key": inner // shape.groups, "value": inner // shape.groups}
-    sizes |= {"vocabulary": 300, "position": known.positions(model.config) or 0, "width": shape.width, "ffn": shape.ffn}
+    sizes = shape.channels() | {"vocabulary": 300, "position": known.positions(model.config) or 0}
     for named in named_axes(model):
         assert named.value.shape == tuple(sum(sizes[role] for role in axis) for axis in named.axes), named.name
     (stack,) = known.stacks(model).values()
@@ -55,29 +43,36 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
         name for name, parameter in model.named_parameters() if id(parameter) in inside
     }
     assert head(model).weight is model.get_output_embeddings().weight
-    assert is_tied(model) == changes.get("tie_word_embeddings", True)
+    assert families.is_tied(model) == changes.get("tie_word_embeddings", True)
     target = Shape(shape.width // 2, shape.groups, shape.groups, shape.head, 20)
     assert Shape.of(target.applied(model.config)) == target
     assert known.positions(model.config) == 64
     assert {type(module).__name__ == "Conv1D" for module in block_linears(model).values()} == {known.conv1d}
-    assert (shape.width == inner) >= known.heads_share_width
+    assert (shape.width == shape.heads * shape.head) >= known.heads_share_width
     model.register_parameter("other", nn.Parameter(torch.zeros(1)))
     with pytest.raises(ValueError, match="unknown parameter other"):
         list(named_axes(model))
 
 
+@pytest.mark.parametrize("alternate", [False, True])
+def test_sections_of_an_axis_lie_behind_one_another_or_alternate_head_by_head(alternate: bool) -> None:
+    named, shape = Named("", torch.zeros(0), 0, (("query", "key", "value"),), alternate), Shape(8, 2, 1, 4, 16)
+    split = dict(named.split(0, torch.arange(24), shape))
+    assert split["key"].tolist() == ([4, 5, 6, 7, 16, 17, 18, 19] if alternate else [*range(8, 16)])
+    assert torch.equal(named.join([*split.values()], shape), torch.arange(24))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_states_are_before_the_final_norm(family: str) -> None:
     model = make_model(family)
-    with torch.no_grad(), recorded_states(model, [0, 2, 4]) as states:
-        output = backbone(model)(IDS, output_hidden_states=True, use_cache=False)
+    with torch.no_grad(), families.recorded_states(model, [0, 2, 4]) as states:
+        output = families.backbone(model)(IDS, output_hidden_states=True, use_cache=False)
     for index in (0, 2):
         torch.testing.assert_close(states[index], output.hidden_states[index])
-    norm = model.base_model.ln_f if family == "gpt2" else model.base_model.norm
+    norm = next(module for module in reversed([*model.base_model.children()]) if "Norm" in type(module).__name__)
     torch.testing.assert_close(norm(states[4]), output.last_hidden_state)
     assert not torch.allclose(states[4], output.last_hidden_state)
-    with torch.no_grad():
-        model(IDS[:, :3])
+    logits(model, IDS[:, :3])
     assert states[2].shape[1] == IDS.shape[1], "outside the context nothing is recorded"
 
 
@@ -85,32 +80,24 @@ def test_recorded_states_are_before_the_final_norm(family: str) -> None:
 def test_a_head_may_have_a_bias_and_a_scale_and_anything_else_is_refused(
     family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = make_model(family, tie_word_embeddings=False, **({"head_dim": 16} if family == "llama" else {}))
+    model = make_model(family, tie_word_embeddings=False, **LONG_HEADS.get(family, {}))
+
+    def check_graph() -> None:
+        found = Client(write_onnx(model, tmp_path)).run(IDS.numpy(), IDS.numpy() * 0 + 1)[0]
+        assert off(found, torch_logits(model, IDS.numpy())) < 1e-4
+
     check_head(model, "model.model")
-    model.lm_head.bias = nn.Parameter(torch.randn(300))
-    weight, bias, scale = head(model)
-    assert bias is model.lm_head.bias
-    with torch.no_grad():
-        expected = scale * backbone(model)(IDS).last_hidden_state @ weight.T + bias
-        torch.testing.assert_close(model(IDS).logits, expected)
+    bias = model.lm_head.bias = nn.Parameter(torch.randn(300))
+    assert head(model).bias is bias
     check_head(model, "model.model")
-    assert off(Client(write_onnx(model, tmp_path)).run(IDS.numpy(), IDS.numpy() * 0 + 1)[0], expected.numpy()) < 1e-4
-    handle = model.lm_head.register_forward_hook(
-        lambda _, __, logits: (logits - model.lm_head.bias) / 4 + model.lm_head.bias
-    )
+    check_graph()
+    model.lm_head.register_forward_hook(lambda _, __, logits: (logits - bias) / 4 + bias)
     with pytest.raises(UserError, match=r"^model\.model: the logits of this model are not scale \* hidden"):
         check_head(model, "model.model")
     known = family_of(model)
     monkeypatch.setattr(known, "head", lambda model: type(known).head(known, model)._replace(scale=0.25))
     check_head(model, "model.model")
-    assert (
-        off(
-            Client(write_onnx(model, tmp_path)).run(IDS.numpy(), IDS.numpy() * 0 + 1)[0],
-            torch_logits(model, IDS.numpy()),
-        )
-        < 1e-4
-    )
-    handle.remove()
+    check_graph()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,28 +119,24 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
         compute_with(module, gated)
         compute_with(module, rounded)
     assert torch.equal(head(model).weight, head(plain).weight)
-    with torch.no_grad():
-        assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    assert torch.equal(logits(model), logits(plain))
     check_head(model, "model.model")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model(IDS, labels=IDS).loss.backward()
     assert all(module.weight.grad is not None for module in block_linears(model).values())
 
 
-def test_a_family_is_one_class_and_one_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is loaded, trimmed, saved with layers of unlike sizes, and exported, without a change anywhere else."""
-    values = {
-        "model_type": "mistral", "vocab_size": 300, "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "max_position_embeddings": 64,
-        "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
+    values = {"model_type": "mistral", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
     with pytest.raises(UserError, match=r"model: models of type 'mistral' are not supported; use .* gpt2 or llama"):
         load_config(values, "model")
+    monkeypatch.setitem(FAMILIES, "mistral", FAMILIES["llama"])  # and gone again after the test
 
-    class Mistral(type(LLAMA)):  # type: ignore[misc]
+    class Mistral(Llama):
         model_types = ("mistral",)
 
-    monkeypatch.setitem(FAMILIES, "mistral", Mistral())
+    assert type(FAMILIES["mistral"]) is Mistral
     model = new_model(load_config(values, "model")).eval()
     check_head(model, "model")
     heads, ffn = (
@@ -164,8 +147,7 @@ def test_a_family_is_one_class_and_one_registration(tmp_path: Path, monkeypatch:
     write_tokenizer(tmp_path / "m")
     smaller.save_pretrained(tmp_path / "m")
     loaded = load_model(str(tmp_path / "m"), "model").eval()
-    with torch.no_grad():
-        assert torch.equal(loaded(IDS).logits, smaller(IDS).logits)
+    assert torch.equal(logits(loaded, IDS), logits(smaller, IDS))
     found, _ = Client(write_onnx(loaded, tmp_path / "onnx")).run(IDS.numpy(), IDS.numpy() * 0 + 1)
     assert off(found, torch_logits(smaller, IDS.numpy())) < 1e-4
 

@@ -8,48 +8,44 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import weights_mb
+from lightgpt2.models import quantization
+from lightgpt2.models.families import FAMILIES, block_linears
 from lightgpt2.models.loading import allow_packing, load_config, load_model
 from lightgpt2.models.quantization import (
     Format,
     coverage,
     dequantized,
-    load_for_inference,
     load_quantized,
     quantization_of,
     quantize_folder,
 )
 from lightgpt2.models.saving import measure_sizes, save_model
-from tests.support.models import WHOLE_BLOCKS, make_model, write_model, write_tokenizer
-
-IDS = torch.arange(60).view(2, 30)
-LAYERS = {"gpt2": 4 * 4, "llama": 4 * 7}
+from tests.support.models import WHOLE_BLOCKS, logits, make_model, write_model, write_tokenizer
 
 
 @pytest.mark.parametrize("form", ["nf4", "int8"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Path, family: str, form: Format) -> None:
     source = write_model(tmp_path / "m", family, **WHOLE_BLOCKS[family])
     made = quantize_folder(source, tmp_path / "q", form, write_tokenizer(tmp_path / "t"))
-    assert made == {
-        "op": form, "matched": LAYERS[family], "linears": LAYERS[family] + 1, "kept": {"lm_head": "tied to the embedding"}
-    }  # fmt: skip
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    count = len(block_linears(plain))
+    assert made == {"op": form, "matched": count, "linears": count + 1, "kept": {"lm_head": "tied to the embedding"}}
     stored = load_file(tmp_path / "q/model.safetensors")
     narrow = [name for name, t in stored.items() if t.dtype in (torch.uint8, torch.int8) and name.endswith(".weight")]
-    assert len(narrow) == LAYERS[family], "what the ledger counts lies on disk"
-    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    assert len(narrow) == count, "what the ledger counts lies on disk"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "q").eval()
     allow_packing(loaded, False)
     configs = [load_config(str(folder), "model.model") for folder in (source, tmp_path / "q")]
     assert [quantization_of(config) for config in configs] == [None, form]
-    with torch.no_grad():
-        error = (loaded(IDS).logits.float() - plain(IDS).logits).norm() / plain(IDS).logits.norm()
+    error = (logits(loaded).float() - logits(plain)).norm() / logits(plain).norm()
     assert 0 < error < 0.3
     sizes = measure_sizes(loaded, tmp_path / "q")
-    assert sizes.parameters == plain.num_parameters()
-    assert sizes.nonzero is None
+    assert (sizes["parameters"], sizes["nonzero"]) == (plain.num_parameters(), None)
     assert weights_mb(loaded) < weights_mb(plain)
     assert (tmp_path / "q/model.safetensors").stat().st_size < (source / "model.safetensors").stat().st_size
 
@@ -65,21 +61,19 @@ def test_memory_counts_tied_weights_once_and_quantized_ones_as_stored(tmp_path: 
     assert linear * 3.4 < saved < linear * 3.5, "of 4 bytes half a byte stays, and the scales"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_dequantized_model_computes_what_the_nf4_model_computes(tmp_path: Path, family: str) -> None:
     source = write_model(tmp_path / "m", family, **WHOLE_BLOCKS[family])
     quantized = load_quantized(str(source), "model.model", "nf4").eval()
     plain = dequantized(quantized)
-    with torch.no_grad():
-        torch.testing.assert_close(plain(IDS).logits, quantized(IDS).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(plain), logits(quantized), rtol=1e-4, atol=1e-4)
     original = load_model(str(source), "model.model")
     assert plain.state_dict().keys() == original.state_dict().keys()
-    name = "transformer.h.1.mlp.c_fc.weight" if family == "gpt2" else "model.layers.1.mlp.up_proj.weight"
-    weight = original.get_parameter(name).detach()
-    weight = weight.T.contiguous() if family == "gpt2" else weight
-    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    expected = dequantize_4bit(packed, state)
-    torch.testing.assert_close(plain.get_parameter(name), expected.T if family == "gpt2" else expected, rtol=0, atol=0)
+    for name, module in block_linears(original).items():
+        rows = module.weight.detach().T.contiguous() if isinstance(module, Conv1D) else module.weight.detach()
+        expected = dequantize_4bit(*quantize_4bit(rows, quant_type="nf4", compress_statistics=True))
+        found = plain.get_submodule(name).weight
+        assert torch.equal(found, expected.T if isinstance(module, Conv1D) else expected)
     assert not hasattr(plain.config, "quantization_config")
 
 
@@ -111,5 +105,5 @@ def test_nothing_is_trained_or_scored_with_a_kernel_that_lets_no_gradient_throug
     flags = {name: m.support_avx512bf16_for_cpu for name, m in quantized.named_modules() if "c_" in name}
     assert len(flags) == 16
     assert not any(flags.values())
-    deployed = load_for_inference(str(source), "model.model", "nf4", "sdpa", "cpu")
+    deployed = quantization.load_for_inference(str(source), "model.model", "nf4", "sdpa", "cpu")
     assert all(m.support_avx512bf16_for_cpu for name, m in deployed.named_modules() if "c_" in name)

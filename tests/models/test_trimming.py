@@ -7,14 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
-from lightgpt2.models.families import FAMILIES, head, is_tied, recorded_states
+from lightgpt2.models.families import FAMILIES, family_of, head, is_tied, recorded_states
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
-from tests.support.models import assert_same_weights, make_model
-
-IDS = torch.arange(60).view(2, 30) * 3
-TARGETS = {"gpt2": Shape(16, 1, 1, 16, 40), "llama": Shape(16, 2, 2, 8, 20)}
+from tests.support.models import IDS, assert_same_weights, logits, make_model
 
 
 def random_scores(model: PreTrainedModel, seed: int) -> Scores:
@@ -36,43 +33,39 @@ def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
 def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, seed: int) -> None:
     model = make_model(family, seed)
     old = Shape.of(model.config)
-    heads = old.groups if family == "llama" else old.heads  # GPT-2's heads share the width: only neurons go without it
+    heads = old.heads if family_of(model).heads_share_width else old.groups  # where they share it, only neurons go
     target = Shape(old.width, heads, old.groups, old.head, old.ffn // 3)
     kept = choose(model, target, random_scores(model, seed))
-    silence(model, old, kept)
+    silence(model, kept)
     small = cut(model, target.applied(model.config), kept)
     assert Shape.of(small.config) == target
     assert small.num_parameters() < model.num_parameters()
-    with torch.no_grad():
-        torch.testing.assert_close(small(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(small), logits(model), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def silence(model: PreTrainedModel, old: Shape, kept: Kept) -> None:
-    """Sets the weights that read from what is to be cut to zero."""
+def silence(model: PreTrainedModel, kept: Kept) -> None:
+    """Set the weights that write or read what is to be cut to zero."""
     for named in named_axes(model):
         for axis, (role, *_) in enumerate(named.axes):
-            if named.layer is None or role not in ("context", "ffn") or "c_fc" in named.name:
-                continue
-            mask = kept.ffn[named.layer] if role == "ffn" else kept.vo[named.layer]
-            if role == "context":
-                mask = mask.view(-1, old.head).repeat_interleave(old.groups, dim=0).flatten()
-            shape = [1] * named.value.ndim
-            shape[axis] = -1
-            named.value.mul_(mask.view(shape))
+            if role in ("context", "ffn"):
+                mask = kept[named.layer, role]
+                named.value.mul_(mask.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats_it(family: str) -> None:
     model = make_model(family)
-    target = TARGETS[family]
+    old = Shape.of(model.config)
+    target = Shape(16, old.groups, old.groups, old.head, 20)
     kept = choose(model, target, random_scores(model, 3))
     trimmed, operation = cut(model, target.applied(model.config), kept), trim_operation(target, kept, "norm")
     assert_same_weights(trimmed, apply(model, [operation]))
     assert_same_weights(trimmed, replay(model.config, [operation]))
     assert len(str(operation)) < 2000
     small, wide, block = dict(trimmed.named_parameters()), dict(model.named_parameters()), 2
-    w, f, qk, vo = (mask.nonzero().flatten() for mask in (kept.width, kept.ffn[block], kept.qk[block], kept.vo[block]))
+    masks = kept[None, "width"], kept[block, "ffn"], kept[block, "key"], kept[block, "value"]
+    w, f, qk, vo = (mask.nonzero().flatten() for mask in masks)
     every, packed = slice(None), torch.cat([qk, 32 + qk, 64 + vo])
     queries = torch.arange(16) + 16 * (int(qk[0]) // 8)  # two heads share the one that stays
     expected: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -105,39 +98,36 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
                         named.value.index_copy_(axis, channels, 10 * named.value.index_select(axis, channels))
     target = Shape(old.width, old.heads, old.groups, old.head, 3)
     kept = choose(model, target, norm_scores(model))
-    assert all(torch.equal(mask.nonzero().flatten(), loud_neurons) for mask in kept.ffn)
+    assert all(torch.equal(kept[layer, "ffn"].nonzero().flatten(), loud_neurons) for layer in range(4))
     widths = norm_scores(model)[None, "width"].topk(3).indices.sort().values
     assert torch.equal(widths, loud_width)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
-    """Loud weights that read a silent neuron, or a silent head, do not save it."""
+    """Loud weights that read a silent neuron do not save it."""
     model = make_model(family)
     old = Shape.of(model.config)
     silent = torch.zeros(old.ffn, dtype=torch.bool)
     silent[[2, 5, 11]] = True
     with torch.no_grad():
         for named in named_axes(model):
-            if named.name.endswith(("c_fc.weight", "c_fc.bias", "up_proj.weight")):
-                axis = 0 if family == "llama" or named.value.ndim == 1 else 1
-                named.value.index_fill_(axis, silent.nonzero().flatten(), 0)
-            elif named.axes[0] == ("ffn",) and named.axes[-1] == ("width",) and "c_proj" in named.name:
-                named.value[silent] *= 100
-            elif "down_proj" in named.name:
-                named.value[:, silent] *= 100
+            if ("ffn",) in named.axes:
+                neurons = named.value.movedim(axis := named.axes.index(("ffn",)), 0)
+                reads = named.value.ndim == 2 and axis == (0 if family_of(model).conv1d else 1)
+                neurons[silent] = neurons[silent] * 100 if reads else 0
     target = Shape(old.width, old.heads, old.groups, old.head, old.ffn - 3)
-    for mask in choose(model, target, activation_scores(model, [IDS[:1], IDS[1:]])).ffn:
-        assert torch.equal(~mask, silent)
-    by_norm = choose(model, target, norm_scores(model)).ffn
-    assert not any(torch.equal(~mask, silent) for mask in by_norm)
+    by_activation, by_norm = activation_scores(model, [IDS[:1], IDS[1:]]), norm_scores(model)
+    for layer in range(4):
+        assert torch.equal(~choose(model, target, by_activation)[layer, "ffn"], silent)
+        assert not torch.equal(~choose(model, target, by_norm)[layer, "ffn"], silent)
 
 
 def test_width_by_activation_is_the_mean_hidden_state() -> None:
     model = make_model("gpt2")
     scores = activation_scores(model, [IDS[:1], IDS[1:]])[None, "width"]
-    with torch.no_grad(), recorded_states(model, list(range(5))) as states:
-        model(IDS)
+    with recorded_states(model, list(range(5))) as states:
+        logits(model)
     expected = torch.stack([state.abs().mean(dim=(0, 1)) for state in states.values()]).sum(dim=0)
     torch.testing.assert_close(scores / 2, expected)
 
@@ -145,8 +135,9 @@ def test_width_by_activation_is_the_mean_hidden_state() -> None:
 def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_and_outputs() -> None:
     model, target = make_model("gpt2"), Shape(16, 2, 1, 8, 64)
     kept = choose(model, target, norm_scores(model))
-    assert all(mask.view(2, 16).sum(dim=1).tolist() == [8, 8] for mask in (*kept.qk, *kept.vo))
-    assert cut(model, target.applied(model.config), kept)(IDS).logits.shape == (2, 30, 300)
+    for layer, role in ((layer, role) for layer in range(4) for role in ("query", "key", "value", "context")):
+        assert kept[layer, role].view(2, 16).sum(dim=1).tolist() == [8, 8]
+    assert logits(cut(model, target.applied(model.config), kept)).shape == (2, 30, 300)
 
 
 STAY = [0, 3, 7, 8, 50, 120, 297]
@@ -165,9 +156,7 @@ def test_a_smaller_vocabulary_is_the_same_model_that_chooses_among_fewer_tokens(
     assert (small.generation_config.eos_token_id, small.generation_config.bos_token_id) == ([3], None)
     assert model.config.pad_token_id == 7, "the old one is as it was"
     new = torch.arange(2 * 30).view(2, 30) % len(STAY)
-    with torch.no_grad():
-        small_logits, logits = small(new).logits, model(torch.tensor(STAY)[new]).logits[..., STAY]
-    torch.testing.assert_close(small_logits, logits)
+    torch.testing.assert_close(logits(small, new), logits(model, torch.tensor(STAY)[new])[..., STAY])
     assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in model.parameters()}
     operations = [vocabulary_operation(STAY, 300), {"op": "extract_layers", "layers": [1, 3]}]
     assert (operations[0]["before"], operations[0]["after"]) == (300, len(STAY))

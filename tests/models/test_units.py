@@ -10,26 +10,22 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightgpt2.functional.movement import Units
 from lightgpt2.models.axes import Named, Shape, block_sizes, block_units, named_axes
-from lightgpt2.models.families import FAMILIES, block_linears, blocks
+from lightgpt2.models.families import FAMILIES, block_linears, family_of
 from lightgpt2.models.loading import load_model, new_model
 from lightgpt2.models.surgery import apply, removal, replay
 from lightgpt2.models.trimming import remove
 from lightgpt2.models.units import Granularity, UnitMap, gate_weights, magnitudes, make_units, unit_map
-from tests.support.models import assert_same_weights, make_model, shake, write_tokenizer
+from tests.support.models import IDS, assert_same_weights, logits, make_model, shake, write_tokenizer
 
-IDS = torch.arange(60).view(2, 30) * 3
 Masks = list[Tensor]
 
 
-def gated(
-    model: PreTrainedModel, granularity: Granularity = "structured", block: int = 8
-) -> tuple[UnitMap, nn.ModuleDict]:
-    held = unit_map(model, granularity, block)
-    made = make_units(model, held, trained=True)
-    gate_weights(model, held, made)
-    return held, made
+def gated(model: PreTrainedModel, granularity: Granularity = "structured") -> tuple[UnitMap, nn.ModuleDict]:
+    mapped = unit_map(model, granularity, 8)
+    units = make_units(model, mapped, trained=True)
+    gate_weights(model, mapped, units)
+    return mapped, units
 
 
 def random_masks(model: PreTrainedModel, seed: int) -> tuple[Masks, Masks]:
@@ -45,16 +41,9 @@ def random_masks(model: PreTrainedModel, seed: int) -> tuple[Masks, Masks]:
     return heads, ffn
 
 
-def mask(made: nn.ModuleDict, heads: Masks, ffn: Masks) -> None:
+def mask(units: nn.ModuleDict, heads: Masks, ffn: Masks) -> None:
     for kind, masks in (("attention", heads), ("ffn", ffn)):
-        units = made[kind]
-        assert isinstance(units, Units)
-        units.masks.set({str(i): value for i, value in enumerate(masks)})
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel) -> Tensor:
-    return model(IDS, use_cache=False).logits
+        units[kind].masks.set({str(i): value for i, value in enumerate(masks)})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,8 +54,7 @@ def test_masked_and_removed_models_agree(family: str, seeds: range) -> None:
         shake(model)  # biases that matter
         heads, ffn = random_masks(model, seed)
         smaller = remove(model, heads, ffn).eval()
-        _, made = gated(model)
-        mask(made, heads, ffn)
+        mask(gated(model)[1], heads, ffn)
         difference = (logits(model) - logits(smaller)).abs().max()
         assert difference <= 1e-5, f"seed {seed}: {difference}"
         groups = Shape.of(model.config).groups
@@ -89,11 +77,10 @@ def test_a_gate_at_the_output_is_a_mask_on_everything(family: str) -> None:
     naive = copy.deepcopy(model)
     for named in named_axes(naive):
         for axis, kind, sizes in sections(named, Shape.of(model.config)):
-            unit = (ffn if kind == "ffn" else heads)[named.layer or 0]
+            unit = (ffn if kind == "ffn" else heads)[named.layer]
             channels = torch.cat([unit.repeat_interleave(size) for size in sizes])
             named.value.data.mul_(channels.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
-    _, made = gated(model)
-    mask(made, heads, ffn)
+    mask(gated(model)[1], heads, ffn)
     torch.testing.assert_close(logits(model), logits(naive), rtol=0, atol=1e-5)
 
 
@@ -102,29 +89,26 @@ def test_a_heads_score_sums_over_query_key_value_and_output(family: str) -> None
     """And a neuron's over all that reads and writes it: gradient times weight, biases included."""
     model = make_model(family, 1)
     naive, shape = copy.deepcopy(model), Shape.of(model.config)
-    held, made = gated(model)
+    mapped, made = gated(model)
     for each in (model, naive):
         torch.nn.functional.cross_entropy(each(IDS).logits.flatten(0, 1), IDS.roll(-1, 1).flatten()).backward()
     expected: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(()))
     for named in named_axes(naive):
         for axis, kind, sizes in sections(named, shape):
-            assert named.value.grad is not None
             product = (named.value.grad * named.value).detach()
             channels = product.sum(dim=1 - axis) if product.ndim == 2 else product
             units = len(channels) // sum(sizes)
             for part, size in zip(channels.split([units * size for size in sizes]), sizes, strict=True):
-                expected[kind, named.layer or 0] = expected[kind, named.layer or 0] + part.view(units, size).sum(dim=1)
+                expected[kind, named.layer] = expected[kind, named.layer] + part.view(units, size).sum(dim=1)
     assert len(expected) == 8
     for (kind, layer), value in expected.items():
-        found = made[kind]
-        assert isinstance(found, Units)
-        torch.testing.assert_close(found.scores[str(layer)].grad, value, rtol=1e-4, atol=1e-6)
-    assert {name.rpartition(".")[0] for name in held} == {*block_linears(model)}
+        torch.testing.assert_close(made[kind].scores[str(layer)].grad, value, rtol=1e-4, atol=1e-6)
+    assert {name.rpartition(".")[0] for name in mapped} == {*block_linears(model)}
     model.zero_grad()
     made.zero_grad()
     mask(made, *([torch.zeros(count, dtype=torch.bool) for count in kind] for kind in block_units(model.config)))
     model(IDS, labels=IDS).loss.backward()
-    scores = [score for units in made.values() if isinstance(units, Units) for score in units.scores.values()]
+    scores = [score for units in made.values() for score in units.scores.values()]
     assert all(score.grad is not None and score.grad.abs().min() > 0 for score in scores), "masked units still learn"
 
 
@@ -133,20 +117,16 @@ def test_a_heads_score_sums_over_query_key_value_and_output(family: str) -> None
 def test_blocks_and_weights_are_of_the_blocks_linear_layers_only(family: str, granularity: Granularity) -> None:
     model = make_model(family, 4)
     plain = copy.deepcopy(model)
-    held, made = gated(model, granularity)
+    mapped, made = gated(model, granularity)
     assert torch.equal(logits(model), logits(plain)), "open gates change nothing"
-    assert {*held} == {f"{name}.weight" for name in block_linears(model)}
-    random = torch.Generator().manual_seed(0)
-    parameters = dict(plain.named_parameters())
-    for name, grip in held.items():
-        units = made[grip.kind]
-        assert isinstance(units, Units)
-        keep = torch.rand(grip.shape(parameters[name]), generator=random) < 0.5
-        units.masks.set({name: keep})
-        side = 8 if granularity == "block" else 1
+    assert {*mapped} == {f"{name}.weight" for name in block_linears(model)}
+    random, side = torch.Generator().manual_seed(0), 8 if granularity == "block" else 1
+    for name, blocks in mapped.items():
+        weight = plain.get_parameter(name).data
+        keep = torch.rand(blocks.shape(weight), generator=random) < 0.5
+        made[blocks.kind].masks.set({name: keep})
         wide = keep.repeat_interleave(side, 0).repeat_interleave(side, 1)
-        with torch.no_grad():
-            parameters[name].mul_(wide[: parameters[name].shape[0], : parameters[name].shape[1]])
+        weight.mul_(wide[: weight.shape[0], : weight.shape[1]])
     assert torch.equal(logits(model), logits(plain))
 
 
@@ -154,16 +134,16 @@ def test_blocks_and_weights_are_of_the_blocks_linear_layers_only(family: str, gr
 @pytest.mark.parametrize("granularity", ["structured", "block", "weight"])
 def test_magnitudes_are_norms_over_a_unit(family: str, granularity: Granularity) -> None:
     model = make_model(family, 5)
-    held = unit_map(model, granularity, 8)
-    found = magnitudes(model, held)
-    for kind, by_name in found.items():
+    mapped = unit_map(model, granularity, 8)
+    for kind, by_name in magnitudes(model, mapped).items():
         total = sum(float(value.square().sum()) for value in by_name.values())
-        mine = [p for name, p in model.named_parameters() if name in held and held[name].kind == kind]
+        mine = [model.get_parameter(name) for name, part in mapped.items() if part.kind == kind]
         assert total == pytest.approx(sum(float(p.detach().square().sum()) for p in mine), rel=1e-4)
     if granularity == "structured":
-        weights = blocks(model)[1].mlp.get_submodule("c_proj" if family == "gpt2" else "down_proj").weight.data
-        (weights[3] if family == "gpt2" else weights[:, 3]).mul_(100)
-        assert int(magnitudes(model, held)["ffn"]["1"].argmax()) == 3
+        for named in named_axes(model):
+            if named.layer == 1 and ("ffn",) in named.axes:
+                named.value.data.select(named.axes.index(("ffn",)), 3).mul_(100)
+        assert int(magnitudes(model, mapped)["ffn"]["1"].argmax()) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -171,8 +151,8 @@ def test_a_removal_is_replayed_from_its_record(family: str) -> None:
     model = make_model(family, 6)
     heads, ffn = random_masks(model, 6)
     operation = removal(model.config, heads, ffn)
-    smaller, again = remove(model, heads, ffn), apply(model, [operation])
-    assert_same_weights(smaller, again)
+    smaller = remove(model, heads, ffn)
+    assert_same_weights(smaller, apply(model, [operation]))
     assert_same_weights(smaller, replay(model.config, [operation]))
     counted = operation["heads"]
     assert counted["removed"] + sum(counted["left"]) == counted["of"] == 4 * Shape.of(model.config).heads
@@ -181,14 +161,12 @@ def test_a_removal_is_replayed_from_its_record(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shapes_that_plain_transformers_can_say_stay_plain(family: str) -> None:
     model = make_model(family, 7)
-    counts = block_units(model.config)
-    every = [torch.ones(count, dtype=torch.bool) for count in counts[0]]
-    half = [torch.arange(count) % 2 == 0 for count in counts[1]]
-    assert type(remove(model, every, half)) is type(model)
-    one = [torch.arange(count) == 0 for count in counts[0]]
-    fewer = remove(model, one, half)
-    assert (type(fewer) is type(model)) == (family == "llama"), "GPT-2's heads share its width"
-    assert hasattr(fewer.config, "lightgpt2") == (family == "gpt2")
+    heads, neurons = block_units(model.config)
+    half = [torch.arange(count) % 2 == 0 for count in neurons]
+    assert type(remove(model, [torch.ones(count, dtype=torch.bool) for count in heads], half)) is type(model)
+    fewer = remove(model, [torch.arange(count) == 0 for count in heads], half)
+    shared = family_of(model).heads_share_width
+    assert (type(fewer) is type(model)) == (not hasattr(fewer.config, "lightgpt2")) == (not shared)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -216,9 +194,9 @@ def test_a_model_with_unlike_layers_is_one_like_any_other(family: str, tmp_path:
     counts = block_units(smaller.config)
     again = remove(smaller, *([torch.arange(count) % 2 == 1 for count in kind] for kind in counts))
     assert block_units(again.config)[1] == [count // 2 for count in counts[1]]
-    held, made = gated(smaller)
-    assert held
-    assert all(len(units.names) < 4 for units in made.values() if isinstance(units, Units))
+    mapped, made = gated(smaller)
+    assert mapped
+    assert all(len(units.names) < 4 for units in made.values())
     torch.manual_seed(0)
     fresh = [p.detach() for n, p in new_model(smaller.config).named_parameters() if p.ndim == 2 and p.numel() > 64]
     assert all(0.005 < float(matrix.std()) < 0.03 for matrix in fresh), "random weights as of any model"

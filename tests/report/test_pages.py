@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,44 +19,19 @@ from lightgpt2.report.rows import models
 from tests.report.chains import Entry, arm, benchmark, chain, entry, foreign, score, write
 from tests.support.cli import ROOT
 
-VOID = {"meta", "br", "hr", "img", "link"}
 HOSTILE = "a|b<script>alert(1)</script>`x`*y*_z_ [k](http://e.x) & &amp; $q$ \\| ~~s~~ \"' \x02"
 TUNED, PRUNED = "checkpoints/q/tuned/model", "checkpoints/q/pruned/model"
 
 
-class Page(HTMLParser):
-    """Reads a page: fails on tags that do not close, keeps its text, its ids and what it refers to."""
+class Page:
+    """A page, which must be XML too: its elements, its text, and its tables as lists of rows of cells."""
 
     def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.text: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        self.open += [] if tag in VOID else [tag]
-        assert not {"href", "src", "srcset", "markdown"} & {name for name, _ in attrs}, "it needs no other file"
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert [tag] == self.open[-1:], f"</{tag}> closes nothing"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text.append(data)
-        if {"td", "th"} & {*self.open}:
-            self.tables[-1][-1][-1] += f" {data}" if self.open[-1] == "small" else data
+        self.elements = [*ElementTree.fromstring(source).iter()]
+        assert not {"href", "src", "srcset", "markdown"} & {key for each in self.elements for key in each.attrib}
+        self.text = "".join("".join(each.itertext()) for each in self.elements if each.tag == "main")
+        tables = [each for each in self.elements if each.tag == "table"]
+        self.tables = [[[" ".join(cell.itertext()) for cell in row] for row in table.iter("tr")] for table in tables]
 
 
 def page_of(ledgers: dict[str, list[Entry]], budget: float = 2.0, gain: float = 10.0, **files: Any) -> tuple[str, Page]:
@@ -149,8 +123,8 @@ def test_text_of_ledgers_is_shown_and_does_nothing() -> None:
     del ledgers[f"{TUNED}-nf4"], ledgers[f"{TUNED}-int8"]
     text, page = page_of(ledgers)
     shown = " ".join(HOSTILE.replace("\x02", " ").split())
-    assert "".join(page.text).count(shown) > 8
-    assert not {"script", "code", "a", "del"} & {*page.seen}
+    assert page.text.count(shown) > 8
+    assert not {"script", "code", "a", "del"} & {each.tag.rpartition("}")[2] for each in page.elements}
     for cell in (cell for table in page.tables for row in table for cell in row if "alert" in cell):
         assert re.sub("[_ ]", "", shown) in re.sub("[_ ]", "", cell), "no cell was split"
     for row in (line for line in text.splitlines() if line.startswith("|") and "alert" in line):

@@ -121,25 +121,24 @@ def refused(name: str) -> str:
 
 def test_a_run_goes_to_a_folder_that_is_new_or_its_own(run: Run) -> None:
     for name in ("../r", "a/b/c", ".data", "a/..", "a/", "/a"):
-        what = "not the name of a folder, nor of one inside another"
-        assert refused(name) == f"--run {name}: {what}; give NAME or GROUP/NAME without leading dots"
+        assert refused(name).endswith("give NAME or GROUP/NAME without leading dots")
     run.predictions.write_text("{}\n")
     check_folder(run, identity(CONFIG), resuming=False)
     (run.folder / "thesis.txt").write_text("years of work")
     for content in (None, "", "a: [", "model: 3", "model: {}"):
         if content is not None:
             run.config.write_text(content)
-        fix = "give this run a name with --run NAME, or remove the folder"
-        assert refused("r") == f"--run r: checkpoints/r was not made by lightgpt2; {fix}"
+        assert refused("r").startswith(
+            "--run r: checkpoints/r was not made by lightgpt2; give this run a name with --run"
+        )
     run.config.write_text(yaml.safe_dump(CONFIG))
     check_folder(run, identity(CONFIG), resuming=False)
-    assert (
-        refused("r/inner") == "--run r/inner: checkpoints/r is the folder of a run itself; give this run another GROUP"
-    )
+    assert refused("r/inner").endswith("checkpoints/r is the folder of a run itself; give this run another GROUP")
     Path("checkpoints/group").mkdir()
     run.folder.rename("checkpoints/group/r")
-    holds = "checkpoints/group holds other runs (r)"
-    assert refused("group") == f"--run group: {holds}; give this run another name with --run NAME"
+    assert refused("group").startswith(
+        "--run group: checkpoints/group holds other runs (r); give this run another name"
+    )
 
 
 def test_only_missing_models_that_the_settings_mention_are_needed(run: Run) -> None:

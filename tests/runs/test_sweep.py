@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lightgpt2.errors import UserError
 from lightgpt2.models.quality import value_of
 from lightgpt2.runs import sweep
-from tests.methods.test_lora import config
 from tests.support.cli import succeed, write_config
+from tests.support.mistakes import spoilt
 from tests.support.models import write_corpus, write_model
 from tests.support.pipelines import Chain, starts
 
@@ -51,8 +50,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quiet")
 def test_a_number_is_swept_by_a_fit_for_each_value(pipe: Chain) -> None:
-    arguments = ("first.yaml", "trainer.max_steps", [5.0, 2.0, 5.0], None, None, 2.0, ["model.lr=2"])
-    code, out, err = pipe.call(sweep.run_sweep, *arguments)
+    command = "sweep --config first.yaml --key trainer.max_steps --values 5 2 5 --set model.lr=2"
+    code, out, err = pipe.call(command)
     assert (code, err) == (0, "")
     group = Path("checkpoints/first-trainer.max_steps")
     found = read(group / "sweep.json")
@@ -63,39 +62,38 @@ def test_a_number_is_swept_by_a_fit_for_each_value(pipe: Chain) -> None:
         assert row == read(group / value / "model/ledger.json")[-1]["quality"]["after"]
         assert yaml.safe_load((group / f"{value}.yaml").read_text())["model"]["init_args"]["lr"] == 2
     assert read(group / "2/model/ledger.json")[-1]["sweeps"]["trainer.max_steps"] == found
-    pipe.call(sweep.run_sweep, *arguments)
+    pipe.call(command)
     assert starts() == []
 
 
 def test_sparsity_is_swept_over_one_fit(pipe: Chain) -> None:
     for start in ("new", "last"):
-        code, _, err = pipe.call(sweep.run_sweep, "first.yaml", "sparsity", [0.8], "group/own", None, 3.0, [])
+        code, _, err = pipe.call("sweep --config first.yaml --values 0.8 --run group/own --budget 3")
         assert (code, err, starts()) == (0, "", [f"group/own {start}"])
     (callback,) = yaml.safe_load(Path("checkpoints/group/own-sweep.yaml").read_text())["trainer"]["callbacks"]
     assert callback["class_path"] == "lightgpt2.callbacks.SparsitySweep"
     assert callback["init_args"] == {"targets": None, "budget": 3.0, "levels": [0.8]}
-    code, _, err = pipe.call(sweep.run_sweep, "first.yaml", "sparsity", [], None, None, 3.0, ["trainer.fail_at=1"])
+    code, _, err = pipe.call("sweep --config first.yaml --set trainer.fail_at=1")
     assert code == 2
     assert "the fit of first failed; see its message above" in err
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("options", "words"),
     [
-        ({"values": [1.0]}, "--values: must be in [0, 1), got 1"),
-        ({"key": "model.rank"}, "--key: the configuration has no model.rank; give one that it sets, such as model.lr"),
-        ({"key": "data.source"}, "--key: must be that of a number, got data.source: 'text'; give one such as model.lr"),
-        ({"key": "model.lr", "values": []}, "--values: give the values of model.lr"),
-        ({"changes": ["trainer.max_steps"]}, "--set: must be key=value, got trainer.max_steps"),
-        ({"changes": ["run=x"]}, "run: the pipeline sets it itself"),
+        ("--values 1.0", "--values: must be in [0, 1), got 1"),
+        ("--key model.rank", "--key: the configuration has no model.rank; give one that it sets, such as model.lr"),
+        ("--key data.source", "--key: must be that of a number, got data.source: 'text'; give one such as model.lr"),
+        ("--key model.lr", "--values: give the values of model.lr"),
+        ("--set trainer.max_steps", "--set: must be key=value, got trainer.max_steps"),
+        ("--set run=x", "run: the pipeline sets it itself"),
     ],
 )
-def test_wrong_sweeps_give_one_message(pipe: Chain, change: dict[str, Any], words: str) -> None:
-    plain = {"key": "sparsity", "values": [0.5], "run": None, "targets": None, "budget": 2.0, "changes": []}
-    with pytest.raises(UserError) as error:
-        sweep.run_sweep("first.yaml", **{**plain, **change})
-    (message,) = error.value.problems
-    assert message.startswith(words)
+def test_wrong_sweeps_give_one_message(pipe: Chain, options: str, words: str) -> None:
+    code, _, err = pipe.call(f"sweep --config first.yaml {options}")
+    assert code == 2
+    assert err.startswith(f"lightgpt2: error: {words}")
+    assert err.count("\n") == 1
     assert not Path("checkpoints").exists()
 
 
@@ -107,7 +105,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("sweep")
     write_corpus(made / "corpus")
     write_model(made / "base")
-    write_config(made / "lora.yaml", config("base"))
+    init = {"model": "base", "lora": {"r": 4}, "optimizer": {"lr": 1.0e-2}}
+    changes = {"model": {"class_path": "lightgpt2.methods.LoRA", "init_args": init}, "trainer.max_steps": 12}
+    write_config(made / "lora.yaml", spoilt(changes))
     return made
 
 

@@ -36,27 +36,23 @@ def test_what_is_sealed_is_opened(tmp_path: Path) -> None:
     seal(folder, {"format": "onnx", "bytes": {"model.onnx": 3}})
     about = open_export(folder)
     assert (about["format"], about["bytes"]) == ("onnx", {"model.onnx": 3})
-    assert about["files"] == {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.iterdir()
-        if path.name != "export.json"
-    }
+    files = {path for path in folder.iterdir() if path.name != "export.json"}
+    assert about["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     assert {"model.onnx", "config.json", "tokenizer.json"} <= about["files"].keys()
     (folder / "README.md").write_text("mine")
     assert open_export(folder) == about, "a file that came later does no harm"
 
 
 @pytest.mark.parametrize("spoil", [cut, flip, Path.unlink, replace_by_folder])
-@pytest.mark.parametrize("names", [["model.onnx"], ["tokenizer.json", "config.json"]])
-def test_what_was_changed_is_refused(tmp_path: Path, spoil: Callable[[Path], None], names: list[str]) -> None:
+def test_what_was_changed_is_refused(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     folder = write_decoder(tmp_path)
-    for name in names:
+    for name in ("tokenizer.json", "model.onnx"):
         spoil(folder / name)
-    for open_ in (lambda: open_export(tmp_path), lambda: lightgpt2.load(tmp_path)):
+    for open_ in (open_export, lightgpt2.load):
         with pytest.raises(UserError) as refused:
-            open_()
+            open_(tmp_path)
         (problem,) = refused.value.problems
-        assert problem.startswith(f"MODEL: {', '.join(sorted(names))} in {tmp_path} is not what was written")
+        assert problem.startswith(f"MODEL: model.onnx, tokenizer.json in {tmp_path} is not what was written")
         assert problem.endswith("export the model again")
 
 
@@ -73,7 +69,7 @@ def test_a_description_that_says_nothing_is_refused(tmp_path: Path) -> None:
     [
         ("model.onnx", "\0", ["model.onnx could not be loaded", "export it again"]),
         ("tokenizer.json", "{", ["tokenizer.json cannot be read", "export it again"]),
-        ("config.json", "[]", ["config.json holds no settings"]),
+        ("config.json", "{", ["config.json cannot be read", "export it again"]),
         ("config.json", "{}", ["config.json has no max_position_embeddings or n_positions"]),
     ],
 )

@@ -1,6 +1,7 @@
 """`lightgpt2.load` and its model: text as transformers writes it, from any folder, in any batch."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,19 @@ def test_greedy_text_and_logits_are_those_of_transformers(folder: Path, family: 
 def test_the_same_seed_gives_the_same_text_in_any_batch(model: LanguageModel, temperature: float) -> None:
     pieces = [""] * len(PROMPTS)
 
-    def texts(prompts: list[str], batch_size: int, seed: int = 3, **options: Any) -> list[str]:
-        return model.generate(
-            prompts, temperature=temperature, max_new_tokens=16, seed=seed, batch_size=batch_size, **options
-        )
+    def texts(batch_size: int, seed: int = 3, prompts: Any = PROMPTS, **options: Any) -> Any:
+        options |= {"temperature": temperature, "max_new_tokens": 16, "batch_size": batch_size, "seed": seed}
+        return model.generate(prompts, **options)
 
     def on_text(index: int, piece: str) -> None:
         assert piece
         pieces[index] += piece
 
-    together = texts(PROMPTS, 4)
-    assert texts(PROMPTS, 4, on_text=on_text) == pieces == together
-    assert texts(PROMPTS, 1) == texts(PROMPTS, 3) == together
-    assert model.generate(PROMPTS[0], temperature=temperature, max_new_tokens=16, seed=3) == together[0]
-    assert (texts(PROMPTS, 4, seed=4) == together) == (temperature == 0)
+    together = texts(4)
+    assert texts(4, on_text=on_text) == pieces == together
+    assert texts(1) == texts(3) == together
+    assert texts(8, prompts=PROMPTS[0]) == together[0]
+    assert (texts(4, seed=4) == together) == (temperature == 0)
     assert model.generate([]) == []
 
 
@@ -84,30 +84,28 @@ def test_no_more_prompts_at_a_time_than_asked(model: LanguageModel, monkeypatch:
 
 
 def test_a_stop_text_ends_the_text(model: LanguageModel) -> None:
-    whole = model.generate(PROMPTS[0], temperature=1.0, max_new_tokens=30)
+    def text(**stop: Any) -> str:
+        return model.generate(PROMPTS[0], temperature=1.0, max_new_tokens=30, **stop)
+
+    whole = text()
     middle = whole[10:14]
-    assert model.generate(PROMPTS[0], temperature=1.0, max_new_tokens=30, stop=middle) == whole[: whole.index(middle)]
-    assert model.generate(PROMPTS[0], temperature=1.0, max_new_tokens=30, stop=["@@", middle]) in whole
+    assert text(stop=middle) == whole[: whole.index(middle)]
+    assert text(stop=["@@", middle]) in whole
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_end_of_text_token_of_the_folder_ends_the_text(folder: Path, kind: str) -> None:
-    def load() -> LanguageModel:
-        if is_exported(str(folder / kind)):
-            seal(folder / kind, {"format": "onnx"})
-        return lightgpt2.load(folder / kind, threads=1)
-
-    model, path = load(), folder / kind / "generation_config.json"
+def test_an_end_of_text_token_of_the_folder_ends_the_text(folder: Path, tmp_path: Path, kind: str) -> None:
+    copied = Path(shutil.copytree(folder / kind, tmp_path / kind))
+    model = lightgpt2.load(copied, threads=1)
     whole = model.generate(PROMPTS, max_new_tokens=20)
     first = int(model.logits(np.array([model.tokenizer.encode(PROMPTS[0]).ids]))[0, -1].argmax())
-    before = path.read_text() if path.exists() else None
     for ends in (first, [1, first]):
-        path.write_text(json.dumps({"eos_token_id": ends}))
-        shorter = load().generate(PROMPTS, max_new_tokens=20)
+        (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        if is_exported(str(copied)):
+            seal(copied, {"format": "onnx"})
+        shorter = lightgpt2.load(copied, threads=1).generate(PROMPTS, max_new_tokens=20)
         assert shorter[0] == ""
         assert all(long.startswith(short) for long, short in zip(whole, shorter, strict=True))
-    path.unlink() if before is None else path.write_text(before)
-    load()
 
 
 def test_text_ends_with_the_context_and_no_sooner_in_a_batch(model: LanguageModel) -> None:
@@ -129,25 +127,29 @@ def test_pads_change_no_logits(model: LanguageModel) -> None:
     np.testing.assert_allclose(padded[:, 3:], whole, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "options", "words"),
-    [
-        ("", {}, ["prompt: must not be empty; give some text to continue"]),
-        (["A", ""], {}, ["prompt 2: must not be empty"]),
-        (
-            "x = y\n" * 200,
-            {},
-            ["prompt: must leave room in the model's 64 positions, got 1200 tokens; give at most 63"],
-        ),
-        ("A", {"max_new_tokens": 0}, ["max_new_tokens: must be at least 1, got 0"]),
-        ("A", {"batch_size": 0}, ["batch_size: must be at least 1, got 0"]),
-        ("A", {"temperature": -1.0}, ["temperature: must be at least 0"]),
-        ("A", {"stop": ["a", ""]}, ["stop: must not be empty"]),
-        ("A", {"top_k": 5}, ["top_k: must be left out at temperature 0, which takes the most likely token; give a "]),
-        ("A", {"temperature": 0.0, "top_p": 0.5}, ["top_p: must be left out"]),
-        ("A", {"max_new_tokens": 0, "top_p": 2.0, "temperature": 1.0}, ["max_new_tokens: must", "top_p: must"]),
-    ],
-)
+SAMPLED = {"temperature": 1.0}
+WRONG: list[tuple[Any, dict[str, Any], list[str]]] = [
+    ("", {}, ["prompt: must not be empty; give some text to continue"]),
+    (["A", ""], {}, ["prompt 2: must not be empty"]),
+    ("x = y\n" * 200, {}, ["prompt: must leave room in the model's 64 positions, got 1200 tokens; give at most 63"]),
+    ("A", {"max_new_tokens": 0}, ["max_new_tokens: must be at least 1, got 0"]),
+    ("A", {"batch_size": 0}, ["batch_size: must be at least 1, got 0"]),
+    ("A", {"temperature": -0.1}, ["temperature: must be at least 0 (0: the most likely token), got -0.1"]),
+    ("A", {"temperature": float("nan")}, ["temperature: must be at least 0 (0: the most likely token), got nan"]),
+    ("A", {"top_k": -1, **SAMPLED}, ["top_k: must be at least 0 (0: no limit), got -1"]),
+    ("A", {"top_p": 0.0, **SAMPLED}, ["top_p: must be above 0 and at most 1, got 0.0"]),
+    ("A", {"top_p": 1.5, **SAMPLED}, ["top_p: must be above 0 and at most 1, got 1.5"]),
+    ("A", {"repetition_penalty": 0.0}, ["repetition_penalty: must be above 0 (1: none), got 0.0"]),
+    ("A", {"no_repeat_ngram": -2}, ["no_repeat_ngram: must be at least 0"]),
+    ("A", {"seed": -1}, ["seed: must be at least 0, got -1"]),
+    ("A", {"stop": ["a", ""]}, ["stop: must not be empty"]),
+    ("A", {"top_k": 5}, ["top_k: must be left out at temperature 0, which takes the most likely token; give a "]),
+    ("A", {"temperature": 0.0, "top_p": 0.5}, ["top_p: must be left out"]),
+    ("A", {"max_new_tokens": 0, "top_p": 2.0, **SAMPLED}, ["max_new_tokens: must", "top_p: must"]),
+]
+
+
+@pytest.mark.parametrize(("prompts", "options", "words"), WRONG)
 def test_what_is_wrong_is_said_at_once(folder: Path, prompts: Any, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         lightgpt2.load(folder / "onnx", threads=1).generate(prompts, **options)

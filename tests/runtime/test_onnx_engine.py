@@ -9,39 +9,47 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from lightgpt2.errors import UserError
 from lightgpt2.runtime.engines import physical_cores
 from lightgpt2.runtime.onnx_engine import OnnxEngine
+from tests.conversions.test_onnx_decoder import uneven
 from tests.support.cli import ROOT
-from tests.support.onnx_decoder import POSITIONS, VOCABULARY, naive_logits, write_decoder
+from tests.support.onnx_client import Array, off, torch_logits, write_onnx
+from tests.support.onnx_decoder import POSITIONS, VOCABULARY, tiny_model, write_decoder
 
 PROMPTS = [[5, 7, 11], [3, 1, 4, 1, 5, 9, 2, 6], [299]]
+MODELS = {"gpt2": tiny_model, "llama": lambda: uneven("llama")}  # of which the latter has layers without a cache
 
 
-def padded(prompts: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def engine_of(model: PreTrainedModel, folder: Path) -> OnnxEngine:
+    return OnnxEngine(write_onnx(model, folder) / "model.onnx", POSITIONS, threads=1)
+
+
+def padded(prompts: list[list[int]]) -> tuple[Array, Array]:
     longest = max(map(len, prompts))
     ids = np.array([[0] * (longest - len(p)) + p for p in prompts])
     mask = np.array([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     return ids, mask
 
 
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
-def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, prompts: list[list[int]]) -> None:
-    engine = OnnxEngine(write_decoder(tmp_path, keeps=keeps) / "model.onnx", POSITIONS, threads=1)
+def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, family: str, prompts: list[list[int]]) -> None:
+    model = MODELS[family]()
+    engine = engine_of(model, tmp_path)
     assert (engine.vocabulary, engine.context) == (VOCABULARY, POSITIONS)
     ids, mask = padded(prompts)
     for row, prompt in zip(engine.logits(ids, mask), prompts, strict=True):
-        np.testing.assert_allclose(row[-len(prompt) :], naive_logits(np.array(prompt)), atol=2e-4)
+        assert off(row[-len(prompt) :], torch_logits(model, np.array([prompt]))[0]) < 1e-4
     random = np.random.default_rng(0)
     for room in (6, 9, 9):  # a second and a third batch begin anew, in a new cache and in an old one
         sequences = [list(prompt) for prompt in prompts]
         logits = engine.prefill(ids, mask, room)
         for step in range(room):
-            wanted = np.stack([naive_logits(np.array(sequence))[-1] for sequence in sequences])
-            np.testing.assert_allclose(logits, wanted, atol=2e-4)
+            wanted = np.stack([torch_logits(model, np.array([sequence]))[0, -1] for sequence in sequences])
+            assert off(logits, wanted) < 1e-4
             logits[:] = np.nan  # they are the caller's
             if step < room - 1:
                 tokens = random.integers(0, VOCABULARY, len(prompts))
@@ -49,8 +57,9 @@ def test_steps_give_the_logits_of_whole_sequences(tmp_path: Path, keeps: bool, p
                 logits = engine.decode(tokens)
 
 
-def test_the_cache_is_allocated_once_for_a_batch(tmp_path: Path) -> None:
-    engine = OnnxEngine(write_decoder(tmp_path) / "model.onnx", POSITIONS, threads=1)
+@pytest.mark.parametrize("family", MODELS)
+def test_the_cache_is_allocated_once_for_a_batch(tmp_path: Path, family: str) -> None:
+    engine = engine_of(MODELS[family](), tmp_path)
     engine.prefill(*padded(PROMPTS), 20)
     cache, length = engine._caches["past_key_values.0.key"], len(PROMPTS[1])
     assert cache.shape[2] == length + 20
@@ -58,7 +67,7 @@ def test_the_cache_is_allocated_once_for_a_batch(tmp_path: Path) -> None:
         engine.decode(np.array([1, 2, 3]))
         written = np.abs(cache).sum(axis=(1, 3)) > 0
         assert written[:, : length + count].all(), "the new token's place is written in the buffer that was bound"
-        assert not written[:, length + count :].any()
+        assert not written[:, length + count :].any(), "nothing behind what is in use"
     assert engine._caches["past_key_values.0.key"] is cache
 
 

@@ -50,17 +50,14 @@ def random_ids(model: PreTrainedModel, *shape: int) -> Array:
 @pytest.mark.parametrize("group", [16, 32, 128])
 def test_numbers_come_back_from_their_blocks(inputs: int, group: int) -> None:
     rows = torch.randn(7, inputs, generator=torch.Generator().manual_seed(inputs))
-    matrix = Matrix.of(rows).rounded("int4", group)
-    assert matrix.scale is not None
-    assert matrix.zero is not None
-    wanted = ((matrix.rows.float() - matrix.zero) * matrix.scale).flatten(1)[:, :inputs].numpy()
-    blocks = Blocks.of(matrix, "int4")
-    np.testing.assert_array_equal(from_blocks(blocks.data, blocks.scales, blocks.zeros, inputs), wanted)
-    even = Matrix(*integers(rows, 4, group), None, inputs)  # as they are trained: without zero points
-    assert even.scale is not None
-    blocks = Blocks.of(even, "int4")
-    wanted = (even.rows.float() * even.scale).flatten(1)[:, :inputs].numpy()
-    np.testing.assert_array_equal(from_blocks(blocks.data, blocks.scales, None, inputs), wanted)
+    after_training = Matrix.of(rows).rounded("int4", group)
+    trained = Matrix(*integers(rows, 4, group), None, inputs)  # without zero points
+    for matrix in (after_training, trained):
+        assert matrix.scale is not None
+        steps = matrix.rows.float() - (0 if matrix.zero is None else matrix.zero)
+        blocks = Blocks.of(matrix, "int4")
+        found = from_blocks(blocks.data, blocks.scales, blocks.zeros, inputs)
+        np.testing.assert_array_equal(found, (steps * matrix.scale).flatten(1)[:, :inputs].numpy())
 
 
 def test_they_are_rounded_as_the_export_to_8_bits_rounds() -> None:

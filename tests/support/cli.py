@@ -1,4 +1,4 @@
-"""Runs the real command, or another module, in processes of their own."""
+"""Runs the real command, or another module, in processes of their own or in this one."""
 
 import atexit
 import functools
@@ -12,11 +12,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightgpt2.cli import verbs
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+_ERROR = "lightgpt2: error: "
 
 
 def run_cli(
@@ -74,6 +78,18 @@ _ABSENT = (
 )  # fmt: skip
 
 
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Runs the command in this process; it must print errors and nothing else, and end with 2. Returns the errors' texts."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        verbs.run(args)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert "Traceback" not in err
+    lines = [line.split("\r")[-1] for line in err.splitlines()]  # a progress bar ends with a carriage return
+    return [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+
+
 def write_config(path: Path, config: dict[str, Any]) -> Path:
     """Writes a configuration."""
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -87,3 +103,14 @@ def logged(folder: Path, run: str) -> dict[str, dict[int, float]]:
     # By step: two files of one second are read in the order of their names, of which `.10` comes before `.9`.
     steps = {tag: sorted(events.Scalars(tag), key=lambda e: e.step) for tag in events.Tags()["scalars"]}
     return {tag: {e.step: e.value for e in found} for tag, found in steps.items()}
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """`lightgpt2 ARGS` in this process and folder: exit code, standard output, standard error."""
+    capsys.readouterr()
+    code = 0
+    try:
+        verbs.run([*args])
+    except SystemExit as stop:
+        code = int(str(stop.code or 0))
+    return code, *capsys.readouterr()

@@ -12,9 +12,8 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lightgpt2.cli import verbs
 from lightgpt2.models import loading
-from tests.support.cli import write_config
+from tests.support.cli import call, write_config
 from tests.support.models import write_corpus, write_model
 
 _ERROR = "lightgpt2: error: "
@@ -47,27 +46,19 @@ class Bench:
         self._capsys = capsys
 
     def configure(self, changes: dict[str, Any] | None = None) -> None:
-        """Writes `config.yaml`, changed as `spoilt` does."""
         write_config(Path("config.yaml"), spoilt(changes or {}))
 
     def run(self, verb: str, *args: str) -> tuple[int, str, str]:
         """Runs `lightgpt2 VERB --config config.yaml --run r ARGS`: exit code, standard output, standard error."""
         loading._named_config.cache_clear()  # a process would start without
-        self._capsys.readouterr()
-        code = 0
         handler = signal.getsignal(signal.SIGINT)
-        try:
-            verbs.run([verb, "--config", "config.yaml", "--run", "r", *args])
-        except SystemExit as exit_:
-            code = int(str(exit_.code))
+        code, out, err = call(self._capsys, verb, "--config", "config.yaml", "--run", "r", *args)
         if code == 130:  # Lightning ignores a further Ctrl-C while the process ends
             signal.signal(signal.SIGINT, handler)
         assert signal.getsignal(signal.SIGINT) is handler, "the signal handlers were left behind"
-        out, err = self._capsys.readouterr()
         return code, out, err
 
     def succeed(self, verb: str, *args: str) -> str:
-        """Runs the command, which must succeed; what it printed."""
         code, out, err = self.run(verb, *args)
         assert code == 0, err
         return out
@@ -82,6 +73,11 @@ class Bench:
         assert touches or before == files()
         assert not [path for path in Path().rglob("*") if path.suffix in (".tmp", ".old")]
         return messages
+
+    def refused(self, verb: str, *args: str, touches: bool = False) -> str:
+        """The one message with which the command refuses, as `refuse` runs it."""
+        (message,) = self.refuse(verb, *args, touches=touches)
+        return message
 
 
 def spoilt(changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Tiny models, tokenizers and corpora that stand in for the real ones."""
 
+import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -24,11 +26,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Changes of them that make every row whole blocks of NF4, as that format wants it.
+# Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     "llama": {"hidden_size": 64, "intermediate_size": 128},
 }
+LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
+
+IDS = torch.arange(60).view(2, 30) * 3
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
+    """The logits of a model without a cache, by default for some ids `[2, 30]`."""
+    return model(ids, use_cache=False).logits
 
 
 def write_corpus(folder: Path, documents: int = 40, length: int = 900) -> Path:
@@ -60,11 +71,10 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
     """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
-    heads = [2, 1, 0, 2] if family == "gpt2" else [4, 2, 0, 4]
-    changes = {"lightgpt2": {"heads": heads, "ffn": [40, 0, 24, 8]}}
     write_tokenizer(folder)
     config = make_model(family, seed).config
-    config.update(changes)
+    heads = config.num_attention_heads
+    config.lightgpt2 = {"heads": [heads, heads // 2, 0, heads], "ffn": [40, 0, 24, 8]}
     new_model(config).save_pretrained(folder)
     return folder
 
@@ -77,14 +87,14 @@ def write_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: An
 
 
 def make_restless_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model whose norms and biases are not what they start as; Llama's heads are as long as ONNX Runtime wants them."""
-    model = make_model(family, seed, **({"head_dim": 16} if family == "llama" else {}) | changes)
+    """A model whose norms and biases are not what they start as, with `LONG_HEADS`."""
+    model = make_model(family, seed, **LONG_HEADS.get(family, {}) | changes)
     shake(model)
     return model
 
 
 def shake(model: PreTrainedModel) -> None:
-    """Adds noise to a model's norms and biases."""
+    """Add noise to a model's norms and biases."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -106,3 +116,28 @@ def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
         name: value.shape for name, value in others.items()
     }
     assert all(other.device.type == "meta" or torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that are only looked at: a `teacher`, a `llama`, one of `uneven` layers, and ones that say they are quantized."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "llama", "llama")
+    write_uneven_model(folder / "uneven")
+    bitsandbytes = {"quant_method": "bitsandbytes"}
+    marks: dict[str, dict[str, Any]] = {
+        "teacher": {},
+        "nf4": {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", **bitsandbytes}},
+        "int8": {"quantization_config": {"load_in_8bit": True, **bitsandbytes}},
+        "int4": {"lightgpt2": {"stored": "int4"}},
+    }
+    for name, mark in marks.items():
+        config = write_model(folder / name) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | mark))
+    return folder
+
+
+@pytest.fixture
+def inside(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder is the one with the models."""
+    monkeypatch.chdir(models)

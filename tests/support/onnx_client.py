@@ -30,11 +30,7 @@ def plain_session(graph: Path) -> onnxruntime.InferenceSession:
 
 
 class Client:
-    """Runs `model.onnx` of a folder on one thread.
-
-    Args:
-        folder: The folder.
-    """
+    """Runs `model.onnx` of a folder on one thread."""
 
     def __init__(self, folder: Path) -> None:
         self.session = plain_session(folder / "model.onnx")
@@ -42,11 +38,7 @@ class Client:
         assert {name for name in inputs if "past" not in name} == {"input_ids", "attention_mask", "position_ids"}
         self.pasts = {name: inputs[name].shape[1::2] for name in inputs if name.startswith("past_key_values.")}
         self.names = [each.name for each in self.session.get_outputs()]
-        assert self.names == ["logits", *(present(name) for name in self.pasts)]
-
-    def empty(self, batch: int) -> dict[str, Array]:
-        """A cache of nothing."""
-        return {name: np.zeros((batch, heads, 0, size), np.float32) for name, (heads, size) in self.pasts.items()}
+        assert self.names == ["logits", *(name.replace("past_key_values.", "present.") for name in self.pasts)]
 
     def run(
         self, ids: Array, mask: Array, past: dict[str, Array] | None = None, keep: int | None = None
@@ -60,46 +52,12 @@ class Client:
             keep: Of how many of the last positions logits are wanted; None: it is not said.
         """
         places = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": places, **(past or self.empty(len(ids)))}
+        empty = {name: np.zeros((len(ids), heads, 0, size), np.float32) for name, (heads, size) in self.pasts.items()}
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": places, **(past or empty)}
         if keep is not None:
             feeds["num_logits_to_keep"] = np.array(keep, np.int64)
         logits, *presents = self.session.run(self.names, feeds)
         return logits, dict(zip(self.pasts, presents, strict=True))
-
-
-class SharedClient(Client):
-    """Writes its cache in place, in buffers that are longer than what is in use.
-
-    Args:
-        folder: The folder.
-        batch: B.
-        capacity: Length of the buffers.
-    """
-
-    def __init__(self, folder: Path, batch: int, capacity: int) -> None:
-        super().__init__(folder)
-        self.buffers = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.full((batch, heads, capacity, size), np.nan, np.float32))
-            for name, (heads, size) in self.pasts.items()
-        }
-
-    def run_in_place(self, ids: Array, mask: Array) -> Array:
-        """Logits; the cache has the new tokens."""
-        binding = self.session.io_binding()
-        binding.bind_output("logits")
-        binding.bind_cpu_input("input_ids", ids)
-        binding.bind_cpu_input("attention_mask", mask)
-        binding.bind_cpu_input("position_ids", np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :].copy())
-        for name, buffer in self.buffers.items():
-            binding.bind_ortvalue_input(name, buffer)
-            binding.bind_ortvalue_output(present(name), buffer)
-        self.session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()[0]
-
-
-def present(past: str) -> str:
-    """The output that a part of the cache comes out as."""
-    return past.replace("past_key_values.", "present.")
 
 
 def write_onnx(model: PreTrainedModel, folder: Path, forms: Forms | None = None, stored: Stored | None = None) -> Path:
@@ -116,9 +74,8 @@ def torch_logits(model: PreTrainedModel, ids: Array, mask: Array | None = None) 
     mask = np.ones_like(ids) if mask is None else mask
     places = np.maximum(mask.cumsum(axis=1) - 1, 0)
     given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-    found: Array = model(
-        **{key: torch.from_numpy(value) for key, value in given.items()}, use_cache=False
-    ).logits.numpy()
+    tensors = {key: torch.from_numpy(value) for key, value in given.items()}
+    found: Array = model(**tensors, use_cache=False).logits.numpy()
     return found
 
 

@@ -10,11 +10,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data import TaskData
-from lightgpt2.data.windows import EvaluationSampler, Slice, StepSampler, WindowLoader, Windows
+from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import backbone, head
@@ -86,8 +85,7 @@ class ParityData(TaskData):
         return self._sampler().steps_per_epoch
 
     def train_dataloader(self) -> WindowLoader:
-        sampler = self._sampler()
-        return WindowLoader(_Sequences(self._splits["train"]), sampler, sampler.step)  # type: ignore[arg-type]
+        return WindowLoader(_Sequences(self._splits["train"]), self._sampler())  # type: ignore[arg-type]
 
     def val_dataloader(self) -> WindowLoader:
         return self._evaluation("valid")
@@ -123,10 +121,10 @@ class ParityData(TaskData):
         return StepSampler(self._windows("train"), self.batch_size, *place, self.seed, lambda: trainer.global_step)
 
     def _evaluation(self, split: str) -> WindowLoader:
-        return WindowLoader(_Sequences(self._splits[split]), EvaluationSampler(self._windows(split), 16))  # type: ignore[arg-type]
+        return WindowLoader(_Sequences(self._splits[split]), evaluation_order(self._windows(split), 16))  # type: ignore[arg-type]
 
 
-class _Sequences(Dataset[Batch]):
+class _Sequences:
     def __init__(self, bits: Tensor) -> None:
         self.bits = bits
 

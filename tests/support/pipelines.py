@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightgpt2.errors import exit_with_message
-from lightgpt2.runs.pipeline import run_recipe
-from tests.support.cli import ROOT, write_config
+from tests.support.cli import ROOT, call, write_config
 
 FAKE = ROOT / "tests/support/fake_fit.py"
 NAMES = ("a", "b", "c")
@@ -39,7 +37,6 @@ class Chain:
         self.python = str(fake)
 
     def write(self) -> None:
-        """Writes the recipe."""
         write_config(Path("chain.yaml"), {"stages": [{"name": name, **stage} for name, stage in self.stages.items()]})
 
     def change(self, stage: str, **overrides: Any) -> None:
@@ -47,23 +44,15 @@ class Chain:
         self.stages[stage]["overrides"] |= {key.replace("__", "."): value for key, value in overrides.items()}
         self.write()
 
-    def call(self, function: Callable[..., None], *args: Any) -> tuple[int, str, str]:
-        """Calls a function as the command line does: exit code, standard output, standard error."""
+    def call(self, args: str) -> tuple[int, str, str]:
+        """`lightgpt2 ARGS`: exit code, standard output, standard error."""
         Path("started").unlink(missing_ok=True)
-        self._capsys.readouterr()
-        code = 0
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "executable", self.python)
-            try:
-                with exit_with_message():
-                    function(*args)
-            except SystemExit as stop:
-                code = int(str(stop.code))
-        return code, *self._capsys.readouterr()
+            return call(self._capsys, *args.split())
 
-    def run(self, dry_run: bool = False, run: str | None = None) -> tuple[int, str, str]:
-        """Runs the recipe: exit code, standard output, standard error."""
-        return self.call(run_recipe, "chain.yaml", dry_run, run)
+    def run(self, options: str = "") -> tuple[int, str, str]:
+        return self.call(f"pipeline chain.yaml {options}")
 
     def started(self) -> list[str]:
         """Runs the recipe, which must succeed; the stages that it has started, and from where."""
@@ -71,10 +60,16 @@ class Chain:
         assert (code, err) == (0, "")
         return starts()
 
+    def fails(self, *started: str, options: str = "") -> str:
+        """Runs the recipe, which must fail after it has started these stages; what it says."""
+        code, _, err = self.run(options)
+        assert (code, starts()) == (2, [*started])
+        return err
+
     def plans(self) -> dict[str, tuple[str, str]]:
         """What a dry run says of each stage; it must touch nothing."""
         before = everything()
-        code, out, err = self.run(dry_run=True)
+        code, out, err = self.run("--dry-run")
         assert (code, err) == (0, "")
         assert everything() == before
         split = [line.split(maxsplit=2) for line in out.splitlines()]
@@ -82,15 +77,9 @@ class Chain:
 
     def process(self) -> subprocess.Popen[str]:
         """The pipeline in another process and process group."""
-        script = f"""if True:
-            import sys
-            from lightgpt2.errors import exit_with_message
-            from lightgpt2.runs.pipeline import run_recipe
-            sys.executable = {self.python!r}
-            with exit_with_message():
-                run_recipe("chain.yaml")"""
+        script = f"import sys; from lightgpt2.cli import verbs; sys.executable = {self.python!r}; verbs.main()"
         return subprocess.Popen(
-            [sys.executable, "-c", script],
+            [sys.executable, "-c", script, "pipeline", "chain.yaml"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -108,18 +97,15 @@ def everything() -> dict[Path, tuple[int, bytes]]:
 
 
 def artefacts(folder: Path = Path()) -> dict[str, bytes]:
-    """The weights of each stage."""
     runs = sorted((folder / "checkpoints/chain").glob("*/model/model.safetensors"))
     return {path.parts[-3]: path.read_bytes() for path in runs}
 
 
 def state(folder: Path = Path()) -> dict[str, Any]:
-    """What the pipeline has noted."""
     return json.loads((folder / "checkpoints/chain/pipeline.json").read_text())
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Waits until something holds; fails the test if it takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"

@@ -12,7 +12,7 @@ from lightgpt2.tasks import LanguageModeling
 def refusals(method: Method, steps: int = 3) -> list[str]:
     """The problems that `fit` and `check` would name, with the keys of the configuration."""
     found = method.problems(LanguageModelingData(sequence_length=32), training=True)
-    late = [method.parts.keyed(each) for part in method._adapted for each in part.step_problems(steps)]
+    late = [method.keyed(each) for part in method.adaptations for each in part.step_problems(steps)]
     return [str(each) for each in found or late]
 
 

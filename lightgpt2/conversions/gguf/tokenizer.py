@@ -6,6 +6,7 @@ converter finds the name by a hash of one long text's tokens. Here the pre-token
 
 import itertools
 import json
+from collections.abc import Iterator
 from typing import Any, cast
 
 from gguf import GGUFWriter, TokenType
@@ -29,26 +30,25 @@ _KINDS: list[tuple[str, list[dict[str, Any]], bool]] = [
 ]
 
 
-def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[Problem]:
+def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> Iterator[Problem]:
     """What llama.cpp would do differently from a model's tokenizer."""
     parts = _parts(tokenizer)
     model = parts["model"]
     if model.get("type") != "BPE" or _pre_tokenizer(parts) is None:
         what = f"the tokenizer ({type(tokenizer).__name__}, {model.get('type', 'no')} model) is none of the byte-level BPE "
         what += f"kinds that llama.cpp has ({', '.join(name for name, _, _ in _KINDS)})"
-        return [Problem("", what, "export to onnx, whose folder keeps tokenizer.json")]
-    problems = []
+        yield Problem("", what, "export to onnx, whose folder keeps tokenizer.json")
+        return
     if len(tokenizer) > config.vocab_size:
         what = f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}"
-        problems.append(Problem("", what, "give the model its own tokenizer"))
+        yield Problem("", what, "give the model its own tokenizer")
     strips = ("lstrip", "rstrip", "single_word")
     if odd := [token["content"] for token in parts["added_tokens"] if any(token[key] for key in strips)]:
         what = f"the tokenizer's {odd[0]!r} takes the spaces around it ({', '.join(strips)}), which llama.cpp does not"
-        problems.append(Problem("", what, "export to onnx"))
+        yield Problem("", what, "export to onnx")
     if _ends(tokenizer) is None:
         what = "the tokenizer puts other tokens than bos and eos around a text"
-        problems.append(Problem("", what, "remove its post-processor"))
-    return problems
+        yield Problem("", what, "remove its post-processor")
 
 
 def _parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

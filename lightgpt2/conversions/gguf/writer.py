@@ -12,38 +12,55 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from lightgpt2.conversions.exported import Exported
 from lightgpt2.conversions.gguf.tokenizer import add_tokenizer, tokenizer_problems
-from lightgpt2.conversions.target import GgufType
+from lightgpt2.conversions.target import GgufType, Target
+from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.families import FAMILIES, family_of, is_tied
-from lightgpt2.models.files import atomic_file
+from lightgpt2.models.loading import load_exported_gguf
+from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
+from lightgpt2.runtime.engines import Engine
+from lightgpt2.runtime.folder import GGUF
+from lightgpt2.runtime.transformers_engine import TransformersEngine
 
 _BLOCK = 32  # weights of a row that share one scale, in Q8_0 and Q4_0
+_PRECISIONS: dict[GgufType, str] = {"F32": "fp32", "F16": "f16", "Q8_0": "int8", "Q4_0": "int4"}
 
 
-def gguf_problems(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, kind: GgufType) -> list[Problem]:
+class Gguf(Exported):
+    """Writes `model.gguf`, in a folder with what other clients read beside the file."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.kind: GgufType = target.gguf_type or "F16"
+        self.precision = _PRECISIONS[self.kind]
+
+    def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
+        return gguf_problems(config, data.tokenizer, self.kind)
+
+    def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
+        written = write_gguf(model, data.tokenizer, folder / GGUF, self.kind)
+        weights, size = sum(written["bytes"].values()), (folder / GGUF).stat().st_size
+        return {"type": self.kind, **written, "weights": weights, "bytes": {GGUF: size}}
+
+    def runner(self, folder: Path) -> Engine:
+        return TransformersEngine(load_exported_gguf(folder, "MODEL"))
+
+
+def gguf_problems(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, kind: GgufType) -> Iterator[Problem]:
     """Why a model cannot be a GGUF file that llama.cpp runs with the same result."""
     if config.model_type not in FAMILIES:
-        return [Problem("", f"models of type {config.model_type!r} are not written", "export to onnx")]
-    problems = [*_weight_problems(config, kind)]
-    if uneven := uneven_sizes(config):
-        units = " and ".join(name for part, name in (("heads", "heads"), ("ffn", "neurons")) if part in uneven)
-        what = f"the layers have different numbers of {units}, which llama.cpp can't run"
-        problems.append(Problem("", what, "export to onnx"))
-    family = [Problem("", *line.split("; ", 1)) for line in family_of(config).gguf.problems(config)]
-    return [*problems, *family, *tokenizer_problems(tokenizer, config)]
-
-
-def _weight_problems(config: PretrainedConfig, kind: GgufType) -> Iterator[Problem]:
+        yield Problem("", f"models of type {config.model_type!r} are not written", "export to onnx")
+        return
     about, quantized = getattr(config, "lightgpt2", {}), quantization_of(config)
     if quantized and "stored" not in about:
         yield Problem("", f"the weights are {quantized} already", "export the model that they were made from")
@@ -52,21 +69,23 @@ def _weight_problems(config: PretrainedConfig, kind: GgufType) -> Iterator[Probl
         yield Problem("", what, f"use F16 or onnx-{quantized}")
     if "activations" in about:
         yield Problem("", "the layers' inputs are rounded to INT8, which llama.cpp does not do", "use onnx-int8")
+    if uneven := uneven_sizes(config):
+        units = " and ".join(name for part, name in (("heads", "heads"), ("ffn", "neurons")) if part in uneven)
+        what = f"the layers have different numbers of {units}, which llama.cpp can't run"
+        yield Problem("", what, "export to onnx")
+    yield from (Problem("", *line.split("; ", 1)) for line in family_of(config).gguf_problems(config))
+    yield from tokenizer_problems(tokenizer, config)
 
 
 @torch.no_grad()
 def write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: Path, kind: GgufType
 ) -> dict[str, Any]:
-    """Write a model and its tokenizer as a GGUF file, one tensor at a time, atomically.
+    """Write a decoder of a supported family and its tokenizer as a GGUF file.
 
-    Args:
-        model: A decoder of a supported family.
-        tokenizer: Its tokenizer.
-        file: Target.
-        kind: What matrices are stored as, byte for byte as llama.cpp's own quantizer would. In Q4_0 the head (the embedding,
-            where the two are one) is Q8_0; llama.cpp takes Q6_K where rows are whole blocks of 256, for which the package
-            `gguf` has no quantizer. Matrices whose rows are not whole blocks of 32 are F16.
+    Matrices are stored as a kind, byte for byte as llama.cpp's own quantizer would. In Q4_0 the head (the embedding, where the
+    two are one) is Q8_0; llama.cpp takes Q6_K where rows are whole blocks of 256, for which the package `gguf` has no
+    quantizer. Matrices whose rows are not whole blocks of 32 are F16.
 
     Returns:
         `tensors` and `bytes`, by type; `bytes` of tensors only. `fallback` names the tensors that are F16 for their shape.
@@ -74,28 +93,24 @@ def write_gguf(
     Raises:
         UserError: llama.cpp could not run it, with each reason and its fix.
     """
-    if problems := gguf_problems(model.config, tokenizer, kind):
+    if problems := [*gguf_problems(model.config, tokenizer, kind)]:
         raise UserError(problems)
     counts, sizes, fallback = Counter[str](), Counter[str](), []
-    tied, architecture = is_tied(model), family_of(model).gguf.architecture
-    with atomic_file(file) as temporary, closing(GGUFWriter(temporary, architecture)) as writer:
+    tied, architecture = is_tied(model), family_of(model).gguf
+    with closing(GGUFWriter(file, architecture, use_temp_file=True)) as writer:
         _add_metadata(writer, model, kind)
         add_tokenizer(writer, tokenizer, model.config)
         for name, value in _tensors(model):
             stored = _stored_as(name, value, kind, tied)
-            block, bytes_ = gguf.GGML_QUANT_SIZES[stored]
-            size = value.numel() // block * bytes_
-            writer.add_tensor_info(name, value.shape, np.dtype(np.float32), size, raw_dtype=stored)
+            array = gguf.quants.quantize(value.detach().float().cpu().contiguous().numpy(), stored)
+            writer.add_tensor(name, array, raw_dtype=stored)
             counts[stored.name] += 1
-            sizes[stored.name] += size
+            sizes[stored.name] += array.nbytes
             if value.ndim == 2 and stored.name == "F16" != kind:
                 fallback.append(name)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, value in _tensors(model):  # quantized one at a time: only one is in memory twice
-            whole = value.detach().float().cpu().contiguous().numpy()
-            writer.write_tensor_data(gguf.quants.quantize(whole, _stored_as(name, value, kind, tied)))
+        writer.write_tensors_to_file()
         writer.flush()
     return {"tensors": dict(counts), "bytes": dict(sizes), "fallback": fallback}
 
@@ -113,25 +128,24 @@ def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: GgufType) ->
         "feed_forward_length": shape.ffn,
         "head_count": shape.heads,
     }
-    for name, value in (values | family.gguf.metadata(config)).items():
+    for name, value in (values | family.gguf_metadata(config)).items():
         getattr(writer, f"add_{name}")(value)
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the file: their names and values, matrices as `[outputs, inputs]`."""
-    config, family = model.config, family_of(model).gguf
-    architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
+    config, family = model.config, family_of(model)
+    architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
-    yield from family.tensors(model)
+    yield from family.gguf_tensors(model)
     for name, parameter in model.named_parameters():
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, f"no name for {name}"
-        yield stored, family.stored(stored, parameter.T if id(parameter) in transposed else parameter, config)
+        yield stored, family.gguf_stored(stored, parameter.T if id(parameter) in transposed else parameter, config)
 
 
 def _stored_as(name: str, value: Tensor, kind: GgufType, tied: bool) -> GGMLQuantizationType:
-    """The type of a tensor in a file of a kind."""
     if value.ndim < 2 or name == "position_embd.weight":
         return GGMLQuantizationType.F32
     if kind in ("Q8_0", "Q4_0") and value.shape[-1] % _BLOCK:

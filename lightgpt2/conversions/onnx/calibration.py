@@ -36,11 +36,9 @@ class Inputs(NamedTuple):
 
 @torch.no_grad()
 def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, Inputs]:
-    """The inputs of each linear layer of the blocks, and of the vocabulary head, by the layers' names; of those that are used.
+    """The inputs of the linear layers of the blocks and the vocabulary head that are used, by name; of token ids `[1, T]`.
 
-    Args:
-        model: The model in FP32, in eval mode.
-        batches: Token ids `[1, T]`.
+    The model is in FP32, in eval mode.
     """
     head: Any = model.get_output_embeddings()
     layers = block_linears(model) | {name: module for name, module in model.named_modules() if module is head}

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -36,24 +37,28 @@ class Onnx(Exported):
         super().__init__(target)
         self.layers = self.precision = _LAYERS[target.form]
 
-    def problems(self, config: PretrainedConfig, data: TaskData) -> list[Problem]:
-        """See `Conversion`: what ONNX Runtime could not run."""
-        found = [*super().problems(config, data), *self._quantized_problems(config), *_shape_problems(config)]
-        if (tokens := max(data.tokenizer.get_vocab().values()) + 1) > config.vocab_size:
-            what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
-            found.append(Problem("", what, "give the model the tokenizer that it was trained with"))
-        return found
-
-    def _quantized_problems(self, config: PretrainedConfig) -> list[Problem]:
+    def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
         quantized = quantization_of(config)
         if quantized and not _is_stored(config):
             what = f"the model is {quantized} by another library, whose scales {self.name} does not have"
-            return [Problem("", what, "export the model that it was made from")]
-        if quantized and self.target.group:
-            return [Problem("group", "the weights have groups already, with scales that were trained", "remove it")]
-        if quantized and self.name != f"onnx-{quantized}":
-            return [Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")]
-        return []
+            yield Problem("", what, "export the model that it was made from")
+        elif quantized and self.target.group:
+            yield Problem("group", "the weights have groups already, with scales that were trained", "remove it")
+        elif quantized and self.name != f"onnx-{quantized}":
+            yield Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")
+        family = family_of(config)
+        if (head := Shape.of(config).head) % family.head_multiple:
+            what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {family.head_multiple} in models"
+            yield Problem("", f"{what} of type {config.model_type}", "train one that has")
+        if (activation := family.activation(config)) not in ACTIVATIONS:
+            yield Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}")
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if rope not in ("default", "linear", "llama3"):
+            what = f"rotary positions of type {rope} change with the length of the text"
+            yield Problem("", what, "no format holds them")
+        if (tokens := max(data.tokenizer.get_vocab().values()) + 1) > config.vocab_size:
+            what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
+            yield Problem("", what, "give the model the tokenizer that it was trained with")
 
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:
         """See `Exported`: `other_layers` and `prefill` name the layers whose inputs are too uneven for one scale."""
@@ -75,7 +80,6 @@ class Onnx(Exported):
         }
 
     def runner(self, folder: Path) -> Engine:
-        """The graph in ONNX Runtime."""
         from lightgpt2.runtime.onnx_engine import OnnxEngine  # and ONNX Runtime: only what exports pays for it
 
         return OnnxEngine(folder / GRAPH, context_of(folder, "MODEL"), torch.get_num_threads())
@@ -87,10 +91,8 @@ class Onnx(Exported):
         names = {id(module): name for name, module in model.named_modules()}
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
         inputs = measure_inputs(model, _calibration(data))
-        uneven, head = (
-            {n for n, found in inputs.items() if found.error > BOUND},
-            names[id(model.get_output_embeddings())],
-        )
+        uneven = {name for name, found in inputs.items() if found.error > BOUND}
+        head = names[id(model.get_output_embeddings())]
         embeddings = _BLOCKS if embeddings == "int8" and head in uneven else embeddings
         others = dict.fromkeys(sorted(uneven - {head}), _BLOCKS) if self.layers == "int8" else {}
         powers = {name: found.power for name, found in inputs.items()}
@@ -98,12 +100,13 @@ class Onnx(Exported):
         return Forms(self.layers, embeddings, others, prefill, self.target.group or GROUP, powers)
 
     def _embeddings(self, table: stored_weights.Table, name: str) -> Form:
+        """How they are stored; a UserError if trained integers do not allow it."""
         asked, problems = self.target.embeddings, []
         trained = cast(Form, f"int{table[name]['bits']}") if name in table else None
         if trained and asked not in (None, trained):
             what = f"the model's are {trained} with scales that were trained"
             problems.append(Problem("embeddings", what, "remove it"))
-        groups = {about["group"] for about in table.values() if about["bits"] == 4}
+        groups = [about["group"] for about in table.values() if about["bits"] == 4]
         if broken := [group for group in groups if not block_size(group)]:
             what = f"groups of {min(broken)} inputs share a scale, and ONNX Runtime's are whole blocks of 16"
             problems.append(Problem("", what, "train with groups of 16, 32, 64 or 128"))
@@ -124,18 +127,3 @@ def _calibration(data: TaskData) -> list[Tensor]:
     batch = next(iter(data.scoring_loader("valid")))
     rows = zip(batch["input_ids"], batch["lengths"], strict=True)
     return [row[None, :length] for row, length in itertools.islice(rows, _CALIBRATION_WINDOWS)]
-
-
-def _shape_problems(config: PretrainedConfig) -> list[Problem]:
-    family, found = family_of(config), []
-    activation, step = family.activation(config), family.head_multiple
-    if (head := Shape.of(config).head) % step:
-        what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {step} in models of type "
-        found.append(Problem("", what + config.model_type, "train one that has"))
-    if activation not in ACTIVATIONS:
-        found.append(Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}"))
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ("default", "linear", "llama3"):
-        what = f"rotary positions of type {rope} change with the length of the text"
-        found.append(Problem("", what, "no format holds them"))
-    return found

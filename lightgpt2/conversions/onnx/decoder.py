@@ -8,7 +8,7 @@ written in place.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -76,7 +76,7 @@ class ModelWriter:
         return self.graph.op(kind, x, domain=domain, **settings)
 
     def _joined(self, modules: Sequence[Any]) -> tuple[list[str], Matrix, Tensor | None]:
-        """Names of linear layers of the same inputs, and their weights and biases below each other."""
+        """Of linear layers of the same inputs: their names, and their weights and biases below each other."""
         biases = [module.bias.detach() for module in modules if module.bias is not None]
         matrix = Matrix.joined([self._matrix(module) for module in modules])
         return [self._names[id(module)] for module in modules], matrix, torch.cat(biases) if biases else None
@@ -102,11 +102,7 @@ class Decoder(ModelWriter):
     Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out.
     Outputs: `logits`, `present.N.key/value`. Layers without heads have no cache.
 
-    Args:
-        graph: The graph.
-        model: A decoder of a supported family, in FP32.
-        forms: How its weights are stored.
-        stored: The integers in the model's own file: tensors, and what is said about them by name.
+    `stored` are the integers in the model's own file: tensors, and what is said about them by name.
     """
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
@@ -116,30 +112,26 @@ class Decoder(ModelWriter):
         self._residual: ir.Value
         self._added: ir.Value | None = None  # to the residual stream, before it is read again
         self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
-        self._powers = {**forms.powers}
-        if is_tied(model) and (power := forms.powers.get(self._names[id(model.get_output_embeddings())])) is not None:
-            self._powers[self._names[id(model.get_input_embeddings())]] = power
         self._kept: list[str] = []  # matrices, by their names in the graph, that a graph for prompts has in 4 bits too
 
     def write(self) -> None:
-        """Write all of it."""
         graph = self.graph
         ids = graph.input("input_ids", _INT, ["batch", "sequence"])
         mask = graph.input("attention_mask", _INT, ["batch", "total"])
         self._positions = graph.input("position_ids", _INT, ["batch", "sequence"])
         self._read_mask(ids, mask)
-        tokens = self._vocabulary(self.model.get_input_embeddings())
+        embedding, module = self.model.get_input_embeddings(), cast(Any, self.model.get_output_embeddings())
+        tied = is_tied(self.model)
+        tokens = self._vocabulary(embedding, module if tied else embedding)
         self._residual = tokens.rows(ids)
         hidden = self._family.graph(self, self.model)
         keep = graph.option("num_logits_to_keep", np.array(0))
         first = graph.op("Unsqueeze", graph.op("Neg", keep), graph.constant([0], "zero"))
         ends = graph.constant([np.iinfo(np.int64).max], "end")
         hidden = graph.op("Slice", hidden, first, ends, graph.constant([1], "one"))
-        module: Any = self.model.get_output_embeddings()
-        stored = self.model.get_input_embeddings() if is_tied(self.model) else module
-        if stored is module:
-            tokens = self._vocabulary(module)
-        self._note([self._names[id(module)]], self._names[id(stored)])
+        if not tied:
+            tokens = self._vocabulary(module, module)
+        self._note([self._names[id(module)]], self._names[id(embedding if tied else module)])
         weight, bias, scale = head(self.model)
         logits = tokens.scores(hidden)
         if scale != 1:
@@ -152,9 +144,10 @@ class Decoder(ModelWriter):
         if self.forms.prefill is not None:
             graph.metadata[PREFILL] = json.dumps(self._kept)
 
-    def _vocabulary(self, module: Any) -> Vocabulary:
-        forms = self.forms
-        return Vocabulary(self.graph, self._names[id(module)], self._matrix(module), forms.embeddings, forms.group)
+    def _vocabulary(self, module: Any, user: Any) -> Vocabulary:
+        """A table `[V, D]`, rounded for the inputs of the layer that multiplies with it."""
+        matrix = self._matrix(module, self._names[id(user)])
+        return Vocabulary(self.graph, self._names[id(module)], matrix, self.forms.embeddings, self.forms.group)
 
     def _read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """From the mask: each row's last place in use, the length with the cache, and what hides padding on the left."""
@@ -235,7 +228,7 @@ class Decoder(ModelWriter):
         if not {*names}.isdisjoint(self.forms.prefill or ()):
             self._kept.append(stored)
 
-    def _matrix(self, module: Any) -> Matrix:
+    def _matrix(self, module: Any, user: str = "") -> Matrix:
         layer = self._names[id(module)]
         name = f"{layer}.weight"
         weight: Tensor = module.weight.detach()
@@ -243,4 +236,4 @@ class Decoder(ModelWriter):
         if about := self._table.get(name):
             whole = stored_weights.whole(self._tensors[name], about["bits"], about["group"])
             return Matrix(whole, self._tensors[f"{name}_scale"], None, rows.shape[1])
-        return Matrix.of(rows, self._powers.get(layer))
+        return Matrix.of(rows, self.forms.powers.get(user or layer))

@@ -42,15 +42,10 @@ def encoder_problems(config: PretrainedConfig) -> list[Problem]:
 
 
 def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
-    """Write `model.onnx` and `model.onnx_data` into a folder.
+    """Write `model.onnx` and `model.onnx_data` of an encoder, the base model or with a head for sequence classification.
 
     Inputs: `input_ids`, `attention_mask`, and `token_type_ids` where the family has them, `[B, S]`. Outputs: `logits`
-    `[B, labels]` of a model with a head, else `last_hidden_state` `[B, S, D]`.
-
-    Args:
-        model: An encoder of a supported family in FP32, the base model or with a head for sequence classification.
-        folder: The folder; it exists.
-        forms: How the weights are stored; the classification head is in FP32 always.
+    `[B, labels]` of a model with a head, which is in FP32 always, else `last_hidden_state` `[B, S, D]`.
     """
     with torch.no_grad(), Graph(folder, OPSET) as graph:
         _Encoder(graph, model, forms).write()
@@ -121,7 +116,6 @@ class _Encoder(ModelWriter):
         return self.graph.op("Reshape", x, self._shape) if self._pixels else x
 
     def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
-        """`x` through linear layers of the same inputs, results side by side."""
         graph, (names, matrix, bias) = self.graph, self._joined(modules)
         if (form := self.forms.of(names)) != "fp32" or not self._pixels:
             return linear(graph, names[0], x, matrix, form, bias)
@@ -134,5 +128,5 @@ class _Encoder(ModelWriter):
 
     def _whole(self, x: ir.Value, module: Any) -> ir.Value:
         """`x` through a linear layer in FP32."""
-        names, matrix, bias = self._joined([module])
-        return linear(self.graph, names[0], x, matrix, "fp32", bias)
+        (name,), matrix, bias = self._joined([module])
+        return linear(self.graph, name, x, matrix, "fp32", bias)

@@ -27,14 +27,7 @@ _BOUNDS = {"onnx": 0.99999, "onnx-int8": 0.97}
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
-    """Write an encoder as ONNX, atomically, and verify what was written.
-
-    Args:
-        source: Hub id or folder.
-        target: `onnx` or `onnx-int8`.
-        output: Folder to write; it must not exist.
-        texts: What it is verified with.
-        named: What to call them.
+    """Write an encoder as `onnx` or `onnx-int8`, atomically, and verify what was written with some texts.
 
     Returns:
         What `export.json` says: among it `cosine`, of the mean of a text's hidden states (or its logits), mean and least.
@@ -78,14 +71,15 @@ def _cosines(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder:
     """The cosine between the export's and PyTorch's vector for each text."""
     session = open_session(folder / GRAPH, torch.get_num_threads())
     names = {each.name for each in session.get_inputs()}
+    longest = min(_TOKENS, model.config.max_position_embeddings)
     found = []
     for text in texts:
-        encoded = dict(tokenizer(text, truncation=True, max_length=_TOKENS, return_tensors="pt"))
+        encoded = dict(tokenizer(text, truncation=True, max_length=longest, return_tensors="pt"))
         encoded.setdefault("token_type_ids", torch.zeros_like(encoded["input_ids"]))  # of one text
-        feeds = {name: value.numpy() for name, value in encoded.items() if name in names}
-        output = model(**{name: value for name, value in encoded.items() if name in names})
+        inputs = {name: value for name, value in encoded.items() if name in names}
+        output = model(**inputs)
         wanted = (output.logits[0] if "logits" in output else output.last_hidden_state[0].mean(dim=0)).numpy()
-        (made,) = session.run(None, feeds)
+        (made,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
         mine = made[0] if made.ndim == 2 else made[0].mean(axis=0)
         found.append(mine @ wanted / (np.linalg.norm(mine) * np.linalg.norm(wanted)))
     return np.array(found)

@@ -58,16 +58,13 @@ class Graph:
         return value
 
     def output(self, name: str, value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
-        """Makes a value an output of the graph."""
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self._outputs.append(value)
 
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
-        """A node with one output."""
         return self._tape.op(kind, inputs, attributes, domain=domain)
 
     def ops(self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any) -> Any:
-        """A node with several outputs."""
         return self._tape.op_multi_out(kind, inputs, attributes, num_outputs=outputs, domain=domain)
 
     def constant(self, values: Any, name: str) -> ir.Value:
@@ -86,15 +83,16 @@ class Graph:
         return self._external(name, ir.DataType.from_numpy(array.dtype), array.shape, offset, array.nbytes)
 
     def again(self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None, first: int = 0) -> ir.Value:
-        """A second name for a weight, at the same place of the file: for all of it, or a part from its element `first` on."""
+        """A second name for a weight, at the same place of the file: in another shape, or from the row `first` on."""
         stored = cast(ir.TensorProtocol, weight.const_value)
-        shape = cast(tuple[int, ...], tuple(stored.shape)) if shape is None else shape
-        count = math.prod(shape)
+        own = cast(tuple[int, ...], tuple(stored.shape))
+        shape = own if shape is None else shape
+        start, count = first * math.prod(own[1:]), math.prod(shape)
         if not isinstance(stored, ir.ExternalTensor):
-            part = stored.numpy().flatten()[first : first + count].reshape(shape)
+            part = stored.numpy().flatten()[start : start + count].reshape(shape)
             return self._tape.initializer(ir.tensor(part, name=name))
         size = stored.nbytes // stored.size
-        return self._external(name, stored.dtype, shape, cast(int, stored.offset) + first * size, count * size)
+        return self._external(name, stored.dtype, shape, cast(int, stored.offset) + start * size, count * size)
 
     def _external(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], offset: int, length: int) -> ir.Value:
         where: Any = {"shape": ir.Shape(shape), "name": name, "base_dir": self._folder}

@@ -6,7 +6,7 @@ tokens, but a few inputs a hundred times as large as the others do no harm to th
 `int4`: one scale and zero point for each group of an output channel's inputs; inputs as for `int8-blocks`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -39,7 +39,6 @@ class Matrix:
 
     @classmethod
     def of(cls, rows: Tensor, power: Tensor | None = None) -> "Matrix":
-        """Numbers in FP32 `[O, I]`."""
         return cls(rows.float(), None, None, rows.shape[1], power)
 
     @classmethod
@@ -61,10 +60,7 @@ class Matrix:
 def linear(
     graph: Graph, name: str, x: ir.Value, matrix: Matrix, form: Form, bias: Tensor | None = None, group: int = GROUP
 ) -> ir.Value:
-    """`x @ matrix.T + bias` of `x` `[..., I]`, the matrix being stored in a form under a name.
-
-    In INT4 `group` inputs share a scale, unless the matrix has its integers already.
-    """
+    """`x @ matrix.T + bias` of `x` `[..., I]`; `group` inputs share a scale in INT4, unless the matrix is integers already."""
     added = None if bias is None else graph.weight(bias.numpy(), f"{name}.bias")
     if form == "fp32":
         product = graph.op("MatMul", x, graph.weight(matrix.rows.T.numpy(), f"{name}.weight"))
@@ -75,14 +71,11 @@ def linear(
         scales = graph.weight(cast(Tensor, matrix.scale).flatten().numpy(), f"{name}.scale")
         return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
     blocks = Blocks.of(matrix, form)
-    return blocks.product(graph, x, blocks.write(graph, name), added)
+    return blocks.product(graph, x, blocks.write(graph, name), len(blocks.data), added)
 
 
 def block_size(group: int) -> int:
-    """The length of the blocks that groups of inputs are cut into, each with the group's scale.
-
-    ONNX Runtime's are powers of two: the largest from 16 to 256 that divides a group; 0 if there is none.
-    """
+    """The largest power of two from 16 to 256 that divides a group of inputs, as ONNX Runtime's blocks must; 0 if none does."""
     return next((size for size in (256, 128, 64, 32, 16) if group % size == 0), 0)
 
 
@@ -103,7 +96,6 @@ class Blocks:
 
     @classmethod
     def of(cls, matrix: Matrix, form: Form) -> "Blocks":
-        """From integers."""
         scale, inputs = cast(Tensor, matrix.scale), matrix.inputs
         if form != "int4":
             rows = matrix.rows.flatten(1)[:, :inputs]
@@ -120,13 +112,12 @@ class Blocks:
         return cls(data.numpy(), scales.numpy(), zeros, 4, inputs, size)
 
     def write(self, graph: Graph, name: str) -> Written:
-        """Puts it into the graph."""
         zeros = None if self.zeros is None else graph.weight(self.zeros, f"{name}.zero")
         return graph.weight(self.data, f"{name}.weight"), graph.weight(self.scales, f"{name}.scale"), zeros
 
-    def product(self, graph: Graph, x: ir.Value, written: Written, bias: ir.Value | None = None) -> ir.Value:
-        """`x @ weight.T + bias`, the weight being what `write` gave."""
-        shape = {"N": len(self.data), "K": self.inputs, "bits": self.bits, "block_size": self.size}
+    def product(self, graph: Graph, x: ir.Value, written: Written, rows: int, bias: ir.Value | None = None) -> ir.Value:
+        """`x @ weight.T + bias`, the weight being what `write` gave, or some rows of it."""
+        shape = {"N": rows, "K": self.inputs, "bits": self.bits, "block_size": self.size}
         settings = {"accuracy_level": _INT8_COMPUTE, **shape}
         return graph.op("MatMulNBits", x, *written, None, bias, domain=MICROSOFT, **settings)
 
@@ -194,22 +185,19 @@ class Vocabulary:
 
     def _part(self, rounded: Any, first: int, count: int) -> ir.Value:
         """The logits `[B * S, count]` of some of the tokens, of hidden states in 8 bits."""
-        graph, name = self._graph, f"{self._name}.from_{first}"
-        weight = graph.again(self._weight, f"{name}.weight", (count, self._width), first * self._width)
-        scales = graph.again(self._scale, f"{name}.scale", (count,), first)
+        weight = self._some("weight", self._weight, first, count)
+        scales = self._graph.again(self._scale, f"{self._name}.from_{first}.scale", (count,), first)
         # One for each part: where weights are made unsigned at loading, two parts that share one cannot be loaded.
-        zero = graph.constant(np.zeros(count, np.int8), f"{name}.zero")
-        return graph.op("QGemm", *rounded, weight, scales, zero, domain=MICROSOFT, transB=1)
+        zero = self._graph.constant(np.zeros(count, np.int8), f"{self._name}.from_{first}.zero")
+        return self._graph.op("QGemm", *rounded, weight, scales, zero, domain=MICROSOFT, transB=1)
 
     def _blocked_part(self, hidden: ir.Value, first: int, count: int) -> ir.Value:
         """The logits `[B, S, count]` of some of the tokens."""
-        blocks, name = self._blocks, f"{self._name}.from_{first}"
-        arrays = (blocks.data, blocks.scales, blocks.zeros)
-        parts = [
-            None
-            if array is None or value is None
-            else self._graph.again(value, f"{name}.{what}", (count, *array.shape[1:]), first * array[0].size)
-            for what, value, array in zip(("weight", "scale", "zero"), self._written, arrays, strict=True)
-        ]
-        part = replace(blocks, data=blocks.data[first : first + count])
-        return part.product(self._graph, hidden, cast(Written, tuple(parts)))
+        weight, scales, zeros = self._written
+        some = self._some("weight", weight, first, count), self._some("scale", scales, first, count)
+        zeros = None if zeros is None else self._some("zero", zeros, first, count)
+        return self._blocks.product(self._graph, hidden, (*some, zeros), count)
+
+    def _some(self, what: str, value: ir.Value, first: int, count: int) -> ir.Value:
+        shape = (count, *cast(Any, value.const_value).shape[1:])
+        return self._graph.again(value, f"{self._name}.from_{first}.{what}", shape, first)

@@ -1,11 +1,13 @@
 """The architectures that are supported, one in each file, and what is the same for all of them.
 
-A new one is a file with a `Family` and its entry in `register`; everything else asks `family_of`.
+A new one is a file here with a subclass of `Family`; everything else asks `family_of`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, cast
 
 import torch
@@ -14,13 +16,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families.base import FAMILIES, Family, Head, Shape, check_family, family_of, register
+from lightgpt2.models.families.base import FAMILIES, Family, Head, Shape, check_family, family_of
 from lightgpt2.models.families.bert import ENCODERS
-from lightgpt2.models.families.gpt2 import GPT2
-from lightgpt2.models.families.llama import LLAMA
 from lightgpt2.models.families.substitution import compute_with
 
-register(GPT2, LLAMA)
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
 
@@ -35,9 +36,9 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return cast(nn.Module, model.base_model)
 
 
-def blocks(model: PreTrainedModel, stack: str = "decoder") -> nn.ModuleList:
-    """The transformer blocks of a stack in order."""
-    return family_of(model).stacks(model)[stack]
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of a decoder in order."""
+    return family_of(model).stacks(model)["decoder"]
 
 
 def head(model: PreTrainedModel) -> Head:
@@ -71,21 +72,16 @@ def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[
     """
     states: dict[int, Tensor] = {}
 
-    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states[0] = args[0] if args else kwargs["hidden_states"]
-
-    def keep_output(index: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def keep(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if index == 0:  # what the first block reads
+            output = args or kwargs["hidden_states"]
         states[index] = output[0] if isinstance(output, tuple) else output
 
-    modules = blocks(model)
-    handles = [modules[i - 1].register_forward_hook(partial(keep_output, i)) for i in layers if i > 0]
-    if 0 in layers:
-        handles.append(modules[0].register_forward_pre_hook(keep_input, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for index in layers:
+            block = blocks(model)[max(index - 1, 0)]
+            hooks.enter_context(block.register_forward_hook(partial(keep, index), with_kwargs=True))
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -107,6 +103,5 @@ def check_head(model: PreTrainedModel, key: str) -> None:
     weight, bias, scale = head(model)
     expected = scale * (hidden @ weight.T) + (0 if bias is None else bias)
     if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max() + 1)):
-        raise UserError(
-            f"{key}: the logits of this model are not scale * hidden @ weight.T + bias; it is not supported"
-        )
+        said = "the logits of this model are not scale * hidden @ weight.T + bias; it is not supported"
+        raise UserError(f"{key}: {said}")

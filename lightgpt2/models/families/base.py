@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,16 +28,16 @@ class Shape:
         """The sizes that the configuration of a supported family gives."""
         return family_of(config).shape(config)
 
-    def settings(self, model_type: str) -> dict[str, int | None]:
-        """These sizes as configuration values of a family."""
-        return family_of(model_type).settings(self)
-
     def applied(self, config: PretrainedConfig) -> PretrainedConfig:
         """A copy of a configuration with these sizes in all its blocks."""
-        sized = copy.deepcopy(config)
-        for key, size in self.settings(config.model_type).items():
-            setattr(sized, key, size)
-        return sized
+        return family_of(config).resized(config, self)
+
+    def channels(self) -> dict[str, int]:
+        """The channels of each role in a block; for the roles see `Family`."""
+        inner = self.heads * self.head
+        shared = inner // self.groups
+        attention = {"query": inner, "key": shared, "value": shared, "context": inner, "channel": self.head}
+        return {"width": self.width, **attention, "ffn": self.ffn}
 
 
 class Head(NamedTuple):
@@ -48,38 +48,31 @@ class Head(NamedTuple):
     scale: float
 
 
-@dataclass(frozen=True)
-class Gguf:
-    """The form of a family in llama.cpp, beside what all families have."""
-
-    architecture: str
-    problems: Callable[[PretrainedConfig], Iterable[str]]  # what it would compute differently, and the fix
-    metadata: Callable[[PretrainedConfig], dict[str, Any]]  # by NAME of `gguf.GGUFWriter.add_NAME`
-    # A parameter `[outputs, inputs]` as llama.cpp stores it, from its name in the file.
-    stored: Callable[[str, Tensor, PretrainedConfig], Tensor] = lambda name, value, config: value
-    tensors: Callable[[PreTrainedModel], Iterable[tuple[str, Tensor]]] = lambda model: ()  # that are no parameters
-
-
 class Family(ABC):
-    """A decoder that can be trained, trimmed and exported.
+    """A decoder that can be trained, trimmed and exported; each subclass with `model_types` is one that is supported.
 
     `axes` says what each axis of a module's weight stands for, by a regular expression on names of modules; a bias has the axis
     of the outputs. Roles are `width`, `vocabulary`, `position`; `query`, `key` and `value`, the channels of the heads as the
-    attention's projections give them, and `context`, those that its output projection takes; `ffn`, the neurons. Sections that
-    lie behind one another are joined by `+`.
+    attention's projections give them, and `context`, those that its output projection takes; `channel`, those that every head
+    has; `ffn`, the neurons. Sections that lie behind one another are joined by `+`, those that alternate head by head by `/`.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     axes: ClassVar[Mapping[str, tuple[str, ...]]]
-    blocks: ClassVar[str]  # name of their list in the base model
+    blocks: ClassVar[str] = "layers"  # path of their list in the base model
+    layer_settings: ClassVar[tuple[str, ...]] = ("layer_types",)  # configuration keys with a value for each layer
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
     head_multiple: ClassVar[int] = 8  # what ONNX Runtime's attention wants a head's channels to be a multiple of
-    gguf: ClassVar[Gguf]
+    gguf: ClassVar[str]  # the architecture's name in llama.cpp
+
+    def __init_subclass__(cls) -> None:
+        if "model_types" in vars(cls):
+            FAMILIES.update(dict.fromkeys(cls.model_types, cls()))
 
     def stacks(self, model: PreTrainedModel) -> dict[str, nn.ModuleList]:
         """The transformer blocks in order, by the name of their stack."""
-        return {"decoder": getattr(model.base_model, self.blocks)}
+        return {"decoder": model.base_model.get_submodule(self.blocks)}
 
     def head(self, model: PreTrainedModel) -> Head:
         """The vocabulary head, with the parameters that it computes with."""
@@ -95,40 +88,62 @@ class Family(ABC):
         """The activation of the neurons, by transformers' name."""
         return config.hidden_act
 
-    @abstractmethod
-    def shape(self, config: PretrainedConfig, stack: str = "decoder") -> Shape:
-        """The sizes of the blocks of a stack."""
+    def shape(self, config: PretrainedConfig) -> Shape:
+        """The sizes of the blocks."""
+        heads = config.num_attention_heads
+        groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return Shape(config.hidden_size, heads, groups, head, config.intermediate_size)
 
-    @abstractmethod
-    def settings(self, shape: Shape) -> dict[str, int | None]:
-        """Sizes as configuration values."""
+    def resized(self, config: PretrainedConfig, shape: Shape) -> PretrainedConfig:
+        """A copy of a configuration with other sizes, in those of these keys that it has."""
+        sizes = {
+            "hidden_size": shape.width,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.heads // shape.groups,
+            "head_dim": shape.head,
+            "intermediate_size": shape.ffn,
+        }
+        sized = copy.deepcopy(config)
+        for key, size in sizes.items():
+            if hasattr(sized, key):
+                setattr(sized, key, size)
+        return sized
 
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""
 
-    def correct_gguf(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The configuration of a GGUF file, with what transformers reads wrongly corrected in place."""
-        return config
+    @abstractmethod
+    def gguf_problems(self, config: PretrainedConfig) -> Iterable[str]:
+        """What llama.cpp would compute differently, each with the fix: `what; fix`."""
+
+    @abstractmethod
+    def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
+        """What a GGUF file says beside the sizes that all families have, by NAME of `gguf.GGUFWriter.add_NAME`."""
+
+    def gguf_stored(self, name: str, value: Tensor, config: PretrainedConfig) -> Tensor:
+        """A parameter `[outputs, inputs]` as llama.cpp stores it, from its name in the file."""
+        return value
+
+    def gguf_tensors(self, model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:
+        """Tensors of the file that are no parameters."""
+        return ()
+
+    def correct_gguf(self, config: PretrainedConfig) -> None:  # noqa: B027 - most need nothing
+        """Correct what transformers reads wrongly from a GGUF file."""
 
 
 FAMILIES: dict[str, Family] = {}  # by model type
 
 
-def register(*families: Family) -> None:
-    """Add families to the supported ones."""
-    for family in families:
-        FAMILIES.update(dict.fromkeys(family.model_types, family))
-
-
-def family_of(source: PretrainedConfig | PreTrainedModel | str) -> Family:
-    """The family of a model, a configuration or a model type; a KeyError if it is not supported, see `check_family`."""
-    return FAMILIES[source if isinstance(source, str) else getattr(source, "config", source).model_type]
+def family_of(source: PretrainedConfig | PreTrainedModel) -> Family:
+    """The family of a model or a configuration; a KeyError if it is not supported, see `check_family`."""
+    return FAMILIES[getattr(source, "config", source).model_type]
 
 
 def check_family(config: PretrainedConfig, key: str) -> None:
     """Raise a `UserError` naming `key` if the model's family is not supported."""
     if config.model_type not in FAMILIES:
-        raise UserError(
-            f"{key}: models of type {config.model_type!r} are not supported; use a decoder of type {' or '.join(FAMILIES)}"
-        )
+        types = " or ".join(FAMILIES)
+        raise UserError(f"{key}: models of type {config.model_type!r} are not supported; use a decoder of type {types}")

@@ -1,53 +1,39 @@
 """GPT-2: learned positions, layer norms with biases, one projection for queries, keys and values."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.models.families.base import Family, Gguf, Shape
+from lightgpt2.models.families.base import Family, Shape
 
 
-def _gguf_problems(config: PretrainedConfig) -> Iterator[str]:
-    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        yield f"llama.cpp computes GPT-2 with gelu_new, not {config.activation_function}; export to onnx"
-    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        yield "llama.cpp divides attention scores by the root of the head's width only; export to onnx"
-    if config.add_cross_attention:
-        yield "llama.cpp's GPT-2 has no cross-attention; remove add_cross_attention"
+class Gpt2(Family):
+    """GPT-2; its attention and MLP are `Conv1D` layers."""
 
-
-_AXES = {
-    r"transformer\.wte|lm_head": ("vocabulary", "width"),
-    r"transformer\.wpe": ("position", "width"),
-    r"transformer\.(h\.\d+\.ln_[12]|ln_f)": ("width",),
-    r"transformer\.h\.\d+\.attn\.c_attn": ("width", "query+key+value"),
-    r"transformer\.h\.\d+\.attn\.c_proj": ("context", "width"),
-    r"transformer\.h\.\d+\.mlp\.c_fc": ("width", "ffn"),
-    r"transformer\.h\.\d+\.mlp\.c_proj": ("ffn", "width"),
-}
-
-
-class _Gpt2(Family):
-    model_types, blocks = ("gpt2",), "h"
+    model_types, blocks, gguf = ("gpt2",), "h", "gpt2"
     conv1d = heads_share_width = True
-    axes = _AXES
-    gguf = Gguf("gpt2", _gguf_problems, lambda config: {"layer_norm_eps": config.layer_norm_epsilon})
+    axes: ClassVar = {
+        r"transformer\.wte|lm_head": ("vocabulary", "width"),
+        r"transformer\.wpe": ("position", "width"),
+        r"transformer\.(h\.\d+\.ln_[12]|ln_f)": ("width",),
+        r"transformer\.h\.\d+\.attn\.c_attn": ("width", "query+key+value"),
+        r"transformer\.h\.\d+\.attn\.c_proj": ("context", "width"),
+        r"transformer\.h\.\d+\.mlp\.c_fc": ("width", "ffn"),
+        r"transformer\.h\.\d+\.mlp\.c_proj": ("ffn", "width"),
+    }
 
     def activation(self, config: PretrainedConfig) -> str:
         return config.activation_function
 
-    def shape(self, config: PretrainedConfig, stack: str = "decoder") -> Shape:
+    def shape(self, config: PretrainedConfig) -> Shape:
         width, heads = config.n_embd, config.n_head
         return Shape(width, heads, 1, width // heads, config.n_inner or 4 * width)
 
-    def settings(self, shape: Shape) -> dict[str, int | None]:
-        inner = None if shape.ffn == 4 * shape.width else shape.ffn
-        return {"n_embd": shape.width, "n_head": shape.heads, "n_inner": inner}
-
-    def correct_gguf(self, config: PretrainedConfig) -> PretrainedConfig:
-        config.n_positions = getattr(config, "n_ctx", config.n_positions)  # read under its old name
-        return config
+    def resized(self, config: PretrainedConfig, shape: Shape) -> PretrainedConfig:
+        sized = super().resized(config, shape)
+        sized.n_inner = None if shape.ffn == 4 * shape.width else shape.ffn
+        return sized
 
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         base: Any = model.base_model
@@ -55,17 +41,28 @@ class _Gpt2(Family):
         for layer, block in enumerate(base.h):
             attention, mlp, context, neurons = block.attn, block.mlp, None, None
             x = writer.layer_norm(block.ln_1)
-            if hasattr(attention, "c_attn"):
+            if hasattr(attention.c_proj, "weight"):
                 scale = attention.head_dim**-0.5 if model.config.scale_attn_weights else 1.0
                 scale /= layer + 1 if model.config.scale_attn_by_inverse_layer_idx else 1
                 heads, packed = attention.num_heads, writer.project(x, attention.c_attn)
                 context = writer.attend(layer, packed, heads, heads, attention.head_dim, scale)
             writer.add(context, attention.c_proj)
             x = writer.layer_norm(block.ln_2)
-            if hasattr(mlp, "c_fc"):
+            if hasattr(mlp.c_proj, "weight"):
                 neurons = writer.activate(writer.project(x, mlp.c_fc))
             writer.add(neurons, mlp.c_proj)
         return writer.layer_norm(base.ln_f)
 
+    def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
+        if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
+            yield f"llama.cpp computes GPT-2 with gelu_new, not {config.activation_function}; export to onnx"
+        if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+            yield "llama.cpp divides attention scores by the root of the head's width only; export to onnx"
+        if config.add_cross_attention:
+            yield "llama.cpp's GPT-2 has no cross-attention; remove add_cross_attention"
 
-GPT2 = _Gpt2()
+    def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
+        return {"layer_norm_eps": config.layer_norm_epsilon}
+
+    def correct_gguf(self, config: PretrainedConfig) -> None:
+        config.n_positions = getattr(config, "n_ctx", config.n_positions)  # read under its old name

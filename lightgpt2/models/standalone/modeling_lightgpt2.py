@@ -10,7 +10,8 @@ A model folder has this file if plain transformers cannot express the model:
     packed: true if the file is compressed
 
 `LightLlamaForCausalLM` is transformers' `LlamaForCausalLM` with that, and so for any other decoder: a family needs nothing
-here if each of its blocks has one attention and one MLP, and the last linear layer of each gives the width.
+here if each of its blocks has one attention, and one MLP (or its layers beside it), whose outputs are the last linear layers
+that give the width.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import Cache, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
@@ -41,39 +42,27 @@ class Constant(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The bias `[..., D]` for hidden states `[..., any]`."""
         bias = hidden_states.new_zeros(self.width) if self.bias is None else self.bias.to(hidden_states.dtype)
         constant = bias.expand(*hidden_states.shape[:-1], -1)
         # The norm that gave the hidden states gets a gradient, of zero: DDP waits for that of every parameter.
         return constant + 0 * hidden_states[..., :1] if torch.is_grad_enabled() else constant
 
 
-class NoNeurons(nn.Module):
-    """The feed-forward part of a layer without neurons: the bias of its last linear layer stays."""
+class NoHeads(nn.Module):
+    """The attention of a layer without heads: the bias of its output layer stays."""
 
-    def __init__(self, part: nn.Module) -> None:
+    def __init__(self, part: Any, width: int) -> None:
         super().__init__()
-        self.last, projection = _linears(part)[-1]
-        self.add_module(self.last, Constant(_sizes(projection)[1], projection.bias is not None))
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """What the family's own part gives, from no neurons."""
-        return self.get_submodule(self.last)(hidden_states)
-
-
-class NoHeads(NoNeurons):
-    """The attention of a layer without heads."""
-
-    def __init__(self, part: Any) -> None:
-        super().__init__(part)
         self.layer_idx = part.layer_idx
+        self.output, module = _output(part, width)
+        self.add_module(self.output, Constant(width, module.bias is not None))
 
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:  # type: ignore[override]
-        """What the family's own attention gives, from no heads."""
-        if past_key_values is not None:  # it is asked for the number of past tokens, and needs a tensor to answer
-            place = hidden_states[:, None, :, :1]
-            past_key_values.update(place, place, self.layer_idx)
-        return super().forward(hidden_states), None
+    def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
+        for past in others.values():
+            if isinstance(past, Cache):  # it is asked for the number of past tokens, and needs a tensor to answer
+                place = hidden_states[:, None, :, :1]
+                past.update(place, place, self.layer_idx)
+        return self.get_submodule(self.output)(hidden_states), None
 
 
 class Light:
@@ -82,15 +71,17 @@ class Light:
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         model: Any = self
-        blocks: Any = next(module for module in model.base_model.children() if isinstance(module, nn.ModuleList))
+        blocks: Any = next(module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
         for index, block in enumerate(blocks):
-            for key, kind, empty in (("heads", "Attention", NoHeads), ("ffn", "MLP", NoNeurons)):
-                if key in config.lightgpt2:
-                    name, part = _part(block, kind)
-                    if count := config.lightgpt2[key][index]:
-                        _resize(part, count, part.head_dim if key == "heads" else 1)
-                    else:
-                        setattr(block, name, empty(part))
+            if "heads" in config.lightgpt2:
+                name, part = next((n, m) for n, m in block.named_children() if type(m).__name__.endswith("Attention"))
+                if count := config.lightgpt2["heads"][index]:
+                    _set_heads(part, count, config)
+                else:
+                    setattr(block, name, NoHeads(part, config.hidden_size))
+            if "ffn" in config.lightgpt2:
+                part = next((module for module in block.children() if type(module).__name__.endswith("MLP")), block)
+                _resize(part, config.lightgpt2["ffn"][index], config.hidden_size)
         if config.lightgpt2.get("activations") == "int8":
             for module in blocks.modules():
                 if isinstance(module, _LINEAR):
@@ -123,24 +114,36 @@ class Light:
         return loaded
 
 
-def _part(block: nn.Module, kind: str) -> tuple[str, Any]:
-    """Name and module of a block's part."""
-    return next((name, part) for name, part in block.named_children() if type(part).__name__.endswith(kind))
+def _output(part: nn.Module, width: int) -> tuple[str, Any]:
+    """Name and module of a part's last linear layer that gives the width."""
+    linears = [(name, module) for name, module in part.named_children() if isinstance(module, _LINEAR)]
+    return next((name, module) for name, module in reversed(linears) if _sizes(module)[1] == width)
 
 
-def _linears(part: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in part.named_children() if isinstance(module, _LINEAR)]
+def _set_heads(part: Any, count: int, config: PretrainedConfig) -> None:
+    """Give an attention other heads."""
+    before, _ = _sizes(_output(part, config.hidden_size)[1])
+    size = before // config.num_attention_heads
+    _resize(part, count * size, config.hidden_size)
+    # Some read the sizes when they run (GPT-2 the first two, Phi-3 the others).
+    part.num_heads, part.split_size = count, count * size
+    part.num_key_value_heads = count // getattr(part, "num_key_value_groups", 1)
+    part.config = copy.copy(part.config)
+    part.config.num_attention_heads = count
 
 
-def _resize(part: Any, count: int, size: int) -> None:
-    """Give a part other units: inputs of its last linear layer, and in proportion outputs of the others."""
-    *others, (last, projection) = _linears(part)
-    before, width = _sizes(projection)
-    part.num_heads, part.split_size = count, count * size  # as GPT-2's attention reads them
-    for name, module in others:
-        inputs, outputs = _sizes(module)
-        setattr(part, name, _new(module, inputs, outputs * count * size // before))
-    setattr(part, last, _new(projection, count * size, width))
+def _resize(part: nn.Module, units: int, width: int) -> None:
+    """Give a part's output layer other inputs, and the layers before it outputs in proportion; without any, constants."""
+    _, output = _output(part, width)
+    before, _ = _sizes(output)
+    for name, module in list(part.named_children()):
+        if isinstance(module, _LINEAR):
+            inputs, outputs = _sizes(module)
+            if module is output:
+                new = _new(module, units, width) if units else Constant(width, module.bias is not None)
+            else:  # what some split in two
+                new = _new(module, inputs, outputs * units // before) if units else Constant(2, False)
+            setattr(part, name, new)
 
 
 def _sizes(module: Any) -> tuple[int, int]:
@@ -167,7 +170,6 @@ def _light(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """The class of this name."""
     if name.startswith("Light"):
         return _light(name)
     raise AttributeError(name)
