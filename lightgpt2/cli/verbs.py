@@ -23,6 +23,8 @@ def main() -> None:
 
 def run(args: list[str]) -> None:
     """Runs a command line, the verb first; ends the process with a message where it is mistaken."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars where nobody sees them move
     with exit_with_message():  # a Ctrl-C while it imports, too
         _call(args)
 
@@ -53,8 +55,6 @@ def _train(args: list[str]) -> None:
     """Checks what can be checked at once, and hands the rest to Lightning."""
     if args[0] in TRAINER_VERBS:
         args = check(args)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars where nobody sees them move
     from lightgpt2.cli.trainer import LightGPT2CLI, launch
 
     launch(LightGPT2CLI, args)
