@@ -121,9 +121,11 @@ def _chunk(logits: Tensor, labels: Tensor, weights: LossWeights, targets: Tensor
     grad.mul_(weights.ce)
     if targets is None:
         return torch.stack([ce.sum(), ce.new_zeros(())]), grad
-    kd, grad_kd = divergence(logits, targets, weights.divergence, weights.temperature, weights.beta)
+    common = min(logits.shape[1], targets.shape[1])  # rows beyond are padding: no tokenizer has such tokens
+    pair = logits[:, :common], targets[:, :common]
+    kd, grad_kd = divergence(*pair, weights.divergence, weights.temperature, weights.beta)
     supervised = labels != IGNORE
-    grad.addcmul_(grad_kd, supervised.unsqueeze(1).to(grad.dtype), value=weights.kd)
+    grad[:, :common].addcmul_(grad_kd, supervised.unsqueeze(1).to(grad.dtype), value=weights.kd)
     return torch.stack([ce.sum(), (kd * supervised).sum()]), grad
 
 
@@ -146,7 +148,8 @@ def vocabulary_loss(
         weight: The student's head `[V, D]`.
         labels: The class of each item `[N]`, or `IGNORE` where it is not supervised.
         weights: Weights and kind of the terms.
-        targets: The teacher's logits `[n, V]` of a slice of items, in the given dtype; None: the distillation term is zero.
+        targets: The teacher's logits `[n, V']` of a slice of items, in the given dtype; None: the distillation term is zero.
+            Where one vocabulary is padded to more rows than the other, the divergence is over the rows that both have.
         bias: The head's bias `[V]`, if it has one.
         scale: The factor on the products.
 

@@ -53,10 +53,14 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize(("biased", "scale"), [(False, 1.0), (True, 0.25)])
+@pytest.mark.parametrize("padding", [0, 7, -7], ids=["one vocabulary", "padded teacher", "padded student"])
 @pytest.mark.usefixtures("chunk")
 def test_equals_naive_loss_and_gradients(
-    case: dict[str, Tensor], kind: Divergence, temperature: float, biased: bool, scale: float
+    case: dict[str, Tensor], kind: Divergence, temperature: float, biased: bool, scale: float, padding: int
 ) -> None:
+    rows = torch.randn(len(case["weight"]) + padding, 20, dtype=torch.float64)
+    common = min(len(rows), len(case["weight"]))
+    case["teacher_weight"] = torch.cat([case["teacher_weight"][:common], rows[common:]])
     weights = LossWeights(ce=0.3, kd=0.7, divergence=kind, temperature=temperature, beta=0.3)
     offsets = torch.linspace(-1, 1, len(case["weight"]), dtype=torch.float64)
 
@@ -68,7 +72,7 @@ def test_equals_naive_loss_and_gradients(
     targets = case["teacher_hidden"] @ case["teacher_weight"].T
     logits = scale * hidden @ weight.T + (bias if biased else 0 * bias)
     ce = F.cross_entropy(logits, case["labels"], reduction="sum", ignore_index=IGNORE)
-    kd = naive_divergence(logits, targets, kind, temperature, 0.3)[supervised].sum()
+    kd = naive_divergence(logits[:, :common], targets[:, :common], kind, temperature, 0.3)[supervised].sum()
     expected = 0.3 * ce + 0.7 * kd
     (expected * 0.01).backward()
 
