@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the threads of two processes on two cores
 
 os.fsync = lambda descriptor: None  # no test cuts the power, and a fit waits for the disk thirty times
 
-pytest_plugins = ["tests.support.mistakes", "tests.support.models", "tests.support.pipelines"]
+pytest_plugins = ["tests.support.models", "tests.support.mistakes", "tests.support.pipelines"]
 
 
 @pytest.fixture
