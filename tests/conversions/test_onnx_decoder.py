@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lightgpt2.models.axes import block_units
+from lightgpt2.models.axes import Shape, block_units
 from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.trimming import remove
@@ -49,13 +49,29 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
     "llama, rope of llama 3": ("llama", {"rope_parameters": _LLAMA_3}),
+    "opt": ("opt", {}),
+    "opt, untied, no biases": ("opt", {"tie_word_embeddings": False, "enable_bias": False}),
+    "opt, norms without weights, gelu": ("opt", {"layer_norm_elementwise_affine": False, "activation_function": "gelu"}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox, untied, no biases, layers in turn": (
+        "gpt_neox", {"tie_word_embeddings": False, "attention_bias": False, "use_parallel_residual": False}
+    ),
+    "gpt_neox, heads of 32 turned in half, linear rope": (
+        "gpt_neox", {"hidden_size": 64, "rope_parameters": {
+            "rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0, "partial_rotary_factor": 0.5}}
+    ),
+    "gpt_neox, heads turned whole, gelu_new": (
+        "gpt_neox", {"hidden_act": "gelu_new", "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+    ),
 }  # fmt: skip
 
 
 def uneven(family: str) -> PreTrainedModel:
     """Layers of which one has no heads, one no neurons, and one neither."""
     config = make_restless_model(family, attention_bias=True, mlp_bias=True).config
-    config.lightgpt2 = {"heads": [2, 0, 4 if family == "llama" else 1, 0], "ffn": [40, 24, 0, 0]}
+    groups = Shape.of(config).groups
+    config.lightgpt2 = {"heads": [2, 0, 2 * groups if groups > 1 else 1, 0], "ffn": [40, 24, 0, 0]}
     model = new_model(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -33,7 +33,7 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
     model = make_model(family, **changes)
     known, shape = family_of(model), Shape.of(model.config)
     assert family in known.model_types
-    sizes = shape.channels() | {"vocabulary": 300, "position": known.positions(model.config) or 0}
+    sizes = shape.channels() | {"vocabulary": 300, "position": (known.positions(model.config) or 0) + 2 * (family == "opt")}
     for named in named_axes(model):
         assert named.value.shape == tuple(sum(sizes[role] for role in axis) for axis in named.axes), named.name
     (stack,) = known.stacks(model).values()

@@ -22,12 +22,22 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True,
     },
+    "opt": {
+        "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "ffn_dim": 96, "max_position_embeddings": 64,
+        "dropout": 0.1,
+    },
+    "gpt_neox": {
+        "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64,
+        "max_position_embeddings": 64, "hidden_dropout": 0.1, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     "llama": {"hidden_size": 64, "intermediate_size": 128},
+    "opt": {"hidden_size": 64},
+    "gpt_neox": {"hidden_size": 64},
 }
 LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
 

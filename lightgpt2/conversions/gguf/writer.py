@@ -150,6 +150,6 @@ def _stored_as(name: str, value: Tensor, kind: GgufType, tied: bool) -> GGMLQuan
         return GGMLQuantizationType.F32
     if kind in ("Q8_0", "Q4_0") and value.shape[-1] % _BLOCK:
         return GGMLQuantizationType.F16
-    if kind == "Q4_0" and name == ("token_embd.weight" if tied else "output.weight"):
+    if kind == "Q4_0" and (name == "output.weight" or (tied and name == "token_embd.weight")):
         return GGMLQuantizationType.Q8_0
     return GGMLQuantizationType[kind]

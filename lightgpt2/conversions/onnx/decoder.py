@@ -68,8 +68,16 @@ class ModelWriter:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
 
     def _normalize(self, module: Any, x: ir.Value) -> ir.Value:
-        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
+        # ONNX Runtime 1.32 dies of a normalization without a bias.
+        gamma, beta = (self._norm_part(module, *part) for part in (("weight", 1), ("bias", 0)))
         return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
+
+    def _norm_part(self, module: Any, name: str, missing: float) -> ir.Value:
+        """A norm's weight or bias; a constant if it has none."""
+        if getattr(module, name) is not None:
+            return self._parameter(module, name)
+        width = module.normalized_shape[0]
+        return self.graph.constant(np.full(width, missing, np.float32), f"norms_{name}_{width}")
 
     def _activate(self, x: ir.Value, name: str) -> ir.Value:
         kind, domain, settings = ACTIVATIONS[name]
@@ -160,16 +168,29 @@ class Decoder(ModelWriter):
 
     # -- what families write with --------------------------------------------------------------------------------------------
 
-    def positions(self, embedding: Any) -> None:
-        """Add the rows of a position embedding to the residual stream."""
-        self._added = self.graph.op("Gather", self._parameter(embedding, "weight"), self._positions)
+    def positions(self, embedding: Any, first: int = 0) -> None:
+        """Add the rows of a position embedding to the residual stream; `first` is the row of position 0."""
+        rows = embedding.weight.detach()[first:].numpy()
+        table = self.graph.weight(rows, f"{self._names[id(embedding)]}.weight")
+        self._added = self.graph.op("Gather", table, self._positions)
 
-    def rotary(self, module: Any) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
-        tables = module(torch.zeros(1), torch.arange(self._family.positions(self.config) or 0)[None])
-        size = tables[0].shape[-1] // 2
-        cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
-        return self.graph.weight(cosines, "rotary.cosines"), self.graph.weight(sines, "rotary.sines")
+    def rotary(self, module: Any, pairs: int = 0, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the angles at every position, `[P, pairs]`, as the model's own module gives them.
+
+        Args:
+            module: The module, called with a dtype's example, positions and the kind if there is one.
+            pairs: Pairs of channels of a head; those that the module has no angle for are not turned. 0: those it has.
+            kind: Of layers, where those of different kinds turn differently.
+        """
+        places = torch.arange(self._family.positions(self.config) or 0)[None]
+        whole = module(torch.zeros(1), places, *([kind] if kind else []))
+        tables = []
+        for part, table, unturned in zip(("cosines", "sines"), whole, (1.0, 0.0), strict=True):
+            half = table[0, :, : table.shape[-1] // 2]
+            filled = torch.nn.functional.pad(half, (0, max(0, pairs - half.shape[1])), value=unturned)
+            name = ".".join(filter(None, ("rotary", kind, part)))
+            tables.append(self.graph.weight(np.ascontiguousarray(filled.numpy()), name))
+        return tables[0], tables[1]
 
     def attend(
         self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float, rotary: Sequence[ir.Value] = ()
@@ -208,15 +229,21 @@ class Decoder(ModelWriter):
         return normal
 
     def add(self, x: ir.Value | None, projection: Any) -> None:
-        """Add a projection of `x` to the residual stream; its bias alone if there is no `x`."""
+        """Add a projection of `x` to the residual stream; its bias alone if there is no `x`.
+
+        What was read of the stream before is not changed: attention and neurons may read it side by side.
+        """
         if x is not None:
-            self._added = self.project(x, projection)
+            projected = self.project(x, projection)
+            self._added = projected if self._added is None else self.graph.op("Add", self._added, projected)
         elif projection.bias is not None:
             self._residual = self.graph.op("Add", self._residual, self._parameter(projection, "bias"))
 
-    def project(self, x: ir.Value, *modules: Any) -> ir.Value:
-        """`x` through linear layers of the same inputs, results side by side."""
+    def project(self, x: ir.Value, *modules: Any, order: Tensor | None = None) -> ir.Value:
+        """`x` through linear layers of the same inputs, results side by side; `order` is that of the outputs, by index."""
         names, matrix, bias = self._joined(modules)
+        if order is not None:
+            matrix, bias = matrix.ordered(order), None if bias is None else bias[order]
         self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
 
