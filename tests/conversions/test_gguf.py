@@ -20,7 +20,7 @@ from lightgpt2.conversions.target import GgufType
 from lightgpt2.data.tokenizer import trimmed
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import FAMILIES
-from lightgpt2.models.loading import load_model, load_tokenizer
+from lightgpt2.models.loading import load_exported_gguf, load_model, load_tokenizer
 from tests.support.models import WHOLE_BLOCKS, make_model, shake, write_tokenizer, write_uneven_model
 
 TEXT = topics["class"] + " 1984 — 東京, naïve café 😀\n\n\t  x\r\n<|endoftext|>end"
@@ -39,12 +39,41 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
+WRITTEN = [family for family in FAMILIES if FAMILIES[family].gguf]
+
+
 def reread(file: Path, config: PretrainedConfig) -> Any:
     """The model of a GGUF file; transformers reads neither GPT-2's positions nor biases or rotary scaling from its metadata."""
+    if config.model_type == "gpt_neox":  # nor this architecture
+        return gpt_neox(file, config)
     how: Any = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
     model, info = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **how)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    return model.eval()
+
+
+@torch.no_grad()
+def gpt_neox(file: Path, config: PretrainedConfig) -> Any:
+    """As llama.cpp reads it: queries, keys and values of all heads behind one another; the head is in the file."""
+    model = AutoModelForCausalLM.from_config(config)
+    parts = {
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "attention.dense",
+        "ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h", "attn_qkv": "attention.query_key_value",
+    }  # fmt: skip
+    whole = {"token_embd": "embed_in", "output_norm": "final_layer_norm", "output": "lm_head"}
+    for tensor in gguf.GGUFReader(file).tensors:
+        value = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        path, kind = tensor.name.rsplit(".", 1)
+        if path in whole:
+            module = model.get_submodule(f"gpt_neox.{whole[path]}" if path != "output" else "lm_head")
+        else:
+            _, layer, part = path.split(".")
+            module = model.gpt_neox.layers[int(layer)].get_submodule(parts[part])
+            if part == "attn_qkv":
+                heads = config.num_attention_heads
+                value = torch.stack([rows.unflatten(0, (heads, -1)) for rows in value.chunk(3)], dim=1).flatten(0, 2)
+        getattr(module, kind).copy_(value)
     return model.eval()
 
 
@@ -60,7 +89,7 @@ def randomized(family: str, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WRITTEN)
 def test_every_weight_is_read_back_as_the_format_has_it(
     file: Path, tokenizer: PreTrainedTokenizerFast, family: str, kind: GgufType
 ) -> None:
@@ -73,12 +102,13 @@ def test_every_weight_is_read_back_as_the_format_has_it(
         stored = gguf.GGMLQuantizationType[kind]
         if value.ndim == 1 or "wpe" in name:
             stored = gguf.GGMLQuantizationType.F32
-        elif kind == "Q4_0" and name.endswith(("wte.weight", "embed_tokens.weight")):
+        elif kind == "Q4_0" and name.endswith(("wte.weight", "embed_tokens.weight", "embed_in.weight")):
             stored = gguf.GGMLQuantizationType.Q8_0
         wanted = gguf.dequantize(gguf.quantize(rows.contiguous().numpy(), stored), stored)
         np.testing.assert_array_equal(found.numpy(), wanted, name)
     tensors = gguf.GGUFReader(file).tensors
-    assert len(tensors) == len(again) == sum(written["tensors"].values())
+    heads = family == "gpt_neox"  # which has a tied one in the file
+    assert len(tensors) == len(again) + heads == sum(written["tensors"].values())
     assert sum(int(t.n_bytes) for t in tensors) == sum(written["bytes"].values())
     assert {t.tensor_type.name for t in tensors} == {*written["tensors"]}
     assert written["fallback"] == []
@@ -95,6 +125,8 @@ def test_every_weight_is_read_back_as_the_format_has_it(
         ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
         ("llama", {"head_dim": 32, "num_key_value_heads": 1, "rms_norm_eps": 1e-3}),
         ("llama", {"vocab_size": 320, "rope_parameters": _ROPE | {"rope_type": "linear", "factor": 4.0}}),
+        ("gpt_neox", {}),
+        ("gpt_neox", {"tie_word_embeddings": False, "use_parallel_residual": False, "hidden_act": "gelu_new"}),
     ],
 )
 def test_logits_in_f32_are_the_models(
@@ -104,6 +136,20 @@ def test_logits_in_f32_are_the_models(
     write_gguf(model, tokenizer, file, "F32")
     with torch.no_grad():
         torch.testing.assert_close(reread(file, model.config)(IDS).logits, model(IDS).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_a_folder_of_what_transformers_cannot_read_is_read_all_the_same(
+    file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = randomized("gpt_neox")
+    write_gguf(model, tokenizer, file, "F32")
+    model.config.save_pretrained(file.parent)
+    loaded = load_exported_gguf(file.parent, "MODEL")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-6, atol=1e-6)
+    said = fields(file)
+    about = {"use_parallel_residual": True, "rope.dimension_count": 8, "rope.freq_base": 1e4, "attention.head_count": 2}
+    assert {key: said[f"gptneox.{key}"] for key in about} == about
 
 
 def test_the_file_says_the_shape(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -217,6 +263,10 @@ CANT: list[tuple[str, dict[str, Any], str]] = [
     ("gpt2", {"lightgpt2": {"activations": "int8"}}, "inputs are rounded to INT8"),
     ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "int8 already"),
     ("llama", {"model_type": "other"}, "export to onnx"),
+    ("opt", {}, "llama.cpp has no models of type opt"),
+    ("gpt_neox", {"hidden_act": "relu"}, "gelu, not relu"),
+    ("gpt_neox", {"attention_bias": False}, "has biases in its attention"),
+    ("gpt_neox", {"rope_parameters": _ROPE | {"rope_type": "linear", "factor": 2.0}}, "of type linear are not written"),
 ]
 
 
@@ -234,7 +284,7 @@ def test_what_llama_cpp_cant_run_is_one_line(
         assert [*gguf_problems(config, tokenizer, "F16")] == [], "trained integers may be F16"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WRITTEN)
 def test_uneven_layers_are_refused_before_anything_is_written(tmp_path: Path, file: Path, family: str) -> None:
     folder = str(write_uneven_model(tmp_path / "model", family))
     with pytest.raises(UserError) as error:

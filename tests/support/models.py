@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     "llama": {"hidden_size": 64, "intermediate_size": 128},
-    "opt": {"hidden_size": 64},
+    "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
 }
 LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
