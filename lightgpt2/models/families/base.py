@@ -63,7 +63,7 @@ class Family(ABC):
     layer_settings: ClassVar[tuple[str, ...]] = ("layer_types",)  # configuration keys with a value for each layer
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
-    head_multiple: ClassVar[int] = 8  # what ONNX Runtime's attention wants a head's channels to be a multiple of
+    adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str]  # the architecture's name in llama.cpp
 
     def __init_subclass__(cls) -> None:
@@ -113,6 +113,10 @@ class Family(ABC):
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""
+
+    def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
+        """What the graph would compute differently, each with the fix: `what; fix`."""
+        return ()
 
     @abstractmethod
     def gguf_problems(self, config: PretrainedConfig) -> Iterable[str]:
