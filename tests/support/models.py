@@ -23,6 +23,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+SHAPES |= {
+    "mistral": SHAPES["llama"] | {"sliding_window": 9},
+    "qwen2": SHAPES["llama"] | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "qwen3": SHAPES["llama"] | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+    "smollm3": SHAPES["llama"] | {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": None},
+    "phi3": SHAPES["llama"] | {"sliding_window": 9, "pad_token_id": None},
+}
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
