@@ -31,6 +31,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64, "hidden_dropout": 0.1, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+SHAPES |= {
+    "mistral": SHAPES["llama"] | {"sliding_window": 9},
+    "qwen2": SHAPES["llama"] | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "qwen3": SHAPES["llama"] | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+    "smollm3": SHAPES["llama"] | {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": None},
+    "phi3": SHAPES["llama"] | {"sliding_window": 9, "pad_token_id": None},
+    "gemma3_text": SHAPES["llama"]
+    | {"sliding_window": 9, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+}
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
@@ -38,6 +47,7 @@ WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 128},
     "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
+    "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "sliding_window_pattern": 6},
 }
 LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
 

@@ -64,7 +64,7 @@ class Family(ABC):
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
     heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
-    head_multiple: ClassVar[int] = 8  # what ONNX Runtime's attention wants a head's channels to be a multiple of
+    adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 
     def __init_subclass__(cls) -> None:
@@ -88,6 +88,10 @@ class Family(ABC):
     def positions(self, config: PretrainedConfig) -> int | None:
         """The longest context; None if there is no limit."""
         return config.max_position_embeddings
+
+    def norm(self, module: Any) -> tuple[Tensor, float]:
+        """What a norm without mean and bias multiplies with `[D]`, and its epsilon."""
+        return module.weight, module.variance_epsilon
 
     def activation(self, config: PretrainedConfig) -> str:
         """The activation of the neurons, by transformers' name."""
@@ -118,6 +122,10 @@ class Family(ABC):
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""
+
+    def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
+        """What the graph would compute differently, each with the fix: `what; fix`."""
+        return ()
 
     def gguf_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What llama.cpp would compute differently, each with the fix: `what; fix`."""

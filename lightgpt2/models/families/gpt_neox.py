@@ -13,7 +13,7 @@ from lightgpt2.models.families.base import Family, Shape
 class GptNeoX(Family):
     """GPT-NeoX; its one projection for queries, keys and values has those of a head next to each other."""
 
-    model_types, gguf, head_multiple = ("gpt_neox",), "gptneox", 16
+    model_types, gguf = ("gpt_neox",), "gptneox"
     heads_share_width = True
     axes: ClassVar = {
         r"gpt_neox\.embed_in|lm_head": ("vocabulary", "width"),
@@ -26,8 +26,7 @@ class GptNeoX(Family):
 
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         base: Any = model.base_model
-        size, side_by_side = self.shape(model.config).head, model.config.use_parallel_residual
-        rotary = writer.rotary(base.rotary_emb, pairs=size // 2)
+        side_by_side, rotary = model.config.use_parallel_residual, writer.rotary(base.rotary_emb)
         for layer, block in enumerate(base.layers):
             x = writer.layer_norm(block.input_layernorm)
             y = writer.layer_norm(block.post_attention_layernorm) if side_by_side else None
@@ -42,10 +41,10 @@ class GptNeoX(Family):
         """What the heads of a layer give; None if it has none."""
         if not hasattr(attention.dense, "weight"):
             return None
-        heads = len(attention.query_key_value.weight) // (3 * attention.head_size)
-        order = _order(heads, attention.head_size, attention.rotary_ndims)
-        packed = writer.project(x, attention.query_key_value, order=order)
-        return writer.attend(layer, packed, heads, heads, attention.head_size, attention.scaling, rotary)
+        size, packed = attention.head_size, attention.query_key_value
+        by_head = torch.arange(len(packed.weight)).view(-1, 3, size)
+        heads, x = len(by_head), writer.project(x, packed, order=by_head.transpose(0, 1).flatten())
+        return writer.attend(layer, x, heads, heads, size, attention.scaling, rotary)
 
     def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
         if "gelu" not in config.hidden_act:  # of which it has one, by tanh: less than 0.0005 off the exact one
@@ -73,15 +72,3 @@ class GptNeoX(Family):
         """The head where it is the embedding: llama.cpp wants one here."""
         if model.get_output_embeddings().weight is (embedding := model.get_input_embeddings().weight):
             yield "output.weight", embedding
-
-
-def _order(heads: int, size: int, turned: int) -> Tensor:
-    """The rows of the projection as `attend` takes them: all queries, all keys, all values.
-
-    It turns the first half of a head with the second one. So both halves of queries and keys have a half of the channels to
-    be turned first, and then as many others.
-    """
-    halves = torch.arange(turned).view(2, -1), torch.arange(turned, size).view(2, -1)
-    turned_first = torch.cat(halves, dim=1).flatten()
-    queries, keys, values = torch.arange(heads * 3 * size).view(heads, 3, size).unbind(dim=1)
-    return torch.cat([queries[:, turned_first], keys[:, turned_first], values]).flatten()
