@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lightgpt2.models import surgery
-from lightgpt2.models.families import FAMILIES, blocks, head
+from lightgpt2.models.families import FAMILIES, blocks, family_of, head
 from lightgpt2.models.files import atomic_folder, restore_folder
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import load_model, load_tokenizer
@@ -26,6 +26,9 @@ def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None
     assert model.config.num_hidden_layers == len(blocks(model)) == 4
     blocks(model).pop(1)  # the same surgery by hand
     model.config.num_hidden_layers = 3
+    for name in family_of(model).layer_settings:
+        if values := getattr(model.config, name, None):
+            del values[1]
     for i, block in enumerate(blocks(model)):
         for module in block.modules():
             if hasattr(module, "layer_idx"):

@@ -47,8 +47,11 @@ WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 128},
     "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
-    "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "sliding_window_pattern": 6},
-}
+    "gemma3_text": {
+        "hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16,
+        "num_hidden_layers": 6, "sliding_window_pattern": 6,  # llama.cpp's pattern
+    },
+}  # fmt: skip
 LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
 
 IDS = torch.arange(60).view(2, 30) * 3
