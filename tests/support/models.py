@@ -23,20 +23,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True,
     },
 }  # fmt: skip
-SHAPES |= {
+SHAPES |= {  # windows are shorter than the texts of tests
     "mistral": SHAPES["llama"] | {"sliding_window": 9},
     "qwen2": SHAPES["llama"] | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
     "qwen3": SHAPES["llama"] | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
     "smollm3": SHAPES["llama"] | {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": None},
     "phi3": SHAPES["llama"] | {"sliding_window": 9, "pad_token_id": None},
 }
+LLAMAS = [family for family in SHAPES if family != "gpt2"]
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
-    "llama": {"hidden_size": 64, "intermediate_size": 128},
+    **{family: {"hidden_size": 64, "intermediate_size": 128} for family in LLAMAS},
 }
-LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
+LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS}
 
 IDS = torch.arange(60).view(2, 30) * 3
 
