@@ -233,8 +233,15 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
 def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
     """The model of a GGUF file with the configuration that lies beside it, in eval mode.
 
-    transformers reads neither GPT-2's positions nor biases or rotary scaling from the file.
+    transformers reads neither GPT-2's positions nor biases or rotary scaling from the file, and some architectures not at all.
     """
+    from lightgpt2.models.gguf_files import read_weights, transformers_reads  # and the package gguf
+
     with _explained(str(folder), key):
         config = AutoConfig.from_pretrained(folder)
-    return load_model(str(folder / "model.gguf"), key, config=config).eval()
+    if transformers_reads(config):
+        return load_model(str(folder / "model.gguf"), key, config=config).eval()
+    model = new_model(config, key)
+    with _explained(str(folder), key):
+        read_weights(model, folder / "model.gguf")
+    return model.eval()

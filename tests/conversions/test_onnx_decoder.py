@@ -80,6 +80,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, half of a head rotated": ("phi3", {"head_dim": 32, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.5}}),
     "phi3, 12 of 16 channels rotated": ("phi3", {"rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.75}}),
     "phi3, long rope": ("phi3", {"hidden_size": 64, "rope_parameters": _LONG}),
+    "opt": ("opt", {}),
+    "opt, untied, no biases": ("opt", {"tie_word_embeddings": False, "enable_bias": False}),
+    "opt, norms without weights, gelu": ("opt", {"layer_norm_elementwise_affine": False, "activation_function": "gelu"}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox, untied, no biases, layers in turn": (
+        "gpt_neox", {"tie_word_embeddings": False, "attention_bias": False, "use_parallel_residual": False}
+    ),
+    "gpt_neox, heads of 32 turned in half, linear rope": (
+        "gpt_neox", {"hidden_size": 64, "rope_parameters": {
+            "rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0, "partial_rotary_factor": 0.5}}
+    ),
+    "gpt_neox, heads turned whole, gelu_new": (
+        "gpt_neox", {"hidden_act": "gelu_new", "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+    ),
 }  # fmt: skip
 
 

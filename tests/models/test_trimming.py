@@ -67,6 +67,7 @@ def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats
     masks = kept[None, "width"], kept[block, "ffn"], kept[block, "key"], kept[block, "value"]
     w, f, qk, vo = (mask.nonzero().flatten() for mask in masks)
     every, packed = slice(None), torch.cat([qk, 32 + qk, 64 + vo])
+    by_head = torch.arange(48) + 3 * int(qk[0])
     queries = torch.arange(16) + 16 * (int(qk[0]) // 8)  # two heads share the one that stays
     llama: dict[str, tuple[Any, ...]] = {
         "embed_tokens.weight": (every, w), "layers.2.self_attn.q_proj.weight": (queries, w),
@@ -84,6 +85,16 @@ def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats
             "layers.2.self_attn.qkv_proj.weight": (torch.cat([queries, 32 + qk, 48 + vo]), w),
             "layers.2.self_attn.o_proj.weight": (w, queries), "layers.2.mlp.down_proj.weight": (w, f),
             "layers.2.mlp.gate_up_proj.weight": (torch.cat([f, 48 + f]), w),
+        },
+        "opt": {
+            "decoder.embed_positions.weight": (every, w), "decoder.layers.2.self_attn.q_proj.bias": (qk,),
+            "decoder.layers.2.self_attn.out_proj.weight": (w, vo), "decoder.layers.2.fc1.weight": (f, w),
+            "decoder.layers.2.fc2.weight": (w, f), "decoder.final_layer_norm.bias": (w,),
+        },
+        "gpt_neox": {
+            "embed_in.weight": (every, w), "layers.2.attention.query_key_value.weight": (by_head, w),
+            "layers.2.attention.query_key_value.bias": (by_head,), "layers.2.attention.dense.weight": (w, vo),
+            "layers.2.mlp.dense_h_to_4h.bias": (f,), "layers.2.mlp.dense_4h_to_h.weight": (w, f),
         },
     }  # fmt: skip
     for name, (rows, *columns) in expected.get(family, llama).items():
@@ -113,7 +124,7 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
     """Loud weights that read a silent neuron do not save it."""
-    model = make_model(family)
+    model = make_model(family, activation_function="gelu_new")  # with ReLU others carry nothing too
     old = Shape.of(model.config)
     silent = torch.zeros(old.ffn, dtype=torch.bool)
     silent[[2, 5, 11]] = True

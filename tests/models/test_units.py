@@ -66,6 +66,7 @@ def sections(named: Named, shape: Shape) -> Iterator[tuple[int, str, list[int]]]
     for axis, roles in enumerate(named.axes):
         if named.layer is not None and roles[0] not in ("width", "channel"):
             sizes = [shape.head * (shape.groups if role in ("query", "context") else 1) for role in roles]
+            sizes = [sum(sizes)] if named.alternate else sizes
             yield axis, *(("ffn", [1] * len(roles)) if roles[0] == "ffn" else ("attention", sizes))
 
 

@@ -69,8 +69,16 @@ class ModelWriter:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
 
     def _normalize(self, module: Any, x: ir.Value) -> ir.Value:
-        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
+        # ONNX Runtime 1.32 dies of a normalization without a bias.
+        gamma, beta = (self._norm_part(module, *part) for part in (("weight", 1), ("bias", 0)))
         return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
+
+    def _norm_part(self, module: Any, name: str, missing: float) -> ir.Value:
+        """A norm's weight or bias; a constant if it has none."""
+        if getattr(module, name) is not None:
+            return self._parameter(module, name)
+        width = module.normalized_shape[0]
+        return self.graph.constant(np.full(width, missing, np.float32), f"norms_{name}_{width}")
 
     def _activate(self, x: ir.Value, name: str) -> ir.Value:
         kind, domain, settings = ACTIVATIONS[name]
@@ -161,16 +169,28 @@ class Decoder(ModelWriter):
 
     # -- what families write with --------------------------------------------------------------------------------------------
 
-    def positions(self, embedding: Any) -> None:
-        """Add the rows of a position embedding to the residual stream."""
-        self._added = self.graph.op("Gather", self._parameter(embedding, "weight"), self._positions)
+    def positions(self, embedding: Any, first: int = 0) -> None:
+        """Add the rows of a position embedding to the residual stream; `first` is the row of position 0."""
+        rows = embedding.weight.detach()[first:].numpy()
+        table = self.graph.weight(rows, f"{self._names[id(embedding)]}.weight")
+        self._added = self.graph.op("Gather", table, self._positions)
 
-    def rotary(self, module: Any) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
-        tables = module(torch.zeros(1), torch.arange(self._family.positions(self.config) or 0)[None])
-        size = tables[0].shape[-1] // 2
+    def scale(self, factor: float) -> None:
+        """Multiply the residual stream."""
+        self._residual = self.graph.op(
+            "Mul", self._residual, self.graph.constant(np.float32(factor), "embedding_scale")
+        )
+
+    def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.
+
+        `kind` is that of the layers, if those of different kinds turn differently.
+        """
+        places = torch.arange(self._family.positions(self.config) or 0)[None]
+        tables = module(torch.zeros(1), places, *([kind] if kind else []))
+        size, name = tables[0].shape[-1] // 2, f"rotary.{kind}" if kind else "rotary"
         cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
-        return self.graph.weight(cosines, "rotary.cosines"), self.graph.weight(sines, "rotary.sines")
+        return self.graph.weight(cosines, f"{name}.cosines"), self.graph.weight(sines, f"{name}.sines")
 
     def attend(
         self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float,
@@ -233,7 +253,7 @@ class Decoder(ModelWriter):
         """The residual stream normalized without mean and bias."""
         if self._added is None:
             return self._normalize_rms(module, self._residual)
-        gamma, epsilon = self._parameter(module, "weight"), module.variance_epsilon
+        gamma, epsilon = self._rms_parts(module)
         normal, _, _, self._residual = self.graph.ops(
             "SkipSimplifiedLayerNormalization", self._added, self._residual, gamma, outputs=4, domain=MICROSOFT, epsilon=epsilon
         )  # fmt: skip
@@ -241,19 +261,32 @@ class Decoder(ModelWriter):
         return normal
 
     def _normalize_rms(self, module: Any, x: ir.Value) -> ir.Value:
-        gamma, epsilon = self._parameter(module, "weight"), module.variance_epsilon
+        gamma, epsilon = self._rms_parts(module)
         return self.graph.op("SimplifiedLayerNormalization", x, gamma, axis=-1, epsilon=epsilon)
 
-    def add(self, x: ir.Value | None, projection: Any) -> None:
-        """Add a projection of `x` to the residual stream; its bias alone if there is no `x`."""
-        if x is not None:
-            self._added = self.project(x, projection)
-        elif projection.bias is not None:
-            self._residual = self.graph.op("Add", self._residual, self._parameter(projection, "bias"))
+    def _rms_parts(self, module: Any) -> tuple[ir.Value, float]:
+        gamma, epsilon = self._family.norm(module)
+        return self.graph.weight(gamma.detach().numpy(), f"{self._names[id(module)]}.weight"), epsilon
 
-    def project(self, x: ir.Value, *modules: Any) -> ir.Value:
-        """`x` through linear layers of the same inputs, results side by side."""
+    def add(self, x: ir.Value | None, projection: Any, norm: Any = None) -> None:
+        """Add a projection of `x` to the residual stream, through `norm` if there is one; of its bias alone without `x`.
+
+        What was read of the stream before is not changed: attention and neurons may read it side by side.
+        """
+        if x is not None:
+            added = self.project(x, projection)
+            added = added if norm is None else self._normalize_rms(norm, added)
+            self._added = added if self._added is None else self.graph.op("Add", self._added, added)
+        elif projection.bias is not None:
+            bias = projection.bias if norm is None else norm(projection.bias)
+            constant = self.graph.weight(bias.detach().numpy(), f"{self._names[id(projection)]}.bias")
+            self._residual = self.graph.op("Add", self._residual, constant)
+
+    def project(self, x: ir.Value, *modules: Any, order: Tensor | None = None) -> ir.Value:
+        """`x` through linear layers of the same inputs, results side by side; `order` is that of the outputs, by index."""
         names, matrix, bias = self._joined(modules)
+        if order is not None:
+            matrix, bias = matrix.ordered(order), None if bias is None else bias[order]
         self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
 

@@ -31,6 +31,10 @@ class Llama(Family):
     scalings: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3", "yarn")  # of rotary positions, in llama.cpp
     fills_width: ClassVar = False  # True if llama.cpp wants the heads of a layer to make up the width
 
+    def rope(self, config: PretrainedConfig) -> dict[str, Any]:
+        """The settings of the rotary positions; of the layers that see the whole text."""
+        return config.rope_parameters  # type: ignore[no-any-return]
+
     def window(self, config: PretrainedConfig) -> int | None:
         """How many tokens a layer sees, in the model's narrowest; None if all see the whole text."""
         return None
@@ -74,12 +78,12 @@ class Llama(Family):
         return writer.graph.op("Mul", writer.activate(gate), up)
 
     def onnx_problems(self, config: PretrainedConfig) -> Iterator[str]:
-        rope, positions = config.rope_parameters, self.positions(config) or 0
+        rope, positions = self.rope(config), self.positions(config) or 0
         if rope["rope_type"] == "longrope" and rope["original_max_position_embeddings"] < positions:
             yield "rotary positions of type longrope change with the length of the text; no format holds them"
 
     def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
-        name, rope = self.model_types[0], config.rope_parameters
+        name, rope = self.model_types[0], self.rope(config)
         if config.hidden_act != "silu":
             yield f"llama.cpp computes models of type {name} with silu, not {config.hidden_act}; export to onnx"
         if rope["rope_type"] not in self.scalings:
@@ -93,7 +97,7 @@ class Llama(Family):
             yield f"llama.cpp has no window of {window} tokens in models of type {name}; export to onnx"
 
     def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
-        shape = self.shape(config)
+        shape, rope = self.shape(config), self.rope(config)
         return {
             "vocab_size": config.vocab_size,
             "head_count_kv": shape.heads // shape.groups,
@@ -101,8 +105,8 @@ class Llama(Family):
             "value_length": shape.head,
             "layer_norm_rms_eps": config.rms_norm_eps,
             "rope_dimension_count": shape.head,
-            "rope_freq_base": config.rope_parameters["rope_theta"],
-            **_scaling(config.rope_parameters),
+            "rope_freq_base": rope["rope_theta"],
+            **_scaling(rope),
         }
 
     def gguf_stored(self, name: str, value: Tensor, config: PretrainedConfig) -> Tensor:
