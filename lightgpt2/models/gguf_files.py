@@ -12,8 +12,9 @@ from lightgpt2.models.families import family_of
 
 
 def transformers_reads(config: PretrainedConfig) -> bool:
-    """True if transformers reads the files of a model's architecture."""
-    return family_of(config).gguf in GGUF_SUPPORTED_ARCHITECTURES
+    """True if transformers reads the files of a model's architecture, and as a model of its type."""
+    name = family_of(config).gguf
+    return name in GGUF_SUPPORTED_ARCHITECTURES and config.model_type.startswith(name)
 
 
 def stored_names(config: PretrainedConfig) -> Callable[[str], str]:

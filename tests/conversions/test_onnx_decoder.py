@@ -21,6 +21,12 @@ _LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 5000.0, "factor": 2.0, "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [2.0] * 8,
+}  # fmt: skip
+_PARTIAL = {"rope_type": "default", "rope_theta": 5000.0}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
@@ -49,6 +55,31 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
     "llama, rope of llama 3": ("llama", {"rope_parameters": _LLAMA_3}),
+    "llama, rope by yarn": ("llama", {"rope_parameters": _YARN}),
+    "llama, rope by yarn, adjusted": (
+        "llama", {"rope_parameters": _YARN | {"attention_factor": 0.8, "beta_fast": 20.0, "truncate": False}}
+    ),
+    "llama, dynamic rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 4.0}}),
+    "llama, long rope": ("llama", {"rope_parameters": _LONG}),
+    "llama, short heads": ("llama", {"head_dim": 8}),
+    "mistral, a window": ("mistral", {}),
+    "mistral, no window, untied, a head of keys each": (
+        "mistral", {"sliding_window": None, "tie_word_embeddings": False, "num_key_value_heads": 4}
+    ),
+    "qwen2, half of the layers with a window": ("qwen2", {}),
+    "qwen2, no window, short heads": ("qwen2", {"use_sliding_window": False, "head_dim": 8}),
+    "qwen3": ("qwen3", {}),
+    "qwen3, biases, short heads, a window in each layer": (
+        "qwen3", {"attention_bias": True, "head_dim": 8, "max_window_layers": 0}
+    ),
+    "smollm3": ("smollm3", {}),
+    "smollm3, windows without positions, biases": (
+        "smollm3", {"use_sliding_window": True, "sliding_window": 9, "attention_bias": True, "mlp_bias": True}
+    ),
+    "phi3": ("phi3", {}),
+    "phi3, half of a head rotated": ("phi3", {"head_dim": 32, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.5}}),
+    "phi3, 12 of 16 channels rotated": ("phi3", {"rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.75}}),
+    "phi3, long rope": ("phi3", {"hidden_size": 64, "rope_parameters": _LONG}),
     "opt": ("opt", {}),
     "opt, untied, no biases": ("opt", {"tie_word_embeddings": False, "enable_bias": False}),
     "opt, norms without weights, gelu": ("opt", {"layer_norm_elementwise_affine": False, "activation_function": "gelu"}),
@@ -78,8 +109,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def uneven(family: str) -> PreTrainedModel:
     """Layers of which one has no heads, one no neurons, and one neither."""
     config = make_restless_model(family, attention_bias=True, mlp_bias=True).config
-    groups = Shape.of(config).groups
-    config.lightgpt2 = {"heads": [2, 0, 2 * groups if groups > 1 else 1, 0], "ffn": [40, 24, 0, 0]}
+    fewer, all_ = Shape.of(config).groups, config.num_attention_heads
+    config.lightgpt2 = {"heads": [fewer, 0, all_, 0], "ffn": [40, 24, 0, 0]}
     model = new_model(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -27,6 +27,10 @@ VARIANTS = [
     *((family, {"tie_word_embeddings": tied}) for family in FAMILIES for tied in (True, False)),
     ("gpt2", {"n_inner": 40}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "num_key_value_heads": 1}),
+    ("qwen2", {"head_dim": 16}),
+    ("qwen3", {"attention_bias": True, "head_dim": 16}),
+    ("smollm3", {"attention_bias": True, "mlp_bias": True}),
+    ("phi3", {"num_key_value_heads": 4, "head_dim": 16}),
 ]
 
 
@@ -35,7 +39,10 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
     model = make_model(family, **changes)
     known, shape = family_of(model), Shape.of(model.config)
     assert family in known.model_types
-    sizes = shape.channels() | {"vocabulary": 300, "position": (known.positions(model.config) or 0) + 2 * (family == "opt")}
+    sizes = shape.channels() | {
+        "vocabulary": 300,
+        "position": (known.positions(model.config) or 0) + 2 * (family == "opt"),
+    }
     for named in named_axes(model):
         assert named.value.shape == tuple(sum(sizes[role] for role in axis) for axis in named.axes), named.name
     (stack,) = known.stacks(model).values()
@@ -60,8 +67,16 @@ OTHERS = [
     ("gpt2", {"n_layer": 6}, ""),  # as DistilGPT-2's folder says
     ("gpt_neo", {}, "models of type 'gpt_neo' are not supported; use a decoder of type gpt2 or"),
     ("bloom", {}, "models of type 'bloom' are not supported; use a decoder of type gpt2 or"),
-    ("opt", {"do_layer_norm_before": False}, "an OPT with norms behind its layers, or without a final one, is not supp"),
-    ("opt", {"word_embed_proj_dim": 16}, "an OPT whose embeddings are narrower than its hidden states is not supported"),
+    (
+        "opt",
+        {"do_layer_norm_before": False},
+        "an OPT with norms behind its layers, or without a final one, is not supp",
+    ),
+    (
+        "opt",
+        {"word_embed_proj_dim": 16},
+        "an OPT whose embeddings are narrower than its hidden states is not supported",
+    ),
 ]
 
 
@@ -155,22 +170,22 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
 
 def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is loaded, trimmed, saved with layers of unlike sizes, and exported, without a change anywhere else."""
-    values = {"model_type": "mistral", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
-    with pytest.raises(UserError, match=r"model: models of type 'mistral' are not supported; use .* gpt2 or llama"):
+    values = {"model_type": "seed_oss", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
+    with pytest.raises(UserError, match=r"model: models of type 'seed_oss' are not supported; use .* gpt2 or llama"):
         load_config(values, "model")
-    monkeypatch.setitem(FAMILIES, "mistral", FAMILIES["llama"])  # and gone again after the test
+    monkeypatch.setitem(FAMILIES, "seed_oss", FAMILIES["llama"])  # and gone again after the test
 
-    class Mistral(Llama):
-        model_types = ("mistral",)
+    class SeedOss(Llama):
+        model_types = ("seed_oss",)
 
-    assert type(FAMILIES["mistral"]) is Mistral
+    assert type(FAMILIES["seed_oss"]) is SeedOss
     model = new_model(load_config(values, "model")).eval()
     check_head(model, "model")
     heads, ffn = (
         [torch.arange(count) % 2 < index for index, count in enumerate(counts)] for counts in block_units(model.config)
     )
     smaller = remove(model, heads, ffn).eval()
-    assert type(smaller).__name__ == "LightMistralForCausalLM"
+    assert type(smaller).__name__ == "LightSeedOssForCausalLM"
     write_tokenizer(tmp_path / "m")
     smaller.save_pretrained(tmp_path / "m")
     loaded = load_model(str(tmp_path / "m"), "model").eval()
@@ -180,6 +195,6 @@ def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_families_know_names_of_families() -> None:
-    root = Path(lightgpt2.models.__file__).parent
+    root, names = Path(lightgpt2.models.__file__).parent, "|".join([*FAMILIES, *families.ENCODERS])
     for path in {*root.rglob("*.py")} - {*(root / "families").rglob("*.py")}:
-        assert not re.search(r"model_type (==|!=)|\"(gpt2|llama|bert|distilbert)\"", path.read_text()), path
+        assert not re.search(rf"model_type (==|!=)|\"({names})\"", path.read_text()), path

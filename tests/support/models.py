@@ -31,7 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64, "hidden_dropout": 0.1, "tie_word_embeddings": True,
     },
 }  # fmt: skip
-SHAPES |= {
+SHAPES |= {  # windows are shorter than the texts of tests
     "mistral": SHAPES["llama"] | {"sliding_window": 9},
     "qwen2": SHAPES["llama"] | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
     "qwen3": SHAPES["llama"] | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
@@ -40,19 +40,27 @@ SHAPES |= {
     "gemma3_text": SHAPES["llama"]
     | {"sliding_window": 9, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
 }
+LLAMAS = [family for family, shape in SHAPES.items() if "num_key_value_heads" in shape]
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
-    "llama": {"hidden_size": 64, "intermediate_size": 128},
+    **{family: {"hidden_size": 64, "intermediate_size": 128} for family in LLAMAS},
     "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
-    "gemma3_text": {
-        "hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16,
-        "num_hidden_layers": 6, "sliding_window_pattern": 6,  # llama.cpp's pattern
-    },
-}  # fmt: skip
-LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
+    "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16},
+}
+# What llama.cpp wants: windows in all layers of Gemma 3 but every sixth, and no others; positions in all layers of SmolLM3 but
+# every fourth.
+LLAMA_CPP: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "phi3": {"sliding_window": None},
+    "gemma3_text": {"num_hidden_layers": 6, "sliding_window_pattern": 6},
+}
+LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS}
 
 IDS = torch.arange(60).view(2, 30) * 3
 
@@ -90,10 +98,10 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
+def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: Any) -> Path:
     """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
     write_tokenizer(folder)
-    config = make_model(family, seed).config
+    config = make_model(family, seed, **changes).config
     heads = config.num_attention_heads
     config.lightgpt2 = {"heads": [heads, heads // 2, 0, heads], "ffn": [40, 0, 24, 8]}
     new_model(config).save_pretrained(folder)

@@ -177,7 +177,9 @@ class Decoder(ModelWriter):
 
     def scale(self, factor: float) -> None:
         """Multiply the residual stream."""
-        self._residual = self.graph.op("Mul", self._residual, self.graph.constant(np.float32(factor), "embedding_scale"))
+        self._residual = self.graph.op(
+            "Mul", self._residual, self.graph.constant(np.float32(factor), "embedding_scale")
+        )
 
     def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.

@@ -66,7 +66,9 @@ class Gemma3(Llama):
             yield f"rotary positions of type {whole['rope_type']} are not written for Gemma 3; export to onnx"
 
     def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
-        return super().gguf_metadata(config) | ({"sliding_window": config.sliding_window} if "sliding_attention" in config.layer_types else {})
+        return super().gguf_metadata(config) | (
+            {"sliding_window": config.sliding_window} if "sliding_attention" in config.layer_types else {}
+        )
 
     def gguf_stored(self, name: str, value: Tensor, config: PretrainedConfig) -> Tensor:
         return 1 + value if name.endswith("norm.weight") else value
