@@ -84,6 +84,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {}),
     "opt, untied, no biases": ("opt", {"tie_word_embeddings": False, "enable_bias": False}),
     "opt, norms without weights, gelu": ("opt", {"layer_norm_elementwise_affine": False, "activation_function": "gelu"}),
+    "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text, biases, windows only, untied": (
+        "gemma3_text", {"attention_bias": True, "sliding_window_pattern": 9, "tie_word_embeddings": False}
+    ),
+    "gemma3_text, long heads, linear rope": ("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 50, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0}}}
+    ),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox, untied, no biases, layers in turn": (
         "gpt_neox", {"tie_word_embeddings": False, "attention_bias": False, "use_parallel_residual": False}

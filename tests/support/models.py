@@ -48,15 +48,17 @@ WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     **{family: {"hidden_size": 64, "intermediate_size": 128} for family in LLAMAS},
     "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
-    "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "sliding_window_pattern": 6},
+    "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16},
 }
-# What llama.cpp wants: no windows, and positions in all layers of SmolLM3 but every fourth.
+# What llama.cpp wants: windows in all layers of Gemma 3 but every sixth, and no others; positions in all layers of SmolLM3 but
+# every fourth.
 LLAMA_CPP: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "qwen2": {"use_sliding_window": False},
     "qwen3": {"use_sliding_window": False},
     "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
     "phi3": {"sliding_window": None},
+    "gemma3_text": {"num_hidden_layers": 6, "sliding_window_pattern": 6},
 }
 LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS}
 
