@@ -74,9 +74,7 @@ def smollm3(file: Path, config: PretrainedConfig) -> Any:
         patch.setitem(reader.TENSOR_PROCESSORS, "smollm3", reader.LlamaTensorProcessor)
         patch.setattr(reader, "GGUF_SUPPORTED_ARCHITECTURES", [*mapped])
         how: Any = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **how)
-    assert model.config.no_rope_layers == [1, 1, 1, 0]
-    return model.eval()
+        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **how).eval()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from lightgpt2.models.axes import Shape, block_units
 from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.trimming import remove
+from lightgpt2.runtime.onnx_engine import OnnxEngine
 from tests.support.models import make_restless_model, shake
 from tests.support.onnx_client import Array, Client, off, torch_logits, write_onnx
 
@@ -142,6 +143,20 @@ def largest_error(model: PreTrainedModel, folder: Path) -> float:
 def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     family, changes = MODELS[name]
     assert largest_error(make_restless_model(family, **changes), tmp_path) < BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_greedy_tokens_are_those_of_torch_with_and_without_a_cache(tmp_path: Path, family: str) -> None:
+    model = make_restless_model(family)
+    write_onnx(model, tmp_path)
+    engine, ids = OnnxEngine(tmp_path / "model.onnx", 64, threads=1), tokens(model, 2, 12)
+    how: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    wanted = [model.generate(torch.from_numpy(ids), use_cache=cache, **how)[:, 12:].numpy() for cache in (True, False)]
+    np.testing.assert_array_equal(*wanted)
+    found = [engine.prefill(ids, np.ones_like(ids), 40).argmax(axis=-1)]
+    for _ in range(39):
+        found.append(engine.decode(found[-1]).argmax(axis=-1))
+    np.testing.assert_array_equal(np.stack(found, axis=1), wanted[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lightgpt2.models import surgery
+from lightgpt2.models.axes import block_units
 from lightgpt2.models.families import FAMILIES, blocks, family_of, head
 from lightgpt2.models.files import atomic_folder, restore_folder
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import load_model, load_tokenizer
 from lightgpt2.models.saving import measure_sizes, save_model
+from lightgpt2.models.trimming import remove
 from tests.support.models import IDS, assert_same_weights, logits, make_model, write_tokenizer, write_uneven_model
 
 
@@ -67,6 +69,24 @@ def test_replay_rebuilds_the_shape_that_the_artefact_s_weights_fit(tmp_path: Pat
     assert not any(p.is_meta for p in shape.parameters())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert torch.equal(logits(loaded), logits(smaller))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_transformers_and_one_of_ours_compute_the_same_in_both(tmp_path: Path, family: str) -> None:
+    """Of a plain model, and of one whose layers have lost heads and neurons."""
+    model = make_model(family)
+    model.save_pretrained(tmp_path / "plain")
+    loaded = load_model(str(tmp_path / "plain"), "model.model").eval()
+    assert torch.equal(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()))
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
+    masks = [
+        [torch.arange(count) % 3 < 2 - index % 2 for index, count in enumerate(c)] for c in block_units(model.config)
+    ]
+    smaller, tokenizer = remove(loaded, *masks).eval(), write_tokenizer(tmp_path / "t")
+    for name, saved in (("whole", loaded), ("removed", smaller)):
+        save_model(saved, tokenizer, tmp_path / name)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name, trust_remote_code=True).eval()
+        torch.testing.assert_close(logits(again), logits(saved), rtol=0, atol=1e-5)
 
 
 def test_unknown_operation_is_refused() -> None:
