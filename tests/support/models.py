@@ -46,6 +46,7 @@ LLAMAS = [family for family, shape in SHAPES.items() if "num_key_value_heads" in
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     **{family: {"hidden_size": 64, "intermediate_size": 128} for family in LLAMAS},
+    "qwen3": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
     "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
     "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16},
