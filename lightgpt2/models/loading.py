@@ -102,7 +102,7 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         values = dict(source)
         model_type = values.pop("model_type", None)
         if model_type is None:
-            types = " or ".join(FAMILIES)
+            types = ", ".join(sorted(FAMILIES))
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
         with _explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)

@@ -65,8 +65,8 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
 
 OTHERS = [
     ("gpt2", {"n_layer": 6}, ""),  # as DistilGPT-2's folder says
-    ("gpt_neo", {}, "models of type 'gpt_neo' are not supported; use a decoder of type gpt2 or"),
-    ("bloom", {}, "models of type 'bloom' are not supported; use a decoder of type gpt2 or"),
+    ("gpt_neo", {}, "models of type 'gpt_neo' are not supported; use a decoder of type gemma3_text, gpt2, "),
+    ("bloom", {}, "models of type 'bloom' are not supported; use a decoder of type gemma3_text, gpt2, "),
     (
         "opt",
         {"do_layer_norm_before": False},
@@ -171,7 +171,7 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
 def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is loaded, trimmed, saved with layers of unlike sizes, and exported, without a change anywhere else."""
     values = {"model_type": "seed_oss", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
-    with pytest.raises(UserError, match=r"model: models of type 'seed_oss' are not supported; use .* gpt2 or llama"):
+    with pytest.raises(UserError, match=r"model: models of type 'seed_oss' are not supported; use .* gpt2, .*llama"):
         load_config(values, "model")
     monkeypatch.setitem(FAMILIES, "seed_oss", FAMILIES["llama"])  # and gone again after the test
 

@@ -158,7 +158,7 @@ def family_of(source: PretrainedConfig | PreTrainedModel) -> Family:
 def check_family(config: PretrainedConfig, key: str) -> None:
     """Raise a `UserError` naming `key` if the model's family, or what is special in its configuration, is not supported."""
     if config.model_type not in FAMILIES:
-        types = " or ".join(FAMILIES)
+        types = ", ".join(sorted(FAMILIES))
         raise UserError(f"{key}: models of type {config.model_type!r} are not supported; use a decoder of type {types}")
     if problems := [Problem(key, *line.split("; ", 1)) for line in family_of(config).config_problems(config)]:
         raise UserError(problems)
