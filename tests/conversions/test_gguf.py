@@ -192,6 +192,10 @@ def test_a_folder_of_what_transformers_cannot_read_is_read_all_the_same(
     loaded = load_exported_gguf(file.parent, "MODEL")
     with torch.no_grad():
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_the_file_says_the_shape_of_gpt_neox(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write_gguf(randomized("gpt_neox"), tokenizer, file, "F16")
     said = fields(file)
     about = {"use_parallel_residual": True, "rope.dimension_count": 8, "rope.freq_base": 1e4, "attention.head_count": 2}
     assert {key: said[f"gptneox.{key}"] for key in about} == about

@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and corpora that stand in for the real ones."""
 
+import copy
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -90,7 +91,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 300) -> PreTrainedTokenizerF
 def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A randomly initialised model with weights large enough to matter."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes}
+    shape = copy.deepcopy({"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
