@@ -235,9 +235,18 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         read = AutoTokenizer.from_pretrained(folder)
-    if read(_PROBE)["input_ids"] != tokenizer(_PROBE)["input_ids"]:
+    if _cut(read) != _cut(tokenizer):
         what = f"transformers reads it as {type(read).__name__} beside a model of type {config.model_type}, with other tokens"
         raise UserError([Problem(key, what, "give that type its own tokenizer, or choose another model_type")])
+
+
+def _cut(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[int]]:
+    """The pieces into which a text is cut before it is looked up, and its tokens."""
+    backend, text = tokenizer.backend_tokenizer, _PROBE
+    if backend.normalizer:
+        text = backend.normalizer.normalize_str(text)
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, None)]
+    return [piece for piece, _ in pieces], tokenizer(_PROBE)["input_ids"]
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:

@@ -78,7 +78,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3", {"use_sliding_window": True, "sliding_window": 9, "attention_bias": True, "mlp_bias": True}
     ),
     "phi3": ("phi3", {}),
-    "phi3, half of a head rotated": ("phi3", {"head_dim": 32, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.5}}),
+    "phi3, half of a head": ("phi3", {"hidden_size": 128, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.5}}),
     "phi3, 12 of 16 channels rotated": ("phi3", {"rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.75}}),
     "phi3, long rope": ("phi3", {"hidden_size": 64, "rope_parameters": _LONG}),
     "opt": ("opt", {}),

@@ -62,7 +62,7 @@ LLAMA_CPP: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "gemma3_text": {"num_hidden_layers": 6, "sliding_window_pattern": 6},
 }
-LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS}
+LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS} | {"phi3": {"hidden_size": 64}}
 
 IDS = torch.arange(60).view(2, 30) * 3
 
