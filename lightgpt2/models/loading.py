@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from lightgpt2.models import adapters
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
+_PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -222,6 +224,29 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
     if separator_id(tokenizer) is None:
         raise UserError(f"{key}: the tokenizer of {source} has no bos_token and no eos_token to separate documents")
     return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, key: str) -> None:
+    """Raise a `UserError` if transformers reads a tokenizer in another way once it lies beside a model of this configuration.
+
+    It has a class of its own for some types of models, whatever their folder says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        read = AutoTokenizer.from_pretrained(folder)
+    if _cut(read) != _cut(tokenizer):
+        what = f"transformers reads it as {type(read).__name__} beside a model of type {config.model_type}, with other tokens"
+        raise UserError([Problem(key, what, "give that type its own tokenizer, or choose another model_type")])
+
+
+def _cut(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[int]]:
+    """The pieces into which a text is cut before it is looked up, and its tokens."""
+    backend, text = tokenizer.backend_tokenizer, _PROBE
+    if backend.normalizer:
+        text = backend.normalizer.normalize_str(text)
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, None)]
+    return [piece for piece, _ in pieces], tokenizer(_PROBE)["input_ids"]
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:

@@ -223,7 +223,7 @@ QAT: dict[str, Integers] = {
 
 TRAINED = [("gpt2", form) for form in QAT] + [
     ("llama", "int4, embeddings, groups of 48"), ("llama, untied", "int8, embeddings"),
-    ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
+    ("gpt2, 200 wide", "int4, embeddings, groups of 48"), ("phi3", "int8, embeddings, activations"), ("qwen3", "int4"),
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ VARIANTS = [
     ("qwen2", {"head_dim": 16}),
     ("qwen3", {"attention_bias": True, "head_dim": 16}),
     ("smollm3", {"attention_bias": True, "mlp_bias": True}),
-    ("phi3", {"num_key_value_heads": 4, "head_dim": 16}),
+    ("phi3", {"num_key_value_heads": 4}),
 ]
 
 

@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and corpora that stand in for the real ones."""
 
+import copy
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -46,6 +47,7 @@ LLAMAS = [family for family, shape in SHAPES.items() if "num_key_value_heads" in
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     **{family: {"hidden_size": 64, "intermediate_size": 128} for family in LLAMAS},
+    "qwen3": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
     "opt": {"hidden_size": 64, "ffn_dim": 128},
     "gpt_neox": {"hidden_size": 64},
     "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16},
@@ -60,7 +62,7 @@ LLAMA_CPP: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "gemma3_text": {"num_hidden_layers": 6, "sliding_window_pattern": 6},
 }
-LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS}
+LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS} | {"phi3": {"hidden_size": 64}}
 
 IDS = torch.arange(60).view(2, 30) * 3
 
@@ -89,7 +91,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 300) -> PreTrainedTokenizerF
 def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A randomly initialised model with weights large enough to matter."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes}
+    shape = copy.deepcopy({"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,5 +1,6 @@
 """Phi-3 and Phi-4: Mistral with joint projections, in which only a part of each head may be rotated."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
@@ -14,7 +15,7 @@ class Phi3(Mistral):
 
     model_types, gguf = ("phi3",), "phi3"
     inputs, neurons, scalings = ("qkv_proj",), ("gate_up_proj",), ("default",)
-    fills_width = True
+    heads_share_width = True
     adapted = ["qkv_proj"]  # noqa: RUF012 - declared in `Family`
     axes: ClassVar = {
         **Llama.axes,
@@ -22,6 +23,10 @@ class Phi3(Mistral):
         r"model\.layers\.\d+\.mlp\.gate_up_proj": ("ffn+ffn", "width"),
     }
     gguf_stored = Family.gguf_stored  # llama.cpp rotates halves of a head, as transformers does
+
+    def config_problems(self, config: PretrainedConfig) -> Iterator[str]:
+        if (shape := self.shape(config)).heads * shape.head != shape.width:
+            yield f"a Phi-3 whose {shape.heads} heads of {shape.head} do not make up its width is refused; remove head_dim"
 
     def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
         rotated = int(self.shape(config).head * config.rope_parameters.get("partial_rotary_factor", 1.0))
