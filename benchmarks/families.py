@@ -42,17 +42,17 @@ EXPORTS = {"ONNX": [form for form in get_args(Format) if form.startswith("onnx")
 
 _TEXT = """# Families of models
 
-A model of one of these types can be trained and exported; each type is one file in `lightgpt2/models/families/`. This page is what
-`python -m benchmarks.families` prints. It tries each method and format with a tiny random model that has the default configuration
-of its type in transformers, but for its sizes, and writes down what the command says if it refuses. So a cell with a reason may be
-`yes` for a model with other settings, and the other way round: the command tells before it does anything.
+A model of one of these types can be trained and exported; each type is one file in `lightgpt2/models/families/`. This page is
+what `python -m benchmarks.families` prints. It tries each method and format with a tiny random model that has the default
+configuration of its type in transformers, but for its sizes. A cell that is not `yes` is the reason that the command gives. With
+other settings another answer is possible: a model's own is given before anything is trained or written.
 
 {table}
 
 | column | what was tried |
 | --- | --- |
 | train | `FineTune`; `Distill` takes the same models as teacher and student |
-| adapters | `LoRA`, with PEFT's choice of layers |
+| adapters | `LoRA`, on the layers that PEFT or the family chooses |
 | trim | `Trim` to half of the layers and of the width |
 | remove | `MovementPruning`; its heads and neurons are removed |
 | QAT | `QAT` in INT8 |
@@ -83,7 +83,7 @@ def _title(model_type: str) -> str:
 
 def _cells(model_type: str) -> Iterator[str]:
     torch.manual_seed(0)
-    model, width = tiny(model_type), 0
+    model = tiny(model_type)
     train_tokenizer([topics["class"]], _VOCABULARY, Path(model_type))
     model.save_pretrained(model_type)
     width = Shape.of(model.config).width // 2
@@ -96,7 +96,11 @@ def _cells(model_type: str) -> Iterator[str]:
             _said("export", model_type, "--format", form, "--data", "corpus", "--output", f"{model_type}-{form}")
             for form in forms
         ]
-        yield said[0] if len({*said}) == 1 else ", ".join(f"{form}: {each}" for form, each in zip(forms, said, strict=True))
+        yield (
+            said[0]
+            if len({*said}) == 1
+            else ", ".join(f"{form}: {each}" for form, each in zip(forms, said, strict=True))
+        )
 
 
 def tiny(model_type: str) -> PreTrainedModel:

@@ -194,6 +194,14 @@ def test_a_folder_of_what_transformers_cannot_read_is_read_all_the_same(
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-6, atol=1e-6)
 
 
+def test_the_file_says_the_shape_of_gemma_3(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = randomized("gemma3_text")
+    write_gguf(model, tokenizer, file, "F32")
+    with torch.no_grad():
+        found = load_model(str(file), "model.model")(IDS).logits
+        torch.testing.assert_close(found, model(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_the_file_says_how_gpt_neox_turns(file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     write_gguf(randomized("gpt_neox"), tokenizer, file, "F32")
     about = {"use_parallel_residual": True, "rope.dimension_count": 8, "rope.freq_base": 1e4, "attention.head_count": 2}

@@ -24,7 +24,7 @@ class Gemma3(Llama):
             yield "a Gemma 3 that caps its logits is not supported; use one without final_logit_softcapping"
 
     def rope(self, config: PretrainedConfig) -> dict[str, Any]:
-        return config.rope_parameters["full_attention"]  # type: ignore[no-any-return]
+        return config.rope_parameters["full_attention"]
 
     def activation(self, config: PretrainedConfig) -> str:
         return config.hidden_activation

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.models.families.base import Family, Shape
+from lightgpt2.models.families.base import Family
 
 
 class GptNeoX(Family):

@@ -33,7 +33,7 @@ class Llama(Family):
 
     def rope(self, config: PretrainedConfig) -> dict[str, Any]:
         """The settings of the rotary positions; of the layers that see the whole text."""
-        return config.rope_parameters  # type: ignore[no-any-return]
+        return config.rope_parameters
 
     def window(self, config: PretrainedConfig) -> int | None:
         """How many tokens a layer sees, in the model's narrowest; None if all see the whole text."""

@@ -45,8 +45,8 @@ class _Substituted:
     def __init__(self, module: nn.Module, own: dict[str, Tensor]) -> None:
         self.__dict__ |= {"_module": module, **own}
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         return type(self._module)
 
     def __getattr__(self, name: str) -> Any:
