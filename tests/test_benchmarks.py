@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import joint, paired
 from benchmarks.engines import worker
+from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.quality import Metric
 from tests.support.cli import ROOT
 from tests.support.models import write_corpus, write_model
@@ -21,9 +22,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run(module: str, *options: str, seconds: int = 300) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"benchmarks.{module}", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -36,6 +37,16 @@ def test_training_steps_of_all_arms_lose_the_same() -> None:
     worst = re.search(r"largest relative difference .*: ([\d.e+-]+)$", printed, flags=re.MULTILINE)
     assert worst is not None
     assert float(worst[1]) < 1e-5
+
+
+def test_the_page_of_families_has_all() -> None:
+    lines = (ROOT / "docs/families.md").read_text().splitlines()
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == sorted(FAMILIES)
+
+
+@pytest.mark.slow
+def test_the_page_of_families_is_what_its_command_prints() -> None:
+    assert run("families", seconds=800).stdout == (ROOT / "docs/families.md").read_text()
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class LoraAdapters:
         alpha: Scale: the update is multiplied by alpha / r.
         dropout: Dropout on the adapters' input while training.
         target_modules: Names of the modules, `all-linear`, or a regular expression on their full names. The default is PEFT's
-            own choice for the family (`c_attn` for GPT-2, `q_proj` and `v_proj` for Llama).
+            own choice for the family (`c_attn` for GPT-2, `q_proj` and `v_proj` for Llama), or where it has none the family's.
         use_dora: Train the weights' magnitudes apart from their directions (DoRA, arXiv:2402.09353).
         use_rslora: Scale by alpha / sqrt(r) instead (arXiv:2312.03732).
         modules_to_save: Names of modules that are trained whole and saved with the adapters.
@@ -142,6 +142,7 @@ class Lora(Adaptation):
         chosen = self.lora or (LoraAdapters(dropout=0.0) if rounded else LoraAdapters())
         self._check_names(model, chosen)
         settings = {name: value for name, value in asdict(chosen).items() if name not in ("alpha", "dropout")}
+        settings["target_modules"] = chosen.target_modules or family_of(model).adapted
         settings |= {"lora_alpha": chosen.alpha, "lora_dropout": float(chosen.dropout)}
         settings |= {"modules_to_save": chosen.modules_to_save or None, "task_type": self._context.task.peft_type}
         # of the plain model, whatever this one's layers are

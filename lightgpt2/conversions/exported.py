@@ -62,7 +62,9 @@ class Exported(Conversion):
     def _most_bytes(self, model: PreTrainedModel, fallback: bool) -> float:
         whole = {"position"} | ({"vocabulary"} if self.target.embeddings == "fp32" else set())
         share = _SHRINKS_SOME if fallback else _SHRINKS
-        most = 4.0 * (family_of(model).positions(model.config) or 0) * Shape.of(model.config).head  # tables of angles
+        kinds = len({*(getattr(model.config, "layer_types", None) or [""])})  # of layers, which may turn differently
+        tables = (family_of(model).positions(model.config) or 0) * Shape.of(model.config).head  # of angles
+        most = 4.0 * kinds * tables
         for each in named_axes(model):
             size, roles = 4 * each.value.numel(), {role for axis in each.axes for role in axis}
             small = each.value.ndim == 2 and not roles & whole

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from lightgpt2.models import adapters
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
+_PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -100,7 +102,7 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         values = dict(source)
         model_type = values.pop("model_type", None)
         if model_type is None:
-            types = " or ".join(FAMILIES)
+            types = ", ".join(sorted(FAMILIES))
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
         with _explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
@@ -228,6 +230,29 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
     return tokenizer
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, key: str) -> None:
+    """Raise a `UserError` if transformers reads a tokenizer in another way once it lies beside a model of this configuration.
+
+    It has a class of its own for some types of models, whatever their folder says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        read = AutoTokenizer.from_pretrained(folder)
+    if _cut(read) != _cut(tokenizer):
+        what = f"transformers reads it as {type(read).__name__} beside a model of type {config.model_type}, with other tokens"
+        raise UserError([Problem(key, what, "give that type its own tokenizer, or choose another model_type")])
+
+
+def _cut(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[int]]:
+    """The pieces into which a text is cut before it is looked up, and its tokens."""
+    backend, text = tokenizer.backend_tokenizer, _PROBE
+    if backend.normalizer:
+        text = backend.normalizer.normalize_str(text)
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, None)]
+    return [piece for piece, _ in pieces], tokenizer(_PROBE)["input_ids"]
+
+
 def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The token put before every document: the tokenizer's beginning-of-text, else its end-of-text."""
     token: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -237,8 +262,15 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
 def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
     """The model of a GGUF file with the configuration that lies beside it, in eval mode.
 
-    transformers reads neither GPT-2's positions nor biases or rotary scaling from the file.
+    transformers reads neither GPT-2's positions nor biases or rotary scaling from the file, and some architectures not at all.
     """
+    from lightgpt2.models.gguf_files import read_weights, transformers_reads  # and the package gguf
+
     with _explained(str(folder), key):
         config = AutoConfig.from_pretrained(folder)
-    return load_model(str(folder / "model.gguf"), key, config=config).eval()
+    if transformers_reads(config):
+        return load_model(str(folder / "model.gguf"), key, config=config).eval()
+    model = new_model(config, key)
+    with _explained(str(folder), key):
+        read_weights(model, folder / "model.gguf")
+    return model.eval()

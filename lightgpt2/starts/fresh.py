@@ -6,7 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
 from lightgpt2.models.families import family_of
-from lightgpt2.models.loading import load_config, new_model
+from lightgpt2.models.loading import check_tokenizer, load_config, new_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.starts.base import Start
 
@@ -38,6 +38,7 @@ class Fresh(Start):
         tokenizer = data.tokenizer
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         config = self._config({"vocab_size": len(tokenizer), **special}, trust_remote_code)
+        check_tokenizer(tokenizer, config, "data.tokenizer")
         return new_model(config, f"{self.key}.model"), []
 
     def _config(self, values: dict[str, Any], trust: bool) -> PretrainedConfig:

@@ -153,5 +153,10 @@ class Trimmed(Start):
         elif head > old.head:
             what = f"{heads} heads of a width of {width} would have {head} channels, and have {old.head}"
             problems.append(Problem(key, what, f"give at least {-(-width // old.head)}"))
+        elif head < old.head and not family_of(config).heads_narrow:
+            what = f"{heads} heads of a width of {width} would have {head} channels, and rotary positions need all {old.head}"
+            problems.append(
+                Problem(key, what, f"give a width that {old.head} divides, and a head for each {old.head} of it")
+            )
         ffn = self.ffn or max(1, old.ffn * width // old.width)
         return Shape(width, heads, old.groups, head, ffn), problems

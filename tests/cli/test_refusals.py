@@ -177,7 +177,7 @@ MODELS: list[tuple[Any, ...]] = [
     (teacher(deepen), f"{TEACHER} lacks 12 of its weights, first transformer.h.4.", "again"),
     (
         teacher(write("config.json", '{"model_type": "bert"}')),
-        "model.teacher: models of type 'bert' are not supported", "gpt2 or llama",
+        "model.teacher: models of type 'bert' are not supported", "gemma3_text, gpt2, ",
     ),
     (teacher(write("ledger.json", "[{")), "teacher/ledger.json: damaged"),
     (other_student, "model.student: its vocabulary has 400 tokens and the teacher's 300", "share a tokenizer"),

@@ -7,7 +7,7 @@ import torch
 
 from lightgpt2.adaptations import MovementGates
 from lightgpt2.models.axes import block_sizes
-from lightgpt2.models.families import block_linears
+from lightgpt2.models.families import FAMILIES, block_linears
 from lightgpt2.models.families.substitution import computed
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import save_model, whole_weights
@@ -16,9 +16,18 @@ from lightgpt2.tasks import LanguageModeling
 from tests.contracts.test_steps import ADAPTATIONS, prepared
 from tests.support.models import write_tokenizer
 
+CASES = [
+    *((family, name) for family in ("gpt2", "llama") for name in ADAPTATIONS if name != "int8"),
+    *(
+        (f, n)
+        for f in FAMILIES
+        if f not in ("gpt2", "llama")
+        for n in ("gates and int8", "lora and int4 of everything")
+    ),
+]
 
-@pytest.mark.parametrize("name", [name for name in ADAPTATIONS if name != "int8"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_the_artefact_computes_what_was_trained(tmp_path: Path, family: str, name: str) -> None:
     method, plain, _ = prepared(family, LanguageModeling(), "cross-entropy", name)
     method.float()

@@ -16,22 +16,26 @@ from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.quantization import fake_quantize
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import Method
-from lightgpt2.models.families import LINEAR, block_linears, family_of
+from lightgpt2.models.families import FAMILIES, LINEAR, block_linears, family_of
 from lightgpt2.models.integers import Integers
 from lightgpt2.objectives import CrossEntropy, Distillation, DistillLoss, Objective
 from lightgpt2.starts import Pretrained
 from lightgpt2.tasks import LanguageModeling, Task
 from lightgpt2.teachers import ModelTeacher
-from tests.support.models import make_model
+from tests.support.models import LLAMAS, make_model
 from tests.support.parity import Parity
 
 _LOSS = DistillLoss(ce=0.2, hidden=0.5, kd=0.7, temperature=2.0)
-_QUIET = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_QUIET: dict[str, dict[str, Any]] = {
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "opt": {"dropout": 0.0},
+    "gpt_neox": {"hidden_dropout": 0.0},
+}
 
 
 def small(family: str, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = make_model(family, **(_QUIET if family == "gpt2" else {})).double()
+    model = make_model(family, **_QUIET.get(family, {})).double()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
@@ -61,6 +65,12 @@ ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
     ],
 }  # fmt: skip
 OBJECTIVES = ("cross-entropy", "distillation")
+# Every part with two families and another task, and every family with parts that know about it.
+TASKS = [("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity())]
+CASES = [
+    *((*task, name) for task in TASKS for name in ADAPTATIONS if "everything" not in name),  # inputs are rounded too
+    *((f, LanguageModeling(), n) for f in FAMILIES if f not in ("gpt2", "llama") for n in ("gates and int8", "lora")),
+]
 
 
 def prepared(family: str, task: Task, objective: str, name: str) -> tuple[Method, PreTrainedModel, PreTrainedModel]:
@@ -141,12 +151,7 @@ def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[st
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", [name for name in ADAPTATIONS if "everything" not in name])  # inputs are rounded too
-@pytest.mark.parametrize(
-    ("family", "task"),
-    [("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity())],
-    ids=["gpt2", "llama", "parity"],
-)
+@pytest.mark.parametrize(("family", "task", "name"), CASES, ids=[f"{f}-{type(t).__name__}-{n}" for f, t, n in CASES])
 def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -> None:
     method, plain, teacher = prepared(family, task, objective, name)
     if isinstance(task, Parity) and objective == "distillation":
@@ -172,7 +177,7 @@ def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -
     expected = reference_loss(task, plain, used, teacher, batch, objective)
     expected.backward()
 
-    single = "int" in name or family == "llama"  # rounding, and transformers' RMS norm, compute in single precision
+    single = "int" in name or family in LLAMAS  # rounding, and transformers' RMS norm, compute in single precision
     tolerance = {"rtol": 2e-4, "atol": 1e-5} if single else {"rtol": 1e-7, "atol": 1e-9}
     torch.testing.assert_close(loss, expected, rtol=1e-5 if single else 1e-9, atol=1e-9)
     assert all(torch.isfinite(value) for value in terms.values())

@@ -37,6 +37,12 @@ ARTEFACTS = ["gpt2", "llama", "uneven gpt2", "packed", "int8", "int4", "int8 of 
 FORMATS = ["onnx", "onnx-int8", "onnx-int4", "gguf"]
 
 
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with artefacts of all kinds, and text."""
@@ -53,13 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, form in qat.items():
         model = make_restless_model("gpt2")
         save_integers(model, form, tokenizer, folder / name, whole_weights(model))
-    write_model(folder / "short heads", "llama")
+    write_model(folder / "short heads", "llama", head_dim=4)
     nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     bare(folder, "nf4", quantization_config=nf4)
-    bare(folder, "dynamic", "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    bare(folder, "long rope", "llama", rope_parameters=LONG)
     bare(folder, "mish", activation_function="mish")
     bare(folder, "few tokens", vocab_size=200)
-    bare(folder, "opt", model_type="opt")
+    bare(folder, "bloom", model_type="bloom")
     bare(folder, "gone text")
     stage = {"config": {"data": {"init_args": {"source": "./gone"}}}}
     (folder / "gone text/ledger.json").write_text(json.dumps([stage]))
@@ -157,16 +163,16 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "missing": (["./gone"], ["MODEL: ./gone does not exist"]),
     "exported": (["exported"], ["MODEL: exported is an exported folder already; give the model that it was made from"]),
     "adapters": (["adapters"], ["MODEL: adapters is a folder of adapters; give the model that they are merged into"]),
-    "family": (["opt"], ["MODEL: models of type 'opt' are not supported; use a decoder"]),
+    "family": (["bloom"], ["MODEL: models of type 'bloom' are not supported; use a decoder"]),
     "nf4": (["nf4"], ["--format onnx: the model is nf4 by another library, whose scales onnx does not have; export the model"]),
     "nf4 to gguf": (["nf4", "--format", "gguf"], ["--format gguf: "]),
     "int8 to fp32": (["int8"], ["--format onnx: the weights are int8 with scales that were trained; give onnx-int8"]),
     "trained embeddings": (["int8 embeddings", "--format", "onnx-int8", "--embeddings", "int4"],
                            ["--embeddings: the model's are int8 with scales that were trained; remove it"]),
     "groups": (["int4 in fives", "--format", "onnx-int4"], ["--format onnx-int4: groups of 5 inputs share a scale"]),
-    "rope": (["dynamic"], ["--format onnx: rotary positions of type dynamic"]),
+    "rope": (["long rope"], ["--format onnx: rotary positions of type longrope change with the length of the text"]),
     "activation": (["mish"], ["--format onnx: the activation mish is not written; known are gelu_new,"]),
-    "heads": (["short heads"], ["--format onnx: heads have 8 channels, and ONNX Runtime attends with a multiple of"]),
+    "heads": (["short heads"], ["--format onnx: heads have 4 channels, and ONNX Runtime attends with a multiple of"]),
     "vocabulary": (["few tokens"], ["--format onnx: the tokenizer has 300 tokens and the model 200"]),
     "text of the training": (["gone text"], ["--data: the text that gone text was trained on is of no use here (./gone does"]),
     "text": (["gpt2", "--data", "./gone"], ["--data: ./gone does not exist"]),

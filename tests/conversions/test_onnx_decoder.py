@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lightgpt2.models.axes import block_units
+from lightgpt2.models.axes import Shape, block_units
 from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.trimming import remove
+from lightgpt2.runtime.onnx_engine import OnnxEngine
 from tests.support.models import make_restless_model, shake
 from tests.support.onnx_client import Array, Client, off, torch_logits, write_onnx
 
@@ -21,6 +22,12 @@ _LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 5000.0, "factor": 2.0, "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [2.0] * 8,
+}  # fmt: skip
+_PARTIAL = {"rope_type": "default", "rope_theta": 5000.0}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
@@ -49,13 +56,62 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
     "llama, rope of llama 3": ("llama", {"rope_parameters": _LLAMA_3}),
+    "llama, rope by yarn": ("llama", {"rope_parameters": _YARN}),
+    "llama, rope by yarn, adjusted": (
+        "llama", {"rope_parameters": _YARN | {"attention_factor": 0.8, "beta_fast": 20.0, "truncate": False}}
+    ),
+    "llama, dynamic rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 4.0}}),
+    "llama, long rope": ("llama", {"rope_parameters": _LONG}),
+    "llama, short heads": ("llama", {"head_dim": 8}),
+    "mistral, a window": ("mistral", {}),
+    "mistral, no window, untied, a head of keys each": (
+        "mistral", {"sliding_window": None, "tie_word_embeddings": False, "num_key_value_heads": 4}
+    ),
+    "qwen2, half of the layers with a window": ("qwen2", {}),
+    "qwen2, no window, short heads": ("qwen2", {"use_sliding_window": False, "head_dim": 8}),
+    "qwen3": ("qwen3", {}),
+    "qwen3, biases, short heads, a window in each layer": (
+        "qwen3", {"attention_bias": True, "head_dim": 8, "max_window_layers": 0}
+    ),
+    "smollm3": ("smollm3", {}),
+    "smollm3, windows without positions, biases": (
+        "smollm3", {"use_sliding_window": True, "sliding_window": 9, "attention_bias": True, "mlp_bias": True}
+    ),
+    "phi3": ("phi3", {}),
+    "phi3, half of a head": ("phi3", {"hidden_size": 128, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.5}}),
+    "phi3, 12 of 16 channels rotated": ("phi3", {"rope_parameters": _PARTIAL | {"partial_rotary_factor": 0.75}}),
+    "phi3, long rope": ("phi3", {"hidden_size": 64, "rope_parameters": _LONG}),
+    "opt": ("opt", {}),
+    "opt, untied, no biases": ("opt", {"tie_word_embeddings": False, "enable_bias": False}),
+    "opt, norms without weights, gelu": ("opt", {"layer_norm_elementwise_affine": False, "activation_function": "gelu"}),
+    "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text, biases, windows only, untied": (
+        "gemma3_text", {"attention_bias": True, "sliding_window_pattern": 9, "tie_word_embeddings": False}
+    ),
+    "gemma3_text, long heads, linear rope": ("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 50, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0}}}
+    ),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox, untied, no biases, layers in turn": (
+        "gpt_neox", {"tie_word_embeddings": False, "attention_bias": False, "use_parallel_residual": False}
+    ),
+    "gpt_neox, heads of 32 turned in half, linear rope": (
+        "gpt_neox", {"hidden_size": 64, "rope_parameters": {
+            "rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0, "partial_rotary_factor": 0.5}}
+    ),
+    "gpt_neox, heads turned whole, gelu_new": (
+        "gpt_neox", {"hidden_act": "gelu_new", "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+    ),
 }  # fmt: skip
 
 
 def uneven(family: str) -> PreTrainedModel:
     """Layers of which one has no heads, one no neurons, and one neither."""
     config = make_restless_model(family, attention_bias=True, mlp_bias=True).config
-    config.lightgpt2 = {"heads": [2, 0, 4 if family == "llama" else 1, 0], "ffn": [40, 24, 0, 0]}
+    fewer, all_ = Shape.of(config).groups, config.num_attention_heads
+    config.lightgpt2 = {"heads": [fewer, 0, all_, 0], "ffn": [40, 24, 0, 0]}
     model = new_model(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -87,6 +143,22 @@ def largest_error(model: PreTrainedModel, folder: Path) -> float:
 def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     family, changes = MODELS[name]
     assert largest_error(make_restless_model(family, **changes), tmp_path) < BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_greedy_tokens_are_those_of_torch_with_and_without_a_cache(tmp_path: Path, family: str) -> None:
+    model = make_restless_model(family)
+    write_onnx(model, tmp_path)
+    engine, ids = OnnxEngine(tmp_path / "model.onnx", 64, threads=1), tokens(model, 2, 12)
+    given, mask = torch.from_numpy(ids), torch.ones(2, 12, dtype=torch.long)
+    how: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
+    model.generation_config.eos_token_id = None
+    wanted = [model.generate(given, use_cache=cache, **how)[:, 12:].numpy() for cache in (True, False)]
+    np.testing.assert_array_equal(*wanted)
+    found = [engine.prefill(ids, np.ones_like(ids), 40).argmax(axis=-1)]
+    for _ in range(39):
+        found.append(engine.decode(found[-1]).argmax(axis=-1))
+    np.testing.assert_array_equal(np.stack(found, axis=1), wanted[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

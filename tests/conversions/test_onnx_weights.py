@@ -49,6 +49,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"num_hidden_layers": 2}),
     "llama, untied, biases": ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
     "llama, widths that 32 does not divide": ("llama", {"hidden_size": 100, "intermediate_size": 62}),
+    "mistral": ("mistral", {"num_hidden_layers": 1, "tie_word_embeddings": False}),
+    "qwen2": ("qwen2", {"num_hidden_layers": 2, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"num_hidden_layers": 2, "max_window_layers": 1}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 2}),
+    "phi3": ("phi3", {"num_hidden_layers": 2}),
 }
 
 
@@ -98,10 +103,9 @@ def rows_of(module: Any) -> Tensor:
 def groups(model: PreTrainedModel) -> list[list[str]]:
     """The linear layers of the blocks; those that are multiplied with together are one."""
     joined = {"q_proj": ["q_proj", "k_proj", "v_proj"], "gate_proj": ["gate_proj", "up_proj"]}
-    paths = [
-        name.rpartition(".") for name in block_linears(model) if not name.endswith(("k_proj", "v_proj", "up_proj"))
-    ]
-    return [[f"{path}.{last}" for last in joined.get(first, [first])] for path, _, first in paths]
+    paths = [name.rpartition(".") for name in block_linears(model)]
+    firsts = [(path, name) for path, _, name in paths if name not in ("k_proj", "v_proj", "up_proj")]
+    return [[f"{path}.{last}" for last in joined.get(first, [first])] for path, first in firsts]
 
 
 def embeddings(model: PreTrainedModel) -> list[str]:
@@ -219,7 +223,7 @@ QAT: dict[str, Integers] = {
 
 TRAINED = [("gpt2", form) for form in QAT] + [
     ("llama", "int4, embeddings, groups of 48"), ("llama, untied", "int8, embeddings"),
-    ("gpt2, 200 wide", "int4, embeddings, groups of 48"),
+    ("gpt2, 200 wide", "int4, embeddings, groups of 48"), ("phi3", "int8, embeddings, activations"), ("qwen3", "int4"),
 ]  # fmt: skip
 
 

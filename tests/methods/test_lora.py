@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightgpt2.adaptations import FakeQuantize, HeldMasks, Lora, LoraAdapters
 from lightgpt2.errors import UserError
+from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import allow_packing, load_config, new_model
 from lightgpt2.models.quantization import quantize_folder, settings
@@ -32,6 +33,13 @@ def test_published_setting_on_gpt2_trains_exactly_the_published_number() -> None
     (operation,) = adapted(gpt2, LoraAdapters(target_modules=["c_attn"]))
     assert (operation["matched"], operation["trainable"], operation["parameters"]) == (12, 294_912, 124_734_720)
     assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == 294_912
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_what_gets_adapters(family: str) -> None:
+    """PEFT, or the family where PEFT has no choice of its own: each block has some."""
+    (operation,) = adapted(make_model(family))
+    assert operation["matched"] % 4 == 0 < operation["matched"]
 
 
 def lora(model: str = "teacher", method: str = "LoRA", **adapters: Any) -> dict[str, Any]:

@@ -185,6 +185,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "wider heads": ({"heads": 1}, ["model.heads: 1 heads of a width of 32 would have 32 channels, and have 16"]),
     "half a group": ({"model": "llama", "heads": 3}, ["model.heads: each 2 heads share one", "3 is no multiple of 2"]),
+    "heads of rotary positions": (
+        {"model": "gpt_neox", "width": 16, "heads": 2},
+        ["model.heads: 2 heads of a width of 16 would have 8 channels, and rotary positions need all 16"],
+    ),
     "a map out of range": (
         {"layers": 2, "loss": DistillLoss(hidden=1.0), "layer_map": [9, 9]}, ["model.layer_map: layers [9, 9]"],
     ),

@@ -3,10 +3,12 @@
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 import lightgpt2.models
 from lightgpt2.errors import UserError
@@ -25,6 +27,10 @@ VARIANTS = [
     *((family, {"tie_word_embeddings": tied}) for family in FAMILIES for tied in (True, False)),
     ("gpt2", {"n_inner": 40}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "num_key_value_heads": 1}),
+    ("qwen2", {"head_dim": 16}),
+    ("qwen3", {"attention_bias": True, "head_dim": 16}),
+    ("smollm3", {"attention_bias": True, "mlp_bias": True}),
+    ("phi3", {"num_key_value_heads": 4}),
 ]
 
 
@@ -33,7 +39,10 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
     model = make_model(family, **changes)
     known, shape = family_of(model), Shape.of(model.config)
     assert family in known.model_types
-    sizes = shape.channels() | {"vocabulary": 300, "position": known.positions(model.config) or 0}
+    sizes = shape.channels() | {
+        "vocabulary": 300,
+        "position": (known.positions(model.config) or 0) + 2 * (family == "opt"),
+    }
     for named in named_axes(model):
         assert named.value.shape == tuple(sum(sizes[role] for role in axis) for axis in named.axes), named.name
     (stack,) = known.stacks(model).values()
@@ -54,6 +63,38 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
         list(named_axes(model))
 
 
+OTHERS = [
+    ("gpt2", {"n_layer": 6}, ""),  # as DistilGPT-2's folder says
+    ("gpt_neo", {}, "models of type 'gpt_neo' are not supported; use a decoder of type gemma3_text, gpt2, "),
+    ("bloom", {}, "models of type 'bloom' are not supported; use a decoder of type gemma3_text, gpt2, "),
+    (
+        "opt",
+        {"do_layer_norm_before": False},
+        "an OPT with norms behind its layers, or without a final one, is not supp",
+    ),
+    (
+        "opt",
+        {"word_embed_proj_dim": 16},
+        "an OPT whose embeddings are narrower than its hidden states is not supported",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes", "words"), OTHERS)
+def test_other_models_load_or_are_refused_in_one_line(
+    model_type: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(model_type, **SHAPES.get(model_type, {}) | changes).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    if not words:
+        assert load_config(str(tmp_path), "model.model").n_layer == 6
+        return
+    with pytest.raises(UserError) as error:
+        load_config(str(tmp_path), "model.model")
+    (problem,) = error.value.problems
+    assert str(problem).startswith(f"model.model: {words}")
+
+
 @pytest.mark.parametrize("alternate", [False, True])
 def test_sections_of_an_axis_lie_behind_one_another_or_alternate_head_by_head(alternate: bool) -> None:
     named, shape = Named("", torch.zeros(0), 0, (("query", "key", "value"),), alternate), Shape(8, 2, 1, 4, 16)
@@ -69,7 +110,8 @@ def test_recorded_states_are_before_the_final_norm(family: str) -> None:
         output = families.backbone(model)(IDS, output_hidden_states=True, use_cache=False)
     for index in (0, 2):
         torch.testing.assert_close(states[index], output.hidden_states[index])
-    norm = next(module for module in reversed([*model.base_model.children()]) if "Norm" in type(module).__name__)
+    inside = {*blocks(model).modules()}
+    norm = next(m for m in model.base_model.modules() if "Norm" in type(m).__name__ and m not in inside)
     torch.testing.assert_close(norm(states[4]), output.last_hidden_state)
     assert not torch.allclose(states[4], output.last_hidden_state)
     logits(model, IDS[:, :3])
@@ -128,22 +170,22 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
 
 def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is loaded, trimmed, saved with layers of unlike sizes, and exported, without a change anywhere else."""
-    values = {"model_type": "mistral", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
-    with pytest.raises(UserError, match=r"model: models of type 'mistral' are not supported; use .* gpt2 or llama"):
+    values = {"model_type": "seed_oss", **SHAPES["llama"], "vocab_size": 300, "head_dim": 16, "eos_token_id": 0}
+    with pytest.raises(UserError, match=r"model: models of type 'seed_oss' are not supported; use .* gpt2, .*llama"):
         load_config(values, "model")
-    monkeypatch.setitem(FAMILIES, "mistral", FAMILIES["llama"])  # and gone again after the test
+    monkeypatch.setitem(FAMILIES, "seed_oss", FAMILIES["llama"])  # and gone again after the test
 
-    class Mistral(Llama):
-        model_types = ("mistral",)
+    class SeedOss(Llama):
+        model_types = ("seed_oss",)
 
-    assert type(FAMILIES["mistral"]) is Mistral
+    assert type(FAMILIES["seed_oss"]) is SeedOss
     model = new_model(load_config(values, "model")).eval()
     check_head(model, "model")
     heads, ffn = (
         [torch.arange(count) % 2 < index for index, count in enumerate(counts)] for counts in block_units(model.config)
     )
     smaller = remove(model, heads, ffn).eval()
-    assert type(smaller).__name__ == "LightMistralForCausalLM"
+    assert type(smaller).__name__ == "LightSeedOssForCausalLM"
     write_tokenizer(tmp_path / "m")
     smaller.save_pretrained(tmp_path / "m")
     loaded = load_model(str(tmp_path / "m"), "model").eval()
@@ -153,6 +195,6 @@ def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_families_know_names_of_families() -> None:
-    root = Path(lightgpt2.models.__file__).parent
+    root, names = Path(lightgpt2.models.__file__).parent, "|".join([*FAMILIES, *families.ENCODERS])
     for path in {*root.rglob("*.py")} - {*(root / "families").rglob("*.py")}:
-        assert not re.search(r"model_type (==|!=)|\"(gpt2|llama|bert|distilbert)\"", path.read_text()), path
+        assert not re.search(rf"model_type (==|!=)|\"({names})\"", path.read_text()), path

@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lightgpt2.errors import UserError
 from lightgpt2.models import surgery
-from lightgpt2.models.families import FAMILIES, blocks, head
+from lightgpt2.models.axes import block_units
+from lightgpt2.models.families import FAMILIES, blocks, family_of, head
 from lightgpt2.models.files import atomic_folder, restore_folder
 from lightgpt2.models.ledger import Parent, config_hash
-from lightgpt2.models.loading import load_model, load_tokenizer
+from lightgpt2.models.loading import check_tokenizer, load_model, load_tokenizer
 from lightgpt2.models.saving import measure_sizes, save_model
+from lightgpt2.models.trimming import remove
 from tests.support.models import IDS, assert_same_weights, logits, make_model, write_tokenizer, write_uneven_model
 
 
@@ -26,6 +29,9 @@ def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None
     assert model.config.num_hidden_layers == len(blocks(model)) == 4
     blocks(model).pop(1)  # the same surgery by hand
     model.config.num_hidden_layers = 3
+    for name in family_of(model).layer_settings:
+        if values := getattr(model.config, name, None):
+            setattr(model.config, name, [values[0], *values[2:]])
     for i, block in enumerate(blocks(model)):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
@@ -64,6 +70,36 @@ def test_replay_rebuilds_the_shape_that_the_artefact_s_weights_fit(tmp_path: Pat
     assert not any(p.is_meta for p in shape.parameters())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert torch.equal(logits(loaded), logits(smaller))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_transformers_and_one_of_ours_compute_the_same_in_both(tmp_path: Path, family: str) -> None:
+    """Of a plain model, and of one whose layers have lost heads and neurons."""
+    model = make_model(family)
+    model.save_pretrained(tmp_path / "plain")
+    loaded = load_model(str(tmp_path / "plain"), "model.model").eval()
+    assert torch.equal(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()))
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
+    masks = [
+        [torch.arange(count) % 3 < 2 - index % 2 for index, count in enumerate(c)] for c in block_units(model.config)
+    ]
+    smaller, tokenizer = remove(loaded, *masks).eval(), write_tokenizer(tmp_path / "t")
+    for name, saved in (("whole", loaded), ("removed", smaller)):
+        save_model(saved, tokenizer, tmp_path / name)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name, trust_remote_code=True).eval()
+        torch.testing.assert_close(logits(again), logits(saved), rtol=0, atol=1e-5)
+
+
+def test_a_tokenizer_that_is_read_as_another_beside_a_model_is_refused(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path)
+    for family in set(FAMILIES) - {"qwen2"}:
+        check_tokenizer(tokenizer, make_model(family).config, "data.tokenizer")
+    with pytest.raises(
+        UserError, match=r"^data\.tokenizer: transformers reads it as Qwen2Tokenizer beside a model of type qwen2"
+    ):
+        check_tokenizer(tokenizer, make_model("qwen2").config, "data.tokenizer")
+    make_model("qwen2").config.save_pretrained(tmp_path)
+    check_tokenizer(load_tokenizer(str(tmp_path), "m"), make_model("qwen2").config, "data.tokenizer")
 
 
 def test_unknown_operation_is_refused() -> None:

@@ -43,7 +43,7 @@ def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Pa
     configs = [load_config(str(folder), "model.model") for folder in (source, tmp_path / "q")]
     assert [quantization_of(config) for config in configs] == [None, form]
     error = (logits(loaded).float() - logits(plain)).norm() / logits(plain).norm()
-    assert 0 < error < 0.3
+    assert 0 < error < 0.4
     sizes = measure_sizes(loaded, tmp_path / "q")
     assert (sizes["parameters"], sizes["nonzero"]) == (plain.num_parameters(), None)
     assert weights_mb(loaded) < weights_mb(plain)

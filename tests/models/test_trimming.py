@@ -47,9 +47,9 @@ def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, 
 def silence(model: PreTrainedModel, kept: Kept) -> None:
     """Set the weights that write or read what is to be cut to zero."""
     for named in named_axes(model):
-        for axis, (role, *_) in enumerate(named.axes):
-            if role in ("context", "ffn"):
-                mask = kept[named.layer, role]
+        for axis, roles in enumerate(named.axes):
+            if {*roles} & {"context", "ffn"}:
+                mask = torch.cat([kept[named.layer, role] for role in roles])
                 named.value.mul_(mask.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
 
 
@@ -67,20 +67,37 @@ def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats
     masks = kept[None, "width"], kept[block, "ffn"], kept[block, "key"], kept[block, "value"]
     w, f, qk, vo = (mask.nonzero().flatten() for mask in masks)
     every, packed = slice(None), torch.cat([qk, 32 + qk, 64 + vo])
+    by_head = torch.arange(48) + 3 * int(qk[0])
     queries = torch.arange(16) + 16 * (int(qk[0]) // 8)  # two heads share the one that stays
+    llama: dict[str, tuple[Any, ...]] = {
+        "embed_tokens.weight": (every, w), "layers.2.self_attn.q_proj.weight": (queries, w),
+        "layers.2.self_attn.k_proj.weight": (qk, w), "layers.2.self_attn.o_proj.weight": (w, queries),
+        "layers.2.mlp.gate_proj.weight": (f, w), "layers.2.mlp.down_proj.weight": (w, f), "norm.weight": (w,),
+    }  # fmt: skip
     expected: dict[str, dict[str, tuple[Any, ...]]] = {
         "gpt2": {
             "wpe.weight": (every, w), "h.2.attn.c_attn.weight": (w, packed), "h.2.attn.c_attn.bias": (packed,),
             "h.2.attn.c_proj.weight": (vo, w), "h.2.mlp.c_fc.bias": (f,), "h.2.mlp.c_proj.weight": (f, w),
             "h.2.ln_2.bias": (w,),
         },
-        "llama": {
-            "embed_tokens.weight": (every, w), "layers.2.self_attn.q_proj.weight": (queries, w),
-            "layers.2.self_attn.k_proj.weight": (qk, w), "layers.2.self_attn.o_proj.weight": (w, queries),
-            "layers.2.mlp.gate_proj.weight": (f, w), "layers.2.mlp.down_proj.weight": (w, f), "norm.weight": (w,),
+        "qwen3": llama | {"layers.2.self_attn.q_norm.weight": (every,), "layers.2.self_attn.k_norm.weight": (every,)},
+        "phi3": {
+            "layers.2.self_attn.qkv_proj.weight": (torch.cat([queries, 32 + qk, 48 + vo]), w),
+            "layers.2.self_attn.o_proj.weight": (w, queries), "layers.2.mlp.down_proj.weight": (w, f),
+            "layers.2.mlp.gate_up_proj.weight": (torch.cat([f, 48 + f]), w),
+        },
+        "opt": {
+            "decoder.embed_positions.weight": (every, w), "decoder.layers.2.self_attn.q_proj.bias": (qk,),
+            "decoder.layers.2.self_attn.out_proj.weight": (w, vo), "decoder.layers.2.fc1.weight": (f, w),
+            "decoder.layers.2.fc2.weight": (w, f), "decoder.final_layer_norm.bias": (w,),
+        },
+        "gpt_neox": {
+            "embed_in.weight": (every, w), "layers.2.attention.query_key_value.weight": (by_head, w),
+            "layers.2.attention.query_key_value.bias": (by_head,), "layers.2.attention.dense.weight": (w, vo),
+            "layers.2.mlp.dense_h_to_4h.bias": (f,), "layers.2.mlp.dense_4h_to_h.weight": (w, f),
         },
     }  # fmt: skip
-    for name, (rows, *columns) in expected[family].items():
+    for name, (rows, *columns) in expected.get(family, llama).items():
         name = f"{model.base_model_prefix}.{name}"
         assert torch.equal(small[name], wide[name][rows][(every, *columns) if columns else every]), name
 
@@ -93,8 +110,9 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
     with torch.no_grad():
         for named in named_axes(model):
             for axis, roles in enumerate(named.axes):
-                for role, channels in (("ffn", loud_neurons), ("width", loud_width)):
-                    if roles == (role,):
+                for role, loud in (("ffn", loud_neurons), ("width", loud_width)):
+                    if {*roles} == {role}:
+                        channels = torch.cat([loud + section * old.ffn for section in range(len(roles))])
                         named.value.index_copy_(axis, channels, 10 * named.value.index_select(axis, channels))
     target = Shape(old.width, old.heads, old.groups, old.head, 3)
     kept = choose(model, target, norm_scores(model))
@@ -106,16 +124,17 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
     """Loud weights that read a silent neuron do not save it."""
-    model = make_model(family)
+    model = make_model(family, activation_function="gelu_new")  # with ReLU others carry nothing too
     old = Shape.of(model.config)
     silent = torch.zeros(old.ffn, dtype=torch.bool)
     silent[[2, 5, 11]] = True
     with torch.no_grad():
         for named in named_axes(model):
-            if ("ffn",) in named.axes:
-                neurons = named.value.movedim(axis := named.axes.index(("ffn",)), 0)
-                reads = named.value.ndim == 2 and axis == (0 if family_of(model).conv1d else 1)
-                neurons[silent] = neurons[silent] * 100 if reads else 0
+            for axis, roles in enumerate(named.axes):
+                if "ffn" in roles:
+                    neurons, where = named.value.movedim(axis, 0), silent.repeat(len(roles))
+                    reads = named.value.ndim == 2 and axis == (0 if family_of(model).conv1d else 1)
+                    neurons[where] = neurons[where] * 100 if reads else 0
     target = Shape(old.width, old.heads, old.groups, old.head, old.ffn - 3)
     by_activation, by_norm = activation_scores(model, [IDS[:1], IDS[1:]]), norm_scores(model)
     for layer in range(4):

@@ -64,9 +64,10 @@ def test_masked_and_removed_models_agree(family: str, seeds: range) -> None:
 def sections(named: Named, shape: Shape) -> Iterator[tuple[int, str, list[int]]]:
     """For each axis that heads or neurons lie on: the axis, their kind, and the channels of a unit in each section."""
     for axis, roles in enumerate(named.axes):
-        if named.layer is not None and roles != ("width",):
+        if named.layer is not None and roles[0] not in ("width", "channel"):
             sizes = [shape.head * (shape.groups if role in ("query", "context") else 1) for role in roles]
-            yield axis, *(("ffn", [1]) if roles == ("ffn",) else ("attention", sizes))
+            sizes = [sum(sizes)] if named.alternate else sizes
+            yield axis, *(("ffn", [1] * len(roles)) if roles[0] == "ffn" else ("attention", sizes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and corpora that stand in for the real ones."""
 
+import copy
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -24,14 +25,46 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True,
     },
+    "opt": {
+        "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "ffn_dim": 96, "max_position_embeddings": 64,
+        "dropout": 0.1,
+    },
+    "gpt_neox": {
+        "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64,
+        "max_position_embeddings": 64, "hidden_dropout": 0.1, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
+SHAPES |= {  # windows are shorter than the texts of tests
+    "mistral": SHAPES["llama"] | {"sliding_window": 9},
+    "qwen2": SHAPES["llama"] | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "qwen3": SHAPES["llama"] | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+    "smollm3": SHAPES["llama"] | {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": None},
+    "phi3": SHAPES["llama"] | {"sliding_window": 9, "pad_token_id": None},
+    "gemma3_text": SHAPES["llama"]
+    | {"sliding_window": 9, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+}
+LLAMAS = [family for family, shape in SHAPES.items() if "num_key_value_heads" in shape]
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
-    "llama": {"hidden_size": 64, "intermediate_size": 128},
+    **{family: {"hidden_size": 64, "intermediate_size": 128} for family in LLAMAS},
+    "qwen3": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
+    "opt": {"hidden_size": 64, "ffn_dim": 128},
+    "gpt_neox": {"hidden_size": 64},
+    "gemma3_text": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16},
 }
-LONG_HEADS: dict[str, dict[str, Any]] = {"llama": {"head_dim": 16}}
+# What llama.cpp wants: windows in all layers of Gemma 3 but every sixth, and no others; positions in all layers of SmolLM3 but
+# every fourth.
+LLAMA_CPP: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "phi3": {"sliding_window": None},
+    "gemma3_text": {"num_hidden_layers": 6, "sliding_window_pattern": 6},
+}
+LONG_HEADS: dict[str, dict[str, Any]] = {family: {"head_dim": 16} for family in LLAMAS} | {"phi3": {"hidden_size": 64}}
 
 IDS = torch.arange(60).view(2, 30) * 3
 
@@ -60,7 +93,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 300) -> PreTrainedTokenizerF
 def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A randomly initialised model with weights large enough to matter."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes}
+    shape = copy.deepcopy({"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,10 +102,10 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
+def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: Any) -> Path:
     """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
     write_tokenizer(folder)
-    config = make_model(family, seed).config
+    config = make_model(family, seed, **changes).config
     heads = config.num_attention_heads
     config.lightgpt2 = {"heads": [heads, heads // 2, 0, heads], "ffn": [40, 0, 24, 8]}
     new_model(config).save_pretrained(folder)

@@ -18,7 +18,11 @@ _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLIT = {"type": "Split", "pattern": {"Regex": _LLAMA_3}, "behavior": "Isolated", "invert": False}
+_QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLIT, _SPLIT_DIGITS = (
+    {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    for pattern in (_LLAMA_3, _QWEN_2)
+)
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 
@@ -26,6 +30,7 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _KINDS: list[tuple[str, list[dict[str, Any]], bool]] = [
     ("gpt-2", [{**_BYTES, "use_regex": True}], False),
     ("smollm", [_DIGITS, {**_BYTES, "use_regex": True}], False),
+    ("qwen2", [_SPLIT_DIGITS, {**_BYTES, "use_regex": False}], False),
     ("llama-bpe", [_SPLIT, {**_BYTES, "use_regex": False}], True),
 ]
 
@@ -61,7 +66,8 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
     """llama.cpp's name for the way a tokenizer cuts text; None if it has none."""
     model, whole = parts["model"], parts.get("pre_tokenizer") or {}
     others = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
-    if parts.get("normalizer") or any(model.get(key) for key in others):
+    # llama.cpp composes no characters (NFC), which in nearly all text are composed already.
+    if parts.get("normalizer") not in (None, {"type": "NFC"}) or any(model.get(key) for key in others):
         return None
     cuts = whole.get("pretokenizers", [whole])
     # trim_offsets says where tokens are, not what they are.

@@ -25,6 +25,7 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.families import FAMILIES, family_of, is_tied
+from lightgpt2.models.gguf_files import stored_names
 from lightgpt2.models.loading import load_exported_gguf
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
@@ -135,13 +136,11 @@ def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, kind: GgufType) ->
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the file: their names and values, matrices as `[outputs, inputs]`."""
     config, family = model.config, family_of(model)
-    architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf)
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    stored_name = stored_names(config)
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     yield from family.gguf_tensors(model)
     for name, parameter in model.named_parameters():
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert stored is not None, f"no name for {name}"
+        stored = stored_name(name)
         yield stored, family.gguf_stored(stored, parameter.T if id(parameter) in transposed else parameter, config)
 
 
@@ -150,6 +149,6 @@ def _stored_as(name: str, value: Tensor, kind: GgufType, tied: bool) -> GGMLQuan
         return GGMLQuantizationType.F32
     if kind in ("Q8_0", "Q4_0") and value.shape[-1] % _BLOCK:
         return GGMLQuantizationType.F16
-    if kind == "Q4_0" and name == ("token_embd.weight" if tied else "output.weight"):
+    if kind == "Q4_0" and (name == "output.weight" or (tied and name == "token_embd.weight")):
         return GGMLQuantizationType.Q8_0
     return GGMLQuantizationType[kind]

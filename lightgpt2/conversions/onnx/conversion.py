@@ -27,6 +27,7 @@ from lightgpt2.runtime.loading import context_of
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _BLOCKS: Form = "int8-blocks"
+_HEAD = 8
 _CALIBRATION_WINDOWS = 4
 
 
@@ -47,15 +48,12 @@ class Onnx(Exported):
         elif quantized and self.name != f"onnx-{quantized}":
             yield Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")
         family = family_of(config)
-        if (head := Shape.of(config).head) % family.head_multiple:
-            what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {family.head_multiple} in models"
-            yield Problem("", f"{what} of type {config.model_type}", "train one that has")
+        if (head := Shape.of(config).head) % _HEAD:
+            what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {_HEAD}"
+            yield Problem("", what, "train one that has")
         if (activation := family.activation(config)) not in ACTIVATIONS:
             yield Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}")
-        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-        if rope not in ("default", "linear", "llama3"):
-            what = f"rotary positions of type {rope} change with the length of the text"
-            yield Problem("", what, "no format holds them")
+        yield from (Problem("", *line.split("; ", 1)) for line in family.onnx_problems(config))
         if (tokens := max(data.tokenizer.get_vocab().values()) + 1) > config.vocab_size:
             what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
             yield Problem("", what, "give the model the tokenizer that it was trained with")

@@ -24,6 +24,7 @@ from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.engines import PREFILL
 
 _FLOAT, _INT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+_TURNED = 8  # what `GroupQueryAttention` wants half of a head's channels that it turns to be a multiple of
 _MASKED = -1e9  # added to the scores of what must not be seen; with infinity, a row that sees nothing would have no sum
 
 # transformers' activations, as operators: (kind, domain, attributes)
@@ -68,8 +69,16 @@ class ModelWriter:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
 
     def _normalize(self, module: Any, x: ir.Value) -> ir.Value:
-        gamma, beta = self._parameter(module, "weight"), self._parameter(module, "bias")
+        # ONNX Runtime 1.32 dies of a normalization without a bias.
+        gamma, beta = (self._norm_part(module, *part) for part in (("weight", 1), ("bias", 0)))
         return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
+
+    def _norm_part(self, module: Any, name: str, missing: float) -> ir.Value:
+        """A norm's weight or bias; a constant if it has none."""
+        if getattr(module, name) is not None:
+            return self._parameter(module, name)
+        width = module.normalized_shape[0]
+        return self.graph.constant(np.full(width, missing, np.float32), f"norms_{name}_{width}")
 
     def _activate(self, x: ir.Value, name: str) -> ir.Value:
         kind, domain, settings = ACTIVATIONS[name]
@@ -160,34 +169,78 @@ class Decoder(ModelWriter):
 
     # -- what families write with --------------------------------------------------------------------------------------------
 
-    def positions(self, embedding: Any) -> None:
-        """Add the rows of a position embedding to the residual stream."""
-        self._added = self.graph.op("Gather", self._parameter(embedding, "weight"), self._positions)
+    def positions(self, embedding: Any, first: int = 0) -> None:
+        """Add the rows of a position embedding to the residual stream; `first` is the row of position 0."""
+        rows = embedding.weight.detach()[first:].numpy()
+        table = self.graph.weight(rows, f"{self._names[id(embedding)]}.weight")
+        self._added = self.graph.op("Gather", table, self._positions)
 
-    def rotary(self, module: Any) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them."""
-        tables = module(torch.zeros(1), torch.arange(self._family.positions(self.config) or 0)[None])
-        size = tables[0].shape[-1] // 2
+    def scale(self, factor: float) -> None:
+        """Multiply the residual stream."""
+        self._residual = self.graph.op(
+            "Mul", self._residual, self.graph.constant(np.float32(factor), "embedding_scale")
+        )
+
+    def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.
+
+        `kind` is that of the layers, if those of different kinds turn differently.
+        """
+        places = torch.arange(self._family.positions(self.config) or 0)[None]
+        tables = module(torch.zeros(1), places, *([kind] if kind else []))
+        size, name = tables[0].shape[-1] // 2, f"rotary.{kind}" if kind else "rotary"
         cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
-        return self.graph.weight(cosines, "rotary.cosines"), self.graph.weight(sines, "rotary.sines")
+        return self.graph.weight(cosines, f"{name}.cosines"), self.graph.weight(sines, f"{name}.sines")
 
     def attend(
-        self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float, rotary: Sequence[ir.Value] = ()
-    ) -> ir.Value:
-        """Attention `[B, S, heads size]` with queries, keys and values side by side, `[B, S, (heads + 2 shared) size]`."""
+        self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float,
+        rotary: Sequence[ir.Value] = (), norms: Sequence[Any] = (), window: int | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """Attention `[B, S, heads size]` with queries, keys and values side by side, `[B, S, (heads + 2 shared) size]`.
+
+        `norms` are those of each head of the queries and of the keys, which `rotary` turns after them. A token sees `window`
+        tokens, itself the last; None: all.
+        """
         graph = self.graph
         shape: list[int | str] = ["batch", shared, "past", size]
         past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
+        settings: dict[str, Any] = {"scale": scale} | ({"local_window_size": window} if window else {})
         # It turns by places in the cache, pads counted: only distances matter. (Given position ids, ONNX Runtime 1.32 goes by
         # them in the prompt and by places in the steps after it.)
-        settings: dict[str, Any] = {"scale": scale} | ({"do_rotary": 1} if rotary else {})
+        turns = bool(rotary) and cast(Any, rotary[0].shape)[1] % _TURNED == 0
+        settings |= {"do_rotary": 1} if turns else {}
+        parts: Sequence[ir.Value | None] = (x, None, None)
+        if norms or (rotary and not turns):
+            parts = self._apart(x, heads, shared, size, norms, () if turns else rotary)
         output, key, value = graph.ops(
-            "GroupQueryAttention", x, None, None, *past, self._lengths, self._total, *(rotary or (None, None)), None,
+            "GroupQueryAttention", *parts, *past, self._lengths, self._total, *(rotary if turns else (None, None)), None,
             self._bias, outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=shared, **settings,
         )  # fmt: skip
         longer: list[int | str] = ["batch", shared, "total", size]
         self._caches += [(f"present.{layer}.key", key, longer), (f"present.{layer}.value", value, longer)]
         return output
+
+    def _apart(
+        self, x: ir.Value, heads: int, shared: int, size: int, norms: Sequence[Any], rotary: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """Queries, keys and values, the first two normalized and turned head by head."""
+        graph = self.graph
+        sizes = graph.constant([heads * size, shared * size, shared * size], f"apart.{heads}.{shared}.{size}")
+        *parts, value = graph.ops("Split", x, sizes, outputs=3, axis=2)
+        if norms:
+            parts = [self._normalize_heads(norm, part, size) for norm, part in zip(norms, parts, strict=True)]
+        if rotary:
+            turned = {"rotary_embedding_dim": 2 * cast(Any, rotary[0].shape)[1], "domain": MICROSOFT}
+            pairs = zip(parts, (heads, shared), strict=True)
+            parts = [
+                graph.op("RotaryEmbedding", part, self._positions, *rotary, num_heads=n, **turned) for part, n in pairs
+            ]
+        return [*parts, value]
+
+    def _normalize_heads(self, module: Any, x: ir.Value, size: int) -> ir.Value:
+        graph = self.graph
+        by_head = graph.op("Reshape", x, graph.constant([0, 0, -1, size], f"by_head.{size}"))
+        return graph.op("Reshape", self._normalize_rms(module, by_head), graph.constant([0, 0, -1], "side_by_side"))
 
     def layer_norm(self, module: Any) -> ir.Value:
         """The normalized residual stream."""
@@ -198,25 +251,42 @@ class Decoder(ModelWriter):
 
     def rms_norm(self, module: Any) -> ir.Value:
         """The residual stream normalized without mean and bias."""
-        gamma, epsilon = self._parameter(module, "weight"), module.variance_epsilon
         if self._added is None:
-            return self.graph.op("SimplifiedLayerNormalization", self._residual, gamma, axis=-1, epsilon=epsilon)
+            return self._normalize_rms(module, self._residual)
+        gamma, epsilon = self._rms_parts(module)
         normal, _, _, self._residual = self.graph.ops(
             "SkipSimplifiedLayerNormalization", self._added, self._residual, gamma, outputs=4, domain=MICROSOFT, epsilon=epsilon
         )  # fmt: skip
         self._added = None
         return normal
 
-    def add(self, x: ir.Value | None, projection: Any) -> None:
-        """Add a projection of `x` to the residual stream; its bias alone if there is no `x`."""
-        if x is not None:
-            self._added = self.project(x, projection)
-        elif projection.bias is not None:
-            self._residual = self.graph.op("Add", self._residual, self._parameter(projection, "bias"))
+    def _normalize_rms(self, module: Any, x: ir.Value) -> ir.Value:
+        gamma, epsilon = self._rms_parts(module)
+        return self.graph.op("SimplifiedLayerNormalization", x, gamma, axis=-1, epsilon=epsilon)
 
-    def project(self, x: ir.Value, *modules: Any) -> ir.Value:
-        """`x` through linear layers of the same inputs, results side by side."""
+    def _rms_parts(self, module: Any) -> tuple[ir.Value, float]:
+        gamma, epsilon = self._family.norm(module)
+        return self.graph.weight(gamma.detach().numpy(), f"{self._names[id(module)]}.weight"), epsilon
+
+    def add(self, x: ir.Value | None, projection: Any, norm: Any = None) -> None:
+        """Add a projection of `x` to the residual stream, through `norm` if there is one; of its bias alone without `x`.
+
+        What was read of the stream before is not changed: attention and neurons may read it side by side.
+        """
+        if x is not None:
+            added = self.project(x, projection)
+            added = added if norm is None else self._normalize_rms(norm, added)
+            self._added = added if self._added is None else self.graph.op("Add", self._added, added)
+        elif projection.bias is not None:
+            bias = projection.bias if norm is None else norm(projection.bias)
+            constant = self.graph.weight(bias.detach().numpy(), f"{self._names[id(projection)]}.bias")
+            self._residual = self.graph.op("Add", self._residual, constant)
+
+    def project(self, x: ir.Value, *modules: Any, order: Tensor | None = None) -> ir.Value:
+        """`x` through linear layers of the same inputs, results side by side; `order` is that of the outputs, by index."""
         names, matrix, bias = self._joined(modules)
+        if order is not None:
+            matrix, bias = matrix.ordered(order), None if bias is None else bias[order]
         self._note(names, names[0])
         return linear(self.graph, names[0], x, matrix, self.forms.of(names), bias, self.forms.group)
 

@@ -6,7 +6,7 @@ tokens, but a few inputs a hundred times as large as the others do no harm to th
 `int4`: one scale and zero point for each group of an output channel's inputs; inputs as for `int8-blocks`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -47,6 +47,10 @@ class Matrix:
         scales = [part.scale for part in parts if part.scale is not None]
         joined = torch.cat([part.rows for part in parts])
         return cls(joined, torch.cat(scales) if scales else None, None, parts[0].inputs, parts[0].power)
+
+    def ordered(self, order: Tensor) -> "Matrix":
+        """The same output channels in another order, by index."""
+        return replace(self, rows=self.rows[order], scale=None if self.scale is None else self.scale[order])
 
     def rounded(self, form: Form, group: int) -> "Matrix":
         """As integers: those it has, or the nearest ones; in INT4, with `power`, those that change the outputs least."""

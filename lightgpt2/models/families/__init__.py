@@ -86,11 +86,12 @@ def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
-    """Raise a `UserError` if one token's logits are not what `head` says.
+    """Raise a `UserError` if the logits of the first tokens are not what `head` says.
 
     The chunked loss forms logits itself; a family that caps them, for example, would be trained wrongly.
     """
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    # Several: the embedding of one that pads may be zero.
+    ids = torch.arange(min(3, model.config.vocab_size), device=model.device)[None]
     training = model.training
     model.eval()
     try:

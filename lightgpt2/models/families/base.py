@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.families.substitution import computed
 
 
@@ -63,8 +63,9 @@ class Family(ABC):
     layer_settings: ClassVar[tuple[str, ...]] = ("layer_types",)  # configuration keys with a value for each layer
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
-    head_multiple: ClassVar[int] = 8  # what ONNX Runtime's attention wants a head's channels to be a multiple of
-    gguf: ClassVar[str]  # the architecture's name in llama.cpp
+    heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
+    adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
+    gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 
     def __init_subclass__(cls) -> None:
         if "model_types" in vars(cls):
@@ -80,9 +81,17 @@ class Family(ABC):
         bias = None if getattr(module, "bias", None) is None else computed(module, "bias")
         return Head(computed(module, "weight"), bias, 1.0)
 
+    def config_problems(self, config: PretrainedConfig) -> Iterable[str]:
+        """What of a configuration is not supported, each with the fix: `what; fix`."""
+        return ()
+
     def positions(self, config: PretrainedConfig) -> int | None:
         """The longest context; None if there is no limit."""
         return config.max_position_embeddings
+
+    def norm(self, module: Any) -> tuple[Tensor, float]:
+        """What a norm without mean and bias multiplies with `[D]`, and its epsilon."""
+        return module.weight, module.variance_epsilon
 
     def activation(self, config: PretrainedConfig) -> str:
         """The activation of the neurons, by transformers' name."""
@@ -114,13 +123,17 @@ class Family(ABC):
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""
 
-    @abstractmethod
+    def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
+        """What the graph would compute differently, each with the fix: `what; fix`."""
+        return ()
+
     def gguf_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What llama.cpp would compute differently, each with the fix: `what; fix`."""
+        return () if self.gguf else (f"llama.cpp has no models of type {config.model_type}; export to onnx",)
 
-    @abstractmethod
     def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
         """What a GGUF file says beside the sizes that all families have, by NAME of `gguf.GGUFWriter.add_NAME`."""
+        return {}
 
     def gguf_stored(self, name: str, value: Tensor, config: PretrainedConfig) -> Tensor:
         """A parameter `[outputs, inputs]` as llama.cpp stores it, from its name in the file."""
@@ -143,7 +156,9 @@ def family_of(source: PretrainedConfig | PreTrainedModel) -> Family:
 
 
 def check_family(config: PretrainedConfig, key: str) -> None:
-    """Raise a `UserError` naming `key` if the model's family is not supported."""
+    """Raise a `UserError` naming `key` if the model's family, or what is special in its configuration, is not supported."""
     if config.model_type not in FAMILIES:
-        types = " or ".join(FAMILIES)
+        types = ", ".join(sorted(FAMILIES))
         raise UserError(f"{key}: models of type {config.model_type!r} are not supported; use a decoder of type {types}")
+    if problems := [Problem(key, *line.split("; ", 1)) for line in family_of(config).config_problems(config)]:
+        raise UserError(problems)

@@ -12,7 +12,7 @@ class Gpt2(Family):
     """GPT-2; its attention and MLP are `Conv1D` layers."""
 
     model_types, blocks, gguf = ("gpt2",), "h", "gpt2"
-    conv1d = heads_share_width = True
+    conv1d = heads_share_width = heads_narrow = True
     axes: ClassVar = {
         r"transformer\.wte|lm_head": ("vocabulary", "width"),
         r"transformer\.wpe": ("position", "width"),

@@ -40,10 +40,14 @@ def _substitutes(module: nn.Module) -> list[Substitute]:
 
 
 class _Substituted:
-    """A module's attributes, some of them others."""
+    """A module's attributes, some of them others; an instance of the module's class to `super()` in its methods."""
 
     def __init__(self, module: nn.Module, own: dict[str, Tensor]) -> None:
         self.__dict__ |= {"_module": module, **own}
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
