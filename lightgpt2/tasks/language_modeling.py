@@ -1,6 +1,7 @@
 """Language modeling: predict the next token; scored by perplexity, shown by continuations."""
 
 import math
+import os.path
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -120,7 +121,9 @@ class LanguageModeling(Task):
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
-            pairs.append(tuple(tokenizer.batch_decode([prompt, output[len(prompt) :]], skip_special_tokens=True)))
+            begun, whole = tokenizer.batch_decode([prompt, output], skip_special_tokens=True)
+            begun = os.path.commonprefix([begun.rstrip("\ufffd"), whole])  # a prompt may end inside a character
+            pairs.append((begun, whole[len(begun) :]))
         model.train(training)
         return pairs
 
