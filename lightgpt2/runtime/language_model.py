@@ -89,7 +89,7 @@ class LanguageModel:
             tokens: list[int] = self.tokenizer.encode(prompt).ids if prompt and valid else []
             context, which = self.engine.context, "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
             if not valid:
-                problems.append(Problem(which, f"must be valid Unicode, got {ascii(prompt)}", "correct it"))
+                problems.append(Problem(which, f"must be valid Unicode, got {prompt!a}", "correct it"))
             elif not tokens:
                 problems.append(Problem(which, "must not be empty", "give some text to continue"))
             elif len(tokens) >= context:

@@ -71,7 +71,7 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
     if "" in stop:
         problems.append(Problem("stop", "must not be empty, which is everywhere", "give a text, or leave it out"))
     broken = [text for text in stop if not is_unicode(text)]
-    problems += [Problem("stop", f"must be valid Unicode, got {ascii(text)}", "correct it") for text in broken]
+    problems += [Problem("stop", f"must be valid Unicode, got {text!a}", "correct it") for text in broken]
     if settings.temperature == 0:
         what = "must be left out at temperature 0, which takes the most likely token"
         unused = [name for name in ("top_k", "top_p") if name in asked]

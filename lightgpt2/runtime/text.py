@@ -1,6 +1,5 @@
 """Tokens into text while they come: whole characters only, and no part of a stop text."""
 
-import os.path
 import re
 from collections.abc import Callable, Sequence
 
@@ -16,12 +15,17 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def _alike(one: str, other: str) -> int:
+    """Length of the beginning that two texts have in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 class Writer:
     """The text of one sequence behind the tokens of its prompt, up to a stop text. Special tokens have no text.
 
     It is what the tokenizer decodes of the whole sequence, behind the whole characters of the prompt. Only the tokens since the
     last whole character are decoded, with those of the piece before them, as some decoders drop a space at the start: the work
-    does not grow with the text. Tokens of byte fallback wait for the end of their row, which one wrong byte spoils from its start.
+    does not grow with the text. Tokens of byte fallback wait for the last of their row, as one wrong byte spoils all of it.
     `on_text` is called with each new piece; together they are the text.
     """
 
@@ -75,7 +79,7 @@ class Writer:
             return self._tokenizer.decode(
                 self._tokens[self._done :]
             )  # bytes that make no character, and spoil the prompt's
-        return text[max(len(os.path.commonprefix([text, old])) for old in (self._before, self._whole)) :]
+        return text[max(_alike(text, old) for old in (self._before, self._whole)) :]
 
     def _write(self, piece: str) -> None:
         self._text += piece

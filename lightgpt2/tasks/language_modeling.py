@@ -1,7 +1,6 @@
 """Language modeling: predict the next token; scored by perplexity, shown by continuations."""
 
 import math
-import os.path
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -122,8 +121,8 @@ class LanguageModeling(Task):
             ids = torch.tensor([prompt], device=model.device)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
             begun, whole = tokenizer.batch_decode([prompt, output], skip_special_tokens=True)
-            begun = os.path.commonprefix([begun.rstrip("\ufffd"), whole])  # a prompt may end inside a character
-            pairs.append((begun, whole[len(begun) :]))
+            begun = begun.rstrip("\ufffd")  # a prompt may end inside a character
+            pairs.append((begun, whole.removeprefix(begun)))
         model.train(training)
         return pairs
 

@@ -129,7 +129,7 @@ def test_half_of_a_surrogate_pair_is_no_stop_text(text: str) -> None:
     assert not is_unicode(text)
     with pytest.raises(UserError) as error:
         resolve({"stop": ["ok", text]}, {})
-    assert error.value.problems == [f"stop: must be valid Unicode, got {ascii(text)}; correct it"]
+    assert error.value.problems == [f"stop: must be valid Unicode, got {text!a}; correct it"]
 
 
 @pytest.mark.parametrize("text", ["", "🙂", "\ufffd\uffff\0\u2028", "\U0010ffff"])

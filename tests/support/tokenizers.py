@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-_WORDS = "the pump valve shall open close when pressure is above below limit of bar and motor starts stops".split()
+_SENTENCE = "the pump valve shall open close when pressure is above below limit of bar and motor starts stops"
+_WORDS = _SENTENCE.split()
 _CHARACTERS = " .'?!▁" + "".join(sorted({*"".join(_WORDS)})) + "éß日本"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -78,7 +79,7 @@ def end_of_word() -> Tokenizer:
 
 
 def added() -> Tokenizer:
-    """Byte-level, with tokens that were added, ordinary ones and special ones, of which one holds half of a character's name."""
+    """Byte-level, with tokens that were added, ordinary ones and special ones."""
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken("a b", normalized=False), "日本語", "Ġ"])
     tokenizer.add_special_tokens(["<|im_start|>", "<0x41>"])
