@@ -96,7 +96,7 @@ class LightGPT2CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError(Problem("", " ".join(str(error).split()))) from error
+            raise UserError(_problem(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for.
@@ -218,9 +218,9 @@ def _data_seed(seed: bool | int) -> int:
 
 
 def _without_enums(settings: Namespace) -> None:
-    """Puts the plain value in the place of each enumeration's, in all groups of settings."""
+    """Puts plain text in the place of each enumeration of texts, in all groups of settings."""
     for key, value in vars(settings).items():
-        if isinstance(value, Enum):
+        if isinstance(value, Enum) and isinstance(value, str):
             settings[key] = value.value
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Namespace):

@@ -222,7 +222,9 @@ class LanguageModelingData(TaskData):
                 f"of {self.sequence_length}, and one optimizer step takes {sampler.step_windows}; give more text, shorter "
                 "windows or a smaller data.batch_size"
             )
-        every, within_epoch = trainer.val_check_interval, trainer.check_val_every_n_epoch is not None
+        # Lightning has no such attribute where the interval is a time.
+        every = getattr(trainer, "val_check_interval", None)
+        within_epoch = trainer.check_val_every_n_epoch is not None
         if within_epoch and isinstance(every, int) and every > len(sampler):
             raise UserError(
                 f"trainer.val_check_interval: {every} is more than the {len(sampler)} batches of an epoch; give at most "

@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -27,6 +29,11 @@ _REFUSED: dict[type[Callback], tuple[str, str]] = {
     ),
     LearningRateFinder: ("a run has one learning rate", "set model.optimizer.lr, or compare some with lightgpt2 sweep"),
     ModelPruning: ("its masks are lost when a run is resumed or saved", "use lightgpt2.callbacks.GlobalL1Pruning"),
+    OnExceptionCheckpoint: ("it has a new run go on from an old file", "remove it; a run that fails keeps last.ckpt"),
+    SpikeDetection: (
+        "it loses what it has seen when a run is resumed",
+        "remove it; a loss that is not finite stops a run",
+    ),
     StochasticWeightAveraging: ("it would average a model that is not built yet", "remove it"),
     WeightAveraging: ("a run goes on from its own weights, and not from their average", "remove it"),
 }
