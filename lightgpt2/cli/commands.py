@@ -5,7 +5,6 @@ They start at once: what takes seconds to import is imported by the function tha
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal

@@ -23,7 +23,10 @@ def made(kind: str) -> Tokenizer:
 def streamed(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> tuple[str, list[str]]:
     """The text of some tokens behind a prompt, and its pieces: whole at the end, streamed and with a stop text alike."""
     pieces: list[str] = []
-    writers = [Writer(tokenizer, prompt, stop, on) for stop, on in (((), None), ((), pieces.append), (("\0no text has this",), None))]
+    writers = [
+        Writer(tokenizer, prompt, stop, on)
+        for stop, on in (((), None), ((), pieces.append), (("\0no text has this",), None))
+    ]
     for token in tokens:
         for writer in writers:
             writer.add(token)
