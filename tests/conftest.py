@@ -21,10 +21,12 @@ pytest_plugins = ["tests.support.models", "tests.support.mistakes", "tests.suppo
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of real text that LIGHTGPT2_DATA names; the test is skipped without one."""
+    """The folder of real text that LIGHTGPT2_DATA names; the test is skipped where that is not set."""
     folder = os.environ.get("LIGHTGPT2_DATA")
-    if not folder or not Path(folder).is_dir():
+    if not folder:
         pytest.skip("LIGHTGPT2_DATA names no folder")
+    if not Path(folder).is_dir():
+        pytest.fail(f"LIGHTGPT2_DATA names {folder}, which is not there")
     return Path(folder)
 
 

@@ -236,11 +236,12 @@ class Artefact(Callback):
     # -- in checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
-        """Adds the method's arguments, by which `load_from_checkpoint` makes the method again."""
+        """Adds the method's arguments, by which `load_from_checkpoint` makes the method again, and the figures so far."""
         arguments = self.config["model"]["init_args"]
         checkpoint["hyper_parameters"] = {"_instantiator": "lightning.pytorch.cli.instantiate_module", **arguments}
+        checkpoint["figures"] = self._figures()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, Any]:
         self._read_clock()
         arrays = {
             label: {n: [m.numerators.tolist(), m.denominators.tolist()] for n, m in metrics.items()}
@@ -254,13 +255,14 @@ class Artefact(Callback):
         }
         return {**figures, "arrays": arrays, "seconds": self.seconds, "peak_memory": self.peak_memory}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
+        figures = checkpoint["figures"]
         for key in ("quality", "sizes", "curve", "seconds", "peak_memory"):
-            setattr(self, key, state_dict[key])
-        self._samples["before"] = [(prompt, text) for prompt, text in state_dict["samples"]]
+            setattr(self, key, figures[key])
+        self._samples["before"] = [(prompt, text) for prompt, text in figures["samples"]]
         self._metrics = {
             label: {name: Metric.restored(name, self.quality[label][name], *parts) for name, parts in metrics.items()}
-            for label, metrics in state_dict["arrays"].items()
+            for label, metrics in figures["arrays"].items()
         }
 
 

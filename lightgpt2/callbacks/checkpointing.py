@@ -110,19 +110,16 @@ class Checkpointing(Checkpoint):
         if isinstance(exception, NonFiniteLossError):
             trainer.save_checkpoint(self.run.last)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
         """Marks the checkpoint as this run's, with counters of a whole number of optimizer steps.
+
+        What it remembers stands beside Lightning's states of callbacks, which a plain `Trainer` would miss with a warning.
 
         Lightning has counted the micro-batch that was fetched but not yet used, which will be fetched again; and it counts
         an epoch as done that the end of the run cut off, which a longer run goes on with.
         """
-        checkpoint |= {"run": self.identity, "format": FORMAT, "batching": _batching(trainer, pl_module.data)}
+        checkpoint |= {"run": self.identity, "format": FORMAT, "best": self.best}
+        checkpoint["batching"] = _batching(trainer, pl_module.data)
         loop = checkpoint["loops"]["fit_loop"]
         for counts in (loop["epoch_loop.batch_progress"][name] for name in ("current", "total")):
             done = counts["completed"] - counts["completed"] % trainer.accumulate_grad_batches
@@ -134,6 +131,7 @@ class Checkpointing(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Method, checkpoint: dict[str, Any]) -> None:
         """Refuses other micro-batches than the checkpoint's: Lightning's counters are of them."""
+        self.best = checkpoint["best"]
         theirs, ours = checkpoint["batching"], _batching(trainer, pl_module.data)
         if trainer.state.fn == "fit" and theirs != ours:
             changed = [f"{k}: {theirs.get(k)} there, {ours[k]} here" for k in ours if theirs.get(k) != ours[k]]

@@ -5,7 +5,6 @@ They start at once: what takes seconds to import is imported by the function tha
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -240,8 +239,6 @@ def generate(
         if not is_exported(model):
             quiet_transformers()
         loaded = load(model, threads, trust_remote_code=trust_remote_code)
-        with contextlib.suppress(AttributeError):  # a terminal that does not know a character shows another one
-            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         if prompt is not None:
             for _ in loaded.texts([prompt], options, lambda _, piece: print(piece, end="", flush=True)):
                 pass

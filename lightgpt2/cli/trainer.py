@@ -5,13 +5,14 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -26,6 +27,7 @@ from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, refuse, tell
+from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
 from lightgpt2.runs.fits import make_missing, missing
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
@@ -78,6 +80,7 @@ class LightGPT2CLI(LightningCLI):
         settings = self._settings
         settings.run = settings.run or (Path(str(settings.config[-1])).stem if settings.config else "run")
         self.place = Run(settings.run)
+        _without_enums(settings.trainer)  # which no configuration can hold
         self._dump_config()
         self.resolved = {k: v for k, v in self.config_dump.items() if k not in ("config", "ckpt_path")}
         self.identity = identity(self.resolved)
@@ -87,6 +90,13 @@ class LightGPT2CLI(LightningCLI):
             self._find_start(settings)
         except UserError as error:
             self._misplaced = [*error.problems]
+
+    def instantiate_classes(self) -> None:
+        """Says in one line what a class of the configuration does not take, or lacks on this machine."""
+        try:
+            super().instantiate_classes()
+        except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError(_problem(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the logger, the checkpoint format and the standard callbacks to what the configuration asks for.
@@ -145,12 +155,13 @@ class LightGPT2CLI(LightningCLI):
         """The configuration's callbacks and the standard ones, in the order in which they work."""
         runs = [each for each in extra if isinstance(each, RunCallback)]
         problems = [p.under(f"trainer.callbacks.{type(c).__name__}") for c in runs for p in c.attach(self.place)]
-        refuse(problems)
+        refuse([*problems, *callback_problems(extra, self.model.task)])
         late = sorted((each for each in runs if each.phase), key=lambda each: each.phase)
         early = [each for each in extra if each not in late]
         if self.subcommand == "check":  # which ends the fit when all others have looked
             return [Header(self.place), *early, *late, Check()]
-        bar = self._settings.trainer.enable_progress_bar is not False
+        own = any(isinstance(each, ProgressBar) for each in extra)  # in the place of the usual one
+        bar = self._settings.trainer.enable_progress_bar is not False and not own
         if self.subcommand != "fit":
             writer = PredictionWriter(self.place) if self.subcommand == "predict" else ScorePrinter()
             return [*early, *late, *([TQDMProgressBar(refresh_rate=10)] if bar else []), writer]
@@ -204,6 +215,16 @@ class LightGPT2CLI(LightningCLI):
 def _data_seed(seed: bool | int) -> int:
     """The seed of the training order: the run's own; 0 where Lightning chooses that, after this."""
     return 0 if isinstance(seed, bool) else seed
+
+
+def _without_enums(settings: Namespace) -> None:
+    """Puts plain text in the place of each enumeration of texts, in all groups of settings."""
+    for key, value in vars(settings).items():
+        if isinstance(value, Enum) and isinstance(value, str):
+            settings[key] = value.value
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Namespace):
+                _without_enums(each)
 
 
 def _listed(value: Any) -> list[Any]:

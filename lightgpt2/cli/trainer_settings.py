@@ -27,6 +27,13 @@ def problems(settings: Namespace, training: bool, generating: bool) -> list[str]
             found.append(("limit_train_batches", "cuts optimizer steps apart; give trainer.max_steps instead"))
         if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
             found.append(("max_steps", "nothing ends the run; give trainer.max_steps or trainer.max_epochs"))
+    for key in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        if isinstance(trainer[key], int | float) and not trainer[key] > 0:
+            found.append((key, f"must be above 0, got {trainer[key]}; give at least 1, or leave it out"))
+    if (trainer.gradient_clip_val or 0) < 0:
+        found.append(
+            ("gradient_clip_val", f"must be at least 0, got {trainer.gradient_clip_val}; it would climb the loss")
+        )
     for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
         if not _whole(trainer[key]):
             found.append((key, "a part of a split has no score; remove it, and make the split smaller"))

@@ -5,6 +5,8 @@ import difflib
 import os
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
+from typing import cast
 
 import lightgpt2
 from lightgpt2.cli import pages
@@ -18,6 +20,8 @@ _ABOUT = ("-h", "--help", "--version")
 
 def main() -> None:
     """Entry point of the `lightgpt2` command."""
+    # A character that the terminal's encoding lacks is written as JSON would, and ends no run.
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     run(sys.argv[1:])
 
 

@@ -48,7 +48,8 @@ class LanguageModelingData(TaskData):
         stride: Tokens between the beginnings of scoring windows. The default is half of `sequence_length`.
         batch_size: Training windows of one micro-batch on one device.
         eval_batch_size: Scoring windows of one batch. It does not change any figure.
-        mode: `packed` tiles the stream of documents with windows without pads; `padded` gives each window one document.
+        mode: `packed` tiles the stream of documents with windows without pads; `padded` gives each window one document. In
+            both the end of a document is learnt, as the tokenizer's end-of-text token.
         valid_fraction: Share of documents for validation, where the source names no such split.
         test_fraction: Share of documents for testing, where the source names no such split.
         tokenizer: Hub id or folder of the tokenizer. The default is the model's.
@@ -145,7 +146,7 @@ class LanguageModelingData(TaskData):
 
     def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
         data = self._splits[split]
-        bounds = zip(data.offsets[:-1], data.offsets[1:], strict=True)
+        bounds = zip(data.offsets[:-1], data.ends, strict=True)
         chosen = [(s, s + length, min(e, s + length + more)) for s, e in bounds if e - s > length][:count]
         return [(data.tokens[s:m].tolist(), data.tokens[m:e].tolist()) for s, m, e in chosen]
 
@@ -180,7 +181,9 @@ class LanguageModelingData(TaskData):
         trainer, split, length = self.trainer, self._splits["train"], self.sequence_length
         assert trainer is not None
         windows = (
-            packed_windows(split, length) if self.mode == "packed" else document_windows(split, length + 1, length)
+            packed_windows(split, length)
+            if self.mode == "packed"
+            else document_windows(split, length + 1, length, closed=True)
         )
         cut = (self.batch_size, trainer.accumulate_grad_batches, *self._place())
         return StepSampler(windows, *cut, self.seed, lambda: trainer.global_step)
@@ -219,7 +222,9 @@ class LanguageModelingData(TaskData):
                 f"of {self.sequence_length}, and one optimizer step takes {sampler.step_windows}; give more text, shorter "
                 "windows or a smaller data.batch_size"
             )
-        every, within_epoch = trainer.val_check_interval, trainer.check_val_every_n_epoch is not None
+        # Lightning has no such attribute where the interval is a time.
+        every = getattr(trainer, "val_check_interval", None)
+        within_epoch = trainer.check_val_every_n_epoch is not None
         if within_epoch and isinstance(every, int) and every > len(sampler):
             raise UserError(
                 f"trainer.val_check_interval: {every} is more than the {len(sampler)} batches of an epoch; give at most "
@@ -252,8 +257,9 @@ class LanguageModelingData(TaskData):
 
     def _tokenized(self, tokenizer: PreTrainedTokenizerFast) -> Path:
         """The folder with the tokens of the corpus, which are written unless that is done."""
-        separator = _separator(tokenizer)
-        folder = self._cached("tokens", tokenizer.backend_tokenizer.to_str(), str(separator))
+        separator, end = _separator(tokenizer), tokenizer.eos_token_id
+        closing = [] if end in (None, separator) else [str(end)]
+        folder = self._cached("tokens", tokenizer.backend_tokenizer.to_str(), str(separator), *closing)
         if not (folder / store.META).is_file():
             store.build(
                 folder,
@@ -261,6 +267,7 @@ class LanguageModelingData(TaskData):
                 lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
                 separator,
                 len(tokenizer),
+                end,
             )
         return folder
 

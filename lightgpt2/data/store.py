@@ -28,6 +28,12 @@ class TokenSplit:
     tokens: NDArray[Any]  # the documents, each preceded by the separator token [n_tokens], memory-mapped
     offsets: NDArray[np.int64]  # where each document begins in `tokens`, and the end [n_documents + 1]
     sizes: NDArray[np.int64]  # UTF-8 bytes of each document's text [n_documents]
+    closing: int = 0  # how many tokens end each document: 1 where the end-of-text token is not the separator
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Where each document's text ends in `tokens`, `[n_documents]`."""
+        return self.offsets[1:] - self.closing
 
 
 def split_documents(corpus: Corpus, valid_fraction: float, test_fraction: float) -> Iterator[tuple[Split, str]]:
@@ -56,12 +62,15 @@ def build(
     encode: Callable[[list[str]], list[list[int]]],
     separator: int,
     vocabulary: int,
+    end: int | None = None,
 ) -> None:
     """Tokenize documents into `folder`, atomically, with a progress bar.
 
     `meta.json` then holds the documents, tokens and bytes of each split, and the digest of all tokens. The separator token is
-    put before each document; the size of the vocabulary decides between 2 and 4 bytes a token.
+    put before each document, and the end-of-text token behind it if it is another one; the size of the vocabulary decides
+    between 2 and 4 bytes a token.
     """
+    closing = [] if end in (None, separator) else [end]
     dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     stream = iter(documents)
     lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
@@ -72,8 +81,8 @@ def build(
             bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False, disable=None))
             while batch := list(islice(stream, _BATCH)):
                 for (split, text), ids in zip(batch, encode([text for _, text in batch]), strict=True):
-                    files[split].write(np.array([separator, *ids], dtype=dtype).tobytes())
-                    lengths[split].append(len(ids) + 1)
+                    files[split].write(np.array([separator, *ids, *closing], dtype=dtype).tobytes())
+                    lengths[split].append(len(ids) + 1 + len(closing))
                     sizes[split].append(len(text.encode()))
                 bar.update(len(batch))
         counts = {}
@@ -82,7 +91,8 @@ def build(
             np.save(temporary / f"{split}.sizes.npy", np.array(sizes[split], dtype=np.int64))
             counts[split] = {"documents": len(sizes[split]), "tokens": sum(lengths[split]), "bytes": sum(sizes[split])}
         digest = hashlib.sha256("".join(sha256_file(temporary / f"{s}.bin") for s in SPLITS).encode()).hexdigest()
-        (temporary / META).write_text(json.dumps({"dtype": dtype.name, "sha256": digest, "splits": counts}))
+        about = {"dtype": dtype.name, "closing": len(closing), "sha256": digest, "splits": counts}
+        (temporary / META).write_text(json.dumps(about))
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, TokenSplit]]:
@@ -94,5 +104,5 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, TokenSplit]]:
         # numpy cannot map an empty file
         tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
         offsets, sizes = np.load(folder / f"{split}.offsets.npy"), np.load(folder / f"{split}.sizes.npy")
-        found[split] = TokenSplit(tokens, offsets, sizes)
+        found[split] = TokenSplit(tokens, offsets, sizes, meta.get("closing", 0))
     return meta, found

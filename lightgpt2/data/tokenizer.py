@@ -9,12 +9,23 @@ from typing import Any
 
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_folder
 
 END_OF_TEXT = "<|endoftext|>"
+
+
+def other_token(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    """The first id that means one token to a tokenizer and another to a second one, in words; None if there is none.
+
+    Tokens that were added may differ, special ones above all: a chat model names some anew.
+    """
+    added, theirs = one.get_added_vocab(), {id_: token for token, id_ in other.get_vocab().items()}
+    ordinary = ((id_, token) for token, id_ in one.get_vocab().items() if token not in added)
+    wrong = min(((id_, token) for id_, token in ordinary if theirs.get(id_, token) != token), default=None)
+    return wrong and f"{wrong[0]} is {wrong[1]!r} in the one and {theirs[wrong[0]]!r} in the other"
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> None:

@@ -52,14 +52,14 @@ def packed_windows(split: TokenSplit, length: int) -> Windows:
     return Windows(starts, np.full(count, length, dtype=np.int64), zeros, zeros - 1, predictable - count * length)
 
 
-def document_windows(split: TokenSplit, length: int, stride: int) -> Windows:
-    """Slide windows over each document, so that every token of it is predicted exactly once.
+def document_windows(split: TokenSplit, length: int, stride: int, closed: bool = False) -> Windows:
+    """Slide windows over each document, so that every token of it is predicted exactly once; `closed`: and then its end.
 
     As in transformers' own guide to perplexity: a window spans `length` tokens, at least 2; the next begins `stride` further,
     at most `length - 1`, and counts only what the one before did not reach. A document's first token, the separator, is given.
     """
     rows = []
-    for document, (begin, end) in enumerate(zip(split.offsets[:-1], split.offsets[1:], strict=True)):
+    for document, (begin, end) in enumerate(zip(split.offsets[:-1], split.ends + closed, strict=True)):
         reached = begin + 1  # first token not yet predicted
         for start in range(begin, end, stride):
             stop = min(start + length, end)
@@ -74,7 +74,7 @@ def document_windows(split: TokenSplit, length: int, stride: int) -> Windows:
 
 def prompt_windows(split: TokenSplit, length: int) -> Windows:
     """The beginning of each document, at most `length` tokens, separator included, with nothing to predict."""
-    lengths = np.minimum(np.diff(split.offsets), length)
+    lengths = np.minimum(split.ends - split.offsets[:-1], length)
     return Windows(split.offsets[:-1], lengths, lengths, np.arange(len(lengths), dtype=np.int64))
 
 
@@ -96,13 +96,13 @@ class WindowDataset:
     needed: in a causal model a position never sees what is to its right, and the pads' own predictions are not counted.
     """
 
-    def __init__(self, split: TokenSplit, windows: Windows, pad: int) -> None:
-        self.split, self.windows, self.pad = split, windows, pad
+    def __init__(self, split: TokenSplit, windows: Windows, separator: int) -> None:
+        self.split, self.windows, self.separator = split, windows, separator
 
     def __getitem__(self, index: Slice) -> Batch:
         windows, rows = self.windows, index.indices
         width = int(windows.lengths[rows].max())
-        ids = np.full((len(rows), width), self.pad, dtype=np.int64)
+        ids = np.full((len(rows), width), self.separator, dtype=np.int64)
         labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
         for i, (start, length, first) in enumerate(
             zip(windows.starts[rows] + index.shift, windows.lengths[rows], windows.scored[rows], strict=True)
@@ -110,7 +110,8 @@ class WindowDataset:
             tokens = self.split.tokens[start : start + length + 1].astype(np.int64)
             ids[i, :length] = tokens[:length]
             if not index.silent and first < length:
-                labels[i, first:length] = tokens[first + 1 :]
+                labels[i, first:length] = self.separator  # which ends the last document of all
+                labels[i, first : len(tokens) - 1] = tokens[first + 1 :]
         columns = {
             "input_ids": ids,
             "labels": labels,

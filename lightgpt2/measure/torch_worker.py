@@ -66,7 +66,7 @@ class TorchWorker(Worker):
             tensor.sum(dtype=torch.float32)
         self._synchronize()
         self.tensors = {name: tensor.device.type for name, tensor in tensors.items()}
-        if problem := residency_problem(self.device, self.tensors, {}):
+        if problem := residency_problem(self.device, self.tensors):
             raise UserError(problem)
         # The folder's own settings could stop or slow generation: its end-of-text token, a repetition penalty.
         self.model.generation_config = GenerationConfig(pad_token_id=0)
@@ -132,12 +132,19 @@ def attention_kernel(names: Iterable[str]) -> str:
     return ", ".join(sorted({name for name in names if name.startswith(_ATTENTION)})) or "eager"
 
 
-def residency_problem(device: str, tensors: Mapping[str, str], products: Mapping[str, float]) -> str | None:
-    """Why figures for CUDA would not be CUDA's: a tensor lay, or a product ran, elsewhere; None if they are."""
+def residency_problem(
+    device: str, tensors: Mapping[str, str], products: Mapping[str, float] | None = None
+) -> str | None:
+    """Why figures for CUDA would not be CUDA's: a tensor lay, or a product ran, elsewhere; None if they are.
+
+    `products` are microseconds on CUDA by operator, once some have run.
+    """
     if not device.startswith("cuda"):
         return None
     if elsewhere := [f"{name} on {where}" for name, where in tensors.items() if where != "cuda"]:
         return f"{len(elsewhere)} of {len(tensors)} tensors are not on CUDA, first {elsewhere[0]}"
-    if idle := [name for name, microseconds in products.items() if microseconds <= 0]:
+    if products is not None and not products:
+        return "no matrix product was seen"
+    if idle := [name for name, microseconds in (products or {}).items() if not microseconds > 0]:
         return f"no CUDA kernels were seen for {', '.join(sorted(idle))}"
     return None

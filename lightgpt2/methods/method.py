@@ -17,15 +17,17 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import Connection
-from lightgpt2.errors import UserError
+from lightgpt2.data.tokenizer import other_token
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import resume
+from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.families import blocks, check_head
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import new_model
+from lightgpt2.models.loading import load_tokenizer, new_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import prunable, saved_zeros
 from lightgpt2.models.quality import Metric
@@ -35,6 +37,7 @@ from lightgpt2.objectives.cross_entropy import CrossEntropy
 from lightgpt2.starts.base import Start
 from lightgpt2.tasks.base import Batch, Row, Task
 from lightgpt2.tasks.language_modeling import LanguageModeling
+from lightgpt2.teachers.base import Teacher
 
 
 class NonFiniteLossError(UserError):
@@ -99,7 +102,12 @@ class Method(Parts):
     # -- building ------------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Any]:
-        """Hands the data what it needs of the model: the first hook that Lightning calls, before it prepares the data."""
+        """Hands the data what it needs of the model: the first hook that Lightning calls, before it prepares the data.
+
+        Raises:
+            UserError: The trainer has callbacks that a run cannot have.
+        """
+        refuse(callback_problems(cast(Any, self.trainer).callbacks, self.task))
         source, key = self.start.tokenizer
         key = self.config_key(key)
         self.data.connect(
@@ -133,6 +141,7 @@ class Method(Parts):
     def _build(self, training: bool) -> None:
         self.model, self.operations = self.start.build(self.data, self.trust_remote_code)
         self.assemble(self.total_steps if training else 0, training)
+        self._check_teachers()
         key = self.config_key()
         check_head(self.model, key)
         tokens, rows = len(self.data.tokenizer), self.model.config.vocab_size
@@ -146,6 +155,17 @@ class Method(Parts):
             self.model.activation_checkpointing_enable()
         for model in (self.model, *self.objective.frozen_models) if self.compile_model else ():
             model.base_model.compile()
+
+    def _check_teachers(self) -> None:
+        """Refuses a teacher to which the ids of the text's tokens are other tokens."""
+        for source in self.objective.sources if not self.data.kept_tokens else ():
+            try:
+                theirs = load_tokenizer(source, Teacher.key, self.trust_remote_code)
+            except UserError:
+                continue  # it brings none, and reads what it is given
+            if wrong := other_token(self.data.tokenizer, theirs):
+                what = f"{source} reads other tokens than the text is cut into ({wrong})"
+                raise UserError([Problem(Teacher.key, what, "choose models that share a tokenizer")])
 
     def _rebuild(self, checkpoint: dict[str, Any]) -> None:
         """Builds the model of a checkpoint without a trainer: what is frozen is loaded anew, all else has its shape there."""
@@ -243,10 +263,13 @@ class Method(Parts):
         if self.start.original is not self.objective.reference:
             self.start.original = None  # it has been scored
         resume.set_random_state(self._restored_rng, self.global_rank)
+        self._accumulate = self.trainer.accumulate_grad_batches
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Notes the random generators' states where an optimizer step begins, for a checkpoint inside it."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if self.trainer.accumulate_grad_batches != self._accumulate:  # for which a step's items are counted
+            raise UserError(f"trainer.accumulate_grad_batches: must stay {self._accumulate}; remove what changes it")
+        if batch_idx % self._accumulate == 0:
             self._rng_before_step = resume.random_state()
         for part in self.adaptations:
             part.before_step(self.progress)

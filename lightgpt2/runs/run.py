@@ -12,14 +12,14 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs.settings import flat, section
 
-FORMAT = 2  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
+FORMAT = 3  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
 
 Identity = dict[str, Any]
 
 # Sections and flags under `model` that may change between a run and its resumption.
 _MAY_CHANGE = {"optimizer", "task", "loss", "compile", "activation_checkpointing", "trust_remote_code"}
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError)
-_OLD = "was written by lightgpt2 0.1"
+_OLD = "was written by another version of lightgpt2"
 
 
 class Run:

@@ -13,7 +13,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.sampling import Sampler
-from lightgpt2.runtime.text import Writer
+from lightgpt2.runtime.text import Writer, is_unicode
 
 OnText = Callable[[int, str], None]
 
@@ -85,9 +85,12 @@ class LanguageModel:
     def _encode(self, prompts: Sequence[str], new_tokens: int) -> list[_Prompt]:
         encoded, problems = [], []
         for index, prompt in enumerate(prompts):
-            tokens: list[int] = self.tokenizer.encode(prompt).ids if prompt else []
+            valid = is_unicode(prompt)
+            tokens: list[int] = self.tokenizer.encode(prompt).ids if prompt and valid else []
             context, which = self.engine.context, "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-            if not tokens:
+            if not valid:
+                problems.append(Problem(which, f"must be valid Unicode, got {prompt!a}", "correct it"))
+            elif not tokens:
                 problems.append(Problem(which, "must not be empty", "give some text to continue"))
             elif len(tokens) >= context:
                 what = f"must leave room in the model's {context} positions, got {len(tokens)} tokens"

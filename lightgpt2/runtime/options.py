@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.runtime.text import is_unicode
 
 # The settings that a folder's `generation_config.json` may have, by its names.
 _OF_FOLDERS = {name: name for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty")}
@@ -69,6 +70,8 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
     problems = [Problem(name, f"must be {words}, got {getattr(settings, name)}") for name, words in wrong]
     if "" in stop:
         problems.append(Problem("stop", "must not be empty, which is everywhere", "give a text, or leave it out"))
+    broken = [text for text in stop if not is_unicode(text)]
+    problems += [Problem("stop", f"must be valid Unicode, got {text!a}", "correct it") for text in broken]
     if settings.temperature == 0:
         what = "must be left out at temperature 0, which takes the most likely token"
         unused = [name for name in ("top_k", "top_p") if name in asked]

@@ -1,17 +1,31 @@
 """Tokens into text while they come: whole characters only, and no part of a stop text."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-_CONTEXT = 8  # tokens of the prompt: some decoders drop a space at the start of what they are given
 _BROKEN = "\ufffd"  # what an incomplete character is decoded to
+_LONGEST = 4  # bytes of a character
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte fallback
+
+
+def is_unicode(text: str) -> bool:
+    """False for a text with half of a surrogate pair, as JSON and command lines may have, which is no character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _alike(one: str, other: str) -> int:
+    """Length of the beginning that two texts have in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class Writer:
     """The text of one sequence behind the tokens of its prompt, up to a stop text. Special tokens have no text.
 
-    Only the tokens since the last whole character are decoded, with a few before them: the work does not grow with the text.
+    It is what the tokenizer decodes of the whole sequence, behind the whole characters of the prompt. Only the tokens since the
+    last whole character are decoded, with those of the piece before them, as some decoders drop a space at the start: the work
+    does not grow with the text. Tokens of byte fallback wait for the last of their row, as one wrong byte spoils all of it.
     `on_text` is called with each new piece; together they are the text.
     """
 
@@ -22,10 +36,11 @@ class Writer:
         stop: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> None:
-        self._tokenizer, self._tokens = tokenizer, list(prompt[-_CONTEXT:])
+        self._tokenizer, self._tokens = tokenizer, list(prompt)
         self._stop, self._on_text = tuple(stop), on_text
         self._text = ""
         self._shown = 0  # length of what was handed out: the rest may be the start of a stop text
+        self._in_bytes = False  # whether the last token that has text is a byte
         self.stopped = False
         self._settle()
 
@@ -34,7 +49,11 @@ class Writer:
         self._tokens.append(token)
         if not self._stop and not self._on_text:  # all is decoded at the end
             return
-        piece = self._rest()
+        if _BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
+            self._in_bytes = True
+        elif self._tokenizer.decode([token]):
+            self._in_bytes = False
+        piece = "" if self._in_bytes else self._rest()
         if piece and not piece.endswith(_BROKEN):
             self._tokens = self._tokens[self._done :]
             self._settle()
@@ -48,11 +67,19 @@ class Writer:
         return self._text
 
     def _settle(self) -> None:
+        """Take what there is for written, but for a character at its end that is cut in two."""
         self._done, self._before = len(self._tokens), self._tokenizer.decode(self._tokens)
+        shorter = (self._tokenizer.decode(self._tokens[: self._done - cut]) for cut in range(_LONGEST))
+        self._whole = next((text for text in shorter if not text.endswith(_BROKEN)), self._before)
 
     def _rest(self) -> str:
         """The text that was not written yet."""
-        return self._tokenizer.decode(self._tokens)[len(self._before) :]
+        text = self._tokenizer.decode(self._tokens)
+        if self._before == self._whole and not text.startswith(self._before):
+            return self._tokenizer.decode(
+                self._tokens[self._done :]
+            )  # bytes that make no character, and spoil the prompt's
+        return text[max(_alike(text, old) for old in (self._before, self._whole)) :]
 
     def _write(self, piece: str) -> None:
         self._text += piece

@@ -120,7 +120,9 @@ class LanguageModeling(Task):
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
-            pairs.append(tuple(tokenizer.batch_decode([prompt, output[len(prompt) :]], skip_special_tokens=True)))
+            begun, whole = tokenizer.batch_decode([prompt, output], skip_special_tokens=True)
+            begun = begun.rstrip("\ufffd")  # a prompt may end inside a character
+            pairs.append((begun, whole.removeprefix(begun)))
         model.train(training)
         return pairs
 

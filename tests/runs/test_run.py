@@ -104,12 +104,15 @@ def test_a_setting_that_one_side_lacks_counts_as_null(run: Run) -> None:
 
 
 def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(run: Run) -> None:
-    for wanted, values in (("last", {"format": 1}), ("checkpoints/r/last.ckpt", {"format": 3}), ("last", {})):
+    for wanted, values in (("last", {"format": 1}), ("checkpoints/r/last.ckpt", {"format": FORMAT + 1}), ("last", {})):
         save(run.last, **values)
         with pytest.raises(UserError) as error:
             find_checkpoint(run, wanted, {"a": 1})
         fix = "start again with another --run (its model folder can be used as it is)"
-        assert str(error.value) == f"--ckpt_path: checkpoints/r/last.ckpt was written by lightgpt2 0.1; {fix}"
+        assert (
+            str(error.value)
+            == f"--ckpt_path: checkpoints/r/last.ckpt was written by another version of lightgpt2; {fix}"
+        )
 
 
 def refused(name: str) -> str:

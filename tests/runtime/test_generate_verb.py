@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightgpt2
-from lightgpt2.cli.verbs import run
+from lightgpt2.cli.verbs import main, run
 from lightgpt2.errors import UserError
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from lightgpt2.runtime.prompts import read_prompts
@@ -132,3 +132,23 @@ def test_many_bad_lines_are_few_messages(tmp_path: Path) -> None:
         read_prompts(path)
     assert len(refused.value.problems) == 6
     assert refused.value.problems[-1] == f"--prompts: 35 more lines of {path} are like this"
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--stop"])
+def test_what_is_no_unicode_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """As Python gives bytes of a command line that are not UTF-8."""
+    monkeypatch.chdir(folder)
+    (message,) = refused(["generate", "exported", "--prompt", "The", option, "The \udcff"], capsys)
+    assert message == f"{option}: must be valid Unicode, got 'The \\udcff'; correct it"
+
+
+def test_a_terminal_that_lacks_characters_ends_no_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr("sys.argv", ["lightgpt2", "generate", "exported", "--prompts", "prompts.jsonl"])
+    monkeypatch.chdir(folder)
+    main()
+    rows = [json.loads(line) for line in shown.getvalue().decode("ascii").splitlines()]
+    assert [row["prompt"] for row in rows] == PROMPTS

@@ -3,6 +3,7 @@
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightgpt2.models.loading import load_model, load_tokenizer, separator_id
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.saving import save_model
 from lightgpt2.tasks.language_modeling import LanguageModeling
+from tests.support import tokenizers
 from tests.support.models import write_corpus, write_model
 
 
@@ -100,3 +102,33 @@ def test_smollm2_on_wikitext_is_the_plain_one(tmp_path: Path, monkeypatch: pytes
     model, tokenizer = load_model(folder, "model.model"), load_tokenizer(folder, "model.model")
     expected = plain_perplexity(model, tokenizer, texts, 128, 64)
     assert first["perplexity"].value() == pytest.approx(expected, rel=1e-4)
+
+
+class Echo:
+    """A model that writes the text of its prompt on."""
+
+    config = SimpleNamespace(max_position_embeddings=999)
+    device = torch.device("cpu")
+    training = False
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def eval(self) -> None: ...
+
+    def train(self, mode: bool) -> None: ...
+
+    def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        return torch.tensor([self._tokens])
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "unigram", "sentencepiece", "characters"])
+@pytest.mark.parametrize("text", ["the pump 龘🙂 the", "🙂🙂 the", "the pump. the"])
+def test_samples_show_every_character_of_a_text_that_is_cut_anywhere(kind: str, text: str) -> None:
+    backend = tokenizers.KINDS[kind]()
+    words = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False)
+    tokens = backend.encode(text).ids
+    for cut in range(1, len(tokens) + 1):
+        model: Any = Echo(tokens)
+        ((begun, rest),) = LanguageModeling().samples(model, words, [tokens[:cut]])
+        assert begun + rest == words.decode(tokens)

@@ -89,7 +89,7 @@ class Onnx(Exported):
         names = {id(module): name for name, module in model.named_modules()}
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
         inputs = measure_inputs(model, _calibration(data))
-        uneven = {name for name, found in inputs.items() if found.error > BOUND}
+        uneven = {name for name, found in inputs.items() if not found.error <= BOUND}  # nor is NaN
         head = names[id(model.get_output_embeddings())]
         embeddings = _BLOCKS if embeddings == "int8" and head in uneven else embeddings
         others = dict.fromkeys(sorted(uneven - {head}), _BLOCKS) if self.layers == "int8" else {}
