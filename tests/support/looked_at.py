@@ -11,9 +11,10 @@ from tests.support.models import write_model, write_uneven_model
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a `teacher`, a `llama`, one of `uneven` layers, and ones that say that they are quantized."""
+    """A folder with a `teacher`, a `llama`, a `gpt_neox`, one of `uneven` layers, and ones that say that they are quantized."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "llama", "llama")
+    for family in ("llama", "gpt_neox"):
+        write_model(folder / family, family)
     write_uneven_model(folder / "uneven")
     bitsandbytes = {"quant_method": "bitsandbytes"}
     marks: dict[str, dict[str, Any]] = {

@@ -104,8 +104,8 @@ def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0, **chan
     """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
     write_tokenizer(folder)
     config = make_model(family, seed, **changes).config
-    heads = config.num_attention_heads
-    config.lightgpt2 = {"heads": [heads, heads // 2, 0, heads], "ffn": [40, 0, 24, 8]}
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    config.lightgpt2 = {"heads": ([heads, heads // 2, 0, heads] * 2)[:layers], "ffn": ([40, 0, 24, 8] * 2)[:layers]}
     new_model(config).save_pretrained(folder)
     return folder
 
