@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Family, Shape
 
-_ADJUSTED = {"attention_factor", "mscale", "mscale_all_dim", "truncate"}  # of YaRN, where llama.cpp has its defaults
+_ADJUSTED = {"attention_factor", "mscale", "mscale_all_dim", "truncate"}  # of YaRN, where llama.cpp has the defaults
 
 
 class Llama(Family):
@@ -89,7 +89,8 @@ class Llama(Family):
         if rope["rope_type"] not in self.scalings:
             known = ", ".join(self.scalings)
             yield f"rotary positions of type {rope['rope_type']} are not written, only {known}; export to onnx"
-        if rope["rope_type"] == "yarn" and (given := sorted(_ADJUSTED & {*rope})):
+        given = sorted(key for key in _ADJUSTED if rope.get(key) not in (None, True))
+        if rope["rope_type"] == "yarn" and given:
             yield f"llama.cpp chooses {', '.join(given)} of rotary positions itself; export to onnx"
         if self.fills_width and (shape := self.shape(config)).heads * shape.head != shape.width:
             yield f"llama.cpp wants heads of type {name} to make up the width of {shape.width}; export to onnx"
