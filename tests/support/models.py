@@ -153,9 +153,10 @@ def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that are only looked at: a `teacher`, a `llama`, one of `uneven` layers, and ones that say they are quantized."""
+    """Models that are only looked at: a `teacher`, a `llama`, a `gpt_neox`, one of `uneven` layers, and ones that say they are quantized."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "llama", "llama")
+    for family in ("llama", "gpt_neox"):
+        write_model(folder / family, family)
     write_uneven_model(folder / "uneven")
     bitsandbytes = {"quant_method": "bitsandbytes"}
     marks: dict[str, dict[str, Any]] = {
