@@ -153,7 +153,7 @@ def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that are only looked at: a `teacher`, a `llama`, a `gpt_neox`, one of `uneven` layers, and ones that say they are quantized."""
+    """Models that are only looked at: a `teacher`, others of their families, one of `uneven` layers, and quantized ones."""
     folder = tmp_path_factory.mktemp("models")
     for family in ("llama", "gpt_neox"):
         write_model(folder / family, family)
