@@ -44,8 +44,8 @@ _TEXT = """# Families of models
 
 A model of one of these types can be trained and exported; each type is one file in `lightgpt2/models/families/`. This page is
 what `python -m benchmarks.families` prints. It tries each method and format with a tiny random model that has the default
-configuration of its type in transformers, but for its sizes. A cell that is not `yes` is the reason that the command gives. With
-other settings another answer is possible: a model's own is given before anything is trained or written.
+configuration of its type in transformers, but for its sizes. A cell that is not `yes` is the reason that the command gives.
+With other settings the answer may differ: the command gives a model's own before anything is trained or written.
 
 {table}
 

@@ -106,8 +106,8 @@ def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0, **chan
     """A model folder whose layers differ in their numbers of heads and neurons, with its tokenizer."""
     write_tokenizer(folder)
     config = make_model(family, seed, **changes).config
-    heads = config.num_attention_heads
-    config.lightgpt2 = {"heads": [heads, heads // 2, 0, heads], "ffn": [40, 0, 24, 8]}
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    config.lightgpt2 = {"heads": ([heads, heads // 2, 0, heads] * 2)[:layers], "ffn": ([40, 0, 24, 8] * 2)[:layers]}
     new_model(config).save_pretrained(folder)
     return folder
 
@@ -153,9 +153,10 @@ def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that are only looked at: a `teacher`, a `llama`, one of `uneven` layers, and ones that say they are quantized."""
+    """Models that are only looked at: a `teacher`, others of their families, one of `uneven` layers, and quantized ones."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "llama", "llama")
+    for family in ("llama", "gpt_neox"):
+        write_model(folder / family, family)
     write_uneven_model(folder / "uneven")
     bitsandbytes = {"quant_method": "bitsandbytes"}
     marks: dict[str, dict[str, Any]] = {

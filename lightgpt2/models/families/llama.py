@@ -89,7 +89,7 @@ class Llama(Family):
         if rope["rope_type"] not in self.scalings:
             known = ", ".join(self.scalings)
             yield f"rotary positions of type {rope['rope_type']} are not written, only {known}; export to onnx"
-        given = sorted(key for key in _ADJUSTED if rope.get(key) not in (None, True))
+        given = sorted(key for key in _ADJUSTED if not (rope.get(key) is None or rope[key] is True))
         if rope["rope_type"] == "yarn" and given:
             yield f"llama.cpp chooses {', '.join(given)} of rotary positions itself; export to onnx"
         if self.fills_width and (shape := self.shape(config)).heads * shape.head != shape.width:
