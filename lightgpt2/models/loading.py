@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -31,6 +32,15 @@ from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
+_RENAMED = {  # keys of transformers 4
+    "rope_theta": "rope_parameters: {rope_type: default, rope_theta: ...}",
+    "rope_scaling": "rope_parameters: {rope_type: ..., factor: ..., rope_theta: ...}",
+    "rotary_emb_base": "rope_parameters: {rope_theta: ...}",
+    "rotary_pct": "rope_parameters: {partial_rotary_factor: ...}",
+    "partial_rotary_factor": "rope_parameters: {partial_rotary_factor: ...}",
+    "rope_local_base_freq": "rope_parameters: {sliding_attention: {rope_theta: ...}}",
+    "torch_dtype": "dtype",
+}
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -51,6 +61,15 @@ def _arguments(source: str) -> dict[str, Any]:
     if file := _gguf_file(source):
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     return {"pretrained_model_name_or_path": str(Path(source).expanduser()) if _is_path(source) else source}
+
+
+def source_folder(source: str) -> Path:
+    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache."""
+    if _is_path(source):
+        path = Path(source).expanduser()
+        return path.parent if _gguf_file(source) else path
+    file = try_to_load_from_cache(source, "config.json")
+    return Path(file).parent if isinstance(file, str) else Path(source)
 
 
 def _check_folder(source: str, key: str) -> None:
@@ -114,7 +133,9 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         with _explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
         if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
-            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; correct or remove that")
+            now = " and ".join(f"{_RENAMED[name]} for {name}" for name in unknown if name in _RENAMED)
+            fix = f"it is called {now} now" if now else "correct or remove that"
+            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; {fix}")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
     check_family(config, key)

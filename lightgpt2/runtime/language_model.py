@@ -109,8 +109,8 @@ class LanguageModel:
         prompts = [prompt.tokens for prompt in batch]
         sampler = Sampler(settings, prompts, [prompt.index for prompt in batch], new_tokens)
         shown = (on_text and partial(on_text, prompt.index) for prompt in batch)
-        stops = settings.stop, settings.stop_strings
-        writers = [Writer(self.tokenizer, p, *stops, on) for p, on in zip(prompts, shown, strict=True)]
+        stop, ends = settings.stop, settings.stop_strings
+        writers = [Writer(self.tokenizer, p, stop, on, ends) for p, on in zip(prompts, shown, strict=True)]
         active = set(range(len(batch)))
         logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
         for count in range(1, new_tokens + 1):

@@ -21,8 +21,8 @@ class Writer:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         stop: Sequence[str] = (),
-        stop_strings: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         self._tokenizer, self._tokens = tokenizer, list(prompt[-_CONTEXT:])
         self._stop, self._stop_strings, self._on_text = tuple(stop), tuple(stop_strings), on_text

@@ -11,7 +11,7 @@ from lightgpt2.models.operations import Operation
 from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.starts.base import Start
 
-_NOT_SHARED = ("transformers_version", "lightgpt2", "auto_map", "architectures")
+_NOT_SHARED = ("transformers_version", "transformers_weights", "lightgpt2", "auto_map", "architectures")
 
 
 class Fresh(Start):
