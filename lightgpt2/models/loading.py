@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,19 +28,18 @@ from transformers import (
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters, gguf_source
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
+from lightgpt2.models.files import folder_megabytes
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
-_RENAMED = {  # keys of transformers 4
-    "rope_theta": "rope_parameters: {rope_type: default, rope_theta: ...}",
-    "rope_scaling": "rope_parameters: {rope_type: ..., factor: ..., rope_theta: ...}",
-    "rotary_emb_base": "rope_parameters: {rope_theta: ...}",
-    "rotary_pct": "rope_parameters: {partial_rotary_factor: ...}",
-    "partial_rotary_factor": "rope_parameters: {partial_rotary_factor: ...}",
-    "rope_local_base_freq": "rope_parameters: {sliding_attention: {rope_theta: ...}}",
-    "torch_dtype": "dtype",
-}
+_RENAMED = {
+    "rope_theta",
+    "rope_local_base_freq",
+    "rotary_emb_base",
+    "rotary_pct",
+    "partial_rotary_factor",
+}  # in transformers 5
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -70,6 +69,17 @@ def source_folder(source: str) -> Path:
         return path.parent if _gguf_file(source) else path
     file = try_to_load_from_cache(source, "config.json")
     return Path(file).parent if isinstance(file, str) else Path(source)
+
+
+def stored_size(source: str) -> tuple[float, set[str]]:
+    """The size of a source's own weight files in 10^6 bytes, 0 if it is not known; and the types of their tensors."""
+    if file := _gguf_file(source):
+        return file.stat().st_size / 1e6, {"GGUF"}
+    folder, types = source_folder(source), set[str]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
+    return folder_megabytes(folder), types
 
 
 def _check_folder(source: str, key: str) -> None:
@@ -133,8 +143,8 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         with _explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
         if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
-            now = " and ".join(f"{_RENAMED[name]} for {name}" for name in unknown if name in _RENAMED)
-            fix = f"it is called {now} now" if now else "correct or remove that"
+            moved = "say it in rope_parameters: {rope_type: default, rope_theta: ...}, as it is called now"
+            fix = moved if _RENAMED & {*unknown} else "correct or remove that"
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; {fix}")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
