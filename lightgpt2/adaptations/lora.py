@@ -156,6 +156,9 @@ class Lora(Adaptation):
             what, fix = f"{folder} brings its own adapters", "remove it (lora: null), or give their base model"
             raise UserError([Problem(f"{self.key}.lora", what, fix)])
         found = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        task, ours = found.peft_config["default"].task_type, self._context.task.peft_type
+        if task not in (None, ours):
+            raise UserError([Problem("start.model", f"{folder} holds adapters for {task}", f"give some for {ours}")])
         held, placed = (set(part) for part in (load_peft_weights(folder, "cpu"), get_peft_model_state_dict(found)))
         if unlike := sorted(held ^ placed):
             what = f"{folder} and its {CONFIG} differ in {len(unlike)} weights, first {unlike[0]}"

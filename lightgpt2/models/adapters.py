@@ -44,8 +44,6 @@ def _other_kind(about: dict[str, Any]) -> str | None:
     """What adapters are if they are not LoRA's own, which are added to the weights of one model's own layers."""
     if (kind := about.get("peft_type", "LORA")) != "LORA":
         return f"adapters of kind {kind}"
-    if (task := about.get("task_type") or "CAUSAL_LM") != "CAUSAL_LM":
-        return f"adapters for another task ({task})"
     if (revision := about.get("revision")) not in (None, "main"):
         return f"adapters of revision {revision} of their base"
     return next((f"adapters with {name}" for name in _ELSEWHERE if about.get(name)), None)

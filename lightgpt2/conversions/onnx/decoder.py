@@ -200,7 +200,7 @@ class Decoder(ModelWriter):
         """The residual stream normalized without mean and bias."""
         gamma, epsilon = self._parameter(module, "weight"), module.variance_epsilon
         if self._added is None:
-            return self.graph.op("SimplifiedLayerNormalization", self._residual, gamma, axis=-1, epsilon=epsilon)
+            return self.graph.rms_norm(self._residual, gamma, epsilon)
         normal, _, _, self._residual = self.graph.ops(
             "SkipSimplifiedLayerNormalization", self._added, self._residual, gamma, outputs=4, domain=MICROSOFT, epsilon=epsilon
         )  # fmt: skip

@@ -1,5 +1,7 @@
 """Encoders as folders that stand alone, verified before they are there."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from lightgpt2.conversions.target import Target
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
-from lightgpt2.models.loading import load_encoder
+from lightgpt2.models.loading import load_encoder, source_folder
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.quality import Metric, quality
+from lightgpt2.models.saving import carry_licence, save_tokenizer
 from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 
@@ -48,7 +51,9 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
     with atomic_folder(output) as folder:
         write_encoder(model, folder, forms)
         model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
+        carry_licence(source, folder)
+        _carry_modules(source_folder(source), folder)
         cosines = _cosines(model, tokenizer, folder, texts)
         found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
         if found["mean"] < _BOUNDS[target.form]:
@@ -64,6 +69,18 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         about |= {"bytes": files, "cosine": found, "validation": named}
         seal(folder, about)
     return about
+
+
+def _carry_modules(source: Path, folder: Path) -> None:
+    """Copy what sentence-transformers does before and after the encoder: its length, pooling, normalization, further layers."""
+    listed = source / "modules.json"
+    if not listed.is_file():
+        return
+    for file in (listed, *source.glob("sentence_*_config.json"), *source.glob("config_sentence_transformers.json")):
+        shutil.copy(file, folder)
+    for module in json.loads(listed.read_text(encoding="utf-8")):
+        if module["path"]:
+            shutil.copytree(source / module["path"], folder / module["path"])
 
 
 @torch.inference_mode()
