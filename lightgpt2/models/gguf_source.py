@@ -1,4 +1,7 @@
-"""What a GGUF file holds and transformers passes over: biases and rotary scaling are read here, all else is refused by name."""
+"""What a GGUF file holds and transformers passes over.
+
+Biases, rotary scaling and special tokens are read here; other tensors, and settings that change the result, are refused.
+"""
 
 import math
 from functools import lru_cache
@@ -29,11 +32,12 @@ _SCALING = {
 
 @lru_cache(maxsize=4)
 def _contents(file: Path, _: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The metadata without the tokenizer, and the tensors by name; the file's time of change makes it another one."""
+    """The metadata but for the tokenizer's lists, and the tensors by name; the file's time of change makes it another one."""
     from gguf import GGUFReader  # slow to import, and needed for this only
 
     reader = GGUFReader(file)
-    said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    short = {name: field for name, field in reader.fields.items() if len(field.data) == 1}
+    said = {name: field.contents() for name, field in short.items()}
     return said, {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
 
 
@@ -42,7 +46,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def complete(config: PretrainedConfig, file: Path, key: str) -> None:
-    """Give a configuration that transformers read from a file the biases and the rotary scaling that the file has.
+    """Give a configuration that transformers read from a file the biases, rotary scaling and special tokens that the file has.
 
     Raises:
         UserError: The file says something that would be computed otherwise; the message names `key`.
@@ -54,6 +58,9 @@ def complete(config: PretrainedConfig, file: Path, key: str) -> None:
     for name, suffix in _PARTIAL.items():
         if hasattr(config, name) and any(tensor.endswith((suffix, _BIASES[name])) for tensor in tensors):
             setattr(config, name, True)
+    for name, place in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        if (id_ := said.get(f"tokenizer.ggml.{place}_token_id")) is not None:
+            setattr(config, f"{name}_token_id", id_)
     read = GGUF_CONFIG_MAPPING.get(architecture, {})
     about = {name: said[f"{architecture}.{name}"] for name in _COMPUTES if f"{architecture}.{name}" in said}
     unread = [f"{name} {value}" for name, value in about.items() if name not in read and value != _COMPUTES[name]]

@@ -202,6 +202,7 @@ def test_a_gguf_file_alone_gives_the_model_s_logits(
     write_gguf(model, tokenizer, tmp_path / "m.gguf", "F32")
     found = load_model(str(tmp_path / "m.gguf"), "model").eval()
     torch.testing.assert_close(logits(found), logits(model), rtol=1e-5, atol=1e-5)
+    assert (found.config.bos_token_id, found.generation_config.eos_token_id) == (0, 0), "not the family's default"
     assert stored_size(str(tmp_path / "m.gguf")) == ((tmp_path / "m.gguf").stat().st_size / 1e6, {"GGUF"})
 
 
