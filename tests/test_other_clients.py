@@ -60,8 +60,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(make_model("llama", rope_parameters=rope), tokenizer, root / name)
     model = make_model("llama", rope_parameters=LLAMA_3)
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    save_integers(model, Integers(bits=8), tokenizer, root / "int8", weights)
-    save_integers(model, Integers(bits=4, group=16), tokenizer, root / "int4", weights)
+    save_integers(model, Integers(bits=8), tokenizer, root / "int8", {**weights})
+    save_integers(model, Integers(bits=4, group=16), tokenizer, root / "int4", {**weights})
     pack_folder(root / "Llama 3", root / "packed")
     uneven = load_model(str(write_uneven_model(root / "source", "llama")), "model")
     save_model(uneven, tokenizer, root / "uneven")
