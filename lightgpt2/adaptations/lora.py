@@ -17,11 +17,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.movement_gates import MovementGates
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.adapters import WEIGHTS
+from lightgpt2.models.adapters import CONFIG, WEIGHTS, name_base
 from lightgpt2.models.families import LINEAR, compute_with, family_of
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.pruning import saved_zeros
+from lightgpt2.models.saving import positions_of, save_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -126,7 +127,8 @@ class Lora(Adaptation):
         with atomic_folder(folder) as temporary:
             named = {f"base_model.model.{name}": value for name, value in result.weights.items()}
             self._peft_model[0].save_pretrained(str(temporary), state_dict=named, save_embedding_layers=False)
-            result.tokenizer.save_pretrained(temporary)
+            name_base(temporary)
+            save_tokenizer(result.tokenizer, temporary, positions_of(result.model.config))
         result.folders[folder] = [*result.operations]
         result.replace_model(PeftModel.from_pretrained(self._context.plain(), folder).merge_and_unload())
         result.operations.append(KINDS["merge"].record(dense=True))
@@ -149,12 +151,20 @@ class Lora(Adaptation):
         return get_peft_model(model, LoraConfig(fan_in_fan_out=family_of(model).conv1d, **settings))
 
     def _continued(self, model: PreTrainedModel, folder: str) -> Any:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
         if self.lora is not None:
             what, fix = f"{folder} brings its own adapters", "remove it (lora: null), or give their base model"
             raise UserError([Problem(f"{self.key}.lora", what, fix)])
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        found = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        task, ours = found.peft_config["default"].task_type, self._context.task.peft_type
+        if task not in (None, ours):
+            raise UserError([Problem("start.model", f"{folder} holds adapters for {task}", f"give some for {ours}")])
+        held, placed = (set(part) for part in (load_peft_weights(folder, "cpu"), get_peft_model_state_dict(found)))
+        if unlike := sorted(held ^ placed):
+            what = f"{folder} and its {CONFIG} differ in {len(unlike)} weights, first {unlike[0]}"
+            raise UserError([Problem("start.model", what, "give a complete adapter folder")])
+        return found
 
     def _check_names(self, model: PreTrainedModel, chosen: LoraAdapters) -> None:
         """Refuse a name that fits no module: PEFT passes over it as long as another one fits."""

@@ -19,7 +19,7 @@ from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
 from lightgpt2.models.files import atomic_file, restore_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
-from lightgpt2.models.loading import load_model
+from lightgpt2.models.loading import load_model, stored_size
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quality import Metric, write_scores
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
@@ -172,6 +172,10 @@ class Artefact(Callback):
         code = any(self.run.model.glob("modeling_*.py"))
         how = " (in plain transformers with trust_remote_code=True)" if code else ""
         print(f"\nmodel: {self.run.model}{how}", flush=True)
+        source = _source(pl_module, "before")
+        if source and not pl_module.precision and (types := stored_size(source)[1]) and types <= {"BF16", "F16"}:
+            said = f"{source} is stored in {' and '.join(sorted(types))}"
+            print(f"{said}, and this model in FP32: its file is twice as large.", flush=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {f"final/{name}": metric.value() for name, metric in self._metrics["after"].items()}
             final["final/megabytes"] = float(self.sizes["after"]["megabytes"])
@@ -193,6 +197,8 @@ class Artefact(Callback):
             else:
                 save_model(reference, tokenizer, folder, weights)
             self._score(trainer, method, folder, label)
+        if (source := _source(method, label)) and (megabytes := stored_size(source)[0]):
+            self.sizes[label]["megabytes"] = megabytes  # of the file that a person has, whatever it is computed in
 
     def _score(self, trainer: Trainer, method: Method, folder: Path, label: str) -> None:
         model = load_model(str(folder), "model", method.trust_remote_code)
@@ -264,6 +270,15 @@ class Artefact(Callback):
             label: {name: Metric.restored(name, self.quality[label][name], *parts) for name, parts in metrics.items()}
             for label, metrics in figures["arrays"].items()
         }
+
+
+def _source(method: Method, label: str) -> str | None:
+    """The model on disk that is scored under a label; None for one that the start has made anew."""
+    start = method.start
+    made = not start.rebuilds or any(part.changes_start for part in method.adaptations)
+    if start.trims_vocabulary or (label == "before" and made):
+        return None
+    return method.objective.teacher_source if label == "teacher" else start.sources[0]
 
 
 def _remove(path: Path) -> None:

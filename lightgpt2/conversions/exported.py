@@ -15,6 +15,7 @@ from lightgpt2.models.axes import Shape, named_axes
 from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS, Operation
+from lightgpt2.models.saving import carry_licence, complete_config, positions_of, save_tokenizer
 from lightgpt2.runtime.folder import seal
 
 # A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and 64 bytes more a row: its scale, and what
@@ -51,9 +52,11 @@ class Exported(Conversion):
         for key in ("auto_map", "quantization_config"):  # which tell of files that are not in the folder
             plain.pop(key, None)
         type(model.config).from_dict(plain).save_pretrained(target)
+        complete_config(target)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(target)
-        data.tokenizer.save_pretrained(target)
+        save_tokenizer(data.tokenizer, target, positions_of(model.config))
+        carry_licence(str(source), target)
         return KINDS["export"].record(format=self.name, **written)
 
     def finish(self, folder: Path, about: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -36,10 +37,11 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(documents, vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+        tokenizer_object=bpe._tokenizer,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT),
     )
     with atomic_folder(folder) as temporary:
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
 
 
 def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:

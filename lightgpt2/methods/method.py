@@ -32,6 +32,7 @@ from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import prunable, saved_zeros
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.saving import save_model, whole_weights
+from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.objectives.cross_entropy import CrossEntropy
 from lightgpt2.starts.base import Start
@@ -144,7 +145,7 @@ class Method(Parts):
         self._check_teachers()
         key = self.config_key()
         check_head(self.model, key)
-        tokens, rows = len(self.data.tokenizer), self.model.config.vocab_size
+        tokens, rows = needed_rows(self.data.tokenizer), self.model.config.vocab_size
         if tokens > rows:
             what = f"it has {tokens} tokens and the model of {key} has {rows}"
             raise UserError(f"data.tokenizer: {what}; use the model's own tokenizer")

@@ -2,10 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lightgpt2.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"
+_ELSEWHERE = (
+    "layer_replication",
+    "alora_invocation_tokens",
+    "lora_bias",
+)  # settings of PEFT that no plain weights hold
 
 
 def is_adapter(source: str) -> bool:
@@ -19,11 +26,65 @@ def base_of(source: str, key: str) -> str:
         return source
     folder = Path(source).expanduser()
     try:
-        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        base = about.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{key}: {folder / CONFIG} is damaged ({error}); write it again") from error
     if not base:
         raise UserError(f"{key}: {folder / CONFIG} names no base_model_name_or_path; add the model that it belongs to")
-    if not (folder / WEIGHTS).is_file():
+    if not any((folder / name).is_file() for name in (WEIGHTS, _PICKLED)):
         raise UserError(f"{key}: {source} has no {WEIGHTS}; give a complete adapter folder")
+    if other := _other_kind(about):
+        what = f"{source} holds {other}, which are not trained on here"
+        raise UserError(f"{key}: {what}; merge them into {base} with PEFT, and give the result")
     return str(base)
+
+
+def _other_kind(about: dict[str, Any]) -> str | None:
+    """What adapters are if they are not LoRA's own, which are added to the weights of one model's own layers."""
+    if (kind := about.get("peft_type", "LORA")) != "LORA":
+        return f"adapters of kind {kind}"
+    if (revision := about.get("revision")) not in (None, "main"):
+        return f"adapters of revision {revision} of their base"
+    return next((f"adapters with {name}" for name in _ELSEWHERE if about.get(name)), None)
+
+
+def has_tokenizer(source: str) -> bool:
+    """True for an adapter folder that brings a tokenizer."""
+    return (Path(source).expanduser() / "tokenizer_config.json").is_file()
+
+
+_README = """---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+---
+
+# LoRA adapters of {name}
+
+Trained by LightGPT2 on `{base}`: rank {r}, alpha {lora_alpha}, on {modules}. `../model` is that model with them merged into its
+weights. They load with their base, from any working folder:
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained(folder)  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+If the base has moved, correct `base_model_name_or_path` in `adapter_config.json`.
+"""
+
+
+def name_base(folder: Path) -> None:
+    """Let an adapter folder name its base so that it loads from any working folder, and say in its README what it is."""
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    base = Path(about["base_model_name_or_path"] or "").expanduser()
+    if about["base_model_name_or_path"] and base.exists():
+        about["base_model_name_or_path"] = str(base.absolute())
+        (folder / CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    targets = about["target_modules"]
+    modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
+    values = {**about, "base": about["base_model_name_or_path"], "name": base.name, "modules": modules}
+    (folder / "README.md").write_text(_README.format(**values), encoding="utf-8")

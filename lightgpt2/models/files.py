@@ -110,4 +110,5 @@ def sha256_file(path: Path) -> str:
 
 def folder_megabytes(folder: Path) -> float:
     """The size of the weight files of a model folder in 10^6 bytes."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    return sum(path.stat().st_size for path in files) / 1e6

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,11 +27,21 @@ from transformers import (
 )
 
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models import adapters
+from lightgpt2.models import adapters, gguf_source
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
+from lightgpt2.models.files import folder_megabytes
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
+_HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
+_CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
+_RENAMED = {
+    "rope_theta",
+    "rope_local_base_freq",
+    "rotary_emb_base",
+    "rotary_pct",
+    "partial_rotary_factor",
+}  # in transformers 5
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -40,24 +51,49 @@ def _is_path(source: str) -> bool:
     return path.exists() or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
 
 
+def _gguf_file(source: str) -> Path | None:
+    """The source as a path if it is a GGUF file."""
+    path = Path(source).expanduser()
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
 def _arguments(source: str) -> dict[str, Any]:
     """The source as transformers' arguments; a GGUF file is named beside its folder."""
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    return {"pretrained_model_name_or_path": str(path) if _is_path(source) else source}
+    if file := _gguf_file(source):
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    return {"pretrained_model_name_or_path": str(Path(source).expanduser()) if _is_path(source) else source}
+
+
+def source_folder(source: str) -> Path:
+    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache."""
+    if _is_path(source):
+        path = Path(source).expanduser()
+        return path.parent if _gguf_file(source) else path
+    file = try_to_load_from_cache(source, "config.json")
+    return Path(file).parent if isinstance(file, str) else Path(source)
+
+
+def stored_size(source: str) -> tuple[float, set[str]]:
+    """The size of a source's own weight files in 10^6 bytes, 0 if it is not known; and the types of their tensors."""
+    if file := _gguf_file(source):
+        return file.stat().st_size / 1e6, {"GGUF"}
+    folder, types = source_folder(source), set[str]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
+    return folder_megabytes(folder), types
 
 
 def _check_folder(source: str, key: str) -> None:
     """Raise a `UserError` naming what a local model folder lacks, before transformers tries the hub with its path."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    if _gguf_file(source):
         return
     if not path.exists():
         raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
     if path.is_file():
         raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
-    if adapters.is_adapter(source) and not (path / "config.json").is_file():
+    if adapters.is_adapter(source):  # transformers would put those beside a model on it, without a word
         fix = "give the model that they are merged into (model/ beside it), or train on with lightgpt2.methods.LoRA"
         raise UserError(f"{key}: {source} is a folder of adapters; {fix}")
     if not (path / "config.json").is_file():
@@ -85,6 +121,8 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
     if "trust_remote_code" in str(error):
         where = "model.trust_remote_code to true (lightgpt2 benchmark: --trust-remote-code)"
         return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
+    if "backend tokenizer" in str(error):
+        return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if named and not _is_path(source):
         what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
@@ -107,7 +145,9 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         with _explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
         if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
-            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; correct or remove that")
+            moved = "say it in rope_parameters: {rope_type: default, rope_theta: ...}, as it is called now"
+            fix = moved if _RENAMED & {*unknown} else "correct or remove that"
+            raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; {fix}")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
     check_family(config, key)
@@ -125,8 +165,9 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
         _check_folder(source, key)
     with _explained(source, key):
         config: PretrainedConfig = AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)
-    if source.endswith(".gguf") and config.model_type in FAMILIES:
+    if (file := _gguf_file(source)) and config.model_type in FAMILIES:
         FAMILIES[config.model_type].correct_gguf(config)
+        gguf_source.complete(config, file, key)
     return config
 
 
@@ -144,14 +185,25 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     return model
 
 
-def _load(model_class: Any, source: str, key: str, unread: str = "-", **options: Any) -> PreTrainedModel:
-    """Load a model that must have all its weights but those whose names begin with `unread`."""
+def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
+    """Load a model that must have all its weights, and use all that it has, but those whose names begin with `unread`."""
     model: PreTrainedModel
+    how: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with _explained(source, key):
-        model, info = model_class.from_pretrained(**_arguments(source), output_loading_info=True, **options)
+        model, info = model_class.from_pretrained(**_arguments(source), **how)
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
         raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; fetch it again")
+    if wrong := sorted(info["mismatched_keys"]):
+        name, found, wanted = wrong[0][0], *(tuple(shape) for shape in wrong[0][1:])
+        what = f"{source} has {len(wrong)} weights of other shapes than its config.json says"
+        raise UserError(f"{key}: {what}, first {name}: {found}, not {wanted}; correct config.json")
+    left = sorted(
+        name for name in info["unexpected_keys"] if not (name.startswith(unread) or name.endswith(_CONSTANTS))
+    )
+    if left:
+        what = f"{source} has {len(left)} weights that its config.json has no place for: {', '.join(left[:5])}"
+        raise UserError(f"{key}: {what}{', ...' if len(left) > 5 else ''}; correct config.json, or remove them")
     return model
 
 
@@ -169,12 +221,13 @@ def load_model(source: str, key: str, trust_remote_code: bool = False, **options
     """
     config = load_config(source, key, trust_remote_code)
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
-    if gguf := "gguf_file" in _arguments(source):
+    if file := _gguf_file(source):
         if "quantization_config" in options:
             raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
     model = _load(_model_class(config), source, key, **options)
-    if gguf:
+    if file:
+        gguf_source.check_read(model, file, key)
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
         model.config.__dict__.pop("quantization_config", None)  # it refuses to save what still says it is GGUF
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -200,7 +253,8 @@ def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedToke
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     model_class = AutoModelForSequenceClassification if classifies else AutoModel
     # A base model's pooler is not trained by every recipe, and nothing here reads it.
-    model = _load(model_class, source, key, "-" if classifies else "pooler.", dtype=torch.float32)
+    unread = () if classifies else ("pooler.", *_HEADS)
+    model = _load(model_class, source, key, unread, dtype=torch.float32)
     with _explained(source, key):
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(**_arguments(source))
     return model.eval(), tokenizer
@@ -222,8 +276,12 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
     tokenizer: PreTrainedTokenizerFast
     with _explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        what = f"the tokenizer of {source} ({type(tokenizer).__name__}) is written in Python and has no tokenizer.json"
+        raise UserError(f"{key}: {what}; convert it, or name another one with data.tokenizer")
     # transformers gives an empty tokenizer for a folder that lacks the tokenizer's files.
-    if set(tokenizer("text", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+    if backend.get_vocab_size(with_added_tokens=False) == 0:
         raise UserError(f"{key}: {source} has no tokenizer (tokenizer.json); add it, or name one with data.tokenizer")
     if separator_id(tokenizer) is None:
         raise UserError(f"{key}: the tokenizer of {source} has no bos_token and no eos_token to separate documents")

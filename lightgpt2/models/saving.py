@@ -2,18 +2,43 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.models.families import is_tied
+from lightgpt2.models.families import family_of, is_tied
 from lightgpt2.models.files import atomic_folder, folder_megabytes
+from lightgpt2.models.loading import source_folder
 from lightgpt2.models.standalone import modeling_lightgpt2 as modeling
 from lightgpt2.models.standalone import stored_weights
+
+_NO_LENGTH = 10**20  # from which on a tokenizer's longest text means none
+_OWN_KEYS = (
+    "rope_theta",
+    "partial_rotary_factor",
+)  # of rotary positions, that transformers 4 has outside `rope_scaling`
+_OLD_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
+_TERMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
+# The weights' file that plain transformers looks for, in vain, and names in its error.
+_NEEDED = "needs trust_remote_code=True.safetensors"
+
+
+@contextmanager
+def _edited(file: Path) -> Iterator[dict[str, Any]]:
+    """The values of a JSON file, written back when the block ends."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    yield values
+    file.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """The longest context of a model; None if there is no limit."""
+    return family_of(config).positions(config)
 
 
 def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -40,21 +65,61 @@ def save_model(
     put in its place.
     """
     with atomic_folder(folder) as temporary:
+        if (generation := model.generation_config) is not None:
+            # transformers refuses to save a changed one that it only warned of before: a person's is carried on as it is.
+            generation._original_object_hash = hash(generation)
         model.save_pretrained(temporary, state_dict=weights)
-        tokenizer.save_pretrained(temporary)
+        complete_config(temporary)
+        save_tokenizer(tokenizer, temporary, positions_of(model.config))
+        carry_licence(model.name_or_path, temporary)
         if finish is not None:
             finish(temporary)
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, positions: int | None = None) -> None:
+    """Write a tokenizer's files so that transformers 4 reads them too; its longest text is `positions` if it names none."""
+    tokenizer.save_pretrained(folder)
+    with _edited(folder / "tokenizer_config.json") as about:
+        if about.get("tokenizer_class") == "TokenizersBackend":
+            about["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(about.get("extra_special_tokens"), list):
+            about["additional_special_tokens"] = about.pop("extra_special_tokens")
+        if positions and about.get("model_max_length", _NO_LENGTH) >= _NO_LENGTH:
+            about["model_max_length"] = positions
+
+
+def complete_config(folder: Path) -> None:
+    """Let a folder's `config.json` say rotary positions as transformers 4 reads them, and whether plain transformers can."""
+    with _edited(folder / "config.json") as config:
+        every = config.get("rope_parameters") or {}
+        rope = every.get("full_attention", every)
+        if "rope_theta" in rope:
+            values = {key: value for key, value in rope.items() if key not in _OWN_KEYS}
+            config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else values
+            config.update({key: rope[key] for key in _OWN_KEYS if key in rope})
+            for name, key in _OLD_NAMES.get(config["model_type"], {}).items():
+                config[name] = rope.get(key)
+        if "sliding_attention" in every:
+            config["rope_local_base_freq"] = every["sliding_attention"].get("rope_theta")
+        if "lightgpt2" in config:
+            config["transformers_weights"] = _NEEDED
+
+
+def carry_licence(source: str, folder: Path) -> None:
+    """Copy the terms that the model in a folder or in the hub's cache came with."""
+    for file in source_folder(source).glob("*") if source else ():
+        if file.is_file() and file.stem.upper().startswith(_TERMS):
+            shutil.copy(file, folder)
+
+
 def bring_code(folder: Path, **settings: Any) -> None:
     """Put `standalone.modeling_lightgpt2` into a model folder, and settings for it into the folder's configuration."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    name = modeling.light_class(config["model_type"]).__name__
-    config["architectures"] = [name]
-    config["auto_map"] = {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"}
-    config["lightgpt2"] = config.get("lightgpt2", {}) | settings
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with _edited(folder / "config.json") as config:
+        name = modeling.light_class(config["model_type"]).__name__
+        config["architectures"] = [name]
+        config["auto_map"] = {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"}
+        config["lightgpt2"] = config.get("lightgpt2", {}) | settings
+    complete_config(folder)
     for module in (modeling, stored_weights):
         shutil.copy(str(module.__file__), folder)
 

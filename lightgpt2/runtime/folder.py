@@ -18,7 +18,8 @@ def is_exported(source: str) -> bool:
 
 def seal(folder: Path, about: dict[str, Any]) -> None:
     """Write `export.json`: plain values about the folder, and the SHA-256 of each of its files."""
-    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.name != FILE}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / FILE]
+    files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
     (folder / FILE).write_text(json.dumps({**about, "files": files}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -73,7 +73,7 @@ class LanguageModel:
     ) -> Iterator[tuple[int, str]]:
         """Continue prompts as `generate` does; yields a prompt's index and its text, in the order in which they are done."""
         settings = resolve(options, self._folder)
-        batches = _batches(self._encode(prompts, settings.max_new_tokens), settings.batch_size)
+        batches = _batches(self._encode(prompts, settings), settings.batch_size)
         return (done for batch in batches for done in self._continue(batch, settings, on_text))
 
     def logits(self, ids: Ints, mask: Ints | None = None) -> Floats:
@@ -82,7 +82,7 @@ class LanguageModel:
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
         return self.engine.logits(ids, mask).copy()
 
-    def _encode(self, prompts: Sequence[str], new_tokens: int) -> list[_Prompt]:
+    def _encode(self, prompts: Sequence[str], settings: Settings) -> list[_Prompt]:
         encoded, problems = [], []
         for index, prompt in enumerate(prompts):
             valid = is_unicode(prompt)
@@ -95,7 +95,12 @@ class LanguageModel:
             elif len(tokens) >= context:
                 what = f"must leave room in the model's {context} positions, got {len(tokens)} tokens"
                 problems.append(Problem(which, what, f"give at most {context - 1} tokens"))
-            encoded.append(_Prompt(index, tokens, min(context - len(tokens), new_tokens)))
+            elif len(tokens) >= (most := settings.max_length or context):
+                what = f"must be shorter than the max_length of the folder's generation_config.json, {most}"
+                problems.append(Problem(which, f"{what}, got {len(tokens)} tokens", "give max_new_tokens"))
+            else:
+                new_tokens = settings.max_new_tokens if settings.max_length is None else context
+                encoded.append(_Prompt(index, tokens, min(context - len(tokens), most - len(tokens), new_tokens)))
         if problems:
             raise UserError(problems)
         return encoded
@@ -107,7 +112,8 @@ class LanguageModel:
         prompts = [prompt.tokens for prompt in batch]
         sampler = Sampler(settings, prompts, [prompt.index for prompt in batch], new_tokens)
         shown = (on_text and partial(on_text, prompt.index) for prompt in batch)
-        writers = [Writer(self.tokenizer, p, settings.stop, on) for p, on in zip(prompts, shown, strict=True)]
+        stop, ends = settings.stop, settings.stop_strings
+        writers = [Writer(self.tokenizer, p, stop, on, ends) for p, on in zip(prompts, shown, strict=True)]
         active = set(range(len(batch)))
         logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
         for count in range(1, new_tokens + 1):

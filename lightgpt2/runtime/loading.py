@@ -1,16 +1,19 @@
 """A model to generate text with, from any folder that holds one."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, tell
+from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.language_model import LanguageModel
+from lightgpt2.runtime.processors import not_done
 
 
 def load(
@@ -48,6 +51,11 @@ def load(
         generation, config = model.generation_config.to_dict(), model.config.to_dict()
     if generation.get("eos_token_id") is None:
         generation["eos_token_id"] = config.get("eos_token_id")
+    if (tokens := needed_rows(tokenizer)) > engine.vocabulary:
+        what = f"the tokenizer of {source} has {tokens} tokens and the model {engine.vocabulary}"
+        raise UserError([Problem(key, what, "give the model its own tokenizer")])
+    if passed_over := not_done(generation):
+        tell(f"lightgpt2: {source}: {', '.join(passed_over)} of its generation_config.json is not done", sys.stderr)
     return LanguageModel(engine, tokenizer, generation)
 
 

@@ -5,11 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.runtime.processors import Processor, as_ids, first_processors, later_processors
 from lightgpt2.runtime.text import is_unicode
 
 # The settings that a folder's `generation_config.json` may have, by its names.
-_OF_FOLDERS = {name: name for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty")}
-_OF_FOLDERS["no_repeat_ngram_size"] = "no_repeat_ngram"
+_OF_FOLDERS = {
+    name: name
+    for name in (
+        "max_new_tokens", "max_length", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+        "repetition_penalty",
+    )
+} | {"no_repeat_ngram_size": "no_repeat_ngram"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,15 @@ class Settings:
         no_repeat_ngram: Length of the sequences of tokens that may not come twice, the prompt included (0: no limit).
         seed: Seed of the sampling, with a prompt's index.
         stop: Texts that end a text, and are no part of it; for `resolve` one text will do.
-        ends: End-of-text tokens; always the folder's.
+        ends: End-of-text tokens; always the folder's, as is what follows.
+        stop_strings: Texts that end a text with the token that completes them, as in transformers.
+        max_length: The most tokens of a prompt and what is added to it; None, or where `max_new_tokens` is given: no limit.
+        min_p: Sample from tokens with this share of the most likely one's probability.
+        typical_p: Sample from the tokens whose surprise is nearest to the entropy, with this share of the probability.
+        epsilon_cutoff: Sample from tokens that are at least as likely as this.
+        eta_cutoff: The same, or less where the entropy is high.
+        first: Changes of the logits before the penalties for what was there before.
+        later: Changes of the logits after them.
     """
 
     max_new_tokens: int = 256  # as transformers' pipeline for text
@@ -40,6 +54,18 @@ class Settings:
     seed: int = 0
     stop: tuple[str, ...] = ()
     ends: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    max_length: int | None = None
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    first: tuple[Processor, ...] = ()
+    later: tuple[Processor, ...] = ()
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
@@ -53,9 +79,11 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
     values: dict[str, Any] = {"temperature": 1.0, **theirs, **asked}
     if not asked.get("temperature", folder.get("do_sample")):
         values["temperature"] = 0.0
-    stop, ends = values.pop("stop", ()), folder.get("eos_token_id")
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    settings = Settings(**values, stop=stop, ends=frozenset([ends] if isinstance(ends, int) else ends or ()))
+    if "max_new_tokens" in values:
+        values["max_length"] = None
+    stop, ends = _texts(values.pop("stop", ())), frozenset(as_ids(folder.get("eos_token_id")))
+    rules: Any = {"first": tuple(first_processors(folder)), "later": tuple(later_processors(folder))}
+    settings = Settings(**values, stop=stop, ends=ends, stop_strings=_texts(folder.get("stop_strings") or ()), **rules)
     allowed = {
         "max_new_tokens": ("at least 1", settings.max_new_tokens >= 1),
         "batch_size": ("at least 1", settings.batch_size >= 1),

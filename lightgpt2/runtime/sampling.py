@@ -1,12 +1,14 @@
 """The choice of the next token from its logits, in numpy.
 
 In the order of transformers: repetition penalty (Keskar et al. 2019, arXiv:1909.05858, section 4.1), no n-gram twice,
-temperature, top-k, top-p (nucleus: Holtzman et al. 2020, arXiv:1904.09751).
+temperature, top-k, top-p (nucleus: Holtzman et al. 2020, arXiv:1904.09751), and what only a folder asks for: min-p, typical
+sampling (Meister et al. 2022, arXiv:2202.00666), epsilon and eta sampling (Hewitt et al. 2022, arXiv:2210.15191).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightgpt2.runtime.engines import Floats, Ints
 from lightgpt2.runtime.options import Settings
@@ -47,6 +49,39 @@ def distribution(logits: Floats, temperature: float, top_k: int = 0, top_p: floa
     return ids, weights
 
 
+def narrowed(ids: Ints, weights: Floats, settings: Settings) -> tuple[Ints, Floats]:
+    """The tokens and probabilities that a folder's further settings leave."""
+    for name, kept in _KEPT:
+        if (value := getattr(settings, name)) != getattr(Settings, name):
+            chosen = kept(weights, value)
+            chosen[weights.argmax()] |= not chosen.any()  # one is always left
+            ids, weights = ids[chosen], weights[chosen] / weights[chosen].sum()
+    return ids, weights
+
+
+def _entropy(weights: Floats) -> float:
+    present = weights[weights > 0]
+    return -float((present * np.log(present)).sum())
+
+
+def _typical(weights: Floats, share: float) -> NDArray[np.bool_]:
+    """The tokens whose surprise is nearest to the entropy, up to the one with which they have this share."""
+    with np.errstate(divide="ignore"):
+        order = np.argsort(np.abs(-np.log(weights) - _entropy(weights)), kind="stable")
+    chosen = np.zeros(len(weights), bool)
+    chosen[order[: np.searchsorted(np.cumsum(weights[order]), share) + 1]] = True
+    return chosen
+
+
+# By the names of settings, in order: which of the probabilities `[K]` stay.
+_KEPT: list[tuple[str, Callable[[Floats, float], NDArray[np.bool_]]]] = [
+    ("min_p", lambda weights, share: weights >= share * weights.max()),
+    ("typical_p", _typical),
+    ("epsilon_cutoff", lambda weights, least: weights >= least),
+    ("eta_cutoff", lambda weights, eta: weights >= min(eta, eta**0.5 * np.exp(-_entropy(weights)))),
+]
+
+
 def _nucleus(weights: Floats, tail: float) -> Ints:
     """Places of the fewest largest weights that leave at most `tail` to the others."""
     # Those up to a V-th of the tail have no more than the tail together: most of a vocabulary need not be sorted.
@@ -68,7 +103,8 @@ class Sampler:
     ) -> None:
         self.settings = settings
         self._generators = [np.random.default_rng([settings.seed, index]) for index in indices]
-        self._lengths = [len(prompt) for prompt in prompts]
+        self._prompts, self._new_tokens = [len(prompt) for prompt in prompts], new_tokens
+        self._lengths = [*self._prompts]
         self._history = np.zeros((len(prompts), max(self._lengths) + new_tokens), np.int64)
         for row, prompt in zip(self._history, prompts, strict=True):
             row[: len(prompt)] = prompt
@@ -76,11 +112,16 @@ class Sampler:
     def __call__(self, logits: Floats) -> Ints:
         """The next tokens `[B]`, from logits `[B, V]`, which are changed in place."""
         settings = self.settings
-        for row, history, length in zip(logits, self._history, self._lengths, strict=True):
+        for row, tokens, length, prompt in zip(logits, self._history, self._lengths, self._prompts, strict=True):
+            history = tokens[:length]
+            for process in settings.first:
+                process(row, history, prompt, self._new_tokens)
             if settings.repetition_penalty != 1:
-                penalize(row, history[:length], settings.repetition_penalty)
+                penalize(row, history, settings.repetition_penalty)
             if settings.no_repeat_ngram:
-                forbid_ngrams(row, history[:length], settings.no_repeat_ngram)
+                forbid_ngrams(row, history, settings.no_repeat_ngram)
+            for process in settings.later:
+                process(row, history, prompt, self._new_tokens)
         if settings.temperature == 0:
             tokens = logits.argmax(axis=1)
         else:
@@ -91,6 +132,7 @@ class Sampler:
 
     def _sample(self, logits: Floats, generator: np.random.Generator) -> int:
         ids, weights = distribution(logits, self.settings.temperature, self.settings.top_k, self.settings.top_p)
+        ids, weights = narrowed(ids, weights, self.settings)
         sums = np.cumsum(weights)
         place = np.searchsorted(sums, generator.random() * sums[-1], side="right")  # never at a weight of 0
         return int(ids[min(place, len(ids) - 1)])

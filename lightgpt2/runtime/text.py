@@ -26,6 +26,7 @@ class Writer:
     It is what the tokenizer decodes of the whole sequence, behind the whole characters of the prompt. Only the tokens since the
     last whole character are decoded, with those of the piece before them, as some decoders drop a space at the start: the work
     does not grow with the text. Tokens of byte fallback wait for the last of their row, as one wrong byte spoils all of it.
+    What it ends with if it is one of `stop_strings` stays, with all of the token that completes it.
     `on_text` is called with each new piece; together they are the text.
     """
 
@@ -35,9 +36,10 @@ class Writer:
         prompt: Sequence[int],
         stop: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         self._tokenizer, self._tokens = tokenizer, list(prompt)
-        self._stop, self._on_text = tuple(stop), on_text
+        self._stop, self._stop_strings, self._on_text = tuple(stop), tuple(stop_strings), on_text
         self._text = ""
         self._shown = 0  # length of what was handed out: the rest may be the start of a stop text
         self._in_bytes = False  # whether the last token that has text is a byte
@@ -47,7 +49,7 @@ class Writer:
     def add(self, token: int) -> None:
         """Add a token; after that `stopped` says whether a stop text is complete."""
         self._tokens.append(token)
-        if not self._stop and not self._on_text:  # all is decoded at the end
+        if not self._stop and not self._stop_strings and not self._on_text:  # all is decoded at the end
             return
         if _BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
             self._in_bytes = True
@@ -83,9 +85,11 @@ class Writer:
 
     def _write(self, piece: str) -> None:
         self._text += piece
+        recent = self._text[-len(piece) - max(map(len, self._stop_strings), default=0) :] if piece else ""
+        self.stopped = any(text in recent for text in self._stop_strings)
         if found := [place for text in self._stop if (place := self._text.find(text, self._shown)) >= 0]:
             self.stopped, self._text = True, self._text[: min(found)]
-        self._show(len(self._text) - (0 if found else self._begun()))
+        self._show(len(self._text) - (0 if self.stopped else self._begun()))
 
     def _begun(self) -> int:
         """Length of the longest end of the held text that a stop text starts with."""

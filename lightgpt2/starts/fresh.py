@@ -8,9 +8,10 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import check_tokenizer, load_config, new_model
 from lightgpt2.models.operations import Operation
+from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.starts.base import Start
 
-_NOT_SHARED = ("transformers_version", "lightgpt2", "auto_map", "architectures")
+_NOT_SHARED = ("transformers_version", "transformers_weights", "lightgpt2", "auto_map", "architectures")
 
 
 class Fresh(Start):
@@ -37,7 +38,7 @@ class Fresh(Start):
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
         tokenizer = data.tokenizer
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = self._config({"vocab_size": len(tokenizer), **special}, trust_remote_code)
+        config = self._config({"vocab_size": needed_rows(tokenizer), **special}, trust_remote_code)
         check_tokenizer(tokenizer, config, "data.tokenizer")
         return new_model(config, f"{self.key}.model"), []
 

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.adapters import CONFIG, base_of, is_adapter
+from lightgpt2.models.adapters import CONFIG, base_of, has_tokenizer, is_adapter
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.quantization import coverage, dequantized, load_quantized, quantization_of
@@ -36,7 +36,7 @@ class Pretrained(Start):
 
     @property
     def tokenizer(self) -> tuple[str, str]:
-        return self.base, f"{self.key}.model"
+        return self.source if self.adapter and has_tokenizer(self.adapter) else self.base, f"{self.key}.model"
 
     @property
     def sources(self) -> list[str]:

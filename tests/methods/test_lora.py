@@ -130,7 +130,7 @@ def test_adapters_are_no_model_and_name_theirs(bench: Bench) -> None:
     bench.configure(stage("LoRA", "checkpoints/r/adapter"))
     (message,) = bench.refuse("fit", "--run", "next")
     assert message.startswith(
-        "model.model: checkpoints/r/adapter names teacher as its base model (in adapter_config.json)"
+        f"model.model: checkpoints/r/adapter names {Path.cwd() / 'teacher'} as its base model (in adapter_config.json)"
     )
 
 

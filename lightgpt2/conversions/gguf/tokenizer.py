@@ -13,6 +13,7 @@ from gguf import GGUFWriter, TokenType
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from lightgpt2.errors import Problem
+from lightgpt2.models.vocabulary import needed_rows
 
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -44,8 +45,8 @@ def tokenizer_problems(tokenizer: PreTrainedTokenizerFast, config: PretrainedCon
         what += f"kinds that llama.cpp has ({', '.join(name for name, _, _ in _KINDS)})"
         yield Problem("", what, "export to onnx, whose folder keeps tokenizer.json")
         return
-    if len(tokenizer) > config.vocab_size:
-        what = f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}"
+    if (count := needed_rows(tokenizer)) > config.vocab_size:
+        what = f"the tokenizer has {count} tokens and the model {config.vocab_size}"
         yield Problem("", what, "give the model its own tokenizer")
     strips = ("lstrip", "rstrip", "single_word")
     if odd := [token["content"] for token in parts["added_tokens"] if any(token[key] for key in strips)]:

@@ -22,6 +22,7 @@ from lightgpt2.models.families import Shape, family_of
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
+from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.loading import context_of
 
@@ -54,7 +55,7 @@ class Onnx(Exported):
         if (activation := family.activation(config)) not in ACTIVATIONS:
             yield Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}")
         yield from (Problem("", *line.split("; ", 1)) for line in family.onnx_problems(config))
-        if (tokens := max(data.tokenizer.get_vocab().values()) + 1) > config.vocab_size:
+        if (tokens := needed_rows(data.tokenizer)) > config.vocab_size:
             what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
             yield Problem("", what, "give the model the tokenizer that it was trained with")
 

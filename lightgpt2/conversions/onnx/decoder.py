@@ -261,8 +261,7 @@ class Decoder(ModelWriter):
         return normal
 
     def _normalize_rms(self, module: Any, x: ir.Value) -> ir.Value:
-        gamma, epsilon = self._rms_parts(module)
-        return self.graph.op("SimplifiedLayerNormalization", x, gamma, axis=-1, epsilon=epsilon)
+        return self.graph.rms_norm(x, *self._rms_parts(module))
 
     def _rms_parts(self, module: Any) -> tuple[ir.Value, float]:
         gamma, epsilon = self._family.norm(module)

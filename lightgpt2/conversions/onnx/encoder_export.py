@@ -1,5 +1,7 @@
 """Encoders as folders that stand alone, verified before they are there."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from lightgpt2.conversions.target import Target
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
-from lightgpt2.models.loading import load_encoder
+from lightgpt2.models.loading import load_encoder, source_folder
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.quality import Metric, quality
+from lightgpt2.models.saving import carry_licence, save_tokenizer
 from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 
@@ -49,7 +52,9 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
     with atomic_folder(output) as folder:
         write_encoder(model, folder, forms)
         model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
+        carry_licence(source, folder)
+        _carry_modules(source_folder(source), folder)
         cosines, error = _compared(model, tokenizer, folder, texts, centred=target.form == "onnx")
         found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
         refuse(_faults(target.form, found["mean"], error))
@@ -74,6 +79,18 @@ def _faults(form: str, cosine: float, error: float) -> Iterator[str]:
     if not error <= most:
         what = f"its outputs may be at most {most:.0%} off PyTorch's, got {error:.2%}"
         yield f"--format {form}: {what}; nothing was written"
+
+
+def _carry_modules(source: Path, folder: Path) -> None:
+    """Copy what sentence-transformers does before and after the encoder: its length, pooling, normalization, further layers."""
+    listed = source / "modules.json"
+    if not listed.is_file():
+        return
+    for file in (listed, *source.glob("sentence_*_config.json"), *source.glob("config_sentence_transformers.json")):
+        shutil.copy(file, folder)
+    for module in json.loads(listed.read_text(encoding="utf-8")):
+        if module["path"]:
+            shutil.copytree(source / module["path"], folder / module["path"])
 
 
 @torch.inference_mode()

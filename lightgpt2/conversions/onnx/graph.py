@@ -67,6 +67,16 @@ class Graph:
     def ops(self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any) -> Any:
         return self._tape.op_multi_out(kind, inputs, attributes, num_outputs=outputs, domain=domain)
 
+    def rms_norm(self, x: ir.Value, gamma: ir.Value, epsilon: float) -> ir.Value:
+        """`x` divided by the root of its mean square over the last axis, times gamma.
+
+        ONNX Runtime fuses these into its own operator, which is in no domain that the standard's checker knows.
+        """
+        square = self.op("Pow", x, self.constant(np.float32(2), "two"))
+        mean = self.op("ReduceMean", square, self.constant([-1], "last_axis"), keepdims=1)
+        root = self.op("Sqrt", self.op("Add", mean, self.constant(np.float32(epsilon), f"epsilon.{epsilon}")))
+        return self.op("Mul", self.op("Div", x, root), gamma)
+
     def constant(self, values: Any, name: str) -> ir.Value:
         """A small constant, once for each name."""
         found = next((value for value in self._tape.initializers if value.name == name), None)

@@ -95,10 +95,11 @@ class Light:
         where = {key: options[key] for key in _WHERE if key in options}
         if not isinstance(config, PretrainedConfig):
             config = cls.config_class.from_pretrained(config or source, **where)  # type: ignore[attr-defined]
+        config = copy.deepcopy(config)
+        config.__dict__.pop("transformers_weights", None)  # which tells plain transformers that it needs this code
         own: Any = super()
         if not {"stored", "packed"} & {*config.lightgpt2} or source is None:
             return own.from_pretrained(source, *args, config=config, **options)
-        config = copy.deepcopy(config)
         config.lightgpt2 = {key: value for key, value in config.lightgpt2.items() if key != "packed"}
         if not config.lightgpt2:  # unpacked it is one of plain transformers
             own = cls.__bases__[-1]

@@ -1,6 +1,6 @@
 """How `model.safetensors` holds weights as integers with scales, and packed; `stored` in its header's metadata says which.
 
-(It is the only entry: the order of several would differ between two files of equal weights.) `integers` lists by name the
+`integers` lists by name the
 parameters that are stored as integers:
 
     {"bits": 8, "group": 768, "shape": [768, 2304], "transposed": true}
@@ -58,8 +58,21 @@ def write(file: str | Path, tensors: dict[str, Tensor], integers: Table, packed:
         pairs = {name: pack(tensor) for name, tensor in tensors.items()}
         tensors = {name: data for name, (data, _) in pairs.items()}
         table = {name: about for name, (_, about) in pairs.items()}
-    save_file(tensors, file, {"stored": json.dumps({"integers": integers, "packed": table})})
+    save_file(tensors, file, {"format": "pt", "stored": json.dumps({"integers": integers, "packed": table})})
+    _sort_header(Path(file))
     return table
+
+
+def _sort_header(file: Path) -> None:
+    """Put the entries of a file's metadata in order: safetensors writes them in any, and equal weights would differ."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size, "the header keeps its length"
+        opened.seek(8)
+        opened.write(text)
 
 
 # -- integers ----------------------------------------------------------------------------------------------------------------

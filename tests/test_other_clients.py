@@ -1,0 +1,208 @@
+"""What other people's software reads of the folders that are written: transformers 4, PEFT, onnx, sentence-transformers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import peft
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.encoder_export import _carry_modules
+from lightgpt2.conversions.packing import pack_folder
+from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.models.adapters import name_base
+from lightgpt2.models.families import FAMILIES
+from lightgpt2.models.integers import Integers
+from lightgpt2.models.loading import load_config, load_model, load_tokenizer
+from lightgpt2.models.saving import save_model, save_tokenizer
+from lightgpt2.models.standalone import stored_weights
+from lightgpt2.runtime.folder import open_export, seal
+from tests.support.models import (
+    logits,
+    make_model,
+    make_restless_model,
+    save_integers,
+    write_model,
+    write_tokenizer,
+    write_uneven_model,
+)
+from tests.support.onnx_client import write_onnx
+
+LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+ROPES: dict[str, dict[str, Any]] = {
+    "plain": {"rope_type": "default", "rope_theta": 500000.0},
+    "Llama 3": LLAMA_3,
+    "linear": {"rope_type": "linear", "rope_theta": 300.0, "factor": 4.0},
+}
+FOLDERS = ["gpt2", *ROPES, "int8", "int4", "packed", "uneven"]
+NEED_CODE = FOLDERS[4:]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each kind."""
+    root = tmp_path_factory.mktemp("folders")
+    tokenizer = write_tokenizer(root / "tokenizer")
+    save_model(make_model("gpt2"), tokenizer, root / "gpt2")
+    for name, rope in ROPES.items():
+        save_model(make_model("llama", rope_parameters=rope), tokenizer, root / name)
+    model = make_model("llama", rope_parameters=LLAMA_3)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    save_integers(model, Integers(bits=8), tokenizer, root / "int8", {**weights})
+    save_integers(model, Integers(bits=4, group=16), tokenizer, root / "int4", {**weights})
+    pack_folder(root / "Llama 3", root / "packed")
+    uneven = load_model(str(write_uneven_model(root / "source", "llama")), "model")
+    save_model(uneven, tokenizer, root / "uneven")
+    return root
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rotary_positions_are_said_as_transformers_4_reads_them(written: Path, name: str) -> None:
+    said = json.loads((written / name / "config.json").read_text())
+    rope = {key: value for key, value in ROPES[name].items() if key != "rope_theta"}
+    assert said["rope_theta"] == ROPES[name]["rope_theta"]
+    assert said["rope_scaling"] == (None if name == "plain" else rope)
+    assert load_config(str(written / name), "model").rope_parameters == ROPES[name]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_tokenizer_has_a_class_that_transformers_4_has_and_a_length(written: Path, name: str) -> None:
+    said = json.loads((written / name / "tokenizer_config.json").read_text())
+    assert (said["tokenizer_class"], said["model_max_length"]) == ("PreTrainedTokenizerFast", 64)
+    batch = AutoTokenizer.from_pretrained(written / name)(["one", "two " * 90], padding=True, truncation=True)
+    assert [len(ids) for ids in batch["input_ids"]] == [64, 64]
+
+
+def test_a_length_that_a_tokenizer_has_is_kept(tmp_path: Path) -> None:
+    train_tokenizer(["some text"], 300, tmp_path / "t")
+    tokenizer = load_tokenizer(str(tmp_path / "t"), "data.vocab_size")
+    tokenizer.model_max_length = 1024
+    save_tokenizer(tokenizer, tmp_path / "t", 64)
+    assert load_tokenizer(str(tmp_path / "t"), "t").model_max_length == 1024
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("name", NEED_CODE)
+def test_a_folder_that_needs_its_code_says_so_where_it_fails(written: Path, name: str) -> None:
+    with pytest.raises(OSError, match="needs trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(written / name)
+    loaded = AutoModelForCausalLM.from_pretrained(written / name, trust_remote_code=True)
+    assert "transformers_weights" not in loaded.config.to_dict()
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "uneven"])
+def test_the_weights_file_says_its_format_and_is_the_same_each_time(written: Path, tmp_path: Path, name: str) -> None:
+    file = written / name / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["format"] == "pt"
+    if name in NEED_CODE:
+        tensors, table = stored_weights.read_stored(file)
+        for number in range(4):
+            stored_weights.write(tmp_path / f"{number}", tensors, table, packed=name == "packed")
+        assert {(tmp_path / f"{number}").read_bytes() for number in range(4)} == {file.read_bytes()}
+
+
+_CLIENT = """
+import sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert transformers.__version__.startswith("4."), transformers.__version__
+ids, found = torch.arange(60).view(2, 30) * 3, {}
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(["a", "some text"], padding=True, truncation=True)["input_ids"]
+    with torch.no_grad():
+        found[folder] = model(ids, use_cache=False).logits
+torch.save(found, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment variables with which Python has transformers 4.57; the test is skipped where it cannot be fetched."""
+    folder = tmp_path_factory.mktemp("transformers4")
+    packages = ["transformers==4.57.3", "huggingface-hub>=0.34,<1", "tokenizers>=0.22,<=0.23"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
+    if subprocess.run(pip, capture_output=True, timeout=300).returncode:
+        pytest.skip("transformers 4 cannot be installed")
+    return {**os.environ, "PYTHONPATH": str(folder), "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.slow
+def test_transformers_4_computes_the_same_logits(written: Path, tmp_path: Path, transformers_4: dict[str, str]) -> None:
+    folders = [str(written / name) for name in FOLDERS]
+    client = [sys.executable, "-c", _CLIENT, str(tmp_path / "logits"), *folders]
+    done = subprocess.run(client, env=transformers_4, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "logits")
+    for folder in folders:
+        torch.testing.assert_close(found[folder], logits(load_model(folder, "model").eval()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_folder_loads_from_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("base"), "llama")
+    base = AutoModelForCausalLM.from_pretrained("base")
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj", "o_proj"])
+    adapted: Any = peft.get_peft_model(base, settings).eval()
+    adapted.save_pretrained("adapter")
+    name_base(Path("adapter"))
+    readme = Path("adapter", "README.md").read_text()
+    assert all(word in readme for word in (f"base_model: {tmp_path / 'base'}", "rank 8, alpha 8, on o_proj, q_proj"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
+    assert torch.equal(logits(again.eval()), logits(adapted))
+
+
+def test_a_base_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
+    peft.LoraConfig(base_model_name_or_path="owner/name", target_modules="all-linear").save_pretrained(tmp_path)
+    name_base(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
+    assert "on `owner/name`: rank 8, alpha 8, on all-linear" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("layers", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_pass_the_standard_s_checker(tmp_path: Path, family: str, layers: Any) -> None:
+    write_onnx(make_restless_model(family), tmp_path, Forms(layers, layers))
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+
+
+def test_an_encoder_keeps_what_sentence_transformers_does_around_it(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "export"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    files = {
+        "modules.json": json.dumps(modules), "sentence_bert_config.json": '{"max_seq_length": 256}',
+        "config_sentence_transformers.json": '{"prompts": {"query": "q: "}}',
+        "1_Pooling/config.json": '{"pooling_mode_cls_token": true}',
+    }  # fmt: skip
+    for each in (source / "1_Pooling", source / "2_Normalize", folder):
+        each.mkdir(parents=True)
+    for name, text in files.items():
+        (source / name).write_text(text)
+    _carry_modules(source, folder)
+    assert {name: (folder / name).read_text() for name in files} == files
+    assert (folder / "2_Normalize").is_dir()
+    seal(folder, {"format": "onnx"})
+    assert {*files} <= {*open_export(folder)["files"]}
+    shutil.rmtree(folder / "1_Pooling")
+    with pytest.raises(Exception, match=r"1_Pooling/config.json in .* is not what was written"):
+        open_export(folder)
