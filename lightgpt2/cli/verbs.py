@@ -1,7 +1,9 @@
 """The `lightgpt2` command: which verb is asked for, and the help that needs no heavy import."""
 
+import codecs
 import contextlib
 import difflib
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -20,9 +22,16 @@ _ABOUT = ("-h", "--help", "--version")
 
 def main() -> None:
     """Entry point of the `lightgpt2` command."""
-    # A character that the terminal's encoding lacks is written as JSON would, and ends no run.
-    cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+    # A character that the terminal's encoding lacks ends no run.
+    codecs.register_error("json", _escaped)
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="json")
     run(sys.argv[1:])
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """The characters that an encoding lacks, as JSON has them."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def run(args: list[str]) -> None:

@@ -159,7 +159,7 @@ class Method(Parts):
 
     def _check_teachers(self) -> None:
         """Refuses a teacher to which the ids of the text's tokens are other tokens."""
-        for source in self.objective.sources if not self.data.kept_tokens else ():
+        for source in () if self.start.trims_vocabulary else self.objective.sources:
             try:
                 theirs = load_tokenizer(source, Teacher.key, self.trust_remote_code)
             except UserError:

@@ -78,9 +78,8 @@ class Writer:
         """The text that was not written yet."""
         text = self._tokenizer.decode(self._tokens)
         if self._before == self._whole and not text.startswith(self._before):
-            return self._tokenizer.decode(
-                self._tokens[self._done :]
-            )  # bytes that make no character, and spoil the prompt's
+            # Bytes that make no character, and spoil those of the prompt.
+            return self._tokenizer.decode(self._tokens[self._done :])
         return text[max(_alike(text, old) for old in (self._before, self._whole)) :]
 
     def _write(self, piece: str) -> None:

@@ -102,7 +102,7 @@ def score_logits(run: Callable[[Ints], Floats], loader: Iterable[Batch], label: 
 def first_documents(loader: Iterable[Batch], documents: int | None) -> Iterator[Batch]:
     """The scoring windows of the first documents of a split; of all for None."""
     for batch in loader:
-        kept = batch["document"] < (documents or math.inf)
+        kept = batch["document"] < (math.inf if documents is None else documents)
         if kept.any():
             yield {key: value[kept] for key, value in batch.items() if isinstance(value, Tensor)}
 
@@ -119,12 +119,11 @@ def verify(
     """Score what was exported, and say what is out of bounds; see `Task.verify`."""
     lengths = (min(PROMPT_TOKENS, engine.context // 2), 1)  # documents may all be shorter than a prompt
     prompts = next(filter(None, (data.prompts("valid", PROMPTS, length) for length in lengths)), None)
+    nothing = Problem("", f"no text of {data.source} has two tokens to verify with", "give another with --data")
     if prompts is None:
-        raise UserError(
-            Problem("", f"no text of {data.source} has two tokens to verify with", "give another with --data")
-        )
+        raise UserError(nothing)
     found = agreement(engine, model, prompts)
-    metrics = {}
+    metrics: dict[str, dict[str, Metric]] = {}
 
     def scored(run: Callable[[Ints], Floats], name: str) -> dict[str, Metric]:
         return task.metrics(score_logits(run, first_documents(data.scoring_loader("valid"), documents), name))
@@ -133,6 +132,8 @@ def verify(
         metrics["before"] = scored(partial(torch_logits, model), "Scoring the source")
         before = task.quality(metrics["before"])
     metrics["after"] = scored(lambda ids: engine.logits(ids, np.ones_like(ids)), "Scoring the export")
+    if not metrics["after"][task.primary].denominators.sum():
+        raise UserError(nothing)
     after = task.quality(metrics["after"])
     mine, theirs = value_of(after), value_of(before)
     ratio, problems = mine / theirs, []

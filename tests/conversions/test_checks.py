@@ -235,9 +235,10 @@ def test_nan_is_refused(model: PreTrainedModel, precision: str, where: dict[str,
     assert problems(Engine(model, **nan), model, precision)
 
 
-def test_nothing_to_verify_with_is_said(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("length", "documents"), [(1, None), (20, 0)])
+def test_nothing_to_verify_with_is_said(model: PreTrainedModel, length: int, documents: int | None) -> None:
     with pytest.raises(UserError, match="no text of random tokens has two tokens to verify with"):
-        problems(Engine(model), model, "fp32", Data(length=1))
+        verify(TASK, Engine(model), model, Data(length=length), documents, "fp32")
 
 
 def test_inputs_that_are_not_numbers_count_as_uneven(monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel) -> None:
