@@ -145,10 +145,11 @@ class Method(Parts):
         self._check_teachers()
         key = self.config_key()
         check_head(self.model, key)
-        tokens, rows = needed_rows(self.data.tokenizer), self.model.config.vocab_size
-        if tokens > rows:
-            what = f"it has {tokens} tokens and the model of {key} has {rows}"
-            raise UserError(f"data.tokenizer: {what}; use the model's own tokenizer")
+        models = {key: self.model.config} | self.objective.configs(self.trust_remote_code)
+        for key, config in models.items():
+            if (tokens := needed_rows(self.data.tokenizer)) > config.vocab_size:
+                what = f"it has {tokens} tokens and the model of {self.config_key(key)} has {config.vocab_size}"
+                raise UserError(f"data.tokenizer: {what}; use the model's own tokenizer, and a teacher that shares it")
         self.held.hold(self.model, Ledger.read(self.start.source))
         for part in self.adaptations:
             part.check(self.model)

@@ -87,10 +87,6 @@ class Distillation(Objective):
         teacher = self.teacher.config(trust) if self.teacher else original
         if teacher is None:
             return [*found, Problem(_TEACHER, "required, but not given", "name a teacher")]
-        if student.vocab_size != teacher.vocab_size and self.teacher is not None:
-            what = f"its vocabulary has {student.vocab_size} tokens and the teacher's {teacher.vocab_size}"
-            fix = "distillation compares them token by token, so choose models that share a tokenizer"
-            found.append(Problem("start.model", what, fix))
         try:
             self._pair_layers(teacher, student, layers)
         except ValueError as error:

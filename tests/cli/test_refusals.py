@@ -49,8 +49,8 @@ SETTINGS: list[tuple[Any, ...]] = [
     ({"model.layer_map": [0, 1, 2]}, "model.layer_map: it lists 3 layers", "the student has 2"),
     ({"model.student": "teacher"}, "model.layers: cannot be given together with model.student", "remove one"),
     (
-        {**OTHERS, "model.student": {"n_layer": 2, "vocab_size": 400}},
-        "model.student: its vocabulary has 400 tokens and the teacher's 300", "share a tokenizer",
+        {**OTHERS, "model.student": {"n_layer": 2, "vocab_size": 200}},
+        "data.tokenizer: it has 300 tokens and the model of model.student has 200", "the model's own tokenizer",
     ),
     ({**OTHERS, "model.student": {"n_layr": 2}}, "model.student: a gpt2 configuration has no n_layr", "remove"),
     ({"trainer.max_steps": 0}, "trainer.max_steps: 0 trains nothing", "at least 1"),
@@ -180,7 +180,7 @@ MODELS: list[tuple[Any, ...]] = [
         "model.teacher: models of type 'bert' are not supported", "gemma3_text, gpt2, ",
     ),
     (teacher(write("ledger.json", "[{")), "teacher/ledger.json: damaged"),
-    (other_student, "model.student: its vocabulary has 400 tokens and the teacher's 300", "share a tokenizer"),
+    (other_student, "data.tokenizer: it has 400 tokens and the model of model.teacher has 300", "that shares it"),
 ]  # fmt: skip
 HUB = "'nobody/nothing' could not be loaded from the hub or its local cache ("
 UNREACHABLE = [
