@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
+import lightgpt2
 from lightgpt2.data import LanguageModelingData, store
 from lightgpt2.data.base import Connection
 from lightgpt2.data.store import TokenSplit
@@ -21,9 +23,13 @@ from lightgpt2.data.windows import (
     prompt_windows,
 )
 from lightgpt2.functional.divergence import IGNORE
-from tests.support.models import write_tokenizer
+from lightgpt2.models.loading import new_model
+from tests.support.cli import write_config
+from tests.support.mistakes import spoilt
+from tests.support.models import SHAPES, write_tokenizer
 
 _SEPARATOR, _END = 1000, 1001
+WORDS = ("pump", "valve", "motor", "limit", "pressure", "bar")
 SIZES = [3, 1, 10, 9, 4, 20]  # tokens of the documents' texts
 
 
@@ -127,3 +133,22 @@ def test_training_asks_for_the_end_of_each_text(
     prompts, passages = data.prompts("valid", 9, 2), data.passages("valid", 9, 2, 99)
     assert all(end not in prompt[1:] for prompt in prompts)
     assert all(end not in following for _, following in passages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "mode"), [("one token", "packed"), ("one token", "padded"), ("two tokens", "packed")])
+def test_a_model_learns_to_stop(kind: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("\n\n".join(f"Item {i} {word} stops." for i in range(40) for word in WORDS))
+    words = PreTrainedTokenizerFast.from_pretrained(tokenizer(tmp_path, **KINDS[kind]))
+    words.save_pretrained("model")
+    special = {"vocab_size": len(words), "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    torch.manual_seed(0)
+    new_model(AutoConfig.for_model("gpt2", **SHAPES["gpt2"] | {"n_layer": 2}, **special)).save_pretrained("model")
+    changes = {
+        "model": {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "model", "optimizer": {"lr": 0.01}}},
+        "data.source": "a.txt", "data.mode": mode, "data.batch_size": 16, "trainer.max_steps": 150,
+        "trainer.val_check_interval": 150,
+    }  # fmt: skip
+    lightgpt2.fit(write_config(Path("config.yaml"), spoilt(changes)), run="r")
+    assert lightgpt2.load("checkpoints/r/model").generate("Item 7 valve", max_new_tokens=40) == " stops."
