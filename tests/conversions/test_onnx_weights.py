@@ -235,7 +235,8 @@ QAT: dict[str, Integers] = {
 TRAINED = [("gpt2", form) for form in QAT] + [
     ("llama", "int4, embeddings, groups of 48"), ("llama, untied", "int8, embeddings"),
     ("gpt2, 200 wide", "int4, embeddings, groups of 48"), ("phi3", "int8, embeddings, activations"), ("qwen3", "int4"),
-    ("gemma3_text", "int8, embeddings"), ("gpt_neox", "int4, embeddings, groups of 16"), ("opt", "int8, embeddings, activations"),
+    ("gemma3_text", "int8, embeddings"), ("gpt_neox", "int4, embeddings, groups of 16"),
+    ("opt", "int8, embeddings, activations"),
 ]  # fmt: skip
 
 
