@@ -15,6 +15,7 @@ from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.starts import Fresh
 from tests.support.mistakes import Bench
 from tests.support.models import write_model
+from tests.support.stages import stage
 
 ROWS, LARGEST = 300, 339
 
@@ -47,7 +48,7 @@ def test_a_model_that_is_too_small_is_not_exported(tmp_path: Path, form: Format)
 @pytest.mark.parametrize("verb", ["fit", "validate"])
 def test_a_model_that_is_too_small_is_neither_trained_nor_scored(bench: Bench, verb: str) -> None:
     with_gap(Path("teacher"))
-    bench.configure({"model.class_path": "lightgpt2.methods.FineTune", "model.init_args": {"model": "teacher"}})
+    bench.configure(stage("FineTune"))
     (message,) = bench.refuse(verb)
     assert message.startswith(
         "data.tokenizer: it has 340 tokens and the model of model.model has 300; use the model's own"
