@@ -360,6 +360,7 @@ CANT: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"] * 3}, "in all layers but every sixth"),
     ("gemma3_text", {"rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE}}, "by a base of 10000"),
     ("gpt_neox", {"hidden_act": "relu"}, "gelu, not relu"),
+    ("gpt_neox", {"hidden_act": "quick_gelu"}, "gelu, not quick_gelu"),
     ("gpt_neox", {"attention_bias": False}, "has biases in its attention"),
     ("gpt_neox", {"rope_parameters": _ROPE | {"rope_type": "linear", "factor": 2.0}}, "of type linear are not written"),
 ]
