@@ -4,9 +4,10 @@ Biases, rotary scaling and special tokens are read here; other tensors, and sett
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightgpt2.errors import UserError
 
 _FACTORS = "rope_freqs.weight"  # by which pairs of a head's channels turn slower
-_BIASES = {"attention_bias": "attn_output.bias", "mlp_bias": "ffn_down.bias"}  # by the key that makes room for them
-_PARTIAL = {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_gate.bias"}  # what such a file has at least
+# Tensors of a layer that has biases, by the key that makes room for them.
+_BIASES = {"attention_bias": ("attn_q.bias", "attn_output.bias"), "mlp_bias": ("ffn_gate.bias", "ffn_down.bias")}
 # What changes the result, by the value that does not.
 _COMPUTES = {
     "logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0, "attention.scale": None,
@@ -30,18 +31,34 @@ _SCALING = {
 }  # fmt: skip
 
 
+class _Contents(NamedTuple):
+    """What a file holds, without its weights and the tokenizer's lists."""
+
+    said: dict[str, Any]
+    tensors: frozenset[str]
+    factors: NDArray[np.float64] | None
+
+    @property
+    def architecture(self) -> str:
+        return str(self.said["general.architecture"])
+
+    def setting(self, name: str) -> Any:
+        """A value of the architecture; None if the file does not say it."""
+        return self.said.get(f"{self.architecture}.{name}")
+
+
 @lru_cache(maxsize=4)
-def _contents(file: Path, _: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The metadata but for the tokenizer's lists, and the tensors by name; the file's time of change makes it another one."""
+def _contents(file: Path, _: int) -> _Contents:
+    """Cached, since reading takes seconds; the file's time of change makes it another one."""
     from gguf import GGUFReader  # slow to import, and needed for this only
 
     reader = GGUFReader(file)
-    short = {name: field for name, field in reader.fields.items() if len(field.data) == 1}
-    said = {name: field.contents() for name, field in short.items()}
-    return said, {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
+    said = {name: field.contents() for name, field in reader.fields.items() if len(field.data) == 1}
+    factors = next((tensor.data.astype(np.float64) for tensor in reader.tensors if tensor.name == _FACTORS), None)
+    return _Contents(said, frozenset(tensor.name for tensor in reader.tensors), factors)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _read(file: Path) -> _Contents:
     return _contents(file, file.stat().st_mtime_ns)
 
 
@@ -51,35 +68,43 @@ def complete(config: PretrainedConfig, file: Path, key: str) -> None:
     Raises:
         UserError: The file says something that would be computed otherwise; the message names `key`.
     """
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-
-    said, tensors = _read(file)
-    architecture = said["general.architecture"]
-    for name, suffix in _PARTIAL.items():
-        if hasattr(config, name) and any(tensor.endswith((suffix, _BIASES[name])) for tensor in tensors):
+    held = _read(file)
+    for name, suffixes in _BIASES.items():
+        if hasattr(config, name) and any(tensor.endswith(suffixes) for tensor in held.tensors):
             setattr(config, name, True)
     for name, place in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        if (id_ := said.get(f"tokenizer.ggml.{place}_token_id")) is not None:
+        if (id_ := held.said.get(f"tokenizer.ggml.{place}_token_id")) is not None:
             setattr(config, f"{name}_token_id", id_)
-    read = GGUF_CONFIG_MAPPING.get(architecture, {})
-    about = {name: said[f"{architecture}.{name}"] for name in _COMPUTES if f"{architecture}.{name}" in said}
-    unread = [f"{name} {value}" for name, value in about.items() if name not in read and value != _COMPUTES[name]]
+    if unread := [*_unread(held), *_scale(config, held)]:
+        raise UserError(f"{key}: {file} has {', '.join(unread)}, which is not read; give the model's folder")
+
+
+def _unread(held: _Contents) -> Iterator[str]:
+    """The settings that change the result and that transformers does not read."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    read = GGUF_CONFIG_MAPPING.get(held.architecture, {})
+    for name, neutral in _COMPUTES.items():
+        if name not in read and (value := held.setting(name)) not in (None, neutral):
+            yield f"{name} {value}"
+
+
+def _scale(config: PretrainedConfig, held: _Contents) -> Iterator[str]:
+    """Give a configuration a file's rotary scaling; yields what cannot be read of it."""
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
     scaling = {
-        name: said[place] for name, end in _SCALING.items() if (place := f"{architecture}.rope.scaling.{end}") in said
+        name: value for name, end in _SCALING.items() if (value := held.setting(f"rope.scaling.{end}")) is not None
     }
     kind = scaling.get("rope_type", "none")
-    if kind not in ("none", "linear", "yarn"):
-        unread.append(f"rotary scaling of type {kind}")
-    if (factors := tensors.get(_FACTORS)) is not None:
-        found = _of_factors(factors, rope["rope_theta"]) if kind == "none" else None
-        unread += [] if found else ["rotary factors of no kind that is known"]
+    if held.factors is not None:
+        found = _of_factors(held.factors, rope["rope_theta"]) if kind == "none" else None
         rope.update(found or {})
-    elif kind != "none":
+        yield from [] if found else ["rotary factors of no kind that is known"]
+    elif kind in ("linear", "yarn"):
         rope.update(scaling)
-    if unread:
-        raise UserError(f"{key}: {file} has {', '.join(unread)}, which is not read; give the model's folder")
+    elif kind != "none":
+        yield f"rotary scaling of type {kind}"
 
 
 def _of_factors(factors: NDArray[Any], theta: float) -> dict[str, Any] | None:
@@ -88,7 +113,6 @@ def _of_factors(factors: NDArray[Any], theta: float) -> dict[str, Any] | None:
     Llama 3's: 1 for short waves, the largest for long ones, and between them 1 / f = (1 - s) / factor + s, where s is linear in
     the number of turns that a pair takes in the original context.
     """
-    factors = factors.astype(np.float64)
     if np.allclose(factors, factors[0], rtol=1e-6):
         return {"rope_type": "linear", "factor": float(factors[0])} if factors[0] != 1 else {"rope_type": "default"}
     turns = theta ** -(np.arange(len(factors)) / len(factors)) / (2 * math.pi)  # a token
@@ -113,9 +137,9 @@ def check_read(model: PreTrainedModel, file: Path, key: str) -> None:
     """Raise a `UserError` naming tensors of the file that the model was loaded from and has no place for."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-    said, tensors = _read(file)
-    processor = TENSOR_PROCESSORS.get(said["general.architecture"], TensorProcessor)(config=model.config.to_dict())
+    held = _read(file)
+    processor = TENSOR_PROCESSORS.get(held.architecture, TensorProcessor)(config=model.config.to_dict())
     placed = get_gguf_hf_weights_map(model, processor)
-    if left := sorted(tensors.keys() - placed.keys() - {_FACTORS}):
+    if left := sorted(held.tensors - placed.keys() - {_FACTORS}):
         what = f"{file} has {len(left)} tensors that the model has no place for, first {left[0]}"
         raise UserError(f"{key}: {what}; give the model's folder")
