@@ -36,6 +36,8 @@ def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -
         elif not kind(path):
             remarks.add("files of other kinds, not read", name)
         else:
+            if not path.stat().st_size:
+                remarks.add("empty files", name)
             yield path
 
 

@@ -121,7 +121,7 @@ CORPORA: list[tuple[Any, ...]] = [
     ),
     (corpus("a.parquet", b"PAR1"), "data.source: a.parquet is not a readable parquet file (", "correct it"),
     (corpus("./a.doc", b"x"), "data.source: a.doc is not one of .txt, .md, .jsonl", "convert it or rename it"),
-    (corpus("photos/a.png", b"x"), "data.source: photos holds no .txt, .md, .jsonl", "files of other kinds, not read: 1 (a.png)"),
+    (corpus("photos/a.png", b"x"), "data.source: photos holds no .txt, .md, .jsonl", "not read: 1 (a.png)"),
     *((corpus("a.txt", TEXT.encode(), batch_size=1000, mode=mode), *SMALL, "give more text") for mode in ("packed", "padded")),
 ]  # fmt: skip
 
