@@ -53,6 +53,7 @@ def split_documents(
             continue
         seen.add(digest)
         hashed = split_of(text, valid_fraction, test_fraction)
+        named = named or ("train" if given else None)
         yield (hashed if named in (None, "train") and hashed not in given else named or hashed), text
 
 
