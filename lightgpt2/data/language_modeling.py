@@ -1,7 +1,6 @@
 """The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
-from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed, vocabulary_size
+from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
 from lightgpt2.data.windows import (
     StepSampler,
     WindowDataset,
@@ -29,6 +28,7 @@ from lightgpt2.data.windows import (
 )
 from lightgpt2.errors import UserError, tell
 from lightgpt2.models.loading import load_tokenizer, separator_id
+from lightgpt2.models.vocabulary import needed_rows
 
 _CACHE = Path("checkpoints/.data")
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
@@ -115,7 +115,7 @@ class LanguageModelingData(TaskData):
             train_tokenizer(texts, self.vocab_size, self._trained_tokenizer())
         meta, _ = store.read(self._tokenized(self._tokenizer()[0]))
         for line in self.corpus.remarks() + meta["remarks"]:
-            tell(f"{self.source}: {line}", sys.stderr)
+            tell(f"{self.source}: {line}")
 
     def setup(self, stage: str) -> None:
         """Opens the tokenized corpus; a `UserError` if a split that this stage needs is too small."""
@@ -247,7 +247,7 @@ class LanguageModelingData(TaskData):
             return whole, []
         check_byte_level(whole)
         tokens = store.read(self._tokenized(whole))[1]["train"].tokens
-        used = np.zeros(vocabulary_size(whole), dtype=bool)
+        used = np.zeros(needed_rows(whole), dtype=bool)
         for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
             used[tokens[start : start + (1 << 20)]] = True
         return trimmed(whole, np.flatnonzero(used).tolist())
@@ -275,7 +275,7 @@ class LanguageModelingData(TaskData):
                 store.split_documents(self.corpus, self.valid_fraction, self.test_fraction, remarks),
                 lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
                 separator,
-                vocabulary_size(tokenizer),
+                needed_rows(tokenizer),
                 remarks,
             )
         return folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_folder
@@ -29,11 +29,6 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     )
     with atomic_folder(folder) as temporary:
         tokenizer.save_pretrained(temporary)
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest id of a token, and one: the rows that a model needs. Ids may have gaps, which `len(tokenizer)` leaves out."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -17,7 +17,6 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import Connection
-from lightgpt2.data.tokenizer import vocabulary_size
 from lightgpt2.errors import UserError
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import resume
@@ -134,9 +133,9 @@ class Method(Parts):
         self.assemble(self.total_steps if training else 0, training)
         key = self.config_key()
         check_head(self.model, key)
-        tokens, rows = vocabulary_size(self.data.tokenizer), self.model.config.vocab_size
+        tokens, rows = len(self.data.tokenizer), self.model.config.vocab_size
         if tokens > rows:
-            what = f"it has token ids up to {tokens - 1} and the model of {key} has {rows} tokens"
+            what = f"it has {tokens} tokens and the model of {key} has {rows}"
             raise UserError(f"data.tokenizer: {what}; use the model's own tokenizer")
         self.held.hold(self.model, Ledger.read(self.start.source))
         for part in self.adaptations:

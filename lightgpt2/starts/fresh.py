@@ -5,7 +5,6 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
-from lightgpt2.data.tokenizer import vocabulary_size
 from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.operations import Operation
@@ -38,7 +37,7 @@ class Fresh(Start):
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
         tokenizer = data.tokenizer
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = self._config({"vocab_size": vocabulary_size(tokenizer), **special}, trust_remote_code)
+        config = self._config({"vocab_size": len(tokenizer), **special}, trust_remote_code)
         return new_model(config, f"{self.key}.model"), []
 
     def _config(self, values: dict[str, Any], trust: bool) -> PretrainedConfig:

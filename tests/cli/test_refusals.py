@@ -117,7 +117,7 @@ CORPORA: list[tuple[Any, ...]] = [
     (corpus("a.jsonl", b'{"text": 1}\n'), "data.text_field: 'text' of a.jsonl holds int, not text"),
     (
         corpus("a.jsonl", b'{"text": "a"}\n{"text": "d\n'),
-        "data.source: a.jsonl is not a readable jsonl file (Unterminated string starting at in line 2", "correct",
+        "data.source: a.jsonl is not a readable jsonl file (Invalid control character at in line 2, column 12)", "correct",
     ),
     (corpus("a.parquet", b"PAR1"), "data.source: a.parquet is not a readable parquet file (", "correct it"),
     (corpus("./a.doc", b"x"), "data.source: a.doc is not one of .txt, .md, .jsonl", "convert it or rename it"),

@@ -22,9 +22,9 @@ from lightgpt2.data.files import split_named
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.store import split_documents
-from lightgpt2.data.tokenizer import vocabulary_size
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_tokenizer
+from lightgpt2.models.vocabulary import needed_rows
 from tests.support.models import write_tokenizer
 
 Content = str | bytes
@@ -389,10 +389,10 @@ def test_token_ids_with_gaps_and_above_two_bytes(here: Path, first: int, trims: 
     write(here, {"text/train.txt": TEXT, "text/valid.txt": TEXT + " too"})
     data = prepared(here / "text", wide(here / "t", first), trims)
     whole = load_tokenizer("t", "data.tokenizer")
-    assert vocabulary_size(whole) == first + 20 > len(whole)
+    assert needed_rows(whole) == first + 20 > len(whole)
     tokens = data._splits["train"].tokens
     assert data.tokenizer.decode(tokens[1:].tolist()) == TEXT
-    assert tokens.max() < vocabulary_size(data.tokenizer)
+    assert tokens.max() < needed_rows(data.tokenizer)
     if not trims:
         assert tokens[1:].tolist() == whole(TEXT, add_special_tokens=False)["input_ids"]
         assert tokens.max() >= first, "one of the last ids is in the text"
@@ -415,10 +415,10 @@ def test_documents_without_a_token_count_for_nothing(here: Path, capsys: pytest.
     plain, more = (prepared(here / name, tokenizer) for name in ("plain", "more"))
     assert plain.meta["splits"] == more.meta["splits"]
     assert plain.meta["sha256"] == more.meta["sha256"]
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert f"{here}/more: documents without a token, left out: 2 (valid: 2)\n" in said
     prepared(here / "more", tokenizer)
-    assert "documents without a token, left out: 2" in capsys.readouterr().err, (
+    assert "documents without a token, left out: 2" in capsys.readouterr().out, (
         "also where the tokens are there already"
     )
 
