@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.chain import write_model
 from benchmarks.common import machine, parser
+from benchmarks.memory import write_model
 from lightgpt2.cli.commands import benchmark
 from lightgpt2.functional.pruning import keep_masks, random_scores
 from lightgpt2.models.axes import Shape, block_sizes, block_units

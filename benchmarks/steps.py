@@ -56,21 +56,15 @@ def autocast(options: argparse.Namespace) -> torch.autocast:
     return torch.autocast(options.device, torch.bfloat16, enabled=options.bf16)
 
 
-def states(model: Any, ids: Tensor) -> Tensor:
-    """What the model's head reads, `[B * T, D]`."""
-    return model.transformer(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-
-
-def fused_head(hidden: Tensor, target: Tensor, student: Any, teacher: Any, labels: Tensor) -> Tensor:
-    """LightGPT2's loss of two models' states through their heads, a mean over tokens."""
+def fused_loss(student: Any, teacher: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    """The same mean as `plain_loss`, through LightGPT2's vocabulary loss."""
+    hidden, target = (
+        model.transformer(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        for model in (student, teacher)
+    )
     targets = Predictions(target, teacher.lm_head.weight, labels.flatten()).logits
     weights = LossWeights(CE, KD, "kl", TEMPERATURE)
     return vocabulary_loss(hidden, student.lm_head.weight, labels.flatten(), weights, targets)[0] / labels.numel()
-
-
-def fused_loss(student: Any, teacher: Any, ids: Tensor, labels: Tensor) -> Tensor:
-    """The same mean as `plain_loss`, through LightGPT2's vocabulary loss."""
-    return fused_head(states(student, ids), states(teacher, ids), student, teacher, labels)
 
 
 def bare(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: argparse.Namespace) -> None:

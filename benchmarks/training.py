@@ -1,6 +1,6 @@
 """Speed and memory of a distillation step at GPT-2's vocabulary.
 
-    python -m benchmarks.training [--rounds 10] [--width 768 --teacher-width 768]
+    python -m benchmarks.training [--rounds 10] [--width 768 --teacher-width 768] [--device cuda --bf16 --compile]
 
 The arms of `benchmarks.steps`, each in a process of its own, so that steps interleave and memory is each arm's alone. All take
 the same batches from the same weights with the same optimizer, and their losses must agree.
@@ -19,10 +19,6 @@ from benchmarks.steps import ARMS
 from lightgpt2.measure.child import Children, turns
 
 Result = dict[str, dict[str, Any]]
-SHAPES: dict[str, Any] = {
-    "rounds": 10, "warmup": 2, "batch": 8, "length": 128, "width": 768, "heads": 12, "teacher_width": 768, "teacher_heads": 12,
-    "teacher_layers": 12, "student_layers": 6, "vocabulary": 50257, "device": "cpu", "bf16": False, "compile": False,
-}  # fmt: skip
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
@@ -74,7 +70,10 @@ def table(result: Result, options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    _options = parser(__doc__, **SHAPES).parse_args()
+    _options = parser(
+        __doc__, rounds=10, warmup=2, batch=8, length=128, width=768, heads=12, teacher_width=768, teacher_heads=12,
+        teacher_layers=12, student_layers=6, vocabulary=50257, device="cpu", bf16=False, compile=False,
+    ).parse_args()  # fmt: skip
     with tempfile.TemporaryDirectory() as _folder:
         _result = measure(_options, Path(_folder))
     print(f"\n{machine()}\n\n{table(_result, _options)}")

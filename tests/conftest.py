@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -13,7 +14,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # the threads of two processes on two cores would wait for each other, spinning
 
-pytest_plugins = ["tests.support.looked_at", "tests.support.mistakes", "tests.support.pipelines"]
+os.fsync = lambda descriptor: None  # no test cuts the power, and a fit waits for the disk thirty times
+
+pytest_plugins = ["tests.support.mistakes", "tests.support.models", "tests.support.pipelines"]
 
 
 @pytest.fixture
@@ -26,5 +29,10 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Begins with the longest file: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    """Begins with the longest files: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
+    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_processes.py"))
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from looking through what was imported: a third of a second in every fit."""
+    gc.freeze()

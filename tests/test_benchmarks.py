@@ -29,17 +29,13 @@ def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_gpu_benchmark_runs_small_on_a_cpu() -> None:
-    printed = run("gpu", *SMALL, "--device", "cpu").stdout
+def test_training_steps_of_all_arms_lose_the_same() -> None:
+    printed = run("training", *SMALL).stdout
     for arm in ("bare plain", "trainer plain", "bare fused", "lightgpt2"):
         assert re.search(rf"^\| {arm} \| [\d.]+ \|", printed, flags=re.MULTILINE), printed
     worst = re.search(r"largest relative difference .*: ([\d.e+-]+)$", printed, flags=re.MULTILINE)
     assert worst is not None
     assert float(worst[1]) < 1e-5
-    assert "of the peak" in printed
-    assert "heads and loss, fused" in printed
-    for arm in ("eager", "static cache, not compiled"):
-        assert re.search(rf"^\| {arm} \| [\d.]+ \| [\d.]+x \|$", printed, flags=re.MULTILINE), printed
 
 
 @pytest.mark.slow

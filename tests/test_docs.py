@@ -1,7 +1,6 @@
 """README and docs say what is true: links, names, settings and commands exist, and the Python examples run."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -22,7 +21,7 @@ from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.options import parse
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import UserError
-from tests.support.cli import ROOT, succeed
+from tests.support.cli import ENVIRONMENT, ROOT, succeed
 from tests.support.models import write_model
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,10 +106,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, pieces: list[str]) -> str:
     (folder / "page.py").write_text("\n".join(pieces))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "page.py"]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.cli import ROOT, run_cli, succeed
+from lightgpt2.cli import verbs
+from tests.support.cli import ROOT, succeed
 from tests.support.models import write_model
 
 PAGE = (ROOT / "docs/extending.md").read_text()
@@ -75,13 +76,15 @@ def test_an_objective_and_a_teacher_of_ones_own_in_a_pipeline(folder: Path, conf
     assert "skip" in again
 
 
-def test_a_mistake_in_a_setting_of_ones_own_is_one_message(folder: Path) -> None:
-    text = (
-        (folder / "all.yaml")
-        .read_text()
-        .replace("mine.LongestWeight", "mine.LongestWeight\n      init_args: {digits: 0}")
+def test_a_mistake_in_a_setting_of_ones_own_is_one_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    wrong = (
+        Path("all.yaml").read_text().replace("mine.LongestWeight", "mine.LongestWeight\n      init_args: {digits: 0}")
     )
-    (folder / "wrong.yaml").write_text(text)
-    done = run_cli(folder, "check", "--config", "wrong.yaml", "--run", "wrong", PYTHONPATH=f"{ROOT}:{folder}")
-    assert done.returncode == 2
-    assert "trainer.callbacks.LongestWeight.digits: must be at least 1, got 0; give more" in done.stderr
+    Path("wrong.yaml").write_text(wrong)
+    with pytest.raises(SystemExit, match="2"):
+        verbs.run(["check", "--config", "wrong.yaml", "--run", "wrong"])
+    assert "trainer.callbacks.LongestWeight.digits: must be at least 1, got 0; give more" in capsys.readouterr().err

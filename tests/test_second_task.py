@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support.cli import ROOT, succeed
+from tests.support.cli import succeed
 
 _MODEL = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 16}
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     listed = [{"name": name, "config": f"{name}.yaml"} for name in stages]
     (folder / "chain.yaml").write_text(yaml.safe_dump({"stages": listed}))
-    (folder / "printed").write_text(succeed(folder, "pipeline", "chain.yaml", PYTHONPATH=str(ROOT)))
+    (folder / "printed").write_text(succeed(folder, "pipeline", "chain.yaml"))
     return folder
 
 
@@ -65,7 +65,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(folder: Path) -> None:
     for run, steps in (("whole", 20), ("parts", 10), ("parts", 20)):
         resume = ["--ckpt_path", "last"] if (folder / f"checkpoints/{run}").exists() else []
         options = ["--run", run, "--trainer.max_steps", str(steps), "--model.optimizer.decay", "constant", *resume]
-        succeed(folder, "fit", "--config", "teacher.yaml", *options, PYTHONPATH=str(ROOT))
+        succeed(folder, "fit", "--config", "teacher.yaml", *options)
     whole, parts = (
         torch.load(folder / f"checkpoints/{run}/last.ckpt", weights_only=True) for run in ("whole", "parts")
     )
@@ -74,11 +74,11 @@ def test_resumed_is_bitwise_the_uninterrupted_run(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_scores_predictions_and_the_report_know_it(folder: Path) -> None:
-    printed = succeed(folder, "validate", "--config", "teacher.yaml", "--run", "chain/teacher", PYTHONPATH=str(ROOT))
+    printed = succeed(folder, "validate", "--config", "teacher.yaml", "--run", "chain/teacher")
     value = entry(folder, "chain/teacher")["quality"]["after"]["accuracy"]["value"]
     assert f"valid: accuracy {value:.4f} (95 % interval" in printed
     assert "48 examples" in printed
-    succeed(folder, "predict", "--config", "teacher.yaml", "--run", "chain/teacher", PYTHONPATH=str(ROOT))
+    succeed(folder, "predict", "--config", "teacher.yaml", "--run", "chain/teacher")
     lines = (folder / "checkpoints/chain/teacher/predictions.jsonl").read_text().splitlines()
     assert {"example", "loss", "items", "right"} == set(json.loads(lines[0]))
     succeed(folder, "report", "checkpoints/chain", "--output", "page")

@@ -74,6 +74,7 @@ class Artefact(Callback):
                 _remove(leftover)
             if not self.run.config.exists():
                 self._write_config()
+        self.fresh = self.fresh and trainer.ckpt_path is None  # which FSDP2 sets after this
         if self.fresh:
             for label, model in pl_module.references.items():
                 self._score_start(trainer, pl_module, label, model)
@@ -105,6 +106,7 @@ class Artefact(Callback):
             temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
 
     def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
+        self.fresh = trainer.ckpt_path is None
         self._started = time.monotonic() - self.seconds
         reset_peak()  # which loading and scoring have raised
         self._begin(trainer)

@@ -82,6 +82,8 @@ class Method(Parts):
             adaptation.key = f"adaptations.{number}"
         ordered = sorted([*(adaptations or []), self.held], key=lambda each: each.order)
         self.adaptations = cast(Sequence[Adaptation], nn.ModuleList(ordered))
+        # FSDP2's strategy, which loads weights itself, refuses a checkpoint without the frozen ones otherwise.
+        self.strict_loading = not any(part.freezes for part in ordered)
         self.compile_model, self.activation_checkpointing = compile, activation_checkpointing
         self.trust_remote_code = trust_remote_code
         self.names = {}

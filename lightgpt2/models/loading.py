@@ -109,6 +109,10 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
     check_family(config, key)
+    for name, sizes in getattr(config, "lightgpt2", {}).items():
+        if isinstance(sizes, list) and len(sizes) != config.num_hidden_layers:
+            what = f"{source} has sizes of {len(sizes)} layers (lightgpt2.{name}) and {config.num_hidden_layers} layers"
+            raise UserError([Problem(key, what, "give a complete model folder")])
     return config
 
 

@@ -4,6 +4,8 @@ import inspect
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,7 @@ from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.models.ledger import config_hash
 from lightgpt2.models.quality import value_of
-from tests.support.cli import call, logged, succeed, write_config
-from tests.support.environment import link_environment, run_isolated
+from tests.support.cli import ENVIRONMENT, call, logged, run_alone, succeed, write_config
 from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_corpus, write_model
 
@@ -118,8 +119,7 @@ out = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
 assert model.config.num_hidden_layers == 2
 print(out.shape[1] - ids["input_ids"].shape[1])
 """
-    environment = link_environment(chain / "environment", ["torch", "transformers", "safetensors"])
-    done = run_isolated(environment, script, str(chain / "checkpoints/distil/model"))
+    done = run_alone(script, str(chain / "checkpoints/distil/model"))
     assert done.stdout.strip() == "8", done.stderr
 
 
@@ -224,5 +224,6 @@ def test_mistakes_in_verbs_and_options_are_all_named(args: str, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_completion_is_offered(tmp_path: Path) -> None:
-    assert "complete" in succeed(tmp_path, "--print_completion=shtab-bash", fresh=True)
+def test_completion_is_offered() -> None:
+    command = [sys.executable, "-m", "lightgpt2", "--print_completion=shtab-bash"]
+    assert b"complete" in subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=True).stdout

@@ -21,7 +21,7 @@ from lightgpt2.conversions.target import Target, default_output
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import whole_weights
-from tests.support.cli import _environment, refused, succeed
+from tests.support.cli import ENVIRONMENT, refused, succeed
 from tests.support.models import (
     make_restless_model,
     save_integers,
@@ -198,7 +198,7 @@ def test_ctrl_c_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     options = ["export", "gpt2", "--format", "onnx", "--output", str(tmp_path / "out")]
     command = [sys.executable, "-m", "lightgpt2", *options]
     with subprocess.Popen(
-        command, cwd=folder, env=_environment(), stderr=subprocess.PIPE, text=True,
+        command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which background processes are made to ignore
     ) as process:  # fmt: skip
         assert process.stderr

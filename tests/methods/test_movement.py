@@ -16,8 +16,7 @@ from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import MovementPruning
 from lightgpt2.models.loading import load_model
 from lightgpt2.objectives import DistillLoss
-from tests.support.cli import logged
-from tests.support.environment import link_environment, run_isolated
+from tests.support.cli import logged, run_alone
 from tests.support.mistakes import Bench
 from tests.support.models import make_model, write_model
 from tests.support.refusals import assert_refused, context_of
@@ -56,7 +55,6 @@ def test_what_has_gone_is_removed_reported_and_loads_without_this_project(
     with torch.no_grad():
         torch.save(model.eval()(torch.arange(40)[None]).logits, "logits.pt")
     folder = tmp_path_factory.mktemp("isolated")
-    environment = link_environment(folder / "environment", ["torch", "transformers", "safetensors"])
     script = """
 import importlib.util, os, torch
 os.environ["HF_MODULES_CACHE"] = sys.argv[2]
@@ -68,7 +66,7 @@ with torch.no_grad():
 torch.testing.assert_close(logits, torch.load(sys.argv[3]), rtol=0, atol=1e-6)
 print(model.generate(torch.arange(5)[None], max_new_tokens=5, do_sample=False, pad_token_id=0).shape)
 """
-    done = run_isolated(environment, script, "checkpoints/r/model", str(folder / "modules"), "logits.pt")
+    done = run_alone(script, "checkpoints/r/model", str(folder / "modules"), "logits.pt")
     assert done.returncode == 0, done.stderr
     assert "torch.Size([1, 10])" in done.stdout
 

@@ -13,7 +13,7 @@ from lightgpt2.cli.verbs import run
 from lightgpt2.errors import UserError
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from lightgpt2.runtime.prompts import read_prompts, write_texts
-from tests.support.cli import _environment, refused, run_cli
+from tests.support.cli import ENVIRONMENT, refused, run_cli
 from tests.support.models import write_model
 from tests.support.onnx_decoder import write_decoder
 
@@ -70,7 +70,7 @@ def test_text_is_shown_while_it_is_written(folder: Path, monkeypatch: pytest.Mon
 def test_a_reader_may_leave(folder: Path) -> None:
     command = [sys.executable, "-m", "lightgpt2", "generate", "exported", "--prompt", "A", "--temperature", "1"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, env=_environment(), stdout=pipe, stderr=pipe, bufsize=0) as process:
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, bufsize=0) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.read(1)

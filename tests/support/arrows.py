@@ -1,8 +1,9 @@
 """Reads which file of the package imports which, and says where that breaks the design."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
 
 PACKAGE = "lightgpt2"
@@ -33,55 +34,42 @@ _ENTRY_POINTS = {"__init__", "__main__"}
 
 def modules(root: Path) -> dict[str, Path]:
     """The package's files by dotted name; a package's `__init__.py` has the package's own name."""
-    found = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = [PACKAGE, *path.relative_to(root).with_suffix("").parts]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+    names = {path: ".".join([PACKAGE, *path.relative_to(root).with_suffix("").parts]) for path in root.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in sorted(names.items())}
 
 
-def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+def imports(name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
     """The package's modules that a file imports, wherever in the file, and in whatever form."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            above = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-            base = ".".join(filter(None, [above, node.module]))
-            targets = [full if (full := f"{base}.{alias.name}") in known else base for alias in node.names]
-        else:
-            continue
-        yield from (target for target in targets if target in known and target != name)
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            members = [f"{base}.{alias.name}" for alias in node.names]
+            found += [member if member in known else base for member in members]
+    return {target for target in found if target in known and target != name}
 
 
 def folder_of(name: str) -> str:
     """The folder right under the package, or the stem of a file that lies there."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    return name.split(".")[1] if "." in name else "__init__"
 
 
 def violations(root: Path) -> list[str]:
     """One line for each import or file that breaks the design, and for one circle of files."""
     known = modules(root)
-    found = [
-        f"{path.name}: no such file belongs at the root" for path in root.glob("*.py") if path.stem not in ROOT_FILES
-    ]
-    graph = {name: set(imports(name, path, known)) for name, path in known.items()}
+    graph = {name: imports(name, path, known) for name, path in known.items()}
     graph[PACKAGE] = set()  # what it offers is imported when it is asked for
-    for name, targets in graph.items():
-        mine = folder_of(name)
-        for target in sorted(targets):
-            theirs = folder_of(target)
-            allowed = mine == theirs or mine in _ENTRY_POINTS or theirs in ("errors", "__init__")
-            if not allowed and theirs not in ARROWS.get(mine, set()):
-                found.append(f"{name} imports {target}: {mine} may not import {theirs}")
+    found = [f"{p.name}: no such file belongs at the root" for p in root.glob("*.py") if p.stem not in ROOT_FILES]
+    for name, target in ((one, other) for one in graph for other in sorted(graph[one])):
+        mine, theirs = folder_of(name), folder_of(target)
+        allowed = {mine, "errors", "__init__", *ARROWS.get(mine, ())}
+        if mine not in _ENTRY_POINTS and theirs not in allowed:
+            found.append(f"{name} imports {target}: {mine} may not import {theirs}")
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        circle = min(
-            [*error.args[1][rotation:-1], *error.args[1][:rotation]] for rotation in range(len(error.args[1]) - 1)
-        )
-        found.append(f"circle: {' -> '.join([*circle, circle[0]])}")
+        found.append(f"circle: {' -> '.join(error.args[1])}")
     return found

@@ -1,4 +1,4 @@
-"""Runs the real command, in a process of its own or in this one."""
+"""Runs the real command, or another module, in processes of their own or in this one."""
 
 import atexit
 import functools
@@ -19,21 +19,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightgpt2.cli import verbs
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 _ERROR = "lightgpt2: error: "
 
 
 def run_cli(
-    folder: Path, *args: str, timeout: float = 240, fresh: bool = False, **env: str
+    folder: Path, *args: str, timeout: float = 240, module: str = "lightgpt2", processes: int = 1, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """`lightgpt2 ARGS` in a folder; without a network, on one thread, killed after `timeout` seconds.
 
-    With `fresh` or `env` (more environment variables) it does its imports itself; else its process is forked from one that has.
+    It is forked from a process that has done the imports, as are other modules, and several processes that train together;
+    `env` is added to its environment.
     """
-    if env or fresh:
-        return subprocess.run(
-            [sys.executable, "-m", "lightgpt2", *args],
-            cwd=folder, env={**_environment(), **env}, capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         streams = {stream: Path(name, stream) for stream in ("stdout", "stderr")}
         for path in streams.values():
@@ -41,8 +38,8 @@ def run_cli(
         server = _server()
         assert server.stdin
         assert server.stdout
-        request = {"args": args, "folder": str(folder), **{stream: str(path) for stream, path in streams.items()}}
-        print(json.dumps(request), file=server.stdin, flush=True)
+        request = {"module": module, "args": args, "folder": str(folder), "processes": processes, "env": env}
+        print(json.dumps(request | streams, default=str), file=server.stdin, flush=True)
         child = int(server.stdout.readline())
         killer = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
         killer.start()
@@ -52,17 +49,11 @@ def run_cli(
     return subprocess.CompletedProcess(["lightgpt2", *args], os.waitstatus_to_exitcode(status), *printed)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-
-
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     """The process that forks; one for each process of the tests."""
-    command = [sys.executable, "-m", "tests.support.server"]
-    server = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipe, command = subprocess.PIPE, [sys.executable, "-m", "tests.support.server"]
+    server = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True)
     atexit.register(server.kill)
     return server
 
@@ -72,6 +63,19 @@ def succeed(folder: Path, *args: str, **kwargs: Any) -> str:
     done = run_cli(folder, *args, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def run_alone(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script where this project and its dependencies are not installed, but for torch, transformers and safetensors."""
+    start = f"import sys; sys.modules.update(dict.fromkeys({_ABSENT}))\n"  # as if there were none
+    command = [sys.executable, "-I", "-c", start + script, *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+_ABSENT = (
+    "lightgpt2", "accelerate", "bitsandbytes", "datasets", "gguf", "jsonargparse", "lightning", "markdown", "onnx_ir",
+    "onnxruntime", "peft", "tensorboard", "torchmetrics",
+)  # fmt: skip
 
 
 def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:

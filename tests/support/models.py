@@ -1,9 +1,11 @@
 """Tiny models, tokenizers and corpora that stand in for the real ones."""
 
+import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -114,3 +116,28 @@ def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
         name: value.shape for name, value in others.items()
     }
     assert all(other.device.type == "meta" or torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that are only looked at: a `teacher`, a `llama`, one of `uneven` layers, and ones that say they are quantized."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "llama", "llama")
+    write_uneven_model(folder / "uneven")
+    bitsandbytes = {"quant_method": "bitsandbytes"}
+    marks: dict[str, dict[str, Any]] = {
+        "teacher": {},
+        "nf4": {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", **bitsandbytes}},
+        "int8": {"quantization_config": {"load_in_8bit": True, **bitsandbytes}},
+        "int4": {"lightgpt2": {"stored": "int4"}},
+    }
+    for name, mark in marks.items():
+        config = write_model(folder / name) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | mark))
+    return folder
+
+
+@pytest.fixture
+def inside(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder is the one with the models."""
+    monkeypatch.chdir(models)
