@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import restricted_number_type
 
 from lightgpt2.cli.schema import Section, Setting, UnknownError, names_in, settings_of, union
-from lightgpt2.data.corpora import READERS
+from lightgpt2.data.readers import kind
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.settings import override, section
@@ -160,7 +160,7 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith((".", "/", "~", "checkpoints/")) or Path(text).suffix in (*READERS, ".gguf")
+    return text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
 
 
 def typed(key: str, value: Any, kind: Any, fix: str = "") -> Any:

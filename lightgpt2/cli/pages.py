@@ -7,7 +7,8 @@ from pathlib import Path
 from lightgpt2.cli.checking import CHECKPOINT, TRAINER, describe
 from lightgpt2.cli.schema import Section, Setting, names_in, settings_of, union
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.data.corpora import BUILT_IN, READERS
+from lightgpt2.data.corpora import BUILT_IN
+from lightgpt2.data.readers import READERS
 from lightgpt2.runs.configs import shipped_configs
 
 _DATA = "lightgpt2.data.LanguageModelingData"

@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightgpt2.data.files import by_split, find
+from lightgpt2.data.readers import READERS, cut, kind, read, texts
+from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
+from lightgpt2.data.tables import no_field
 from lightgpt2.errors import Problem, UserError
 
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_SPLIT_NAMES: dict[str, Split] = {
-    "train": "train", "training": "train",
-    "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
-    "test": "test",
-}  # fmt: skip
+_READING = 2  # of the reading, in fingerprints: what is read from the same files has changed
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
-_BLOCK = 1 << 20  # characters that are cut into documents at once
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ class Corpus:
         parts: list[Any] = [self.source, self.text_field, self.separator]
         if (made := self._made()) is not None:
             parts.append(hashlib.sha256("".join(text for _, text in made).encode()).hexdigest())
-        elif self._is_local():
-            parts += [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
+        else:
+            files = self._files(Remarks()) if self._is_local() else []
+            parts += [_READING, *((str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def problems(self) -> list[Problem]:
@@ -57,10 +56,17 @@ class Corpus:
             problems.append(Problem("data.separator", what, "correct it"))
         try:
             if self._made() is None and self._is_local():
-                self._files()
+                self._files(Remarks())
         except UserError as error:
             problems += error.problems
         return problems
+
+    def remarks(self) -> list[str]:
+        """What a person should know of the files: those that are not read, and those that are held out."""
+        found = Remarks()
+        if self._made() is None and self._is_local():
+            self._split_files(found)
+        return found.lines()
 
     def splits(self) -> set[Split]:
         """The splits that the source itself names; none if it is one pool of documents."""
@@ -68,11 +74,13 @@ class Corpus:
             return set(SPLITS)
         if (made := self._made()) is not None:
             return {split for split, _ in made if split}
-        names = {_SPLIT_NAMES[name] for name, _ in self._tables() if name in _SPLIT_NAMES}
-        return names if "train" in names else set()
+        return {split for split, _ in self._tables(Remarks()) if split}
 
-    def documents(self) -> Iterator[tuple[Split | None, str]]:
-        """Documents in the source's order, each with the split that the source puts it in, if any.
+    def documents(self, remarks: Remarks | None = None) -> Iterator[tuple[Split | None, str]]:
+        """Documents in the source's order, each with the split that the source puts it in, if any; what is held out first.
+
+        Args:
+            remarks: Gets what is left out of files and tables.
 
         Raises:
             UserError: The source is missing, unreadable, or not text.
@@ -80,10 +88,8 @@ class Corpus:
         if (made := self._made()) is not None:
             yield from made
             return
-        named = self.splits()
-        for name, texts in self._tables():
-            split = _SPLIT_NAMES.get(name) if named else None
-            yield from ((split, text) for text in texts)
+        for split, documents in self._tables(Remarks() if remarks is None else remarks):
+            yield from ((split, text) for text in documents)
 
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
         """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
@@ -101,52 +107,52 @@ class Corpus:
             )
         return requirements(int(size)) if colon else requirements()
 
-    def _tables(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """The names of the files, or of the splits of a hub dataset, each with its documents, not yet read."""
+    def _tables(self, remarks: Remarks) -> Iterator[tuple[Split | None, Iterable[str]]]:
+        """The documents, not yet read, of each file or each split of a hub dataset, with the split that its name says."""
         if self._is_local():
-            for file in self._files():
-                yield file.stem.lower(), self._read(file)
+            for file, split in self._split_files(Remarks()).items():
+                yield split, read(file, self.text_field, self.separator, remarks)
             return
-        for name, table in self._hub().items():
-            rows = self._column(table, self.source)
-            # wikitext has one row a line; a document is an article
-            yield name, _cut(rows, _WIKI_ARTICLE) if self.source.partition(":")[0] == "wikitext" else rows
+        tables = self._hub()
+        for name, split in by_split(tables, remarks).items():
+            yield split, self._rows(tables[name], f"{self.source} ({name})", remarks)
+
+    def _rows(self, table: Any, where: str, remarks: Remarks) -> Iterator[str]:
+        if self.text_field not in table.column_names:
+            raise no_field(self.text_field, where, table.column_names)
+        values = (row[self.text_field] for row in table.select_columns([self.text_field]))
+        if self.source.partition(":")[0] == "wikitext":  # one row a line; a document is an article
+            return cut((line or "" for line in values), _WIKI_ARTICLE)
+        return texts(values, self.text_field, where, remarks)
 
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
         return self.source not in BUILT_IN and (
-            path.exists() or self.source.startswith((".", "/", "~")) or path.suffix in READERS
+            path.exists() or self.source.startswith((".", "/", "~")) or bool(kind(path))
         )
 
-    def _files(self) -> list[Path]:
+    def _files(self, remarks: Remarks) -> list[Path]:
         path = Path(self.source).expanduser()
         if not path.exists():
             raise UserError(f"data.source: {self.source} does not exist; give a file, a folder or a hub id")
-        files = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()) if path.is_dir() else [path]
+        try:
+            files = find(path, remarks) if path.is_dir() else [path]
+        except OSError as error:
+            raise UserError(f"data.source: {error.filename} cannot be read ({error.strerror}); correct it") from error
         if not files:
-            raise UserError(f"data.source: {self.source} holds no {', '.join(READERS)} file")
+            others = "".join(f"; {line}" for line in remarks.lines())
+            raise UserError(f"data.source: {self.source} holds no {', '.join(READERS)} file{others}")
         return files
 
-    def _read(self, file: Path) -> Iterator[str]:
-        if file.suffix not in READERS:
-            raise UserError(f"data.source: {file} is not one of {', '.join(READERS)}; convert it or rename it")
-        if file.stat().st_size == 0:
-            return
-        text = file.suffix == ".txt"
-        yield from _cut(_lines(file), self.separator) if text else self._column(_rows(file), str(file))
+    def _split_files(self, remarks: Remarks) -> dict[Path, Split | None]:
+        """The files that are read; in a folder with the split that each names."""
+        files, top = self._files(remarks), Path(self.source).expanduser()
+        if files == [top]:
+            return {top: None}
+        named = {str(file.relative_to(top)): file for file in files}
+        return {named[name]: split for name, split in by_split(named, remarks).items()}
 
-    def _column(self, rows: Iterable[dict[str, Any]], where: str) -> Iterator[str]:
-        for row in rows:
-            if self.text_field not in row:
-                fields = ", ".join(map(str, row))
-                raise UserError(f"data.text_field: {where} has no field {self.text_field!r}; name one of {fields}")
-            value = row[self.text_field]
-            if value is not None and not isinstance(value, str):
-                kind = type(value).__name__
-                raise UserError(f"data.text_field: {self.text_field!r} of {where} holds {kind}, not text")
-            yield value or ""
-
-    def _hub(self) -> dict[str, Iterable[dict[str, Any]]]:
+    def _hub(self) -> dict[str, Any]:
         """The tables of a hub dataset by the name of their split."""
         from datasets import load_dataset  # here, since it takes seconds and a fingerprint does without
 
@@ -167,14 +173,18 @@ def _reason(error: BaseException) -> str:
 
 
 def _called(path: str) -> Iterator[tuple[Split | None, str]]:
-    """Documents of a function, which yields texts, or pairs of a split and a text."""
+    """Documents of a function, which yields texts, or pairs of a split and a text; what is held out first."""
     module, _, name = path.rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)
-        for found in function():
-            yield (None, found) if isinstance(found, str) else found
+        found = [(None, each) if isinstance(each, str) else each for each in function()]
+        for split, text in found:
+            text.encode()
+            if split not in (None, *SPLITS):
+                raise ValueError(f"a split must be one of {', '.join(SPLITS)}, got {split!r}")
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"data.source: python:{path} cannot be read ({error}); give python:MODULE.FUNCTION") from error
+    yield from sorted(found, key=lambda pair: pair[0] in (None, "train"))
 
 
 def _pydoc() -> list[str]:
@@ -183,48 +193,3 @@ def _pydoc() -> list[str]:
 
     sections = (part for name in sorted(topics) for part in _PYDOC_HEADING.split("\n" + topics[name]))
     return [text for section in sections if (text := _PYDOC_UNDERLINE.sub("\n", section).strip())]
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Read a text file line by line: it may be larger than memory."""
-    try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):  # noqa: B007 - the message below needs it
-                if b"\0" in line:
-                    raise UserError(f"data.source: {file} is binary, not text; convert it to UTF-8 text")
-                yield line.decode().replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.source: {file} is not valid UTF-8 ({error.reason} in line {number}); convert it, for example with "
-            "iconv -t utf-8"
-        ) from error
-    except OSError as error:
-        raise UserError(f"data.source: {file} cannot be read ({error.strerror})") from error
-
-
-def _cut(lines: Iterable[str], separator: str) -> Iterator[str]:
-    """Cut a stream of text into documents; only a block and the last, unfinished document are kept in memory."""
-    pattern = re.compile(separator)
-    block: list[str] = []
-    size = 0
-    for line in lines:
-        block.append(line)
-        size += len(line)
-        if size >= _BLOCK:
-            *complete, last = pattern.split("".join(block))
-            if last.strip():  # else the separator may go on in the next line
-                yield from complete
-                block, size = [last], 0
-    yield from pattern.split("".join(block))
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a structured file."""
-    from datasets import load_dataset
-
-    options = {"sep": "\t"} if file.suffix == ".tsv" else {}
-    try:
-        yield from load_dataset(READERS[file.suffix], data_files=str(file), split="train", streaming=True, **options)
-    except Exception as error:  # pyarrow, pandas and json each raise their own
-        what = f"is not a readable {file.suffix[1:]} file ({_reason(error.__cause__ or error)}); correct it"
-        raise UserError(f"data.source: {file} {what}") from error

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
 from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
 from lightgpt2.data.windows import (
@@ -25,8 +26,9 @@ from lightgpt2.data.windows import (
     packed_windows,
     prompt_windows,
 )
-from lightgpt2.errors import UserError
+from lightgpt2.errors import UserError, tell
 from lightgpt2.models.loading import load_tokenizer, separator_id
+from lightgpt2.models.vocabulary import needed_rows
 
 _CACHE = Path("checkpoints/.data")
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
@@ -40,8 +42,9 @@ class LanguageModelingData(TaskData):
 
     Args:
         source: A built-in corpus (`pydoc`, the language reference inside CPython; `requirements` or `requirements:SIZE`,
-            sentences of a grammar; `wikitext`), a hub dataset id (`name` or `name:config`), or the path of a text, JSONL, CSV,
-            TSV or Parquet file or a folder of them. A folder with a file named `train.*` keeps the splits its files name.
+            sentences of a grammar; `wikitext`), a hub dataset id (`name` or `name:config`), or the path of a text, Markdown,
+            JSON, JSONL, CSV, TSV or Parquet file, or of a folder of them, which keeps the splits that its files and folders
+            name.
         text_field: Field that holds the text, for all but text files.
         separator: Regular expression that cuts text files into documents. The default is blank lines.
         sequence_length: Tokens the model sees at once.
@@ -106,12 +109,14 @@ class LanguageModelingData(TaskData):
         return found + self.corpus.problems()
 
     def prepare_data(self) -> None:
-        """Trains the tokenizer and tokenizes the corpus unless that is done; one process a machine runs this."""
+        """Trains the tokenizer and tokenizes the corpus unless that is done, and says what is left out."""
         if self.vocab_size and not self._trained_tokenizer().is_dir():
             documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
             texts = [text for split, text in documents if split == "train"]
             train_tokenizer(texts, self.vocab_size, self._trained_tokenizer())
-        self._tokenized(self._tokenizer()[0])
+        meta, _ = store.read(self._tokenized(self._tokenizer()[0]))
+        for line in self.corpus.remarks() + meta["remarks"]:
+            tell(f"{self.source}: {line}")
 
     def setup(self, stage: str) -> None:
         """Opens the tokenized corpus; a `UserError` if a split that this stage needs is too small."""
@@ -205,11 +210,20 @@ class LanguageModelingData(TaskData):
         needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
         for split in needed.get(stage, [stage]):
             if counts[split]["documents"] == 0:
-                made = source.partition(":")[0] == "requirements"
-                key = "data.source" if made or split == "train" else f"data.{split}_fraction"
-                fix = "another fraction, or cut text files into smaller documents with data.separator"
-                what = f"the {documents} documents of {source} leave none for the {split} split"
-                raise UserError(f"{key}: {what}; give {'more of them' if made else f'more documents, {fix}'}")
+                raise UserError(self._empty(split, documents))
+
+    def _empty(self, split: str, documents: int) -> str:
+        source, named = self.corpus.source, self.corpus.splits()
+        made = source.partition(":")[0] == "requirements"
+        if named and not made and "train" not in named:
+            what = f"{source} has no training text: all of it is named {' or '.join(sorted(named))}"
+            return f"data.source: {what}; name what is to be trained on train, or give the file itself"
+        if split in named and not made:
+            return f"data.source: the {split} split of {source} has no text of at least one token; give it some"
+        key = "data.source" if made or split == "train" else f"data.{split}_fraction"
+        fix = "another fraction, or cut text files into smaller documents with data.separator"
+        what = f"the {documents} documents of {source} leave none for the {split} split"
+        return f"{key}: {what}; give {'more of them' if made else f'more documents, {fix}'}"
 
     def _check_steps(self) -> None:
         """Refuses an epoch without a whole optimizer step, or that ends before its first validation."""
@@ -238,7 +252,7 @@ class LanguageModelingData(TaskData):
             return whole, []
         check_byte_level(whole)
         tokens = store.read(self._tokenized(whole))[1]["train"].tokens
-        used = np.zeros(len(whole), dtype=bool)
+        used = np.zeros(needed_rows(whole), dtype=bool)
         for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
             used[tokens[start : start + (1 << 20)]] = True
         return trimmed(whole, np.flatnonzero(used).tolist())
@@ -261,13 +275,15 @@ class LanguageModelingData(TaskData):
         closing = [] if end in (None, separator) else [str(end)]
         folder = self._cached("tokens", tokenizer.backend_tokenizer.to_str(), str(separator), *closing)
         if not (folder / store.META).is_file():
+            remarks = Remarks()
             store.build(
                 folder,
-                store.split_documents(self.corpus, self.valid_fraction, self.test_fraction),
+                store.split_documents(self.corpus, self.valid_fraction, self.test_fraction, remarks),
                 lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
                 separator,
-                len(tokenizer),
+                needed_rows(tokenizer),
                 end,
+                remarks,
             )
         return folder
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import SPLITS, Split, split_of
 from lightgpt2.models.files import atomic_folder, sha256_file
 
@@ -36,23 +37,29 @@ class TokenSplit:
         return self.offsets[1:] - self.closing
 
 
-def split_documents(corpus: Corpus, valid_fraction: float, test_fraction: float) -> Iterator[tuple[Split, str]]:
+def split_documents(
+    corpus: Corpus, valid_fraction: float, test_fraction: float, remarks: Remarks | None = None
+) -> Iterator[tuple[Split, str]]:
     """Yield every distinct, non-empty document once, with its split.
 
     Splits that the source names are kept, and a validation or test split that it lacks is taken from its training split by the
-    content's hash; where it names none, the hash decides alone. A document that occurs again is dropped.
+    content's hash; where it names none, the hash decides alone. A document that occurs again is dropped, and one that is also
+    held out from the training split. `remarks` gets what is left out.
     """
+    remarks = Remarks() if remarks is None else remarks
     seen: set[bytes] = set()
     given = corpus.splits()
-    for named, text in corpus.documents():
+    for named, text in corpus.documents(remarks):
         text = text.strip("\n")
         if not text.strip():
             continue
         digest = hashlib.sha256(text.encode()).digest()[:16]
         if digest in seen:
+            remarks.add("documents that occur again, left out", named or corpus.source)
             continue
         seen.add(digest)
         hashed = split_of(text, valid_fraction, test_fraction)
+        named = named or ("train" if given else None)
         yield (hashed if named in (None, "train") and hashed not in given else named or hashed), text
 
 
@@ -63,13 +70,15 @@ def build(
     separator: int,
     vocabulary: int,
     end: int | None = None,
+    remarks: Remarks | None = None,
 ) -> None:
     """Tokenize documents into `folder`, atomically, with a progress bar.
 
-    `meta.json` then holds the documents, tokens and bytes of each split, and the digest of all tokens. The separator token is
-    put before each document, and the end-of-text token behind it if it is another one; the size of the vocabulary decides
-    between 2 and 4 bytes a token.
+    `meta.json` then holds the documents, tokens and bytes of each split, the digest of all tokens, and the remarks. The
+    separator token is put before each document, and the end-of-text token behind it if it is another one; a document that has
+    no other token is left out. The vocabulary, one more than the largest id, decides between 2 and 4 bytes a token.
     """
+    remarks = Remarks() if remarks is None else remarks
     closing = [] if end in (None, separator) else [end]
     dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
     stream = iter(documents)
@@ -81,6 +90,9 @@ def build(
             bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False, disable=None))
             while batch := list(islice(stream, _BATCH)):
                 for (split, text), ids in zip(batch, encode([text for _, text in batch]), strict=True):
+                    if not ids:
+                        remarks.add("documents without a token, left out", split)
+                        continue
                     files[split].write(np.array([separator, *ids, *closing], dtype=dtype).tobytes())
                     lengths[split].append(len(ids) + 1 + len(closing))
                     sizes[split].append(len(text.encode()))
@@ -92,7 +104,7 @@ def build(
             counts[split] = {"documents": len(sizes[split]), "tokens": sum(lengths[split]), "bytes": sum(sizes[split])}
         digest = hashlib.sha256("".join(sha256_file(temporary / f"{s}.bin") for s in SPLITS).encode()).hexdigest()
         about = {"dtype": dtype.name, "closing": len(closing), "sha256": digest, "splits": counts}
-        (temporary / META).write_text(json.dumps(about))
+        (temporary / META).write_text(json.dumps(about | {"remarks": remarks.lines()}))
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, TokenSplit]]:

@@ -20,7 +20,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         UserError: It cannot be read, or a line has no text under `prompt`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # JSON's strings may hold what else ends a line
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError([Problem(_OPTION, f"{path} cannot be read ({reason})", "give a JSONL file")]) from error
@@ -30,12 +30,15 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
-        if isinstance(value, dict) and isinstance(value.get("prompt"), str) and value["prompt"]:
-            found.append(value)
-        else:
+        prompt = value.get("prompt") if isinstance(value, dict) else None
+        if not isinstance(prompt, str) or not prompt:
             wrong.append(Problem(_OPTION, f"line {number} of {path} must be of the form {_FORM}", "correct it"))
+        elif prompt.encode("utf-8", "ignore").decode() != prompt:
+            wrong.append(Problem(_OPTION, f"the prompt in line {number} of {path} is not valid Unicode", "correct it"))
+        else:
+            found.append(value)
     if more := wrong[_SHOWN:]:
         wrong[_SHOWN:] = [Problem(_OPTION, f"{len(more)} more lines of {path} are like this")]
     if not wrong and not found:
@@ -48,9 +51,10 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 def write_texts(path: Path | None, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:
     """Write the lines of a file with a `text` added to each: to a file, atomically, or to standard output."""
     pairs = zip(rows, texts, strict=True)
-    content = "".join(json.dumps({**row, "text": text}, ensure_ascii=False) + "\n" for row, text in pairs)
+    text = "".join(json.dumps({**row, "text": text}, ensure_ascii=False) + "\n" for row, text in pairs)
+    content = text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes what JSON writes for it
     if path is None:
-        print(content, end="", flush=True)
+        print(content.decode(), end="", flush=True)
         return
     with atomic_file(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_bytes(content)

@@ -117,11 +117,11 @@ CORPORA: list[tuple[Any, ...]] = [
     (corpus("a.jsonl", b'{"text": 1}\n'), "data.text_field: 'text' of a.jsonl holds int, not text"),
     (
         corpus("a.jsonl", b'{"text": "a"}\n{"text": "d\n'),
-        "data.source: a.jsonl is not a readable jsonl file (JSON parse", "correct",
+        "data.source: a.jsonl is not a readable jsonl file (Invalid control character at in line 2, column 12)", "correct",
     ),
     (corpus("a.parquet", b"PAR1"), "data.source: a.parquet is not a readable parquet file (", "correct it"),
-    (corpus("./a.doc", b"x"), "data.source: a.doc is not one of .txt, .jsonl", "convert it or rename it"),
-    (corpus("photos/a.png", b"x"), "data.source: photos holds no .txt, .jsonl"),
+    (corpus("./a.doc", b"x"), "data.source: a.doc is not one of .txt, .md, .jsonl", "convert it or rename it"),
+    (corpus("photos/a.png", b"x"), "data.source: photos holds no .txt, .md, .jsonl", "not read: 1 (a.png)"),
     *((corpus("a.txt", TEXT.encode(), batch_size=1000, mode=mode), *SMALL, "give more text") for mode in ("packed", "padded")),
 ]  # fmt: skip
 

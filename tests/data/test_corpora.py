@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from lightgpt2.data import corpora, store
+from lightgpt2.data import readers, store
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.splits import SPLITS, split_of
 from lightgpt2.data.store import split_documents
@@ -43,7 +43,7 @@ def test_a_separator_may_keep_what_it_finds(tmp_path: Path) -> None:
 def test_a_text_file_of_many_blocks_is_cut_as_one_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
 ) -> None:
-    monkeypatch.setattr(corpora, "_BLOCK", 50)
+    monkeypatch.setattr(readers, "_BLOCK", 50)
     texts = [f"document {i} " * (i % 7 + 1) for i in range(300)]
     (tmp_path / "a.txt").write_bytes(separator.join(texts).encode())
     assert documents(tmp_path / "a.txt") == texts

@@ -12,7 +12,7 @@ import lightgpt2
 from lightgpt2.cli.verbs import main, run
 from lightgpt2.errors import UserError
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from lightgpt2.runtime.prompts import read_prompts
+from lightgpt2.runtime.prompts import read_prompts, write_texts
 from tests.support.cli import ENVIRONMENT, refused, run_cli
 from tests.support.models import write_model
 from tests.support.onnx_decoder import write_decoder
@@ -152,3 +152,49 @@ def test_a_terminal_that_lacks_characters_ends_no_text(folder: Path, monkeypatch
     main()
     rows = [json.loads(line) for line in shown.getvalue().decode("ascii").splitlines()]
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in read_prompts(Path("prompts.jsonl"))]
+
+
+FILES: dict[str, bytes] = {
+    "U+2028, U+2029, U+0085": '{"prompt": "a\u2028b\u2029c\x85d"}\n'.encode(),
+    "other ends of lines": '{"prompt": "a\x1cb\x1dc\x1ed", "id": "\u2028"}'.encode("unicode_escape").replace(
+        b"\\x", b"\\u00"
+    ),
+    "a byte order mark": b"\xef\xbb\xbf" + b'{"prompt": "hello"}\r\n',
+    "CRLF and blank lines": b'\r\n{"prompt": "one"}\r\n \r\n{"prompt": "two"}\r\n',
+    "a NUL": b'{"prompt": "a\\u0000b"}',
+    "half a pair elsewhere": b'{"prompt": "one", "id": "\\ud83d"}',
+    "NaN elsewhere": b'{"prompt": "one", "id": NaN}',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_json_allows_is_read_and_written_again(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(FILES[name])
+    rows = read_prompts(path)
+    lines = [line for line in FILES[name].decode("utf-8-sig").split("\n") if line.strip()]
+    assert str(rows) == str([json.loads(line) for line in lines])
+    write_texts(path, rows, ["made\u2028text"] * len(rows))
+    assert str(read_prompts(path)) == str([{**row, "text": "made\u2028text"} for row in rows])
+    write_texts(None, rows, [""] * len(rows))
+    assert len(capsys.readouterr().out.split("\n")) == len(rows) + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt": "one"}\n{"prompt": "\\ud83d"}', "the prompt in line 2 of "),
+        ('{"prompt": "one"}'.encode("utf-16"), "cannot be read (not UTF-8)"),
+        (b'{"prompt": ' + b"[" * 100_000, "line 1 of "),
+        (b'{"prompt": "one"}\r{"prompt": "two"}', "line 1 of "),
+    ],
+)
+def test_prompts_that_cannot_be_are_one_message(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read_prompts(path)
+    (problem,) = refused.value.problems
+    assert words in problem

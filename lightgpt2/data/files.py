@@ -1,0 +1,72 @@
+"""The files of a folder that are read as text, and the splits that names say."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lightgpt2.data.readers import kind
+from lightgpt2.data.remarks import Remarks
+from lightgpt2.data.splits import Split
+
+_SPLIT_WORDS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test"),
+}
+_HIDDEN = (".", "~$")  # how the names of hidden files and of an office program's locks begin
+
+
+def find(folder: Path, remarks: Remarks) -> list[Path]:
+    """The files of a folder and the folders in it that are of a kind that is read, in order; links are followed."""
+    return [*_found(folder, folder, (folder.resolve(),), remarks)]
+
+
+def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        name = str(path.relative_to(top))
+        if path.name.startswith(_HIDDEN):
+            remarks.add("hidden files and folders, not read", name)
+        elif path.is_dir():
+            if (real := path.resolve()) in above:
+                remarks.add("links to a folder that they are in, not followed", name)
+            else:
+                yield from _found(path, top, (*above, real), remarks)
+        elif not path.is_file():
+            remarks.add("links to nothing and other things that are no files, not read", name)
+        elif not kind(path):
+            remarks.add("files of other kinds, not read", name)
+        else:
+            if not path.stat().st_size:
+                remarks.add("empty files", name)
+            yield path
+
+
+def split_named(name: str) -> Split | None:
+    """The split that a path or the name of a table says, if any: `data/train-00000-of-00001.txt`, `dev_matched`.
+
+    A held-out split goes before `train`, and the last word before the others: what may be held out is not trained on.
+    """
+    words = (word.removesuffix("set") for word in re.findall(r"[^\W\d_]+", name.lower()))
+    said = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
+    return next((split for split in reversed(said) if split != "train"), "train" if said else None)
+
+
+def by_split(names: Iterable[str], remarks: Remarks) -> dict[str, Split | None]:
+    """The split of each file or table that is read, what is held out first; None for all if no name says one.
+
+    Beside training text, what says no split is left out (a `README.md`); where names say only what is held out, it is the
+    training text.
+    """
+    said = {name: split_named(name) for name in names}
+    if not any(said.values()):
+        return said
+    trained = "train" in said.values()
+    found: dict[str, Split | None] = {}
+    for name, split in said.items():
+        if split is None and trained:
+            remarks.add("names without a split beside others with one, not read", name)
+            continue
+        found[name] = split or "train"
+        if split in ("valid", "test"):
+            remarks.add(f"{split} split by its name", name)
+    return dict(sorted(found.items(), key=lambda item: item[1] == "train"))

@@ -1,0 +1,93 @@
+"""The documents of a file: plain text, JSON, CSV, TSV or Parquet, each also compressed by gzip."""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from lightgpt2.data.remarks import Remarks
+from lightgpt2.data.streams import lines
+from lightgpt2.data.tables import csv_values, json_values, parquet_values, tsv_values
+from lightgpt2.errors import UserError
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may have half of a surrogate pair, UTF-8 may not
+_BLOCK = 1 << 20  # characters that are cut into documents at once
+
+
+def kind(path: Path) -> str:
+    """The suffix that says how a file is read, in lower case and without `.gz`; empty if it is none of `READERS`."""
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    return suffix if suffix in READERS else ""
+
+
+def read(file: Path, field: str, separator: str, remarks: Remarks) -> Iterator[str]:
+    """The documents of a file, one after the other.
+
+    Raises:
+        UserError: It cannot be read, or is not what its name says.
+    """
+    if not kind(file):
+        raise UserError(f"data.source: {file} is not one of {', '.join(READERS)}; convert it or rename it")
+    reader = READERS[kind(file)]
+    try:
+        if reader is None:
+            yield from cut((line.replace("\r\n", "\n").replace("\r", "\n") for line in lines(file)), separator)
+        else:
+            yield from texts(reader(file, field, remarks), field, str(file), remarks)
+    except UnicodeDecodeError as error:
+        what = f"{file} is not valid {error.encoding.upper()} ({error.reason})"
+        raise UserError(f"data.source: {what}; convert it, for example with iconv -t utf-8") from error
+    except OSError as error:
+        reason = error.strerror or _reason(error)
+        raise UserError(f"data.source: {file} cannot be read ({reason}); correct it") from error
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow, csv, json and zlib each raise their own
+        what = f"is not a readable {kind(file)[1:]} file ({_reason(error)}); correct it"
+        raise UserError(f"data.source: {file} {what}") from error
+
+
+def texts(values: Iterable[Any], field: str, where: str, remarks: Remarks) -> Iterator[str]:
+    """The texts of a column, without empty ones; a `UserError` if there is something else in it."""
+    for row, value in enumerate(values, 1):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            remarks.add("rows without text, left out", where)
+        elif not isinstance(value, str):
+            what = f"{field!r} of {where} holds {type(value).__name__}, not text, in row {row}"
+            raise UserError(f"data.text_field: {what}; name another field, or correct it")
+        elif _HALF_PAIR.search(value):
+            remarks.add("rows that are not valid Unicode, left out", where)
+        else:
+            yield value
+
+
+def cut(lines: Iterable[str], separator: str) -> Iterator[str]:
+    """Cut a stream of text into documents; only a block and the last, unfinished document are kept in memory."""
+    pattern = re.compile(separator)
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= _BLOCK:
+            *complete, last = _pieces(pattern, "".join(block))
+            if last.strip():  # else the separator may go on in the next line
+                yield from complete
+                block, size = [last], 0
+    yield from _pieces(pattern, "".join(block))
+
+
+def _pieces(pattern: re.Pattern[str], text: str) -> list[str]:
+    return cast("list[str]", pattern.split(text)[:: pattern.groups + 1])  # what the groups found lies between
+
+
+def _reason(error: BaseException) -> str:
+    return textwrap.shorten(str(error).strip().partition("\n")[0], 120, placeholder=" ...") or type(error).__name__
+
+
+# What reads the values of a field in the files of each suffix; None: plain text, which the separator cuts.
+READERS: dict[str, Callable[[Path, str, Remarks], Iterator[Any]] | None] = {
+    ".txt": None, ".md": None,
+    ".jsonl": json_values, ".json": json_values, ".csv": csv_values, ".tsv": tsv_values, ".parquet": parquet_values,
+}  # fmt: skip
