@@ -59,6 +59,10 @@ With other settings the answer may differ: the command gives a model's own befor
 | ONNX | `lightgpt2 export` in FP32, INT8 and INT4, with a cache |
 | GGUF | `lightgpt2 export` in F16, for llama.cpp |
 
+GGUF also needs a tokenizer that is written there: a byte-level BPE of the kind of GPT-2, Pythia, SmolLM, Llama 3 or Qwen.
+Those of Gemma 3, Phi-3 and Mistral 7B are not: export these models to ONNX. Phi models of 128k tokens (rotary positions
+of type longrope) can be trained and not exported.
+
 DistilGPT-2 is of type `gpt2`, Pythia of type `gpt_neox`. Encoders ({encoders}) can be exported only. Other types, for example
 `gpt_neo` and `bloom`, are refused in one line.
 """

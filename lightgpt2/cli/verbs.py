@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
-from typing import cast
 
 import lightgpt2
 from lightgpt2.cli import pages
@@ -24,7 +23,8 @@ def main() -> None:
     """Entry point of the `lightgpt2` command."""
     # A character that the terminal's encoding lacks ends no run.
     codecs.register_error("json", _escaped)
-    cast(TextIOWrapper, sys.stdout).reconfigure(errors="json")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="json")
     run(sys.argv[1:])
 
 

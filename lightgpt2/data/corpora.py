@@ -18,7 +18,7 @@ from lightgpt2.data.tables import no_field
 from lightgpt2.errors import Problem, UserError
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_READING = 2  # of the reading, in fingerprints: what is read from the same files has changed
+_READING = 3  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
@@ -38,19 +38,21 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """The digest of everything that decides which documents come out; local files are not read whole."""
-        parts: list[Any] = [self.source, self.text_field, self.separator]
+        parts: list[Any] = [_READING, self.source, self.text_field, self.separator]
         if (made := self._made()) is not None:
-            parts.append(hashlib.sha256("".join(text for _, text in made).encode()).hexdigest())
+            parts.append(hashlib.sha256(json.dumps([*made]).encode()).hexdigest())
         else:
             files = self._files(Remarks()) if self._is_local() else []
-            parts += [_READING, *((str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files)]
+            parts += [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def problems(self) -> list[Problem]:
         """The mistakes that show before anything is read."""
         problems = []
         try:
-            re.compile(self.separator)
+            if re.compile(self.separator).match(""):
+                what = f"{self.separator!r} fits between any two characters"
+                problems.append(Problem("data.separator", what, "give (?!) to keep files whole, or another"))
         except re.error as error:
             what = f"{self.separator!r} is not a regular expression ({error})"
             problems.append(Problem("data.separator", what, "correct it"))

@@ -10,8 +10,9 @@ from lightgpt2.data.splits import Split
 
 _SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test"),
+    **dict.fromkeys(("valid", "validation", "validate", "val", "dev", "development"), "valid"),
+    **dict.fromkeys(("test", "tests", "testing", "testa", "testb", "devtest", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("heldout", "holdout"), "test"),
 }
 _HIDDEN = (".", "~$")  # how the names of hidden files and of an office program's locks begin
 
@@ -46,7 +47,8 @@ def split_named(name: str) -> Split | None:
 
     A held-out split goes before `train`, and the last word before the others: what may be held out is not trained on.
     """
-    words = (word.removesuffix("set") for word in re.findall(r"[^\W\d_]+", name.lower()))
+    name = re.sub(r"(hel|hol)d[\W_]out", r"\1dout", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    words = (word.removesuffix("set").removesuffix("data") for word in re.findall(r"[^\W\d_]+", name))
     said = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
     return next((split for split in reversed(said) if split != "train"), "train" if said else None)
 
@@ -64,7 +66,7 @@ def by_split(names: Iterable[str], remarks: Remarks) -> dict[str, Split | None]:
     found: dict[str, Split | None] = {}
     for name, split in said.items():
         if split is None and trained:
-            remarks.add("names without a split beside others with one, not read", name)
+            remarks.add("files whose names say no split, beside others whose names do: not read", name)
             continue
         found[name] = split or "train"
         if split in ("valid", "test"):

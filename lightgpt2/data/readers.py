@@ -70,7 +70,7 @@ def cut(lines: Iterable[str], separator: str) -> Iterator[str]:
     for line in lines:
         block.append(line)
         size += len(line)
-        if size >= _BLOCK:
+        if size >= max(_BLOCK, len(block[0])):  # a long unfinished document is not cut again and again
             *complete, last = _pieces(pattern, "".join(block))
             if last.strip():  # else the separator may go on in the next line
                 yield from complete

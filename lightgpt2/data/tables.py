@@ -61,7 +61,6 @@ def tsv_values(file: Path, field: str, remarks: Remarks) -> Iterator[Any]:
 
 
 def _quoted_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KB that it allows
     reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
     try:
         yield from reader

@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
+csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KB that it allows
+
 
 def is_quoted(lines: Iterator[str]) -> bool:
     """True if fields of a TSV file are quoted as in CSV (by pandas, say), False if marks are text (GLUE, SST).
@@ -21,7 +23,7 @@ def is_quoted(lines: Iterator[str]) -> bool:
     for line in lines:
         if line.count("\t") != tabs and line.strip("\r\n"):
             return True
-        quoted = quoted and _is_of_a_writer([line])
+        quoted = quoted and ('"' not in line or _is_of_a_writer([line]))
     return quoted
 
 

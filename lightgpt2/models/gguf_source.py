@@ -96,7 +96,11 @@ def _scale(config: PretrainedConfig, held: _Contents) -> Iterator[str]:
     scaling = {
         name: value for name, end in _SCALING.items() if (value := held.setting(f"rope.scaling.{end}")) is not None
     }
-    kind = scaling.get("rope_type", "none")
+    if (old := held.setting("rope.scale_linear")) is not None:
+        scaling.setdefault("factor", old)
+    kind = scaling.setdefault("rope_type", "linear" if scaling.get("factor", 1.0) != 1.0 else "none")
+    if kind == "linear" and "factor" not in scaling:
+        kind = "none"
     if held.factors is not None:
         found = _of_factors(held.factors, rope["rope_theta"]) if kind == "none" else None
         rope.update(found or {})

@@ -103,6 +103,8 @@ def complete_config(folder: Path) -> None:
             config["rope_local_base_freq"] = every["sliding_attention"].get("rope_theta")
         if "lightgpt2" in config:
             config["transformers_weights"] = _NEEDED
+        else:
+            config.pop("auto_map", None)  # names code of the source, which is not in this folder
 
 
 def carry_licence(source: str, folder: Path) -> None:

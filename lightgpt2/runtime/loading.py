@@ -13,6 +13,7 @@ from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.language_model import LanguageModel
+from lightgpt2.runtime.options import resolve
 from lightgpt2.runtime.processors import not_done
 
 
@@ -55,7 +56,17 @@ def load(
         what = f"the tokenizer of {source} has {tokens} tokens and the model {engine.vocabulary}"
         raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if passed_over := not_done(generation):
-        tell(f"lightgpt2: {source}: {', '.join(passed_over)} of its generation_config.json is not done", sys.stderr)
+        tell(
+            f"lightgpt2: {source}: {', '.join(passed_over)} in its generation_config.json is not followed here",
+            sys.stderr,
+        )
+    try:
+        resolve({}, generation)
+    except UserError as error:
+        raise UserError([problem.under("generation_config.json") for problem in error.problems]) from error
+    except (TypeError, ValueError) as error:
+        what = f"generation_config.json of {source} cannot be followed ({error})"
+        raise UserError([Problem(key, what, "correct it")]) from error
     return LanguageModel(engine, tokenizer, generation)
 
 

@@ -93,11 +93,16 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
         "repetition_penalty": ("above 0 (1: none)", 0 < settings.repetition_penalty < float("inf")),
         "no_repeat_ngram": ("at least 0 (0: no limit)", settings.no_repeat_ngram >= 0),
         "seed": ("at least 0", settings.seed >= 0),
+        "min_p": ("at least 0 and at most 1", 0 <= settings.min_p <= 1),
+        "typical_p": ("above 0 and at most 1", 0 < settings.typical_p <= 1),
+        "epsilon_cutoff": ("at least 0 and below 1", 0 <= settings.epsilon_cutoff < 1),
+        "eta_cutoff": ("at least 0 and below 1", 0 <= settings.eta_cutoff < 1),
     }
     wrong = [(name, words) for name, (words, fits) in allowed.items() if not fits]
     problems = [Problem(name, f"must be {words}, got {getattr(settings, name)}") for name, words in wrong]
-    if "" in stop:
-        problems.append(Problem("stop", "must not be empty, which is everywhere", "give a text, or leave it out"))
+    for name, texts in (("stop", stop), ("stop_strings", settings.stop_strings)):
+        if "" in texts:
+            problems.append(Problem(name, "must not be empty, which is everywhere", "give a text, or leave it out"))
     broken = [text for text in stop if not is_unicode(text)]
     problems += [Problem("stop", f"must be valid Unicode, got {text!a}", "correct it") for text in broken]
     if settings.temperature == 0:

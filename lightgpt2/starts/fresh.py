@@ -47,6 +47,8 @@ class Fresh(Start):
         if self.like is not None:
             shared = load_config(self.like, f"{self.key}.like", trust)
             left_out = {*_NOT_SHARED, *family_of(shared).layer_settings}
-            values = {key: value for key, value in shared.to_diff_dict().items() if key not in left_out}
+            known = type(shared)()  # the file of a real model says more than its class has a place for
+            said = shared.to_diff_dict().items()
+            values = {key: value for key, value in said if key not in left_out and hasattr(known, key)}
             values["model_type"] = shared.model_type
         return load_config({**values, **self.source}, f"{self.key}.model")

@@ -49,8 +49,7 @@ class Gemma3(Llama):
         return writer.rms_norm(base.norm)
 
     def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
-        shape, windows = self.shape(config), [kind == "sliding_attention" for kind in config.layer_types]
-        score = shape.width // shape.heads if len(windows) == 62 else shape.head
+        windows, score = [kind == "sliding_attention" for kind in config.layer_types], self._score(config)
         local, whole = config.rope_parameters["sliding_attention"], self.rope(config)
         if config.hidden_activation != "gelu_pytorch_tanh":
             yield f"llama.cpp computes Gemma 3 with gelu_pytorch_tanh, not {config.hidden_activation}; export to onnx"
@@ -77,4 +76,9 @@ class Gemma3(Llama):
         yield from ()
 
     def correct_gguf(self, config: PretrainedConfig) -> None:
-        config.query_pre_attn_scalar = config.head_dim
+        config.query_pre_attn_scalar = self._score(config)
+
+    def _score(self, config: PretrainedConfig) -> int:
+        """What llama.cpp divides attention scores by the root of; 62 layers are the model of 27B to it."""
+        shape = self.shape(config)
+        return shape.width // shape.heads if config.num_hidden_layers == 62 else shape.head

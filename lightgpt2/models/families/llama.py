@@ -80,7 +80,7 @@ class Llama(Family):
     def onnx_problems(self, config: PretrainedConfig) -> Iterator[str]:
         rope, positions = self.rope(config), self.positions(config) or 0
         if rope["rope_type"] == "longrope" and rope["original_max_position_embeddings"] < positions:
-            yield "rotary positions of type longrope change with the length of the text; no format holds them"
+            yield "rotary positions of type longrope change with the length of the text; use the model's folder"
 
     def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
         name, rope = self.model_types[0], self.rope(config)
@@ -88,7 +88,8 @@ class Llama(Family):
             yield f"llama.cpp computes models of type {name} with silu, not {config.hidden_act}; export to onnx"
         if rope["rope_type"] not in self.scalings:
             known = ", ".join(self.scalings)
-            yield f"rotary positions of type {rope['rope_type']} are not written, only {known}; export to onnx"
+            fix = "use the model's folder" if rope["rope_type"] == "longrope" else "export to onnx"
+            yield f"rotary positions of type {rope['rope_type']} are not written, only {known}; {fix}"
         given = sorted(key for key in _ADJUSTED if not (rope.get(key) is None or rope[key] is True))
         if rope["rope_type"] == "yarn" and given:
             yield f"llama.cpp chooses {', '.join(given)} of rotary positions itself; export to onnx"
