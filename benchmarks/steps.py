@@ -3,6 +3,7 @@
 import argparse
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def lightgpt2(gate: Gate, folder: Path, batches: list[dict[str, Any]], options: 
             gate.loss = outputs["loss"]
 
     class Data(pl.LightningDataModule):
-        tokenizer, steps_per_epoch = [0], len(batches)
+        tokenizer, steps_per_epoch, kept_tokens = SimpleNamespace(get_vocab=dict), len(batches), ()
         connect, fits = TaskData.connect, TaskData.fits
 
         def train_dataloader(self) -> DataLoader[Any]:

@@ -47,8 +47,9 @@ def split_named(name: str) -> Split | None:
 
     A held-out split goes before `train`, and the last word before the others: what may be held out is not trained on.
     """
-    name = re.sub(r"(hel|hol)d[\W_]out", r"\1dout", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    words = (word.removesuffix("set").removesuffix("data") for word in re.findall(r"[^\W\d_]+", name))
+    name = re.sub(r"(?i)(hel|hol)d[\W_]out", r"\1dout", name)
+    found = [*re.findall(r"[A-Z]?[a-z]+", name), *re.findall(r"[^\W\d_]+", name)]  # of CamelCase, too
+    words = (word.lower().removesuffix("set").removesuffix("data") for word in found)
     said = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
     return next((split for split in reversed(said) if split != "train"), "train" if said else None)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.models.families import family_of, is_tied
+from lightgpt2.models.families import FAMILIES, family_of, is_tied
 from lightgpt2.models.files import atomic_folder, folder_megabytes
 from lightgpt2.models.loading import source_folder
 from lightgpt2.models.standalone import modeling_lightgpt2 as modeling
@@ -22,7 +22,6 @@ _OWN_KEYS = (
     "rope_theta",
     "partial_rotary_factor",
 )  # of rotary positions, that transformers 4 has outside `rope_scaling`
-_OLD_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
 # The weights' file that plain transformers looks for, in vain, and names in its error.
 _NEEDED = "needs trust_remote_code=True.safetensors"
@@ -97,8 +96,8 @@ def complete_config(folder: Path) -> None:
             values = {key: value for key, value in rope.items() if key not in _OWN_KEYS}
             config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else values
             config.update({key: rope[key] for key in _OWN_KEYS if key in rope})
-            for name, key in _OLD_NAMES.get(config["model_type"], {}).items():
-                config[name] = rope.get(key)
+            if family := FAMILIES.get(config["model_type"]):
+                config.update({name: rope.get(key) for name, key in family.old_rope_names.items()})
         if "sliding_attention" in every:
             config["rope_local_base_freq"] = every["sliding_attention"].get("rope_theta")
         if "lightgpt2" in config:

@@ -41,6 +41,8 @@ def later_processors(folder: Mapping[str, Any]) -> Iterator[Processor]:
     """Those that come after the penalties, in order."""
     ends = as_ids(folder.get("eos_token_id"))
     words = [[*ids] for ids in folder.get("bad_words_ids") or () if not (len(ids) == 1 and ids[0] in ends)]
+    if [] in words:
+        raise ValueError("bad_words_ids has a word without tokens")
     if words:
         yield _biased([(ids, -math.inf) for ids in words])
     least, new = folder.get("min_length") or 0, folder.get("min_new_tokens") or 0

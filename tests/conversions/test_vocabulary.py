@@ -38,6 +38,20 @@ def test_rows_are_counted_by_the_largest_id(tmp_path: Path) -> None:
     assert model.config.vocab_size == LARGEST + 1
 
 
+def test_the_place_of_an_image_needs_no_row(tmp_path: Path) -> None:
+    """As in the tokenizer of Gemma 3, which its text models share."""
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image_soft_token>"]})
+    assert (len(tokenizer), needed_rows(tokenizer)) == (ROWS + 1, ROWS)
+
+
+def test_a_student_takes_what_its_class_knows_of_its_teacher(tmp_path: Path) -> None:
+    file = write_model(tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n_ctx": 64, "task_specific_params": {"a": 1}}))
+    config = Fresh({"n_layer": 1}, like=str(tmp_path)).configs(False)["start.model"]
+    assert (config.n_layer, config.vocab_size) == (1, ROWS)
+
+
 @pytest.mark.parametrize("form", ["gguf", "onnx", "onnx-int8", "onnx-int4"])
 def test_a_model_that_is_too_small_is_not_exported(tmp_path: Path, form: Format) -> None:
     with_gap(write_model(tmp_path))

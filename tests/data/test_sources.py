@@ -83,6 +83,9 @@ SPLIT_NAMES = {
     "wiki.test.raw.txt": "test",
     "testset.txt": "test", "TrainSet.txt": "train", "split=test/part-0.parquet": "test", "en/test/b/c.txt": "test",
     "test/train.txt": "test", "train/test.txt": "test", "test.jsonl.gz": "test", "msr_paraphrase_train.txt": "train",
+    "held_out.txt": "test", "held-out/a.txt": "test", "hold-out.csv": "test", "devtest.txt": "test", "TestData.csv": "test",
+    "testA.json": "test", "tests/a.txt": "test", "validate.txt": "valid", "development.txt": "valid",
+    "train/held_out.txt": "test",
     "contest.txt": None, "latest.txt": None, "developer.txt": None, "trains.txt": None, "evaluate.txt": None, "a.txt": None,
 }  # fmt: skip
 
@@ -133,7 +136,7 @@ def test_what_names_no_split_beside_training_text_is_left_out_and_named(tmp_path
     write(tmp_path, {"README.md": "a card", "infos.json": "{}", "data/train.txt": "one", "data/dev.txt": "two"})
     found, said = read(tmp_path)
     assert found == ["two", "one"]
-    assert "names without a split beside others with one, not read: 2 (README.md, infos.json)" in said
+    assert "files whose names say no split, beside others whose names do: not read: 2 (README.md, infos.json)" in said
     assert "valid split by its name: 1 (data/dev.txt)" in said
 
 
@@ -163,6 +166,23 @@ def test_splits_of_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="a split must be one of train, valid, test, got 'validation'"):
         [*Corpus("python:my_corpus.wrong").documents()]
     sys.modules.pop("my_corpus")
+
+
+def test_a_function_that_gives_other_splits_or_documents_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [[("test", "ab"), ("train", "cd")], [("train", "ab"), ("train", "cd")], [("test", "a"), ("train", "bcd")]]
+    found = set()
+    for made in given:
+        monkeypatch.setattr(Corpus, "_made", lambda self, made=made: made)
+        found.add(Corpus("python:my_corpus.pairs").fingerprint())
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("separator", ["", "x*"])
+def test_a_separator_that_fits_everywhere_is_refused(tmp_path: Path, separator: str) -> None:
+    source = write(tmp_path, {"a.txt": "one"})
+    (problem,) = Corpus(str(source), separator=separator).problems()
+    assert problem.startswith("data.separator: ")
+    assert not Corpus(str(source), separator="(?!)").problems(), "files are kept whole"
 
 
 # -- files of a folder -----------------------------------------------------------------------------------------------------
@@ -275,6 +295,9 @@ ROWS: dict[str, tuple[str, Content, list[str], str]] = {  # name, content, texts
     "a comma, a quotation mark, an end of line": ("a.csv", 'id,text\n1,"a, ""b""\r\nc"\n', ['a, "b"\r\nc'], ""),
     "a long field": ("a.csv", f"text\n{LONG}\n", [LONG], ""),
     "a long quoted field": ("a.tsv", f'text\tid\n"{LONG}\n"\t1\n', [LONG], ""),
+    "a long field among quoted ones": (
+        "a.tsv", f'text\tid\n"{LONG} ""x"" {LONG}"\t1\n"b ""q"""\t2\n', [f'{LONG} "x" {LONG}', 'b "q"'], "",
+    ),
     "rows without text": ("a.csv", 'id,text\n1,one\n2,\n3,"  "\n', ["one"], "rows without text, left out: 2 ("),
     "blank lines": ("a.csv", "\ntext\n\none\n\n\ntwo\n\n", ["one", "two"], ""),
     "null, empty and absent": (

@@ -182,8 +182,23 @@ def test_it_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     folder = write_model(tmp_path / "m") if kind == "torch" else write_decoder(tmp_path / "m")
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 4, "penalty_alpha": 0.6}))
     lightgpt2.load(folder)
-    said = f"lightgpt2: {folder}: num_beams, penalty_alpha of its generation_config.json is not done\n"
+    said = f"lightgpt2: {folder}: num_beams, penalty_alpha in its generation_config.json is not followed here\n"
     assert said in capsys.readouterr().err
+
+
+WRONG = [
+    {"temperature": "1", "do_sample": True}, {"repetition_penalty": "1.2"}, {"bad_words_ids": [[]]}, {"top_k": -1},
+    {"exponential_decay_length_penalty": 3}, {"min_p": 2.0}, {"typical_p": 0.0}, {"stop_strings": [""]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WRONG)
+def test_settings_that_cannot_be_followed_are_refused_in_one_line(tmp_path: Path, settings: dict[str, Any]) -> None:
+    folder = write_decoder(tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"generation_config\.json") as refused:
+        lightgpt2.load(folder)
+    assert len(refused.value.problems) == 1
 
 
 def test_a_folder_without_settings_changes_nothing() -> None:

@@ -65,6 +65,7 @@ class Family(ABC):
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
     heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
+    old_rope_names: ClassVar[Mapping[str, str]] = {}  # keys of rotary positions by what transformers 4 calls them here
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 
     def __init_subclass__(cls) -> None:

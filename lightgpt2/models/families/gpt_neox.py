@@ -22,6 +22,7 @@ class GptNeoX(Family):
 
     model_types, gguf = ("gpt_neox",), "gptneox"
     heads_share_width = True
+    old_rope_names: ClassVar = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
     axes: ClassVar = {
         r"gpt_neox\.embed_in|lm_head": ("vocabulary", "width"),
         r"gpt_neox\.(layers\.\d+\.\w+layernorm|final_layer_norm)": ("width",),
