@@ -28,7 +28,7 @@ class ScorePrinter(Callback):
             text = f"{name.replace('_', ' ')} {metric.value():.4f}"
             if name == method.task.primary:
                 bounds = metric.interval()
-                shown = "{:.4f} - {:.4f}".format(*bounds) if bounds else "none of one document"
+                shown = "{:.4f} - {:.4f}".format(*bounds) if bounds else "of one example there is none"
                 text += f" (95 % interval {shown})"
             parts.append(text)
         counts = [f"{count:,} {what}" for what, count in method.task.counts(method.metrics).items()]

@@ -15,7 +15,7 @@ NAMES = {"start": "", "objective": ""}  # the settings of these parts are a pres
 
 
 class Preset(Method):
-    """Trains a model with adaptations of its own, with cross-entropy or from a teacher.
+    """A method with fixed adaptations, which learns from the labels or from a teacher.
 
     Args:
         start: Where the model comes from.

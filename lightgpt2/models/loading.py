@@ -291,7 +291,7 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, key: str) -> None:
     """Raise a `UserError` if transformers reads a tokenizer in another way once it lies beside a model of this configuration.
 
-    It has a class of its own for some types of models, whatever their folder says.
+    For some model types transformers uses a fixed tokenizer class and ignores the class that the folder names.
     """
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)

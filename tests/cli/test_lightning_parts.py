@@ -72,6 +72,7 @@ def test_a_progress_bar_takes_the_place_of_the_usual_one(bench: Bench, bar: str)
     changes = {"trainer.callbacks": listed(**{bar: {}}), "trainer.enable_progress_bar": True, "trainer.max_steps": 1}
     bench.configure({**TUNED, **changes})
     bench.succeed("fit")
+    assert json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["steps"] == 1
 
 
 def test_a_callback_that_needs_a_logger_says_so(bench: Bench) -> None:
@@ -161,6 +162,7 @@ def test_a_logger_works_or_its_package_is_named(
 def test_validation_may_follow_a_clock(bench: Bench) -> None:
     bench.configure({**TUNED, "trainer.max_steps": 1, "trainer.val_check_interval": "00:00:00:00"})
     bench.succeed("fit")
+    assert json.loads(Path("checkpoints/r/model/ledger.json").read_text())[-1]["steps"] == 1
 
 
 # -- a plain trainer ---------------------------------------------------------------------------------------------------

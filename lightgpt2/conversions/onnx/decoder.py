@@ -184,7 +184,7 @@ class Decoder(ModelWriter):
     def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.
 
-        `kind` is that of the layers, if those of different kinds turn differently.
+        `kind` names the kind of layer, in a model whose kinds of layers have different angles.
         """
         places = torch.arange(self._family.positions(self.config) or 0)[None]
         tables = module(torch.zeros(1), places, *([kind] if kind else []))
@@ -282,7 +282,7 @@ class Decoder(ModelWriter):
             self._residual = self.graph.op("Add", self._residual, constant)
 
     def project(self, x: ir.Value, *modules: Any, order: Tensor | None = None) -> ir.Value:
-        """`x` through linear layers of the same inputs, results side by side; `order` is that of the outputs, by index."""
+        """Project `x` by linear layers and join the results; `order` permutes the joined outputs."""
         names, matrix, bias = self._joined(modules)
         if order is not None:
             matrix, bias = matrix.ordered(order), None if bias is None else bias[order]

@@ -119,8 +119,8 @@ class _Encoder(ModelWriter):
         graph, (names, matrix, bias) = self.graph, self._joined(modules)
         if (form := self.forms.of(names)) != "fp32" or not self._pixels:
             return linear(graph, names[0], x, matrix, form, bias)
-        # The transposes to channels first and back cost little: ONNX Runtime cancels them, or makes them part of its own
-        # layout. Queries, keys and values share the one that it keeps.
+        # The transposes to channels first and back are cheap: ONNX Runtime removes most of them. Queries, keys and values
+        # share the one that is left.
         weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
         added = graph.weight(cast(Tensor, bias).numpy(), f"{names[0]}.bias")
         found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)
