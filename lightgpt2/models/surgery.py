@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.functional.layers import check_layers
@@ -26,18 +26,20 @@ _RECORDED = {"qk": "key", "vo": "value", "ffn": "ffn"}  # whose masks a trim rec
 def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A copy of a model with only the blocks of these indices, in this order; it shares no tensor with the model."""
     check_layers(layers, model.config.num_hidden_layers)
-    # Deep-copying the whole model and then dropping blocks would hold the deep model twice.
-    memo = {id(block): None for i, block in enumerate(blocks(model)) if i not in set(layers)}
-    smaller = copy.deepcopy(model, memo)
-    replacement = nn.ModuleList([copy.deepcopy(blocks(model)[i]) for i in layers])
-    for index, block in enumerate(replacement):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):  # the block's slot in the key-value cache
-                setattr(module, "layer_idx", index)  # noqa: B010 - not declared on nn.Module
+    config = copy.deepcopy(model.config)
+    keep_layers(config, layers)
+    with torch.random.fork_rng(devices=[]):  # its first weights are written over
+        smaller = new_model(config).to(model.device)
+    old = dict(model.named_parameters())
     path = next(name for name, module in model.named_modules() if module is blocks(model))
-    smaller.set_submodule(path, replacement)
-    keep_layers(smaller.config, layers)
-    return smaller
+    with torch.no_grad():
+        for name, parameter in smaller.named_parameters():
+            if name.startswith(f"{path}."):
+                index, _, rest = name.removeprefix(f"{path}.").partition(".")
+                name = f"{path}.{layers[int(index)]}.{rest}"
+            parameter.copy_(old[name])
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.train(model.training)
 
 
 def keep_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:

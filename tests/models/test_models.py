@@ -44,6 +44,13 @@ def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None
     assert not {p.data_ptr() for p in smaller.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
+def test_layers_whose_scale_is_their_place_s_compute_what_is_saved(tmp_path: Path) -> None:
+    model = make_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    smaller = surgery.extract_layers(model, [0, 3]).eval()
+    smaller.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(smaller))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_of_unlike_sizes_keep_theirs(tmp_path: Path, family: str) -> None:
     model = load_model(str(write_uneven_model(tmp_path / "uneven", family)), "model.model").eval()
