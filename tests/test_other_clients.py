@@ -46,8 +46,13 @@ ROPES: dict[str, dict[str, Any]] = {
     "Llama 3": LLAMA_3,
     "linear": {"rope_type": "linear", "rope_theta": 300.0, "factor": 4.0},
 }
-FOLDERS = ["gpt2", *ROPES, "int8", "int4", "packed", "uneven"]
-NEED_CODE = FOLDERS[4:]
+LONG = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+UNEVEN = {f"uneven {family}": family for family in FAMILIES}
+NEED_CODE = ["int8", "int4", "packed", *UNEVEN]
+FOLDERS = [*FAMILIES, *ROPES, "long rope", *NEED_CODE]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of each kind."""
     root = tmp_path_factory.mktemp("folders")
     tokenizer = write_tokenizer(root / "tokenizer")
-    save_model(make_model("gpt2"), tokenizer, root / "gpt2")
+    for family in FAMILIES:
+        save_model(make_model(family), tokenizer, root / family)
+    phi = make_model("phi3", rope_parameters=LONG, original_max_position_embeddings=16)
+    save_model(phi, tokenizer, root / "long rope")
     for name, rope in ROPES.items():
         save_model(make_model("llama", rope_parameters=rope), tokenizer, root / name)
     model = make_model("llama", rope_parameters=LLAMA_3)
@@ -63,8 +71,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_integers(model, Integers(bits=8), tokenizer, root / "int8", {**weights})
     save_integers(model, Integers(bits=4, group=16), tokenizer, root / "int4", {**weights})
     pack_folder(root / "Llama 3", root / "packed")
-    uneven = load_model(str(write_uneven_model(root / "source", "llama")), "model")
-    save_model(uneven, tokenizer, root / "uneven")
+    for name, family in UNEVEN.items():
+        save_model(
+            load_model(str(write_uneven_model(root / f"source {name}", family)), "model"), tokenizer, root / name
+        )
     return root
 
 
@@ -102,7 +112,7 @@ def test_a_folder_that_needs_its_code_says_so_where_it_fails(written: Path, name
     assert "transformers_weights" not in loaded.config.to_dict()
 
 
-@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "uneven"])
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in UNEVEN])
 def test_the_weights_file_says_its_format_and_is_the_same_each_time(written: Path, tmp_path: Path, name: str) -> None:
     file = written / name / "model.safetensors"
     with safe_open(file, framework="pt") as opened:

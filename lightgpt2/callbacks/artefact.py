@@ -19,10 +19,11 @@ from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
 from lightgpt2.models.files import atomic_file, restore_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
-from lightgpt2.models.loading import load_model, stored_size
+from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quality import Metric, write_scores
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
+from lightgpt2.models.sources import stored_size
 from lightgpt2.report.table import comparison
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import flat

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightgpt2.data.files import by_split, find
-from lightgpt2.data.readers import READERS, cut, kind, read, texts
+from lightgpt2.data.readers import READERS, cut, kind, read, reason, texts
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
@@ -165,13 +165,9 @@ class Corpus:
             return load_dataset(name, config or None)
         except Exception as error:  # datasets lets through what each of its many backends raises
             raise UserError(
-                f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({_reason(error)}); check "
+                f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({reason(error)}); check "
                 "the name and the network, or give local files: --data.source path/to/file.txt"
             ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _called(path: str) -> Iterator[tuple[Split | None, str]]:

@@ -10,8 +10,8 @@ from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.streams import lines
 from lightgpt2.data.tables import csv_values, json_values, parquet_values, tsv_values
 from lightgpt2.errors import UserError
+from lightgpt2.models.vocabulary import is_unicode
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may have half of a surrogate pair, UTF-8 may not
 _BLOCK = 1 << 20  # characters that are cut into documents at once
 
 
@@ -39,12 +39,12 @@ def read(file: Path, field: str, separator: str, remarks: Remarks) -> Iterator[s
         what = f"{file} is not valid {error.encoding.upper()} ({error.reason})"
         raise UserError(f"data.source: {what}; convert it, for example with iconv -t utf-8") from error
     except OSError as error:
-        reason = error.strerror or _reason(error)
-        raise UserError(f"data.source: {file} cannot be read ({reason}); correct it") from error
+        what = error.strerror or reason(error)
+        raise UserError(f"data.source: {file} cannot be read ({what}); correct it") from error
     except UserError:
         raise
     except Exception as error:  # pyarrow, csv, json and zlib each raise their own
-        what = f"is not a readable {kind(file)[1:]} file ({_reason(error)}); correct it"
+        what = f"is not a readable {kind(file)[1:]} file ({reason(error)}); correct it"
         raise UserError(f"data.source: {file} {what}") from error
 
 
@@ -56,7 +56,7 @@ def texts(values: Iterable[Any], field: str, where: str, remarks: Remarks) -> It
         elif not isinstance(value, str):
             what = f"{field!r} of {where} holds {type(value).__name__}, not text, in row {row}"
             raise UserError(f"data.text_field: {what}; name another field, or correct it")
-        elif _HALF_PAIR.search(value):
+        elif not is_unicode(value):
             remarks.add("rows that are not valid Unicode, left out", where)
         else:
             yield value
@@ -82,7 +82,7 @@ def _pieces(pattern: re.Pattern[str], text: str) -> list[str]:
     return cast("list[str]", pattern.split(text)[:: pattern.groups + 1])  # what the groups found lies between
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     return textwrap.shorten(str(error).strip().partition("\n")[0], 120, placeholder=" ...") or type(error).__name__
 
 

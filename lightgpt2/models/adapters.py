@@ -8,11 +8,7 @@ from lightgpt2.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
-_ELSEWHERE = (
-    "layer_replication",
-    "alora_invocation_tokens",
-    "lora_bias",
-)  # settings of PEFT that no plain weights hold
+# Settings of PEFT that no plain weights hold
 
 
 def is_adapter(source: str) -> bool:
@@ -88,3 +84,6 @@ def name_base(folder: Path) -> None:
     modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
     values = {**about, "base": about["base_model_name_or_path"], "name": base.name, "modules": modules}
     (folder / "README.md").write_text(_README.format(**values), encoding="utf-8")
+
+
+_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias")

@@ -109,6 +109,10 @@ def sha256_file(path: Path) -> str:
 
 
 def folder_megabytes(folder: Path) -> float:
-    """The size of the weight files of a model folder in 10^6 bytes."""
+    """The size of the weight files of a model folder in 10^6 bytes; of shards, those that the index names."""
     files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    if (
+        index := folder / "model.safetensors.index.json"
+    ).is_file():  # whole downloads have the weights in other forms, too
+        files = [folder / name for name in {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}]
     return sum(path.stat().st_size for path in files) / 1e6

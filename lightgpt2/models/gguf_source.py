@@ -75,7 +75,7 @@ def complete(config: PretrainedConfig, file: Path, key: str) -> None:
     for name, place in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if (id_ := held.said.get(f"tokenizer.ggml.{place}_token_id")) is not None:
             setattr(config, f"{name}_token_id", id_)
-    if unread := [*_unread(held), *_scale(config, held)]:
+    if unread := [*_unread(held), *filter(None, [_scale(config, held)])]:
         raise UserError(f"{key}: {file} has {', '.join(unread)}, which is not read; give the model's folder")
 
 
@@ -89,8 +89,8 @@ def _unread(held: _Contents) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-def _scale(config: PretrainedConfig, held: _Contents) -> Iterator[str]:
-    """Give a configuration a file's rotary scaling; yields what cannot be read of it."""
+def _scale(config: PretrainedConfig, held: _Contents) -> str | None:
+    """Give a configuration a file's rotary scaling; returns what cannot be read of it, if anything."""
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
     scaling = {
@@ -104,11 +104,10 @@ def _scale(config: PretrainedConfig, held: _Contents) -> Iterator[str]:
     if held.factors is not None:
         found = _of_factors(held.factors, rope["rope_theta"]) if kind == "none" else None
         rope.update(found or {})
-        yield from [] if found else ["rotary factors of no kind that is known"]
-    elif kind in ("linear", "yarn"):
+        return None if found else "rotary factors of no kind that is known"
+    if kind in ("linear", "yarn"):
         rope.update(scaling)
-    elif kind != "none":
-        yield f"rotary scaling of type {kind}"
+    return None if kind in ("none", "linear", "yarn") else f"rotary scaling of type {kind}"
 
 
 def _of_factors(factors: NDArray[Any], theta: float) -> dict[str, Any] | None:

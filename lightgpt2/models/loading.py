@@ -1,19 +1,12 @@
 """Models and tokenizers from the hub, its local cache, a folder, a GGUF file, or a bare configuration."""
 
 import copy
-import json
-import pickle
 import tempfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,107 +20,16 @@ from transformers import (
 )
 
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models import adapters, gguf_source
+from lightgpt2.models import gguf_source
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
-from lightgpt2.models.files import folder_megabytes
+from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
 _HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
-_RENAMED = {
-    "rope_theta",
-    "rope_local_base_freq",
-    "rotary_emb_base",
-    "rotary_pct",
-    "partial_rotary_factor",
-}  # in transformers 5
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-
-
-def _is_path(source: str) -> bool:
-    """True if the source exists as a file or folder, or no hub id looks like it."""
-    path, starts = Path(source), (".", "/", "~", "checkpoints/")
-    return path.exists() or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
-
-
-def _gguf_file(source: str) -> Path | None:
-    """The source as a path if it is a GGUF file."""
-    path = Path(source).expanduser()
-    return path if path.suffix == ".gguf" and path.is_file() else None
-
-
-def _arguments(source: str) -> dict[str, Any]:
-    """The source as transformers' arguments; a GGUF file is named beside its folder."""
-    if file := _gguf_file(source):
-        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    return {"pretrained_model_name_or_path": str(Path(source).expanduser()) if _is_path(source) else source}
-
-
-def source_folder(source: str) -> Path:
-    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache."""
-    if _is_path(source):
-        path = Path(source).expanduser()
-        return path.parent if _gguf_file(source) else path
-    file = try_to_load_from_cache(source, "config.json")
-    return Path(file).parent if isinstance(file, str) else Path(source)
-
-
-def stored_size(source: str) -> tuple[float, set[str]]:
-    """The size of a source's own weight files in 10^6 bytes, 0 if it is not known; and the types of their tensors."""
-    if file := _gguf_file(source):
-        return file.stat().st_size / 1e6, {"GGUF"}
-    folder, types = source_folder(source), set[str]()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
-    return folder_megabytes(folder), types
-
-
-def _check_folder(source: str, key: str) -> None:
-    """Raise a `UserError` naming what a local model folder lacks, before transformers tries the hub with its path."""
-    path = Path(source).expanduser()
-    if _gguf_file(source):
-        return
-    if not path.exists():
-        raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
-    if path.is_file():
-        raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
-    if adapters.is_adapter(source):  # transformers would put those beside a model on it, without a word
-        fix = "give the model that they are merged into (model/ beside it), or train on with lightgpt2.methods.LoRA"
-        raise UserError(f"{key}: {source} is a folder of adapters; {fix}")
-    if not (path / "config.json").is_file():
-        raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
-    if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
-        raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
-
-
-@contextmanager
-def _explained(source: str, key: str, named: bool = True) -> Iterator[None]:
-    """Turn what the libraries raise into one line with a fix; `named` if the source is a model's name."""
-    try:
-        yield
-    except Exception as error:  # of any kind, for a folder or a configuration that is wrong
-        raise UserError([Problem(key, *_explanation(error, source, named))]) from error
-
-
-def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
-    """What is wrong with a source that could not be loaded, and the fix."""
-    if isinstance(error, SafetensorError | json.JSONDecodeError | zlib.error):
-        return f"{source} is damaged ({error})", "fetch or write it again"
-    if isinstance(error, pickle.UnpicklingError):
-        what = f"{source} has its weights in a pickle that is damaged or would run code"
-        return what, "give a folder with *.safetensors"
-    if "trust_remote_code" in str(error):
-        where = "model.trust_remote_code to true (lightgpt2 benchmark: --trust-remote-code)"
-        return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
-    if "backend tokenizer" in str(error):
-        return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if named and not _is_path(source):
-        what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
-        return what, "check the name and the network, or give the path of a local folder"
-    return f"{source} could not be loaded ({reason})", "give a complete model folder" if named else "correct it"
+# Keys that transformers 5 has inside `rope_parameters`.
+_RENAMED = {"rope_theta", "rope_local_base_freq", "rotary_emb_base", "rotary_pct", "partial_rotary_factor"}
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -142,7 +44,7 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         if model_type is None:
             types = ", ".join(sorted(FAMILIES))
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
-        with _explained(f"model_type {model_type}", key, named=False):
+        with explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
         if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
             moved = "say it in rope_parameters: {rope_type: default, rope_theta: ...}, as it is called now"
@@ -161,11 +63,11 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
 @lru_cache(maxsize=8)
 def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedConfig:
     """Cached, since reading a GGUF file's takes seconds and several parts of the program ask."""
-    if _is_path(source):
-        _check_folder(source, key)
-    with _explained(source, key):
-        config: PretrainedConfig = AutoConfig.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)
-    if (file := _gguf_file(source)) and config.model_type in FAMILIES:
+    if is_path(source):
+        check_folder(source, key)
+    with explained(source, key):
+        config: PretrainedConfig = AutoConfig.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
+    if (file := gguf_file(source)) and config.model_type in FAMILIES:
         FAMILIES[config.model_type].correct_gguf(config)
         gguf_source.complete(config, file, key)
     return config
@@ -180,7 +82,7 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     """A model of this shape in FP32 with random weights from torch's global generator; a UserError if it contradicts itself."""
     model_class = _model_class(config)
     make = model_class.from_config if model_class is AutoModelForCausalLM else model_class._from_config
-    with _explained("the configuration", key, named=False):
+    with explained("the configuration", key, named=False):
         model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
     return model
 
@@ -189,8 +91,8 @@ def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (),
     """Load a model that must have all its weights, and use all that it has, but those whose names begin with `unread`."""
     model: PreTrainedModel
     how: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
-    with _explained(source, key):
-        model, info = model_class.from_pretrained(**_arguments(source), **how)
+    with explained(source, key):
+        model, info = model_class.from_pretrained(**arguments(source), **how)
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
         raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; fetch it again")
@@ -221,7 +123,7 @@ def load_model(source: str, key: str, trust_remote_code: bool = False, **options
     """
     config = load_config(source, key, trust_remote_code)
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
-    if file := _gguf_file(source):
+    if file := gguf_file(source):
         if "quantization_config" in options:
             raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
@@ -255,8 +157,8 @@ def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedToke
     # A base model's pooler is not trained by every recipe, and nothing here reads it.
     unread = () if classifies else ("pooler.", *_HEADS)
     model = _load(model_class, source, key, unread, dtype=torch.float32)
-    with _explained(source, key):
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(**_arguments(source))
+    with explained(source, key):
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(**arguments(source))
     return model.eval(), tokenizer
 
 
@@ -274,8 +176,8 @@ def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
 def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer that belongs to a model; a `UserError` if it has neither a beginning- nor an end-of-text token."""
     tokenizer: PreTrainedTokenizerFast
-    with _explained(source, key):
-        tokenizer = AutoTokenizer.from_pretrained(**_arguments(source), trust_remote_code=trust_remote_code)
+    with explained(source, key):
+        tokenizer = AutoTokenizer.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         what = f"the tokenizer of {source} ({type(tokenizer).__name__}) is written in Python and has no tokenizer.json"
@@ -324,11 +226,11 @@ def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
     """
     from lightgpt2.models.gguf_files import read_weights, transformers_reads  # and the package gguf
 
-    with _explained(str(folder), key):
+    with explained(str(folder), key):
         config = AutoConfig.from_pretrained(folder)
     if transformers_reads(config):
         return load_model(str(folder / "model.gguf"), key, config=config).eval()
     model = new_model(config, key)
-    with _explained(str(folder), key):
+    with explained(str(folder), key):
         read_weights(model, folder / "model.gguf")
     return model.eval()

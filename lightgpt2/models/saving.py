@@ -13,15 +13,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from lightgpt2.models.families import FAMILIES, family_of, is_tied
 from lightgpt2.models.files import atomic_folder, folder_megabytes
-from lightgpt2.models.loading import source_folder
+from lightgpt2.models.sources import source_folder
 from lightgpt2.models.standalone import modeling_lightgpt2 as modeling
 from lightgpt2.models.standalone import stored_weights
 
 _NO_LENGTH = 10**20  # from which on a tokenizer's longest text means none
-_OWN_KEYS = (
-    "rope_theta",
-    "partial_rotary_factor",
-)  # of rotary positions, that transformers 4 has outside `rope_scaling`
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
 # The weights' file that plain transformers looks for, in vain, and names in its error.
 _NEEDED = "needs trust_remote_code=True.safetensors"
@@ -90,16 +86,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, positions: 
 def complete_config(folder: Path) -> None:
     """Let a folder's `config.json` say rotary positions as transformers 4 reads them, and whether plain transformers can."""
     with _edited(folder / "config.json") as config:
-        every = config.get("rope_parameters") or {}
-        rope = every.get("full_attention", every)
-        if "rope_theta" in rope:
-            values = {key: value for key, value in rope.items() if key not in _OWN_KEYS}
-            config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else values
-            config.update({key: rope[key] for key in _OWN_KEYS if key in rope})
-            if family := FAMILIES.get(config["model_type"]):
-                config.update({name: rope.get(key) for name, key in family.old_rope_names.items()})
-        if "sliding_attention" in every:
-            config["rope_local_base_freq"] = every["sliding_attention"].get("rope_theta")
+        family, rope = FAMILIES.get(config["model_type"]), config.get("rope_parameters")
+        if family and rope:
+            config.update(family.old_rope(rope))
         if "lightgpt2" in config:
             config["transformers_weights"] = _NEEDED
         else:

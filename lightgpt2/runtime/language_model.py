@@ -10,10 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.sampling import Sampler
-from lightgpt2.runtime.text import Writer, is_unicode
+from lightgpt2.runtime.text import Writer
 
 OnText = Callable[[int, str], None]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.processors import Processor, as_ids, first_processors, later_processors
-from lightgpt2.runtime.text import is_unicode
 
 # The settings that a folder's `generation_config.json` may have, by its names.
 _OF_FOLDERS = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.files import atomic_file
+from lightgpt2.models.vocabulary import is_unicode
 
 _OPTION = "--prompts"
 _SHOWN = 5  # of the mistakes in a file
@@ -35,7 +36,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         prompt = value.get("prompt") if isinstance(value, dict) else None
         if not isinstance(prompt, str) or not prompt:
             wrong.append(Problem(_OPTION, f"line {number} of {path} must be of the form {_FORM}", "correct it"))
-        elif prompt.encode("utf-8", "ignore").decode() != prompt:
+        elif not is_unicode(prompt):
             wrong.append(Problem(_OPTION, f"the prompt in line {number} of {path} is not valid Unicode", "correct it"))
         else:
             found.append(value)

@@ -10,11 +10,6 @@ _LONGEST = 4  # bytes of a character
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte fallback
 
 
-def is_unicode(text: str) -> bool:
-    """False for a text with half of a surrogate pair, as JSON and command lines may have, which is no character."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _alike(one: str, other: str) -> int:
     """Length of the beginning that two texts have in common."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -23,8 +23,9 @@ from lightgpt2.errors import UserError
 from lightgpt2.models import loading
 from lightgpt2.models.adapters import base_of
 from lightgpt2.models.gguf_source import _of_factors
-from lightgpt2.models.loading import load_config, load_encoder, load_model, load_tokenizer, stored_size
+from lightgpt2.models.loading import load_config, load_encoder, load_model, load_tokenizer
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.sources import stored_size
 from lightgpt2.starts import Pretrained
 from tests.support.models import logits, make_model, make_restless_model, write_model, write_tokenizer
 from tests.support.refusals import context_of

@@ -17,10 +17,11 @@ from lightgpt2.conversions.target import Target
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
-from lightgpt2.models.loading import load_encoder, source_folder
+from lightgpt2.models.loading import load_encoder
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.quality import Metric, quality
 from lightgpt2.models.saving import carry_licence, save_tokenizer
+from lightgpt2.models.sources import source_folder
 from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 

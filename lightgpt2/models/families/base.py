@@ -65,7 +65,6 @@ class Family(ABC):
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
     heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
-    old_rope_names: ClassVar[Mapping[str, str]] = {}  # keys of rotary positions by what transformers 4 calls them here
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 
     def __init_subclass__(cls) -> None:
@@ -123,6 +122,12 @@ class Family(ABC):
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""
+
+    def old_rope(self, rope: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys of `config.json` from which transformers 4 reads what `rope_parameters` says."""
+        own = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        scaling = {key: value for key, value in rope.items() if key not in own}
+        return {"rope_scaling": None if rope.get("rope_type", "default") == "default" else scaling, **own}
 
     def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What the graph would compute differently, each with the fix: `what; fix`."""

@@ -1,6 +1,6 @@
 """Gemma 3, text models: scaled embeddings, norms of `1 + weight` before and after layers, two kinds of attention."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -47,6 +47,10 @@ class Gemma3(Llama):
             x = writer.rms_norm(block.pre_feedforward_layernorm)
             writer.add(self._neurons(writer, block.mlp, x), block.mlp.down_proj, block.post_feedforward_layernorm)
         return writer.rms_norm(base.norm)
+
+    def old_rope(self, rope: Mapping[str, Any]) -> dict[str, Any]:
+        local = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]} if "sliding_attention" in rope else {}
+        return super().old_rope(rope["full_attention"]) | local
 
     def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
         windows, score = [kind == "sliding_attention" for kind in config.layer_types], self._score(config)

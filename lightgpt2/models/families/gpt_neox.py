@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: attention and neurons side by side, rotary positions on a part of each head's channels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -9,12 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Family
 
-_GELU = (
-    "gelu",
-    "gelu_new",
-    "gelu_fast",
-    "gelu_pytorch_tanh",
-)  # llama.cpp has one, by tanh: at most 0.0005 off the exact one
+# Llama.cpp has one, by tanh: at most 0.0005 off the exact one
 
 
 class GptNeoX(Family):
@@ -22,7 +17,6 @@ class GptNeoX(Family):
 
     model_types, gguf = ("gpt_neox",), "gptneox"
     heads_share_width = True
-    old_rope_names: ClassVar = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
     axes: ClassVar = {
         r"gpt_neox\.embed_in|lm_head": ("vocabulary", "width"),
         r"gpt_neox\.(layers\.\d+\.\w+layernorm|final_layer_norm)": ("width",),
@@ -54,6 +48,10 @@ class GptNeoX(Family):
         heads, x = len(by_head), writer.project(x, packed, order=by_head.transpose(0, 1).flatten())
         return writer.attend(layer, x, heads, heads, size, attention.scaling, rotary)
 
+    def old_rope(self, rope: Mapping[str, Any]) -> dict[str, Any]:
+        own = {"rotary_emb_base": rope.get("rope_theta"), "rotary_pct": rope.get("partial_rotary_factor")}
+        return super().old_rope(rope) | own
+
     def gguf_problems(self, config: PretrainedConfig) -> Iterator[str]:
         if config.hidden_act not in _GELU:
             yield f"llama.cpp computes GPT-NeoX with gelu, not {config.hidden_act}; export to onnx"
@@ -80,3 +78,6 @@ class GptNeoX(Family):
         """The head where it is the embedding: llama.cpp wants one here."""
         if model.get_output_embeddings().weight is (embedding := model.get_input_embeddings().weight):
             yield "output.weight", embedding
+
+
+_GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")

@@ -1,6 +1,6 @@
 """Phi-3 and Phi-4: Mistral with joint projections, in which only a part of each head may be rotated."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
@@ -27,6 +27,12 @@ class Phi3(Mistral):
     def config_problems(self, config: PretrainedConfig) -> Iterator[str]:
         if (shape := self.shape(config)).heads * shape.head != shape.width:
             yield f"a Phi-3 whose {shape.heads} heads of {shape.head} do not make up its width is refused; remove head_dim"
+
+    def old_rope(self, rope: Mapping[str, Any]) -> dict[str, Any]:
+        old = super().old_rope(rope)
+        if rope.get("rope_type") == "longrope":  # these three keys and no others
+            old["rope_scaling"] = {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
+        return old
 
     def gguf_metadata(self, config: PretrainedConfig) -> dict[str, Any]:
         rotated = int(self.shape(config).head * config.rope_parameters.get("partial_rotary_factor", 1.0))

@@ -54,6 +54,7 @@ class NoHeads(nn.Module):
     def __init__(self, part: Any, width: int) -> None:
         super().__init__()
         self.layer_idx = part.layer_idx
+        self.is_sliding = getattr(part, "is_sliding", False)  # which Gemma 3's layer asks for in transformers 4
         self.output, module = _output(part, width)
         self.add_module(self.output, Constant(width, module.bias is not None))
 
