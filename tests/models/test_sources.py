@@ -149,6 +149,14 @@ def test_a_source_is_as_large_as_its_own_file(tmp_path: Path, dtype: torch.dtype
     assert stored_size("nobody/nothing") == (0, set())
 
 
+def test_weights_in_two_forms_are_counted_once(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sum(file.stat().st_size for file in tmp_path.glob("model-*.safetensors"))
+    make_model("llama").save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "consolidated.safetensors")
+    assert stored_size(str(tmp_path))[0] == pytest.approx(shards / 1e6)
+
+
 def test_what_a_folder_holds_beside_weights_is_carried_on(tmp_path: Path) -> None:
     """Settings of a generation that transformers would refuse to save, templates, added tokens, the licence."""
     tokenizer = write_tokenizer(tmp_path / "m", 298)
