@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import UserError
+from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.options import resolve
-from lightgpt2.runtime.text import Writer, is_unicode
+from lightgpt2.runtime.text import Writer
 from tests.support import tokenizers
 
 _BROKEN = "\ufffd"
