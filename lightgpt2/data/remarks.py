@@ -2,23 +2,28 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import IO
 
 _SHOWN = 5  # names of one remark
 
 
 class Remarks:
-    """Remarks on files, rows and documents, each with its count and the names of where it happened."""
+    """Remarks on files, rows and documents, each with its count and the names of where it happened.
 
-    def __init__(self) -> None:
-        self._counts: dict[str, Counter[str]] = {}
+    Args:
+        counts: What was remarked before: by remark, how often it happened where.
+    """
+
+    def __init__(self, counts: Mapping[str, Mapping[str, int]] = MappingProxyType({})) -> None:
+        self.counts = {remark: Counter(places) for remark, places in counts.items()}
         self._streams: list[IO[bytes]] = []
         self._finished = 0
 
     def add(self, remark: str, where: str) -> None:
-        self._counts.setdefault(remark, Counter())[where] += 1
+        self.counts.setdefault(remark, Counter())[where] += 1
 
     @contextmanager
     def reading(self, stream: IO[bytes]) -> Iterator[None]:
@@ -38,7 +43,7 @@ class Remarks:
 
     def lines(self) -> list[str]:
         """One line for each remark: `rows without text, left out: 7 (a.jsonl: 5, b.csv: 2)`."""
-        return [f"{remark}: {counts.total()} ({_named(counts)})" for remark, counts in self._counts.items()]
+        return [f"{remark}: {counts.total()} ({_named(counts)})" for remark, counts in self.counts.items()]
 
 
 def _named(counts: Counter[str]) -> str:

@@ -17,7 +17,6 @@ from lightgpt2.data.streams import lines, opened
 from lightgpt2.data.tsv import is_quoted
 from lightgpt2.errors import UserError
 
-
 Row = dict[str, Any]
 
 

@@ -12,7 +12,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.adapters import base_of, is_adapter
 from lightgpt2.models.files import sha256_file
 from lightgpt2.models.ledger import FILE as LEDGER
-from lightgpt2.runs.recipes import Stage, corpus
+from lightgpt2.runs.recipes import Stage, text
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat, section
 
@@ -20,7 +20,7 @@ Parts = dict[str, Any]
 Record = dict[str, Any]
 
 _ELSEWHERE = ("needs", "run")  # say where things lie; what lies there is compared by its content
-_TEXT = {"data.source", "data.text_field", "data.separator"}
+_TEXT = ("data.source", "data.text_field", "data.separator", "data.streaming")
 
 
 def parts(stage: Stage) -> Parts:
@@ -29,12 +29,11 @@ def parts(stage: Stage) -> Parts:
     The digests are by key, of what comes from other stages (`inputs`) and from other files and folders (`sources`).
     """
     settings = flat({key: value for key, value in stage.settings.items() if key not in _ELSEWHERE}, lists=True)
-    text = corpus(stage.settings)
     found = {
         "settings": {key: value for key, value in settings.items() if key not in stage.inputs},
         "inputs": {key: _input(stage, folder) for key, folder in stage.inputs.items()},
         "sources": sources(stage),
-        "text": text.fingerprint() if text else None,
+        "text": [corpus.fingerprint() for corpus in text(stage.settings)],
         "lightgpt2": __version__,
     }
     plain: Parts = json.loads(json.dumps(found, default=str))  # as it is read again
@@ -114,7 +113,7 @@ def changes(old: Parts, new: Parts) -> list[str]:
         earlier = old["sources"].get(key)
         if earlier and digest and earlier != digest and key not in keys:
             found.append(f"{key}: {after[key]} has changed")
-    if old["text"] != new["text"] and not _TEXT & {*keys}:
+    if old["text"] != new["text"] and not any(key.startswith(_TEXT) for key in keys):
         found.append("the text has changed")
     if old["lightgpt2"] != new["lightgpt2"]:
         found.append(f"lightgpt2 {old['lightgpt2']} -> {new['lightgpt2']}")
