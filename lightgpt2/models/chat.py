@@ -175,8 +175,11 @@ def _values(path: Path) -> dict[str, Any]:
     return values
 
 
-def message_problem(messages: Any) -> str | None:
-    """What is wrong with the messages of a conversation as JSON has them; None if nothing is."""
+def message_problem(messages: Any, reply: bool = False) -> str | None:
+    """What is wrong with the messages of a conversation as JSON has them; None if nothing is.
+
+    `reply` is True for a conversation that an answer is to follow.
+    """
     if not isinstance(messages, list) or not messages:
         return "must be a list of messages, each with a role and content"
     for number, message in enumerate(messages, 1):
@@ -192,4 +195,6 @@ def message_problem(messages: Any) -> str | None:
             return f"the content of message {number} must be text, got {content!r:.60}"
         if not is_unicode("".join(map(str, texts))):
             return f"the content of message {number} is not valid Unicode"
+    if reply and (role := messages[-1]["role"]) not in ("user", "tool"):
+        return f"the last message must be the user's, got one of role {role!r}"
     return None
