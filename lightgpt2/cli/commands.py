@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -181,6 +181,8 @@ def generate(
     *,
     prompt: str | None = None,
     prompts: str | None = None,
+    chat: bool = False,
+    system: str | None = None,
     output: str | None = None,
     batch: PositiveInt = 8,
     max_new_tokens: PositiveInt | None = None,
@@ -194,14 +196,16 @@ def generate(
     threads: PositiveInt | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Continue a prompt, or each prompt of a file.
+    """Continue a prompt, or each prompt of a file, or answer as an assistant.
 
     The settings of the sampling default to what the model's folder says, else to the value in brackets.
 
     Args:
         model: An exported folder, a model folder, a GGUF file or a hub model.
         prompt: Text to continue; the new text goes to standard output.
-        prompts: A JSONL file of prompts, one {"prompt": "..."} a line.
+        prompts: A JSONL file of prompts, one {"prompt": "..."} a line; with --chat also {"messages": [...]}.
+        chat: Answer the prompts as a user's messages; without any, hold a conversation on the terminal.
+        system: System message of --chat.
         output: JSONL file for the same lines with the text added (default: standard output).
         batch: Number of prompts of a file that are continued together.
         max_new_tokens: The most tokens to add (256).
@@ -218,7 +222,7 @@ def generate(
     from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import resolve
-    from lightgpt2.runtime.prompts import read_prompts, write_texts
+    from lightgpt2.runtime.prompts import conversation, read_prompts, write_texts
 
     options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop,
@@ -226,8 +230,11 @@ def generate(
     }  # fmt: skip
     if output is not None:
         refuse(_unwritable("--output", Path(output), Path(output).parent))
-    if (prompt is None) == (prompts is None):
-        raise UserError("--prompt: give it or --prompts, one of the two")
+    given = 2 - [prompt, prompts].count(None)
+    if given == 2 or (given == 0 and not chat):
+        raise UserError("--prompt: give it or --prompts, one of the two; or --chat for a conversation")
+    if system is not None and not chat:
+        raise UserError("--system: it is for --chat; add that, or remove it")
     if prompt == "":
         raise UserError("--prompt: it is empty; give some text to continue")
     if output is not None and prompts is None:
@@ -235,22 +242,26 @@ def generate(
     with _named_as_options():
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
-        rows = read_prompts(Path(prompts)) if prompts is not None else []
+        rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
         if not is_exported(model):
             quiet_transformers()
         loaded = load(model, threads, trust_remote_code=trust_remote_code)
-        if prompt is not None:
-            for _ in loaded.texts([prompt], options, lambda _, piece: print(piece, end="", flush=True)):
+        head = [] if system is None else [{"role": "system", "content": system}]
+        if given == 0:
+            from lightgpt2.runtime.conversation import converse
+
+            converse(loaded, options, head)
+            return
+        asked: list[Any] = [conversation(row, head) if chat else row["prompt"] for row in rows]
+        if prompts is None:
+            for _ in loaded.texts(asked, options, lambda _, piece: print(piece, end="", flush=True)):
                 pass
             print(flush=True)
             return
         from tqdm import tqdm
 
-        texts = [""] * len(rows)
-        done = loaded.texts([row["prompt"] for row in rows], options)
-        for index, text in tqdm(done, desc="Generating", total=len(rows), unit="prompt", disable=None):
-            texts[index] = text
-        write_texts(None if output is None else Path(output), rows, texts)
+        bar = tqdm(loaded.texts(asked, options), desc="Generating", total=len(rows), unit="prompt", disable=None)
+        write_texts(None if output is None else Path(output), rows, sorted(bar, key=lambda done: done.index))
 
 
 VERBS: dict[str, Callable[..., None]] = {

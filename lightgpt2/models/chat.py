@@ -5,7 +5,8 @@ transformers renders, and is imported when something is rendered: whoever does n
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 from lightgpt2.models.vocabulary import is_unicode
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else a template reads: tool_calls, ...
+_Tools = Sequence[Mapping[str, Any]] | None  # JSON schemas of functions
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")  # around what an assistant writes, as transformers looks for it
-_STAND_IN = "\ue000"  # for an answer's content: a character that no text and no template has
+_STAND_IN = "\ufdd0"  # for an answer's content: a code that stands for no character
+_ASKED = {"role": "user", "content": "?"}
 _TEMPLATE, _FURTHER = "chat_template.jinja", "additional_chat_templates"  # transformers' names
 
 
@@ -34,9 +37,7 @@ class ChatTemplate:
     special: Mapping[str, str]
     tool_use: str | None = None
 
-    def render(
-        self, messages: Sequence[Message], reply: bool = False, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> str:
+    def render(self, messages: Sequence[Message], reply: bool = False, tools: _Tools = None) -> str:
         """Render a conversation.
 
         Args:
@@ -49,9 +50,7 @@ class ChatTemplate:
         """
         return self._rendered(messages, reply, tools)[0]
 
-    def answers(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def answers(self, messages: Sequence[Message], tools: _Tools = None) -> tuple[str, list[tuple[int, int]]]:
         """Render a conversation, and find the assistant's turns in the text.
 
         A turn is what the model writes: it begins behind what `reply` adds, and ends with what the template puts behind the
@@ -76,16 +75,16 @@ class ChatTemplate:
 
     def end_of_turn(self) -> str:
         """The text behind an answer's content, without white space around it; empty if the template writes none."""
-        return self._behind([{"role": "user", "content": "?"}], [], None).strip()
+        return self._behind([_ASKED], [], None).strip()
 
-    def _source(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def _source(self, tools: _Tools) -> str:
         return self.source if tools is None else self.tool_use or self.source
 
     def _rendered(
         self,
         messages: Sequence[Message],
         reply: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: _Tools,
         marked: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the places that the template marks if `marked`."""
@@ -102,34 +101,38 @@ class ChatTemplate:
             raise ValueError(f"the chat template refuses it ({' '.join(str(error).split())})") from error
         return texts[0], places[0] if marked else []
 
-    def _turn(
-        self, whole: str, messages: Sequence[Message], place: int, tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[int, int]:
+    def _turn(self, whole: str, messages: Sequence[Message], place: int, tools: _Tools) -> tuple[int, int]:
         """The beginning and the end of one answer in the text of a conversation."""
-        head, tail, content = messages[:place], messages[place + 1 :], messages[place].get("content")
+        head = messages[:place]
         if not head:
             raise ValueError("the first message must not be the assistant's")
         before = self.render(head, reply=True, tools=tools)
         if not whole.startswith(before):
             raise ValueError(f"the chat template writes what precedes message {place + 1} differently in what follows")
-        start = len(before)
-        turn = self.render([*head, messages[place]], tools=tools)[start:]
-        if not (isinstance(content, str) and content and turn.endswith(content)):
-            turn = turn.rstrip()
-        if whole.startswith(turn, start):
-            return start, start + len(turn)
-        # The last answer is rendered differently from those before it: what follows the content says where that ends.
-        alone, rest = (self._behind(head, after, tools) for after in ([], tail))
-        stop = len(whole) - len(rest)
-        ends = (alone.rstrip(), alone.rstrip().removesuffix(self.special.get("eos_token", "")).rstrip())
-        end = next((end for end in ends if rest.startswith(end)), None)
-        if end is None or stop < start or not whole.endswith(rest):
-            raise ValueError(f"the end of message {place + 1} cannot be found in the text of the chat template")
-        return start, stop + len(end)
+        stops = self._stops(whole, head, messages[place], messages[place + 1 :], tools)
+        least = len(before) + bool(messages[place].get("content"))
+        stop = next((stop for stop in stops if stop >= least), None)
+        if stop is None:
+            raise ValueError(f"the end of message {place + 1} cannot be found in what the chat template writes")
+        return len(before), stop
 
-    def _behind(
-        self, head: Sequence[Message], tail: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
-    ) -> str:
+    def _stops(
+        self, whole: str, head: Sequence[Message], answer: Message, tail: Sequence[Message], tools: _Tools
+    ) -> Iterator[int]:
+        """The places where an answer may end, the most exact one first."""
+        with suppress(ValueError):  # of a template that expects something else between these messages
+            alone, followed = (self._behind(head, after, tools) for after in ([], tail or [_ASKED]))
+            rest, end = followed if tail else alone, alone.rstrip()
+            # Some write eos_token behind the whole conversation, too.
+            for text in (end, end.removesuffix(self.special.get("eos_token", "")).rstrip() or end):
+                if followed.startswith(text) and whole.endswith(rest):
+                    yield len(whole) - len(rest) + len(text)
+        # A call of a tool may end differently from text.
+        text = self.render([*head, answer], tools=tools).rstrip()
+        if whole.startswith(text):
+            yield len(text)
+
+    def _behind(self, head: Sequence[Message], tail: Sequence[Message], tools: _Tools) -> str:
         """What the template writes behind the content of an answer between other messages."""
         text = self.render([*head, {"role": "assistant", "content": _STAND_IN}, *tail], tools=tools)
         if text.count(_STAND_IN) != 1:
@@ -172,8 +175,11 @@ def _values(path: Path) -> dict[str, Any]:
     return values
 
 
-def message_problem(messages: Any) -> str | None:
-    """What is wrong with the messages of a conversation as JSON has them; None if nothing is."""
+def message_problem(messages: Any, reply: bool = False) -> str | None:
+    """What is wrong with the messages of a conversation as JSON has them; None if nothing is.
+
+    `reply` is True for a conversation that an answer is to follow.
+    """
     if not isinstance(messages, list) or not messages:
         return "must be a list of messages, each with a role and content"
     for number, message in enumerate(messages, 1):
@@ -189,4 +195,6 @@ def message_problem(messages: Any) -> str | None:
             return f"the content of message {number} must be text, got {content!r:.60}"
         if not is_unicode("".join(map(str, texts))):
             return f"the content of message {number} is not valid Unicode"
+    if reply and (role := messages[-1]["role"]) not in ("user", "tool"):
+        return f"the last message must be the user's, got one of role {role!r}"
     return None
