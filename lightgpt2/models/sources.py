@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError
@@ -37,11 +37,16 @@ def arguments(source: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(Path(source).expanduser()) if is_path(source) else source}
 
 
-def source_folder(source: str) -> Path:
-    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache."""
+def source_folder(source: str, *wanted: str) -> Path:
+    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache.
+
+    `wanted`: patterns of files that are fetched first, since transformers does not load them.
+    """
     if is_path(source):
         path = Path(source).expanduser()
         return path.parent if gguf_file(source) else path
+    if wanted:
+        return Path(snapshot_download(source, allow_patterns=["config.json", *wanted]))  # it warns of nothing found
     file = try_to_load_from_cache(source, "config.json")
     return Path(file).parent if isinstance(file, str) else Path(source)
 

@@ -21,13 +21,14 @@ from lightgpt2.models.loading import load_encoder
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.quality import Metric, quality
 from lightgpt2.models.saving import carry_licence, save_tokenizer
-from lightgpt2.models.sources import source_folder
+from lightgpt2.models.sources import explained, source_folder
 from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
 # The least cosine between the vectors of the export and of PyTorch, on average; and how far all that is put out may be off.
 _BOUNDS = {"onnx": (0.99999, 0.01), "onnx-int8": (0.97, 0.25)}
+_AROUND = ("sentence_*_config.json", "config_sentence_transformers.json")  # sentence-transformers' own settings
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         model.config.save_pretrained(folder)
         save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
         carry_licence(source, folder)
-        _carry_modules(source_folder(source), folder)
+        _carry_modules(source, folder)
         cosines, error = _compared(model, tokenizer, folder, texts, centred=target.form == "onnx")
         found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
         refuse(_faults(target.form, found["mean"], error))
@@ -82,16 +83,22 @@ def _faults(form: str, cosine: float, error: float) -> Iterator[str]:
         yield f"--format {form}: {what}; nothing was written"
 
 
-def _carry_modules(source: Path, folder: Path) -> None:
-    """Copy what sentence-transformers does before and after the encoder: its length, pooling, normalization, further layers."""
-    listed = source / "modules.json"
-    if not listed.is_file():
-        return
-    for file in (listed, *source.glob("sentence_*_config.json"), *source.glob("config_sentence_transformers.json")):
-        shutil.copy(file, folder)
-    for module in json.loads(listed.read_text(encoding="utf-8")):
-        if module["path"]:
-            shutil.copytree(source / module["path"], folder / module["path"])
+def _carry_modules(source: str, folder: Path) -> None:
+    """Copy what sentence-transformers does before and after the encoder: its length, pooling, normalization, further layers.
+
+    It names a folder for each layer, and needs none where a layer has no settings; the hub keeps no empty ones.
+    """
+    with explained(source, "MODEL"):
+        here = source_folder(source, "modules.json", *_AROUND, "[0-9]*_*/*")
+        listed = here / "modules.json"
+        if not listed.is_file():
+            return
+        for file in (listed, *(file for pattern in _AROUND for file in here.glob(pattern))):
+            shutil.copy(file, folder)
+        named = {module["path"] for module in json.loads(listed.read_text(encoding="utf-8"))}
+        for each in here.iterdir():
+            if each.name in named and each.is_dir():
+                shutil.copytree(each, folder / each.name)
 
 
 @torch.inference_mode()
