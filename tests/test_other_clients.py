@@ -22,10 +22,11 @@ from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.adapters import name_base
 from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.integers import Integers
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer
 from lightgpt2.models.saving import save_model, save_tokenizer
 from lightgpt2.models.standalone import stored_weights
-from lightgpt2.runtime.folder import open_export, seal
+from lightgpt2.runtime.folder import open_export
 from tests.support.models import (
     logits,
     make_model,
@@ -36,6 +37,7 @@ from tests.support.models import (
     write_uneven_model,
 )
 from tests.support.onnx_client import write_onnx
+from tests.support.onnx_decoder import seal
 
 LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -212,7 +214,7 @@ def test_an_encoder_keeps_what_sentence_transformers_does_around_it(tmp_path: Pa
     assert {name: (folder / name).read_text() for name in files} == files
     assert (folder / "2_Normalize").is_dir()
     seal(folder, {"format": "onnx"})
-    assert {*files} <= {*open_export(folder)["files"]}
+    assert {*files} <= {*Ledger.read(folder).files}
     shutil.rmtree(folder / "1_Pooling")
     with pytest.raises(Exception, match=r"1_Pooling/config.json in .* is not what was written"):
         open_export(folder)
