@@ -56,6 +56,7 @@ def benchmark(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     output: str = "benchmark.json",
     traces: str = "tb-logs/benchmark",
+    verify: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Measure speed and memory of models side by side, each in a fresh process.
@@ -72,6 +73,7 @@ def benchmark(
         device: Where to measure.
         output: File for the figures.
         traces: Folder for the profiler's traces.
+        verify: Compare every file of the models' folders with its checksum first.
         trust_remote_code: Let code in the models' folders run.
     """
     from lightgpt2.measure.arms import Settings, plan
@@ -83,7 +85,7 @@ def benchmark(
     refuse(_unwritable("--output", Path(output), Path(output).parent))
     refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
-    arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
+    arms = plan(models, precision, attention, settings, trust_remote_code, chosen, verify)
     try:
         result = measure(arms, settings, chosen, Path(traces))
     except KeyboardInterrupt:
@@ -194,6 +196,7 @@ def generate(
     stop: list[str] = [],  # noqa: B006
     seed: NonNegativeInt = 0,
     threads: PositiveInt | None = None,
+    verify: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Continue a prompt, or each prompt of a file, or answer as an assistant.
@@ -217,6 +220,7 @@ def generate(
         stop: Texts that end a continuation, and are not printed.
         seed: Seed of the sampling: the same seed gives the same text.
         threads: Threads to compute with (default: all cores).
+        verify: Compare every file of the model's folder with its checksum first. (Exported folders always are.)
         trust_remote_code: Let code in the model's folder run.
     """
     from lightgpt2.runtime.folder import is_exported
@@ -245,7 +249,7 @@ def generate(
         rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
         if not is_exported(model):
             quiet_transformers()
-        loaded = load(model, threads, trust_remote_code=trust_remote_code)
+        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code)
         head = [] if system is None else [{"role": "system", "content": system}]
         if given == 0:
             from lightgpt2.runtime.conversation import converse

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """As `sha256_file`, but a large file is read once as long as its time, size and inode stay what they are."""
+    stat = path.stat()
+    return _digest_of(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache
+def _digest_of(path: Path, *stamp: int) -> str:
+    return sha256_file(path)
 
 
 def folder_megabytes(folder: Path) -> float:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters
 from lightgpt2.models.files import folder_megabytes
+from lightgpt2.models.ledger import Ledger
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -62,6 +63,12 @@ def stored_size(source: str) -> tuple[float, set[str]]:
     return folder_megabytes(folder), types
 
 
+def verify(source: str, key: str) -> None:
+    """Raise a `UserError` if any file of a model is not what its folder's ledger says was written."""
+    folder = source_folder(source)
+    Ledger.read(folder).check(folder, key)
+
+
 def check_folder(source: str, key: str) -> None:
     """Raise a `UserError` naming what a local model folder lacks, before transformers tries the hub with its path."""
     path = Path(source).expanduser()
@@ -76,6 +83,7 @@ def check_folder(source: str, key: str) -> None:
         raise UserError(f"{key}: {source} is a folder of adapters; {fix}")
     if not (path / "config.json").is_file():
         raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
+    Ledger.read(path).check(path, key, whole=False)
     if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
         raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
 

@@ -19,13 +19,19 @@ from lightgpt2.runtime.processors import not_done
 
 
 def load(
-    path: str | Path, threads: int | None = None, *, trust_remote_code: bool = False, key: str = "MODEL"
+    path: str | Path,
+    threads: int | None = None,
+    *,
+    verify: bool = False,
+    trust_remote_code: bool = False,
+    key: str = "MODEL",
 ) -> LanguageModel:
     """Load a model to generate text with, on the processor.
 
     Args:
         path: An exported folder (or the GGUF file in one), or what transformers loads: a model folder, a GGUF file, a hub id.
         threads: Threads that compute; default: all physical cores for exported ONNX, else torch's own.
+        verify: True to compare every file of the folder with its checksum; an exported folder's always are.
         trust_remote_code: True if code in the model's folder may run.
         key: The model's name in errors.
 
@@ -45,9 +51,12 @@ def load(
         generation = _read(path, key) if path.exists() else {}
         template = folder_template(folder)
     else:
+        from lightgpt2.models import sources
         from lightgpt2.models.loading import load_tokenizer
         from lightgpt2.models.quantization import load_for_inference
 
+        if verify:
+            sources.verify(source, key)
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
         engine = _torch_engine(model, threads)
         whole = load_tokenizer(source, key, trust_remote_code)

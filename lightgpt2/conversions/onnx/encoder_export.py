@@ -21,8 +21,8 @@ from lightgpt2.models.loading import load_encoder
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.quality import Metric, quality
 from lightgpt2.models.saving import carry_licence, save_tokenizer
-from lightgpt2.models.sources import explained, source_folder
-from lightgpt2.runtime.folder import seal
+from lightgpt2.models.sources import explained, source_folder, verify
+from lightgpt2.runtime.folder import describe
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
@@ -47,6 +47,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         problems.append(Problem("--format", what, "give one of these"))
     if problems:
         raise UserError(problems)
+    verify(source, "MODEL")
     model, tokenizer = load_encoder(source, "MODEL")
     if problems := encoder_problems(model.config):
         raise UserError(problems)
@@ -66,9 +67,9 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         made, scored = KINDS["export"].record(**about), {"after": quality(scores, "cosine", {"texts": len(cosines)})}
         sizes = {"parameters": model.num_parameters(), "megabytes": sum(files.values()) / 1e6}
         entry = Entry("export", "Export", {}, Parent.of(source), [made], {"source": named}, 0, 0, 0.0, scored, sizes)
-        Ledger.read(source).extended(entry).write(folder)
         about |= {"bytes": files, "cosine": found, "error": error, "validation": named}
-        seal(folder, about)
+        describe(folder, about)
+        Ledger.read(source).extended(entry).write(folder)
     return about
 
 
