@@ -20,6 +20,14 @@ class _FullError(UserError):
     """There is no room for what was to be written."""
 
 
+def exists(name: str) -> bool:
+    """True if a file or folder of this name is there; False also for a name that none can have."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a NUL
+        return False
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
