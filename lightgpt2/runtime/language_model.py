@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -70,12 +70,21 @@ class LanguageModel:
         return texts[0] if isinstance(prompts, str) else [texts[index] for index in range(len(texts))]
 
     def texts(
-        self, prompts: Sequence[str], options: Mapping[str, Any], on_text: OnText | None = None
+        self,
+        prompts: Sequence[str],
+        options: Mapping[str, Any],
+        on_text: OnText | None = None,
+        known: Container[int] = (),
     ) -> Iterator[tuple[int, str]]:
-        """Continue prompts as `generate` does; yields a prompt's index and its text, in the order in which they are done."""
+        """Continue prompts as `generate` does; yields a prompt's index and its text, in the order in which they are done.
+
+        Prompts whose indices are `known` are left out, and the other ones get the texts that they would get beside them.
+        """
         settings = resolve(options, self._folder)
         batches = _batches(self._encode(prompts, settings), settings.batch_size)
-        return (done for batch in batches for done in self._continue(batch, settings, on_text))
+        # A batch is computed whole or not at all: the rounding of its logits depends on its size.
+        texts = (self._continue(b, settings, on_text) for b in batches if any(p.index not in known for p in b))
+        return (done for batch in texts for done in batch if done[0] not in known)
 
     def logits(self, ids: Ints, mask: Ints | None = None) -> Floats:
         """The logits `[B, T, V]` at all positions of `[B, T]`; `mask` is 0 at pads, which are on the left (default: none)."""
