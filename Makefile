@@ -1,14 +1,18 @@
 # make demo: set up .venv and distil the embedded default.   make test: set up and run the tests.
+# make faults: damaged files, configurations and processes, in full.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: .venv/.installed
 	$(BIN)/lightgpt2 fit --config distill.yaml
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+faults: .venv/.installed-dev
+	$(BIN)/python -m pytest tests/faults --faults large --numprocesses 2
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

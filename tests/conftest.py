@@ -19,6 +19,10 @@ os.fsync = lambda descriptor: None  # no test cuts the power, and a fit waits fo
 pytest_plugins = ["tests.support.models", "tests.support.mistakes", "tests.support.pipelines"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", choices=("small", "large"), default="small", help="how many cases tests/faults tries")
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real text that LIGHTGPT2_DATA names; the test is skipped where that is not set."""
