@@ -211,7 +211,9 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
 
 def _is_path(text: str) -> bool:
     too_long = len(text.encode()) > 255  # for a hub id
-    return too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
+    return (
+        too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
+    )
 
 
 def typed(key: str, value: Any, kind: Any, fix: str = "") -> Any:

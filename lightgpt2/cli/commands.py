@@ -77,7 +77,7 @@ def benchmark(
         trust_remote_code: Let code in the models' folders run.
     """
     from lightgpt2.measure.arms import Settings, plan
-    from lightgpt2.measure.benchmark import choose_device, measure
+    from lightgpt2.measure.benchmark import Stopped, choose_device, measure
     from lightgpt2.models.files import write_json
     from lightgpt2.report.table import benchmark_table
 
@@ -88,8 +88,14 @@ def benchmark(
     arms = plan(models, precision, attention, settings, trust_remote_code, chosen, verify)
     try:
         result = measure(arms, settings, chosen, Path(traces))
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {output} was not written") from None
+    except Stopped as stop:
+        if not (result := stop.result):
+            raise Interrupted(f"stopped; {output} was not written") from None
+        write_json(Path(output), result)
+        print(benchmark_table(result), flush=True)
+        measured = sum("error" not in arm for arm in result["arms"])
+        kept = f"{measured} of {len(arms)} models, in {result['settings']['rounds']} of {rounds} rounds"
+        raise Interrupted(f"stopped; {output} has what is measured: {kept}") from None
     write_json(Path(output), result)
     if all("error" in arm for arm in result["arms"]):
         raise UserError([Problem(arm["name"], arm["error"]) for arm in result["arms"]])
@@ -226,7 +232,7 @@ def generate(
     from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import resolve
-    from lightgpt2.runtime.prompts import conversation, read_prompts, write_texts
+    from lightgpt2.runtime.prompts import Texts, conversation, read_prompts, stamp
 
     options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop,
@@ -264,8 +270,24 @@ def generate(
             return
         from tqdm import tqdm
 
-        bar = tqdm(loaded.texts(asked, options), desc="Generating", total=len(rows), unit="prompt", disable=None)
-        write_texts(None if output is None else Path(output), rows, sorted(bar, key=lambda done: done.index))
+        made = {
+            "model": model,
+            "stamp": stamp(model),
+            "options": options,
+            "threads": threads,
+            "chat": chat,
+            "head": head,
+        }
+        with Texts(rows, None if output is None else Path(output), **made) as texts:
+            known = {*texts.texts}
+            done = loaded.texts(asked, options, known=known)
+            bar: Any = {"initial": len(known), "total": len(rows), "unit": "prompt", "disable": None}
+            try:
+                for each in tqdm(done, desc="Generating", **bar):
+                    texts.add(each)
+            except KeyboardInterrupt:
+                raise Interrupted(f"stopped; {texts.state}") from None
+            texts.finish()
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -292,7 +314,7 @@ def _named_as_options() -> Iterator[None]:
         yield
     except UserError as error:
         problems = [f"--prompts: {p}" if p.key.startswith("prompt ") else p.renamed(names) for p in error.problems]
-        raise UserError(problems) from error
+        raise type(error)(problems) from error
 
 
 def _taken(folder: Path) -> list[Problem]:
@@ -304,8 +326,8 @@ def _taken(folder: Path) -> list[Problem]:
 
 def _unwritable(option: str, path: Path, folder: Path) -> list[Problem]:
     """Says now what would otherwise show when everything has been measured."""
-    if path != folder and path.is_dir():
-        return [Problem(option, f"{path} is a folder", "give a file")]
+    if path != folder and path.exists() and not path.is_file():
+        return [Problem(option, f"{path} is {'a folder' if path.is_dir() else 'a device'}", "give a file")]
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if existing.is_dir() and os.access(existing, os.W_OK):
         return []

@@ -52,9 +52,12 @@ class Recipe:
 def read_recipe(name: str, run: str | None = None) -> Recipe:
     """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import."""
     path, values = load_recipe(name)
-    reader = _Reader(path, run or path.stem, values.pop("stages", None))
-    if not is_folder_name(reader.run):
-        reader.wrong("recipe", f"{reader.run} names no folder for its stages", "give --run NAME, without leading dots")
+    run = run or path.stem
+    reader = _Reader(path, run if is_folder_name(run) else "recipe", values.pop("stages", None))
+    if reader.run != run:
+        reader.wrong(
+            "recipe", f"{run} names no folder for its stages", "give --run NAME, printable and without leading dots"
+        )
     for key in values:
         reader.wrong(str(key), "no such key", "a recipe holds stages and nothing else")
     stages = [reader.stage(number, entry) for number, entry in enumerate(reader.entries)]
@@ -104,7 +107,7 @@ class _Reader:
         if name is None:
             self.wrong(key, "required, but not given")
         elif not isinstance(name, str) or not is_folder_name(name) or _NO_STAGE.fullmatch(name):
-            rule = "without slashes and leading dots, not model, and not ending in .yaml or .json"
+            rule = "without slashes, leading dots and control characters, not model, and not ending in .yaml or .json"
             self.wrong(key, f"must be the name of a folder, got {name!r}", f"give one {rule}")
         elif name in self.names[:number]:
             self.wrong(key, "an earlier stage has this name", "give each another")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, overload
 
@@ -113,9 +113,16 @@ class LanguageModel:
         return done.text
 
     def texts(
-        self, prompts: Sequence[Prompt], options: Mapping[str, Any], on_text: OnText | None = None
+        self,
+        prompts: Sequence[Prompt],
+        options: Mapping[str, Any],
+        on_text: OnText | None = None,
+        known: Container[int] = (),
     ) -> Iterator[Continuation]:
-        """Continue prompts as `generate` does, and answer conversations as `chat` does; yields them as they are done."""
+        """Continue prompts as `generate` does, and answer conversations as `chat` does; yields them as they are done.
+
+        Prompts whose indices are `known` are left out, and the other ones get the texts that they would get beside them.
+        """
         if any(not isinstance(prompt, str) for prompt in prompts):
             ids, stop = self._turn_end
             ends = [*as_ids(self._folder.get("eos_token_id")), *ids]
@@ -125,7 +132,9 @@ class LanguageModel:
         else:
             settings = resolve(options, self._folder)
         batches = _batches(self._encode(prompts, settings), settings.batch_size)
-        return (done for batch in batches for done in self._continue(batch, settings, on_text))
+        # A batch is computed whole or not at all: the rounding of its logits depends on its size.
+        texts = (self._continue(b, settings, on_text) for b in batches if any(p.index not in known for p in b))
+        return (done for batch in texts for done in batch if done.index not in known)
 
     def room(self, messages: Sequence[Message]) -> int:
         """How many tokens the context has room for behind a conversation; negative if that is too long itself."""

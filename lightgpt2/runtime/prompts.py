@@ -1,13 +1,17 @@
 """Files of prompts and of their texts: JSONL, a line for each."""
 
+import dataclasses
+import fcntl
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.chat import Message, message_problem
-from lightgpt2.models.files import atomic_file
+from lightgpt2.models.files import atomic_file, written
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.language_model import Continuation
 
@@ -75,8 +79,106 @@ def conversation(row: Mapping[str, Any], head: Sequence[Message]) -> Sequence[Me
     return messages if messages[0]["role"] in ("system", "developer") else [*head, *messages]
 
 
-def write_texts(path: Path | None, rows: Sequence[dict[str, Any]], texts: Sequence[Continuation]) -> None:
-    """Write the lines of a file with `text` and `finish_reason` added to each: to a file, atomically, or to standard output."""
+def stamp(model: str) -> list[tuple[str, int, int]]:
+    """The names, sizes and times of the files of a model; of one on the hub there are none."""
+    path = Path(model).expanduser()
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+class Texts:
+    """The texts of a file's prompts, kept as they are done; a context manager.
+
+    For standard output a line is printed once all before it are. For a file they go to a journal beside it, `OUTPUT.partial`,
+    from which the same call goes on after it was stopped or killed; `finish` writes the file whole, and removes the journal.
+
+    Args:
+        rows: The lines of the prompts.
+        output: The file to write; None for standard output.
+        call: Everything else that decides the texts; the journal of another call is refused.
+
+    Attributes:
+        texts: The texts that are done, by the index of their prompt.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], output: Path | None, **call: Any) -> None:
+        self._rows, self._output, self._printed = rows, output, 0
+        self._call = hashlib.sha256(json.dumps([rows, call], sort_keys=True, default=str).encode()).hexdigest()
+        self.texts = dict[int, Continuation]()
+        self.journal = None if output is None else output.with_name(f"{output.name}.partial")
+
+    def __enter__(self) -> Self:
+        if self.journal:
+            with written(self.journal):
+                self.journal.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.journal.open("a+b")
+                self._read(self.journal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.journal:
+            with suppress(OSError):  # the line that found the disk full is still to be written
+                self._file.close()
+
+    @property
+    def state(self) -> str:
+        """How many texts are kept, and where, in words."""
+        total = len(self._rows)
+        if self.journal:
+            done = f"{len(self.texts)} of {total} prompts are done"
+            return f"{done}, and kept in {self.journal}; the same command goes on from there"
+        return f"{self._printed} of {total} prompts are printed; with --output the same command would go on from there"
+
+    def _read(self, journal: Path) -> None:
+        """Take what a call like this one has left, but a line that is not whole."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"another process writes {journal}"
+            raise UserError([Problem("--output", what, "wait for it, or give another file")]) from None
+        self._file.seek(0)
+        content, head = self._file.read(), f"{self._call}\n".encode()
+        lines = content.removeprefix(head).split(b"\n")[:-1]
+        try:
+            if not content.startswith(head[: len(content)]):
+                raise ValueError("other prompts, settings or another model")
+            self.texts |= {done.index: done for done in (Continuation(*json.loads(line)) for line in lines)}
+        except (ValueError, TypeError) as error:
+            what = f"{journal} is not what this call has left: {error}"
+            raise UserError([Problem("--output", what, "remove it, or give another file")]) from error
+        whole = sum(len(line) + 1 for line in lines)
+        if content.startswith(head):
+            self._file.truncate(len(head) + whole)
+        else:
+            self._file.truncate(0)
+            self._append(head)
+
+    def _append(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def add(self, done: Continuation) -> None:
+        """Keep the text of a prompt."""
+        self.texts[done.index] = done
+        if self.journal:
+            with written(self.journal):
+                self._append(f"{json.dumps(dataclasses.astuple(done))}\n".encode())
+            return
+        first = self._printed
+        while self._printed in self.texts:
+            self._printed += 1
+        shown = range(first, self._printed)
+        _write(None, self._rows[first : self._printed], [self.texts[each] for each in shown])
+
+    def finish(self) -> None:
+        """Write the file, and remove the journal."""
+        if self._output and self.journal:
+            _write(self._output, self._rows, [self.texts[index] for index in range(len(self._rows))])
+            self.journal.unlink()
+
+
+def _write(path: Path | None, rows: Sequence[dict[str, Any]], texts: Sequence[Continuation]) -> None:
+    """Write lines with `text` and `finish_reason` added to each: to a file, atomically, or to standard output."""
     lines = [{**row, "text": t.text, "finish_reason": t.finish_reason} for row, t in zip(rows, texts, strict=True)]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     content = text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes what JSON writes for it
