@@ -89,6 +89,10 @@ class Family(ABC):
         """The longest context; None if there is no limit."""
         return config.max_position_embeddings
 
+    def rope(self, config: PretrainedConfig) -> dict[str, Any]:
+        """The settings of the rotary positions, of the layers that see the whole text; empty if there are none."""
+        return getattr(config, "rope_parameters", None) or {}
+
     def norm(self, module: Any) -> tuple[Tensor, float]:
         """What a norm without mean and bias multiplies with `[D]`, and its epsilon."""
         return module.weight, module.variance_epsilon
