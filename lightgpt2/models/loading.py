@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models import gguf_source
+from lightgpt2.models import gguf_files
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
 from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
@@ -28,8 +28,6 @@ from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
 _HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
-# Keys that transformers 5 has inside `rope_parameters`.
-_RENAMED = {"rope_theta", "rope_local_base_freq", "rotary_emb_base", "rotary_pct", "partial_rotary_factor"}
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -46,9 +44,11 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
         with explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
-        if unknown := [name for name in values if not hasattr(config.__class__(), name)]:
-            moved = "say it in rope_parameters: {rope_type: default, rope_theta: ...}, as it is called now"
-            fix = moved if _RENAMED & {*unknown} else "correct or remove that"
+        known, family = config.__class__(), FAMILIES.get(model_type)
+        if unknown := [name for name in values if not hasattr(known, name)]:
+            old = family.old_rope(config.rope_parameters) if family and hasattr(known, "rope_parameters") else {}
+            moved = old.keys() & {*unknown}
+            fix = f"say it in rope_parameters: {config.rope_parameters}" if moved else "correct or remove that"
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; {fix}")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
@@ -69,7 +69,7 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
         config: PretrainedConfig = AutoConfig.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
     if (file := gguf_file(source)) and config.model_type in FAMILIES:
         FAMILIES[config.model_type].correct_gguf(config)
-        gguf_source.complete(config, file, key)
+        gguf_files.complete(config, file, key)
     return config
 
 
@@ -129,7 +129,7 @@ def load_model(source: str, key: str, trust_remote_code: bool = False, **options
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
     model = _load(_model_class(config), source, key, **options)
     if file:
-        gguf_source.check_read(model, file, key)
+        gguf_files.check_read(model, file, key)
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
         model.config.__dict__.pop("quantization_config", None)  # it refuses to save what still says it is GGUF
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -224,13 +224,11 @@ def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
 
     transformers reads neither GPT-2's positions nor biases or rotary scaling from the file, and some architectures not at all.
     """
-    from lightgpt2.models.gguf_files import read_weights, transformers_reads  # and the package gguf
-
     with explained(str(folder), key):
         config = AutoConfig.from_pretrained(folder)
-    if transformers_reads(config):
+    if gguf_files.transformers_reads(config):
         return load_model(str(folder / "model.gguf"), key, config=config).eval()
     model = new_model(config, key)
     with explained(str(folder), key):
-        read_weights(model, folder / "model.gguf")
+        gguf_files.read_weights(model, folder / "model.gguf")
     return model.eval()

@@ -68,10 +68,8 @@ def load(
         what = f"the tokenizer of {source} has {tokens} tokens and the model {engine.vocabulary}"
         raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if passed_over := not_done(generation):
-        tell(
-            f"lightgpt2: {source}: {', '.join(passed_over)} in its generation_config.json is not followed here",
-            sys.stderr,
-        )
+        asked = f"its generation_config.json asks for {', '.join(passed_over)}"
+        tell(f"lightgpt2: {source}: {asked}, which is not done here", sys.stderr)
     try:
         resolve({}, generation)
     except UserError as error:

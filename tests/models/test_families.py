@@ -15,7 +15,16 @@ from lightgpt2.errors import UserError
 from lightgpt2.functional.quantization import fake_quantize
 from lightgpt2.models import families
 from lightgpt2.models.axes import Named, Shape, block_units, named_axes
-from lightgpt2.models.families import FAMILIES, block_linears, blocks, check_head, compute_with, family_of, head
+from lightgpt2.models.families import (
+    FAMILIES,
+    backbone,
+    block_linears,
+    blocks,
+    check_head,
+    compute_with,
+    family_of,
+    head,
+)
 from lightgpt2.models.families.llama import Llama
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.models.trimming import remove
@@ -107,7 +116,7 @@ def test_sections_of_an_axis_lie_behind_one_another_or_alternate_head_by_head(al
 def test_recorded_states_are_before_the_final_norm(family: str) -> None:
     model = make_model(family)
     with torch.no_grad(), families.recorded_states(model, [0, 2, 4]) as states:
-        output = families.backbone(model)(IDS, output_hidden_states=True, use_cache=False)
+        output = backbone(model)(IDS, output_hidden_states=True, use_cache=False)
     for index in (0, 2):
         torch.testing.assert_close(states[index], output.hidden_states[index])
     inside = {*blocks(model).modules()}
@@ -166,6 +175,26 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model(IDS, labels=IDS).loss.backward()
     assert all(module.weight.grad is not None for module in block_linears(model).values())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma3_text"])
+def test_substitutes_are_traced_in_one_graph(family: str) -> None:
+    """Also where the class of an embedding calls `super()`; and a forward pass that fails leaves the weights as they are."""
+    base = backbone(make_model(family))
+    embedding = base.get_input_embeddings()
+    modules = [(embedding, IDS), (next(iter(block_linears(base).values())), embedding(IDS).detach())]
+    if family == "opt":
+        modules.append((base.decoder.embed_positions, torch.ones_like(IDS)))
+    for module, inputs in modules:
+        compute_with(module, lambda name, value: 2 * value)
+        torch._dynamo.reset()
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(inputs), module(inputs))
+        own = module.weight
+        with pytest.raises(TypeError):
+            module(inputs, no_such_argument=1)
+        assert module.weight is own
+        assert isinstance(own, torch.nn.Parameter)
 
 
 def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

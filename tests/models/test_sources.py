@@ -22,7 +22,7 @@ from lightgpt2.conversions.gguf.writer import write_gguf
 from lightgpt2.errors import UserError
 from lightgpt2.models import loading
 from lightgpt2.models.adapters import base_of
-from lightgpt2.models.gguf_source import _of_factors
+from lightgpt2.models.gguf_files import _of_factors
 from lightgpt2.models.loading import load_config, load_encoder, load_model, load_tokenizer
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.sources import stored_size
@@ -131,12 +131,25 @@ def test_an_encoder_may_have_the_head_that_it_was_trained_with_and_no_other_weig
         load_encoder(str(tmp_path), "MODEL")
 
 
-@pytest.mark.parametrize("key", ["rope_theta", "rotary_pct"])
-def test_a_key_of_transformers_4_is_answered_with_what_it_is_called_now(key: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"has no {key}; say it in rope_parameters: {{rope_type: default, rope_theta: "
-    ):
-        load_config({"model_type": "llama", key: 0.5}, "model.model")
+@pytest.mark.parametrize(
+    ("family", "key", "said"),
+    [
+        ("llama", "rope_theta", "say it in rope_parameters: {'rope_theta': 0.5, 'rope_type': 'default'}"),
+        ("gpt_neox", "rotary_pct", "say it in rope_parameters: {.*'partial_rotary_factor': 0.5"),
+        ("gpt_neox", "rotary_emb_base", "say it in rope_parameters: {'rope_theta': 0.5"),
+        (
+            "gemma3_text",
+            "rope_local_base_freq",
+            "say it in rope_parameters: {'sliding_attention': {.*'rope_theta': 0.5}",
+        ),
+        ("llama", "rotary_pct", "correct or remove that"),
+        ("gpt2", "rope_theta", "correct or remove that"),
+        ("falcon", "no_such_key", "correct or remove that"),
+    ],
+)
+def test_a_key_of_transformers_4_is_answered_with_what_it_is_called_now(family: str, key: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^model.model: a {family} configuration has no {key}; {said}"):
+        load_config({"model_type": family, key: 0.5}, "model.model")
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float32, "F32")])

@@ -181,7 +181,9 @@ def test_it_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     folder = write_model(tmp_path / "m") if kind == "torch" else write_decoder(tmp_path / "m")
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 4, "penalty_alpha": 0.6}))
     lightgpt2.load(folder)
-    said = f"lightgpt2: {folder}: num_beams, penalty_alpha in its generation_config.json is not followed here\n"
+    said = (
+        f"lightgpt2: {folder}: its generation_config.json asks for num_beams, penalty_alpha, which is not done here\n"
+    )
     assert said in capsys.readouterr().err
 
 

@@ -93,6 +93,10 @@ class Family(ABC):
         """The inputs with which no document of a row sees another; `positions [B, T]` begin at 0 with each document."""
         return {"position_ids": positions}  # from which transformers finds the documents
 
+    def rope(self, config: PretrainedConfig) -> dict[str, Any]:
+        """The settings of the rotary positions, of the layers that see the whole text; empty if there are none."""
+        return getattr(config, "rope_parameters", None) or {}
+
     def norm(self, module: Any) -> tuple[Tensor, float]:
         """What a norm without mean and bias multiplies with `[D]`, and its epsilon."""
         return module.weight, module.variance_epsilon

@@ -31,10 +31,6 @@ class Llama(Family):
     scalings: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3", "yarn")  # of rotary positions, in llama.cpp
     fills_width: ClassVar = False  # True if llama.cpp wants the heads of a layer to make up the width
 
-    def rope(self, config: PretrainedConfig) -> dict[str, Any]:
-        """The settings of the rotary positions; of the layers that see the whole text."""
-        return config.rope_parameters
-
     def window(self, config: PretrainedConfig) -> int | None:
         """How many tokens a layer sees, in the model's narrowest; None if all see the whole text."""
         return None

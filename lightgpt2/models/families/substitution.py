@@ -19,12 +19,15 @@ def compute_with(module: nn.Module, substitute: Substitute) -> None:
         return
 
     plain: Any = type(module).forward
-    calls_super = "__class__" in plain.__code__.co_freevars
-    substituted: Any = _OfItsClass if calls_super else _Substituted
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        own = {name: computed(module, name) for name, _ in module.named_parameters(recurse=False)}
-        return plain(substituted(module, own), *args, **kwargs)
+        own = module._parameters
+        values: Any = {name: computed(module, name) for name, value in own.items() if value is not None}
+        module._parameters = own | values
+        try:
+            return plain(module, *args, **kwargs)
+        finally:
+            module._parameters = own
 
     module.forward = forward
     module.substitutes = [substitute]  # type: ignore[assignment]
@@ -40,21 +43,3 @@ def computed(module: nn.Module, name: str) -> Tensor:
 
 def _substitutes(module: nn.Module) -> list[Substitute]:
     return getattr(module, "substitutes", [])
-
-
-class _Substituted:
-    """A module's attributes, some of them others."""
-
-    def __init__(self, module: nn.Module, own: dict[str, Tensor]) -> None:
-        self.__dict__ |= {"_module": module, **own}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-class _OfItsClass(_Substituted):
-    """An instance of the module's class to `super()` in its methods. torch.compile cannot trace it."""
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self._module)
