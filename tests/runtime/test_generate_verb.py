@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lightgpt2
 from lightgpt2.cli.verbs import main, run
 from lightgpt2.errors import UserError
+from lightgpt2.runtime.language_model import Continuation
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from lightgpt2.runtime.prompts import read_prompts, write_texts
 from tests.support.cli import ENVIRONMENT, refused, run_cli
@@ -48,6 +50,7 @@ def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
     assert done.stderr == "", "no bar where there is no terminal"
     rows = [json.loads(line) for line in (folder / output).read_text(encoding="utf-8").splitlines()]
     pairs = enumerate(zip(PROMPTS, texts, strict=True))
+    assert {row.pop("finish_reason") for row in rows} <= {"stop", "length"}
     assert rows == [{"id": index, "prompt": prompt, "text": text} for index, (prompt, text) in pairs]
 
 
@@ -176,9 +179,10 @@ def test_what_json_allows_is_read_and_written_again(
     rows = read_prompts(path)
     lines = [line for line in FILES[name].decode("utf-8-sig").split("\n") if line.strip()]
     assert str(rows) == str([json.loads(line) for line in lines])
-    write_texts(path, rows, ["made\u2028text"] * len(rows))
-    assert str(read_prompts(path)) == str([{**row, "text": "made\u2028text"} for row in rows])
-    write_texts(None, rows, [""] * len(rows))
+    made: Any = {"text": "made\u2028text", "finish_reason": "stop"}
+    write_texts(path, rows, [Continuation(0, **made)] * len(rows))
+    assert str(read_prompts(path)) == str([{**row, **made} for row in rows])
+    write_texts(None, rows, [Continuation(0, "", "length")] * len(rows))
     assert len(capsys.readouterr().out.split("\n")) == len(rows) + 1
 
 
