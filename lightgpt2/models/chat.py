@@ -68,9 +68,7 @@ class ChatTemplate:
             return whole, [self._turn(whole, messages, place, tools) for place in turns]
         whole, marked = self._rendered(messages, False, tools, marked=True)
         if len(marked) != len(turns):
-            raise ValueError(
-                f"the chat template marks {len(marked)} answers with generation, and there are {len(turns)}"
-            )
+            raise ValueError(f"the chat template marks {len(marked)} answers, and there are {len(turns)}")
         return whole, marked
 
     def end_of_turn(self) -> str:
@@ -81,13 +79,9 @@ class ChatTemplate:
         return self.source if tools is None else self.tool_use or self.source
 
     def _rendered(
-        self,
-        messages: Sequence[Message],
-        reply: bool,
-        tools: _Tools,
-        marked: bool = False,
+        self, messages: Sequence[Message], reply: bool, tools: _Tools, marked: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the places that the template marks if `marked`."""
+        """The text, and the answers' places in it if `marked`, as the template marks them."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         if not messages:
@@ -127,7 +121,7 @@ class ChatTemplate:
             for text in (end, end.removesuffix(self.special.get("eos_token", "")).rstrip() or end):
                 if followed.startswith(text) and whole.endswith(rest):
                     yield len(whole) - len(rest) + len(text)
-        # A call of a tool may end differently from text.
+        # The end of a tool's call may be another one.
         text = self.render([*head, answer], tools=tools).rstrip()
         if whole.startswith(text):
             yield len(text)
@@ -185,7 +179,7 @@ def message_problem(messages: Any, reply: bool = False) -> str | None:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             got = message.get("role") if isinstance(message, dict) else message
-            return f"the role of message {number} must be one of {', '.join(ROLES)}, got {got!r}"
+            return f"the role of message {number} must be one of {', '.join(ROLES)}, got {got!r:.60}"
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             continue

@@ -53,7 +53,7 @@ def _by(role: str, content: str) -> Message:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input that are not blank, with a prompt on a terminal; an interrupt ends them, too."""
+    """The lines of standard input that are not blank, with a prompt on a terminal."""
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         tell("Ctrl-C stops an answer, Ctrl-D ends the conversation.", sys.stderr)
@@ -61,9 +61,15 @@ def _lines() -> Iterator[str]:
             import readline  # noqa: F401 - it lets `input` edit the line
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # refused as a message, and the next line is read
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError):
         while True:
-            line = input("> " if on_terminal else "")
+            try:
+                line = input("> " if on_terminal else "")
+            except KeyboardInterrupt:  # which came after the answer's end
+                if not on_terminal:
+                    raise
+                line = ""
+                print(flush=True)
             if line.strip():
                 yield line
     if on_terminal:
@@ -73,9 +79,9 @@ def _lines() -> Iterator[str]:
 def _fitting(model: LanguageModel, system: Sequence[Message], turns: list[Message]) -> list[Message]:
     """The last turns, from a user's on, that leave room for an answer."""
     most, kept = model.engine.context, turns
-    while len(kept) > 1 and model.room([*system, *kept]) < most // _FREE:
+    while (room := model.room([*system, *kept])) < most // _FREE and len(kept) > 1:
         kept = kept[2:]
-    if left_out := len(turns) - len(kept):
+    if room > 0 and (left_out := len(turns) - len(kept)):
         tell(
             f"lightgpt2: the first {left_out} messages are left out, for which {most} positions are too few", sys.stderr
         )

@@ -134,7 +134,7 @@ REFUSED = {
     "what comes before an answer changes": (LAST_ONLY, turns("a", "b"), "precedes message 2 differently"),
     "two ends": (TWO_ENDS, turns(*"abcd"), "the end of message 2 cannot be found"),
     "no template": ("{% for", turns("a"), "refuses it (unexpected 'end of template'"),
-    "marks of nothing": ("{% generation %}{% endgeneration %}", turns("a"), "marks 1 answers with generation, and there are 0"),
+    "marks of nothing": ("{% generation %}{% endgeneration %}", turns("a"), "marks 1 answers, and there are 0"),
     "code": ("{{ messages.__class__.__mro__ }}", turns("a"), "access to attribute '__class__'"),
 }  # fmt: skip
 

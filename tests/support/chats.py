@@ -1,4 +1,11 @@
-"""Chat templates in the styles of the common ones, and a tokenizer that has one."""
+"""Chat templates in the styles of the common ones, and models that have one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.models import make_model, write_tokenizer
 
 _BOS, _EOS = "<s>", "</s>"
 
@@ -149,3 +156,35 @@ TEMPLATES = {
 }
 NO_SYSTEM = ("Mistral", "Gemma")
 SPECIAL = {"bos_token": _BOS, "eos_token": _EOS}
+
+
+def write_chat_model(folder: Path, style: str = "ChatML") -> Path:
+    """A tiny model whose tokenizer has a chat template, and tokens for the ends of its turns that no other file tells of."""
+    tokenizer = write_tokenizer(folder, 297)
+    tokenizer.chat_template, end = TEMPLATES[style]
+    tokenizer.add_special_tokens({"additional_special_tokens": [end or "<|end|>"]}, replace_extra_special_tokens=False)
+    tokenizer.save_pretrained(folder)
+    make_model("gpt2", n_positions=256).save_pretrained(folder)
+    return folder
+
+
+class Scripted:
+    """An engine that writes given tokens, one answer after another; `read` has the prompts that it was given."""
+
+    def __init__(self, *answers: list[int], context: int = 256, vocabulary: int = 300) -> None:
+        self.context, self.vocabulary, self.read = context, vocabulary, list[list[int]]()
+        self._answers = iter(answers)
+
+    def prefill(self, ids: Any, mask: Any, new_tokens: int) -> Any:
+        self.read.append(ids[0][mask[0] == 1].tolist())
+        self._left = iter(next(self._answers))
+        return self.decode(None)
+
+    def decode(self, _: Any) -> Any:
+        token = next(self._left)
+        if token < 0:
+            raise KeyboardInterrupt
+        return np.eye(self.vocabulary, dtype=np.float32)[[token]]
+
+    def logits(self, ids: Any, mask: Any) -> Any:
+        raise NotImplementedError
