@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models import adapters
+from lightgpt2.models import adapters, hub
 from lightgpt2.models.files import folder_megabytes
 from lightgpt2.models.ledger import Ledger
 
@@ -86,6 +86,7 @@ def check_folder(source: str, key: str) -> None:
 @contextmanager
 def explained(source: str, key: str, named: bool = True) -> Iterator[None]:
     """Turn what the libraries raise into one line with a fix; `named` if the source is a model's name."""
+    hub.try_once()
     try:
         yield
     except Exception as error:  # of any kind, for a folder or a configuration that is wrong
