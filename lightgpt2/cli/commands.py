@@ -242,7 +242,7 @@ def generate(
         rows = read_prompts(Path(prompts)) if prompts is not None else []
         if not is_exported(model):
             quiet_transformers()
-        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code)
+        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
         if prompt is not None:
             for _ in loaded.texts([prompt], options, lambda _, piece: print(piece, end="", flush=True)):
                 pass
@@ -276,7 +276,7 @@ def quiet_transformers() -> None:
 @contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
     """Names the settings of a generation, and one of several prompts, as the command line does."""
-    names = {name: f"--{name.replace('_', '-')}" for name in generate.__annotations__}
+    names = {name: f"--{name.replace('_', '-')}" for name in generate.__annotations__} | {"model": "MODEL"}
     try:
         yield
     except UserError as error:

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -40,10 +41,8 @@ def _answers() -> bool:
     found = []
 
     def ask() -> None:
-        try:
+        with suppress(httpx2.HTTPError, OSError):
             found.append(httpx2.head(constants.ENDPOINT, timeout=_SECONDS))
-        except (httpx2.HTTPError, OSError):
-            pass
 
     thread = threading.Thread(target=ask, daemon=True)  # the search for its address has no time limit
     thread.start()
