@@ -184,7 +184,7 @@ def _digests(folder: Path) -> dict[str, str | None]:
 
 
 def _digest(path: Path) -> str | None:
-    """Digest of a file, None if it cannot be read; of adapters' configuration without the place of their base, which may move."""
+    """Digest of a file, None if it cannot be read; of adapters' configuration without the place of the base, which may move."""
     try:
         if path.name != adapters.CONFIG:
             return digest(path)

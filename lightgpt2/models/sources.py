@@ -59,7 +59,7 @@ def stored_size(source: str) -> tuple[float, set[str]]:
 
 
 def verify(source: str, key: str, recorded: bool = False) -> None:
-    """Raise a `UserError` if a file of a model is not what the ledger of its folder says, or must say if it is to be `recorded`."""
+    """Raise a `UserError` if a file of a model differs from what its folder's ledger says, or must say (`recorded`)."""
     folder = source_folder(source)
     ledger = Ledger.read(folder)
     if recorded and not ledger.files:
