@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from lightgpt2 import __version__
 from lightgpt2.errors import Problem, UserError
@@ -100,7 +100,7 @@ class Ledger(list[dict[str, Any]]):
         lost = "it and lose the model's history"
         try:
             entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
                 raise ValueError("no list of entries")
             ledger = cls(entries)
             if ledger.last.get("sha256", "") not in ("", ledger._sha256()):
@@ -138,7 +138,7 @@ class Ledger(list[dict[str, Any]]):
         """The prunings whose zeros the model still has, by targets the last; those of adapters end where they are merged."""
         held: dict[str, Operation] = {}
         whole: list[str] = []  # modules that PEFT keeps under other names beside adapters, until they are merged
-        for operation in (operation for entry in self for operation in entry["operations"]):
+        for operation in (operation for entry in self for operation in entry.get("operations", [])):
             zeros = kind_of(operation).zeros
             whole = operation.get("modules_to_save", whole)
             if zeros == "hold":
@@ -174,6 +174,19 @@ class Ledger(list[dict[str, Any]]):
     def _sha256(self) -> str:
         plain = Ledger(json.loads(json.dumps([*self[:-1], {**self.last, "sha256": None}])))  # as it is read again
         return config_hash(plain)
+
+
+_CONTAINERS = {each.name: kind for each in fields(Entry) if (kind := get_origin(each.type)) in (dict, list)}
+
+
+def _is_entry(value: Any) -> bool:
+    """True if a value has the shape of an entry, as far as it goes: those of other versions have less."""
+    if not isinstance(value, dict):
+        return False
+    shaped = all(isinstance(value.get(name, kind()), kind) for name, kind in _CONTAINERS.items())
+    return shaped and all(
+        isinstance(each, dict) for each in (*value.get("operations", []), *value.get("quality", {}).values())
+    )
 
 
 def _digests(folder: Path) -> dict[str, str | None]:
