@@ -136,10 +136,6 @@ def change_weights(path: Path, random: Random) -> None:
     save_file({name: value.contiguous() for name, value in weights.items()}, path, {"format": "pt"})
 
 
-def change_checkpoint(path: Path, random: Random) -> None:
-    torch.save(_change(torch.load(path, weights_only=True), random), path)
-
-
 def other_checkpoint(path: Path, random: Random) -> None:
     torch.save(random.choice([*STRANGE, {"state_dict": {}}, {"run": {}, "global_step": 1}, torch.ones(2)]), path)
 
@@ -150,7 +146,7 @@ JSON: list[Damage] = [change_json, change_json, change_json, change_json, nest_j
 BY_SUFFIX: dict[str, list[Damage]] = {
     ".json": ANY + JSON * 2, ".yaml": [*ANY, change_yaml, change_yaml, change_yaml, change_yaml],
     ".safetensors": [*ANY, change_header, change_header, change_weights, change_weights, change_weights],
-    ".ckpt": [*ANY, change_checkpoint, change_checkpoint, change_checkpoint, other_checkpoint, other_checkpoint],
+    ".ckpt": [*ANY, other_checkpoint, other_checkpoint],
 }  # fmt: skip
 
 
