@@ -255,7 +255,7 @@ def generate(
         rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
         if not is_exported(model):
             quiet_transformers()
-        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code)
+        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
         head = [] if system is None else [{"role": "system", "content": system}]
         if given == 0:
             from lightgpt2.runtime.conversation import converse
@@ -309,7 +309,7 @@ def quiet_transformers() -> None:
 @contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
     """Names the settings of a generation, and one of several prompts, as the command line does."""
-    names = {name: f"--{name.replace('_', '-')}" for name in generate.__annotations__}
+    names = {name: f"--{name.replace('_', '-')}" for name in generate.__annotations__} | {"model": "MODEL"}
     try:
         yield
     except UserError as error:

@@ -30,6 +30,7 @@ from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
+from lightgpt2.models import hub
 from lightgpt2.runs.fits import make_missing, missing
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 from lightgpt2.runs.settings import flat
@@ -242,6 +243,7 @@ def _listed(value: Any) -> list[Any]:
 def _quiet() -> None:
     """Silence advice from libraries that does not apply here."""
     quiet_transformers()
+    hub.try_once()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it then raises

@@ -78,7 +78,7 @@ def plan(
         model = str(file) if is_exported(given) and file.is_file() else given  # measured like any GGUF file
         try:
             if verified:
-                verify(given, "MODEL")
+                verify(given, "MODEL", recorded=True)
             mine = _precisions(model, own_precision(model, "MODEL", trust_remote_code), precisions)
             if is_graph(model) and device != "cpu":
                 raise UserError([cuda_problem(model)])

@@ -25,7 +25,7 @@ from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
-from lightgpt2.models.families import blocks, check_head
+from lightgpt2.models.families import blocks, check_finite, check_head
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer, new_model
 from lightgpt2.models.operations import Operation
@@ -144,6 +144,7 @@ class Method(Parts):
         self.assemble(self.total_steps if training else 0, training)
         self._check_teachers()
         key = self.config_key()
+        check_finite(self.model, key)
         check_head(self.model, key)
         models = {key: self.model.config} | self.objective.configs(self.trust_remote_code)
         for key, config in models.items():

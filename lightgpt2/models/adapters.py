@@ -24,7 +24,7 @@ def base_of(source: str, key: str) -> str:
     try:
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         base = about.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{key}: {folder / CONFIG} is damaged ({error}); write it again") from error
     if not base:
         raise UserError(f"{key}: {folder / CONFIG} names no base_model_name_or_path; add the model that it belongs to")

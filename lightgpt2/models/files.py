@@ -137,6 +137,8 @@ def _beside(target: Path, suffix: str) -> Path:
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary path to write to, which becomes `target` in one step; the old one stays if anything goes wrong."""
+    if target.is_dir():
+        raise UserError(f"{target}: must be a file, got a folder; remove it")
     with _temporary(target, Path.touch) as temporary:
         yield temporary
         _sync(temporary)

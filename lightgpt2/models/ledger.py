@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import json
+import os
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from lightgpt2 import __version__
 from lightgpt2.errors import Problem, UserError
@@ -78,33 +79,33 @@ class Entry:
     versions: dict[str, str] = field(default_factory=versions)  # of the libraries
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     config_sha256: str = ""  # digest of `config`
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # digests of the folder's files, taken when the ledger is written
+    sha256: str = ""  # digest of the ledger itself, likewise
 
     def __post_init__(self) -> None:
         self.config_sha256 = config_hash(self.config)
 
 
 class Ledger(list[dict[str, Any]]):
-    """The entries of a model's ledger, oldest first; empty for a model that LightGPT2 did not make.
-
-    The last entry says what is in the folder: `files` has the SHA-256 of each file that was there when the ledger was first
-    written, and `sha256` that of the ledger itself.
-    """
+    """The entries of a model's ledger, oldest first; empty for a model that LightGPT2 did not make."""
 
     @classmethod
     def read(cls, source: str | Path | dict[str, Any]) -> "Ledger":
         """The ledger of a model folder, empty for any other source; a `UserError` if it is damaged or too old."""
         path = Path(source).expanduser() / FILE if isinstance(source, str | Path) else None
-        if path is None or not path.is_file():
+        if path is None or not os.path.lexists(path):
             return cls()
         lost = "it and lose the model's history"
         try:
             entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
                 raise ValueError("no list of entries")
             ledger = cls(entries)
-            if ledger.last.get("sha256") not in (None, ledger._sha256()):
+            if ledger.last.get("sha256", "") not in ("", ledger._sha256()):
                 raise ValueError("its checksum differs")
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: damaged ({error}); restore it, or remove {lost}") from error
         if any("primary" not in scored for entry in entries for scored in entry.get("quality", {}).values()):
             what = "written by lightgpt2 0.1, whose figures this version does not read"
@@ -131,13 +132,13 @@ class Ledger(list[dict[str, Any]]):
         """The ledger of a copy in another format: by which class it was made, from which folder, what it scores and takes."""
         kept = {key: value for key, value in self.last.items() if key not in _OF_ONE_FOLDER}
         parent, done = asdict(Parent.of(str(source))), {"method": method, "operations": [operation]}
-        return Ledger([*self, {**kept, **done, "parent": parent, "quality": quality, "sizes": sizes}])
+        return Ledger([*self, {**kept, **done, "parent": parent, "quality": quality, "sizes": sizes, "files": {}}])
 
     def held_prunings(self) -> list[Operation]:
         """The prunings whose zeros the model still has, by targets the last; those of adapters end where they are merged."""
         held: dict[str, Operation] = {}
         whole: list[str] = []  # modules that PEFT keeps under other names beside adapters, until they are merged
-        for operation in (operation for entry in self for operation in entry["operations"]):
+        for operation in (operation for entry in self for operation in entry.get("operations", [])):
             zeros = kind_of(operation).zeros
             whole = operation.get("modules_to_save", whole)
             if zeros == "hold":
@@ -149,14 +150,14 @@ class Ledger(list[dict[str, Any]]):
 
     @property
     def files(self) -> dict[str, str]:
-        """The SHA-256 of each file of the folder as it was written; empty where nothing was recorded."""
+        """The digest of each file of the folder as it was written; empty where nothing was recorded."""
         found: dict[str, str] = self.last.get("files", {})
         return found
 
     def altered(self, folder: Path, whole: bool = True) -> list[str]:
         """The files of the folder that are missing; and, if they are read `whole`, those that are not as they were written."""
         paths = {name: folder / name for name in self.files}
-        return [n for n, p in paths.items() if not p.is_file() or (whole and _digest(p) != self.files[n])]
+        return [n for n, p in paths.items() if not p.is_file() or (whole and self.files[n] != _digest(p))]
 
     def check(self, folder: Path, key: str, whole: bool = True) -> None:
         """Raise a `UserError` naming `key` if files of the folder are `altered`."""
@@ -165,8 +166,9 @@ class Ledger(list[dict[str, Any]]):
             raise UserError([Problem(key, what, f"restore it, or remove {folder} and make it again")])
 
     def write(self, folder: Path) -> None:
-        """Write the ledger, when everything else is in the folder."""
-        ledger = self if self.files or not self else self.amended(files=_digests(folder))
+        """Write the ledger; a new one when everything else is in the folder, since it records what that is."""
+        new = self.last.get("files") == {}
+        ledger = self.amended(files=_digests(folder)) if new else self
         write_json(folder / FILE, ledger.amended(sha256=ledger._sha256()) if ledger else ledger)
 
     def _sha256(self) -> str:
@@ -174,16 +176,31 @@ class Ledger(list[dict[str, Any]]):
         return config_hash(plain)
 
 
-def _digests(folder: Path) -> dict[str, str]:
+_CONTAINERS = {each.name: kind for each in fields(Entry) if (kind := get_origin(each.type)) in (dict, list)}
+
+
+def _is_entry(value: Any) -> bool:
+    """True if a value has the shape of an entry, as far as it goes: those of other versions have less."""
+    if not isinstance(value, dict):
+        return False
+    shaped = all(isinstance(value.get(name, kind()), kind) for name, kind in _CONTAINERS.items())
+    return shaped and all(
+        isinstance(each, dict) for each in (*value.get("operations", []), *value.get("quality", {}).values())
+    )
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
     """Digests of a folder's files, but of the ledger and the scores: they say themselves whether they are whole."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths if path.name not in (FILE, SCORES)}
     return {name: _digest(path) for name, path in names.items() if not name.startswith(".")}
 
 
-def _digest(path: Path) -> str:
-    """Digest of a file; of an adapters' configuration, whatever it says where their base lies: a base may move."""
-    if path.name != adapters.CONFIG:
-        return digest(path)
-    about = json.loads(path.read_bytes())
-    return config_hash({**about, "base_model_name_or_path": None})
+def _digest(path: Path) -> str | None:
+    """Digest of a file, None if it cannot be read; of adapters' configuration without the place of the base, which may move."""
+    try:
+        if path.name != adapters.CONFIG:
+            return digest(path)
+        return config_hash({**json.loads(path.read_bytes()), "base_model_name_or_path": None})
+    except (OSError, TypeError, ValueError, RecursionError):
+        return None

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightgpt2.errors import UserError
+
 Operation = dict[str, Any]
 Zeros = Literal["", "hold", "merge"]
 Conversion = Literal["", "quantized", "packed", "exported"]
@@ -122,13 +124,13 @@ KINDS = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(operation: Operation) -> OperationKind:
-    """The kind of a recorded operation: a registered one, or what the record itself says; a ValueError if it is neither."""
+    """The kind of a recorded operation: a registered one, or what the record itself says; a `UserError` if it is neither."""
     name = str(operation.get("op"))
     if name in KINDS:
         return KINDS[name]
     facts = operation.get("kind")
     if not isinstance(facts, dict):
-        raise ValueError(f"unknown operation {name!r}; known: {', '.join(KINDS)}")
+        raise UserError(f"ledger.json: unknown operation {name!r}; use the version of lightgpt2 that wrote it")
     description = str(facts.get("description", name))
     kind = {key: facts[key] for key in ("changes_shape", "changes_start", "zeros", "conversion") if key in facts}
     return OperationKind(name, **kind, describe=lambda _: description)

@@ -1,5 +1,6 @@
 """Metrics with their intervals, and how a model folder keeps them, example by example."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.models.ledger import SCORES
 
@@ -123,13 +125,21 @@ def write_scores(folder: Path, scored: Mapping[str, Mapping[str, Metric]]) -> No
 
 
 def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str, Metric]:
-    """The metrics that `write_scores` wrote for a label; `scored` is what the ledger says about that model's quality."""
-    if not (folder / SCORES).is_file():
-        return {}
-    found = {}
-    with np.load(folder / SCORES) as arrays:
-        for name in metric_names(scored):
-            if (at := f"{label}/{name}") + "/numerators" in arrays:
-                parts = arrays[f"{at}/numerators"], arrays[f"{at}/denominators"]
-                found[name] = Metric.restored(name, scored[name], *parts)
+    """The metrics that `write_scores` wrote for a label; `scored` is what the ledger says about that model's quality.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path, found = folder / SCORES, dict[str, Metric]()
+    if not os.path.lexists(path):
+        return found
+    try:
+        with np.load(path) as arrays:
+            for name in metric_names(scored):
+                if (at := f"{label}/{name}") + "/numerators" in arrays:
+                    parts = arrays[f"{at}/numerators"], arrays[f"{at}/denominators"]
+                    found[name] = Metric.restored(name, scored[name], *parts)
+    except Exception as error:  # numpy and zipfile let through what their many parts raise
+        fix = "restore it, or remove it and compare models without their examples"
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {fix}") from error
     return found

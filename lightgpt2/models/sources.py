@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models import adapters
+from lightgpt2.models import adapters, hub
 from lightgpt2.models.files import folder_megabytes
 from lightgpt2.models.ledger import Ledger
 
@@ -63,10 +63,14 @@ def stored_size(source: str) -> tuple[float, set[str]]:
     return folder_megabytes(folder), types
 
 
-def verify(source: str, key: str) -> None:
-    """Raise a `UserError` if any file of a model is not what its folder's ledger says was written."""
+def verify(source: str, key: str, recorded: bool = False) -> None:
+    """Raise a `UserError` if a file of a model differs from what its folder's ledger says, or must say (`recorded`)."""
     folder = source_folder(source)
-    Ledger.read(folder).check(folder, key)
+    ledger = Ledger.read(folder)
+    if recorded and not ledger.files:
+        what = f"there is no record of the files of {source}, as the ledger of a folder that lightgpt2 wrote has one"
+        raise UserError([Problem(key, what, "it cannot be verified")])
+    ledger.check(folder, key)
 
 
 def check_folder(source: str, key: str) -> None:
@@ -91,6 +95,7 @@ def check_folder(source: str, key: str) -> None:
 @contextmanager
 def explained(source: str, key: str, named: bool = True) -> Iterator[None]:
     """Turn what the libraries raise into one line with a fix; `named` if the source is a model's name."""
+    hub.try_once()
     try:
         yield
     except Exception as error:  # of any kind, for a folder or a configuration that is wrong
@@ -105,7 +110,7 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
         what = f"{source} has its weights in a pickle that is damaged or would run code"
         return what, "give a folder with *.safetensors"
     if "trust_remote_code" in str(error):
-        where = "model.trust_remote_code to true (lightgpt2 benchmark: --trust-remote-code)"
+        where = "trust_remote_code (in a configuration model.trust_remote_code, for a command --trust-remote-code)"
         return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
     if "backend tokenizer" in str(error):
         return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"

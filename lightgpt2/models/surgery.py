@@ -105,7 +105,7 @@ _OPERATIONS: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def apply(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
-    """Apply operations in order; a ValueError if one is unknown or does not fit the model."""
+    """Apply operations in order; a `UserError` if one is unknown, a ValueError if it does not fit the model."""
     for operation in operations:
         if kind_of(operation).changes_shape:
             parameters = {key: value for key, value in operation.items() if key != "op"}

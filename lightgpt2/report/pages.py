@@ -53,7 +53,7 @@ def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark
                 problems.append(f"{name}/{FILE}: has no entries; finish the run, or leave it out")
         except UserError as error:
             problems += error.problems
-        except (TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             problems.append(f"{name}: damaged ({error}); measure again, or remove it")
     if problems:
         raise UserError(problems)

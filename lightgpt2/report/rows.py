@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
-from zipfile import BadZipFile
 
+from lightgpt2.errors import UserError
 from lightgpt2.models.operations import Operation, OperationKind, kind_of
 from lightgpt2.models.quality import Metric, read_scores
 from lightgpt2.report.figures import SIZES, dicts, number, numbers, part, primary
@@ -41,10 +41,7 @@ class Score:
 
     def examples(self) -> Metric | None:
         """The primary metric example by example; None where that was not kept."""
-        try:
-            return read_scores(Path(self.folder), self.label, self.quality).get(primary(self.quality))
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile):
-            return None
+        return read_scores(Path(self.folder), self.label, self.quality).get(primary(self.quality))
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Model:
 def _kind(operation: Operation) -> OperationKind:
     try:
         return kind_of(operation)
-    except (TypeError, ValueError):  # neither registered nor described: nothing is known of it
+    except (TypeError, UserError):  # neither registered nor described: nothing is known of it
         return OperationKind(str(operation.get("op")), changes_start=True)
 
 

@@ -92,6 +92,23 @@ def outputs(folder: Path) -> dict[str, str]:
     return {path.name: found for path in inside if (found := content(path))}
 
 
+def is_record(record: Any) -> bool:
+    """True if a value has the shape of what is noted about a stage."""
+    try:
+        made_from = record["parts"]
+        tables = [made_from["settings"], made_from["sources"], made_from["inputs"], record.get("outputs", {})]
+        inputs = [*made_from["inputs"].values()]
+        texts = [
+            record["state"],
+            made_from["lightgpt2"],
+            *(each[key] for each in inputs for key in ("folder", "sha256")),
+        ]
+    except (AttributeError, KeyError, TypeError):
+        return False
+    whole = record["state"] != "finished" or "outputs" in record
+    return whole and all(isinstance(t, dict) for t in tables) and all(isinstance(t, str) for t in texts)
+
+
 def changes(old: Parts, new: Parts) -> list[str]:
     """What differs between what a stage was made from and what it would be made from now, in words."""
     before, after = old["settings"], new["settings"]
@@ -109,7 +126,7 @@ def changes(old: Parts, new: Parts) -> list[str]:
         earlier = old["sources"].get(key)
         if earlier and now and earlier != now and key not in keys:
             found.append(f"{key}: {after[key]} has changed")
-    if old["text"] != new["text"] and not any(key.startswith(_TEXT) for key in keys):
+    if old.get("text") != new["text"] and not any(key.startswith(_TEXT) for key in keys):
         found.append("the text has changed")
     if old["lightgpt2"] != new["lightgpt2"]:
         found.append(f"lightgpt2 {old['lightgpt2']} -> {new['lightgpt2']}")

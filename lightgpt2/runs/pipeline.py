@@ -87,13 +87,13 @@ def _lock(folder: Path) -> Iterator[int]:
 
 def _read_state(recipe: Recipe) -> dict[str, Record]:
     path = recipe.folder / _STATE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
         state: dict[str, Record] = json.loads(path.read_text(encoding="utf-8"))
-        if not all({"state", "parts"} <= record.keys() for record in state.values()):
+        if not all(fingerprints.is_record(record) for record in state.values()):
             raise ValueError("it lacks what a pipeline writes")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it, or move {recipe.folder} away to start anew") from error
     return state
 

@@ -136,7 +136,7 @@ def _unfinished(run: Run, ours: Identity) -> bool:
         return False
     step, problem = _inspect(run.last, ours)
     entry = Ledger.read(run.model).last
-    return not run.model.exists() or (problem is None and bool(entry) and entry["steps"] != step)
+    return not run.model.exists() or (problem is None and bool(entry) and entry.get("steps") != step)
 
 
 def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:

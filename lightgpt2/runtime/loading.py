@@ -24,7 +24,7 @@ def load(
     *,
     verify: bool = False,
     trust_remote_code: bool = False,
-    key: str = "MODEL",
+    key: str = "path",
 ) -> LanguageModel:
     """Load a model to generate text with, on the processor.
 
@@ -56,7 +56,7 @@ def load(
         from lightgpt2.models.quantization import load_for_inference
 
         if verify:
-            sources.verify(source, key)
+            sources.verify(source, key, recorded=True)
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
         engine = _torch_engine(model, threads)
         whole = load_tokenizer(source, key, trust_remote_code)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.engines import Floats, Ints
 from lightgpt2.runtime.options import Settings
 
@@ -112,6 +113,9 @@ class Sampler:
     def __call__(self, logits: Floats) -> Ints:
         """The next tokens `[B]`, from logits `[B, V]`, which are changed in place."""
         settings = self.settings
+        if not np.isfinite(logits.max(axis=1)).all():  # the largest of numbers with a NaN is NaN
+            what = "the model's logits are not finite: its weights are damaged, or overflow"
+            raise UserError([Problem("model", what, "fetch the model or make it again")])
         for row, tokens, length, prompt in zip(logits, self._history, self._lengths, self._prompts, strict=True):
             history = tokens[:length]
             for process in settings.first:

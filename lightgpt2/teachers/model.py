@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lightgpt2.models.families import check_finite
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.tasks.base import Task
 from lightgpt2.teachers.base import Targets, Teacher
@@ -43,3 +44,4 @@ class PretrainedTeacher(ModelTeacher):
     def load(self, task: Task, trust_remote_code: bool) -> None:
         super().load(task, trust_remote_code)
         self.models = [load_model(self.sources[0], self.key, trust_remote_code).eval().requires_grad_(False)]
+        check_finite(self.models[0], self.key)

@@ -12,6 +12,9 @@ import pytest
 import torch
 import yaml
 
+import lightgpt2
+from lightgpt2.cli.api import _as_arguments
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.ledger import Ledger
 from tests.support.cli import logged
 from tests.support.mistakes import Bench, Evil, files
@@ -232,7 +235,7 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(
     Path("teacher/config.json").write_text(json.dumps({**config, "model_type": "custom"}))
     message = bench.refused("fit")
     assert message.startswith("model.teacher: teacher brings code of its own")
-    assert "set model.trust_remote_code to true" in message
+    assert "set trust_remote_code (in a configuration model.trust_remote_code" in message
     assert not Path("executed").exists()
     bench.refuse("check", "--model.trust_remote_code=true")  # its type is none that is supported, but it has been read
     assert Path("executed").exists()
@@ -327,3 +330,16 @@ def test_failed_repetition_keeps_the_finished_run(finished: Bench) -> None:
     Path("corpus/a.txt").write_text("")
     assert finished.refused("fit").startswith("data.source: corpus holds no text")
     assert yaml.safe_load(Path("checkpoints/r/config.yaml").read_text())["trainer"]["max_steps"] == 3
+
+
+def test_from_python_messages_name_arguments(finished: Bench) -> None:
+    finished.configure({"model.layers": 3})
+    with pytest.raises(UserError) as refused:
+        lightgpt2.fit("config.yaml", run="r")
+    (problem,) = refused.value.problems
+    assert problem.startswith('run="r": checkpoints/r belongs to another run (model.layers: 2 there, 3 here)')
+    assert problem.endswith('give this run a name with run="NAME", or remove the folder')
+    said = Problem("--ckpt_path", "no model", "run lightgpt2 fit --config a.yaml, or go on with --ckpt_path last")
+    assert (
+        _as_arguments(said) == 'ckpt_path: no model; run lightgpt2 fit --config a.yaml, or go on with ckpt_path="last"'
+    )

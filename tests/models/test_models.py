@@ -110,7 +110,7 @@ def test_a_tokenizer_that_is_read_as_another_beside_a_model_is_refused(tmp_path:
 
 
 def test_unknown_operation_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown operation 'fold'"):
+    with pytest.raises(UserError, match="unknown operation 'fold'"):
         surgery.apply(make_model("gpt2"), [{"op": "fold"}])
 
 

@@ -19,15 +19,26 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, ByT5Tokenizer, 
 
 from lightgpt2.adaptations import Lora
 from lightgpt2.conversions.gguf.writer import write_gguf
+from lightgpt2.conversions.packing import pack_folder
 from lightgpt2.errors import UserError
 from lightgpt2.models import loading
 from lightgpt2.models.adapters import base_of
 from lightgpt2.models.gguf_files import _of_factors
+from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_config, load_encoder, load_model, load_tokenizer
-from lightgpt2.models.saving import save_model
+from lightgpt2.models.quantization import quantize_folder
+from lightgpt2.models.saving import save_model, whole_weights
 from lightgpt2.models.sources import stored_size
 from lightgpt2.starts import Pretrained
-from tests.support.models import logits, make_model, make_restless_model, write_model, write_tokenizer
+from tests.support.models import (
+    WHOLE_BLOCKS,
+    logits,
+    make_model,
+    make_restless_model,
+    save_integers,
+    write_model,
+    write_tokenizer,
+)
 from tests.support.refusals import context_of
 
 Weights = dict[str, Tensor]
@@ -67,6 +78,29 @@ def test_a_configuration_that_its_weights_do_not_fit_is_refused_by_name(
     edit_json(tmp_path / "config.json", **said)
     with pytest.raises(UserError, match=message):
         load_model(str(tmp_path), "model")
+
+
+def write_stored(folder: Path, kind: str) -> None:
+    """A GPT-2 of four layers, as one of the forms in which a folder may hold it."""
+    plain = write_model(folder / "plain", **WHOLE_BLOCKS["gpt2"])
+    tokenizer = load_tokenizer(str(plain), "model")
+    if kind == "packed":
+        pack_folder(plain, folder / kind)
+    elif kind == "integers":
+        model = load_model(str(plain), "model")
+        save_integers(model, Integers(), tokenizer, folder / kind, whole_weights(model))
+    else:
+        quantize_folder(plain, folder / kind, "nf4" if kind == "nf4" else "int8", tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["packed", "integers", "nf4", "int8"])
+def test_a_configuration_with_fewer_layers_than_the_weights_is_refused_in_every_form(tmp_path: Path, kind: str) -> None:
+    write_stored(tmp_path, kind)
+    load_model(str(tmp_path / kind), "model")
+    edit_json(tmp_path / kind / "config.json", n_layer=2)
+    loading._named_config.cache_clear()
+    with pytest.raises(UserError, match=r"weights that its config.json has no place for: transformer.h.2"):
+        load_model(str(tmp_path / kind), "model")
 
 
 @pytest.mark.parametrize(

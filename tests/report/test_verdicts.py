@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lightgpt2.errors import UserError
 from lightgpt2.report.rows import Model, models
 from lightgpt2.report.verdicts import Comparison, Rise, compare, judge
 from tests.report.chains import Entry, arm, benchmark, chain, entry, foreign, paired, score
@@ -78,6 +79,9 @@ def test_without_scores_of_the_same_examples_the_change_alone_decides(tmp_path: 
     assert (found.source.interval, found.verdict) == (None, "outside the budget")
     rows = pair_of(tmp_path / "b", "loss", 1.05, 0.6)
     Path(rows["second"].score.folder, "scores.npz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"scores.npz: damaged .*; restore it, or remove it"):
+        of(rows, "second")
+    Path(rows["second"].score.folder, "scores.npz").unlink()
     assert of(rows, "second").verdict == "outside the budget"
     assert of(pair_of(tmp_path / "c", "loss", 1.05, 0.6, examples=99), "second").verdict == "not measured"
 

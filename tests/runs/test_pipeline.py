@@ -100,8 +100,12 @@ CHANGES: dict[str, tuple[Callable[[], object], dict[str, str]]] = {
     "artefact removed": (lambda: shutil.rmtree("checkpoints/chain/b/model"), {"b": "its artefact is gone", **AFTER_B}),
     "run removed": (lambda: shutil.rmtree("checkpoints/chain/c"), {"c": "its artefact is gone"}),
     "artefact replaced": (
-        swap("checkpoints/chain/b/model/model.safetensors"), {"b": "its artefact has changed", **AFTER_B},
+        swap("checkpoints/chain/b/model/model.safetensors"), {"b": "its artefact has changed (model.safetensors)", **AFTER_B},
     ),
+    "ledger damaged": (
+        swap("checkpoints/chain/b/model/ledger.json"), {"b": "its artefact has changed (ledger.json)", **AFTER_B},
+    ),
+    "ledger gone": (Path("checkpoints/chain/c/model/ledger.json").unlink, {"c": "its artefact has changed"}),
     "more text": (
         lambda: Path("text/two.txt").write_text("more"),
         {"a": "the text has changed", "b": "its input a/model will be made anew", **AFTER_B},

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lightgpt2.models.files import sha256_file
 from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
 from tests.support.kill import kill_with_children
 from tests.support.mistakes import spoilt
@@ -60,7 +61,7 @@ def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
     assert [(e["stage"], e["method"], e["steps"]) for e in ledger] == [
         ("chain/baseline", "FineTune", 60), ("chain/distilled", "Distill", 40),
     ]  # fmt: skip
-    first = state(real)["baseline"]["outputs"]["model"]
+    first = sha256_file(real / "checkpoints/chain/baseline/model/model.safetensors")
     assert ledger[1]["parent"] == {"source": "checkpoints/chain/baseline/model", "sha256": first}
     assert ledger[1]["teacher"] == ledger[1]["parent"]
     assert {path.name for path in (real / "tb-logs").iterdir()} == {"chain"}

@@ -49,11 +49,11 @@ def test_what_was_changed_is_refused(tmp_path: Path, spoil: Callable[[Path], Non
     folder = write_decoder(tmp_path)
     for name in ("tokenizer.json", "model.onnx"):
         spoil(folder / name)
-    for open_ in (open_export, lightgpt2.load):
+    for open_, key in ((open_export, "MODEL"), (lightgpt2.load, "path")):
         with pytest.raises(UserError) as refused:
             open_(tmp_path)
         (problem,) = refused.value.problems
-        assert problem.startswith(f"MODEL: model.onnx, tokenizer.json in {tmp_path} is not what was written")
+        assert problem.startswith(f"{key}: model.onnx, tokenizer.json in {tmp_path} is not what was written")
         assert problem.endswith(f"restore it, or remove {tmp_path} and make it again")
 
 
@@ -88,7 +88,7 @@ def test_an_export_that_cannot_be_loaded(tmp_path: Path, file: str, content: str
     with pytest.raises(UserError) as refused:
         lightgpt2.load(tmp_path)
     (problem,) = refused.value.problems
-    assert problem.startswith("MODEL: ")
+    assert problem.startswith("path: ")
     assert all(word in problem for word in words), problem
 
 

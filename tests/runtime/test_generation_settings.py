@@ -218,5 +218,5 @@ def test_a_tokenizer_with_a_token_that_the_model_lacks_is_refused_in_one_line(tm
     file.write_text(json.dumps(parts))
     if kind == "onnx":
         seal(folder, {"format": "onnx"})
-    with pytest.raises(UserError, match=r"^MODEL: the tokenizer of .* has 340 tokens and the model 300; give"):
+    with pytest.raises(UserError, match=r"^path: the tokenizer of .* has 340 tokens and the model 300; give"):
         lightgpt2.load(folder)

@@ -20,7 +20,7 @@ def tiny_model() -> PreTrainedModel:
 def seal(folder: Path, about: dict[str, Any]) -> None:
     """Writes what makes a folder an exported one."""
     describe(folder, about)
-    Ledger([{}]).write(folder)
+    Ledger([{"files": {}}]).write(folder)
 
 
 def write_decoder(folder: Path) -> Path:

@@ -85,6 +85,14 @@ def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[
 
 
 @torch.no_grad()
+def check_finite(model: PreTrainedModel, key: str) -> None:
+    """Raise a `UserError` if weights are NaN or infinite: no figure of such a model means anything."""
+    weights = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
+    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
+        what = f"{len(broken)} of {len(weights)} weights hold values that are not finite, first {broken[0]}"
+        raise UserError(f"{key}: {what}; the model is damaged, fetch it or make it again")
+
+
 def check_head(model: PreTrainedModel, key: str) -> None:
     """Raise a `UserError` if the logits of the first tokens are not what `head` says.
 
@@ -101,6 +109,8 @@ def check_head(model: PreTrainedModel, key: str) -> None:
         raise UserError(f"{key}: this model cannot run ({reason}); check its configuration") from error
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     model.train(training)
+    if not logits.isfinite().all():
+        raise UserError(f"{key}: the model's logits are not finite; it is damaged, fetch it or make it again")
     weight, bias, scale = head(model)
     expected = scale * (hidden @ weight.T) + (0 if bias is None else bias)
     if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max() + 1)):
