@@ -19,7 +19,7 @@ from lightgpt2.data.readers import kind
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.files import exists
 from lightgpt2.runs.configs import load_config
-from lightgpt2.runs.settings import override, section
+from lightgpt2.runs.settings import merge, section
 from lightgpt2.runs.yaml_text import YamlError, load_yaml
 
 TRAINER = "lightning.pytorch.Trainer"
@@ -83,13 +83,13 @@ def _read(args: list[str]) -> tuple[list[str], dict[str, Any]]:
         if flag in _CONFIG:
             path, values = load_config(given)
             resolved[place if equals else place + 1] = f"{flag}={path}" if equals else str(path)
-            override(settings, values)
+            merge(settings, values)
         elif flag in ("--model", "--data") and "{" not in given:
             kept = section(settings, flag[2:], "init_args")  # as the parser does: those that the new class has too
             known = settings_of(given) or kept
             settings[flag[2:]] = {"class_path": given, "init_args": {k: v for k, v in kept.items() if k in known}}
         elif flag.startswith("--"):
-            override(settings, {flag[2:]: given})
+            merge(settings, {flag[2:]: given})
     return resolved, settings
 
 

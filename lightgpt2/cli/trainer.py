@@ -4,17 +4,18 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, add_instantiator, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 import lightgpt2
 from lightgpt2.callbacks.artefact import Artefact
@@ -29,7 +30,9 @@ from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
+from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import make_missing, missing
+from lightgpt2.runs.recipes import corpus
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 
 _TRAINER_DEFAULTS = {
@@ -108,6 +111,8 @@ class LightGPT2CLI(LightningCLI):
         generating = self.subcommand == "predict" and self.model.task.predict != "scores"
         problems = [*self._misplaced, *trainer_settings.problems(self._settings, training, generating)]
         problems += self.datamodule.problems()
+        if training and (most := self._settings.trainer.max_steps) > 0:  # of an epoch's the tokenized text decides
+            problems += [p.under("model.optimizer") for p in self.model.optimizer_config.problems(most)]
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
             try:
                 made = self._make_trainer(**kwargs)
@@ -142,8 +147,9 @@ class LightGPT2CLI(LightningCLI):
         trainer.plugins = [*_listed(trainer.plugins), AtomicCheckpointIO()]
         trainer.default_root_dir = str(self.place.folder)
         logger = trainer.logger
-        if self.subcommand != "fit":
-            logger, trainer.enable_checkpointing = False, False
+        if self.subcommand != "fit":  # callbacks find what they have in a fit, and nothing is written
+            logger = logger is not False and DummyLogger()
+            trainer.enable_checkpointing = any(isinstance(each, Checkpoint) for each in _listed(trainer.callbacks))
         elif logger in (None, True):
             # What a killed process logged after its last checkpoint is about to be logged again.
             purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
@@ -175,12 +181,15 @@ class LightGPT2CLI(LightningCLI):
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
+            problems += [*_unmakeable(absent), *_unreadable(self.resolved)]
             if self.subcommand != "fit":
                 makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
                 problems.append(f"needs: not there yet: {makers}")
             refuse(problems)
             make_missing(absent)
-        refuse([*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))])
+        training = self.subcommand in ("fit", "check")
+        refuse([*problems, *self.model.problems(self.datamodule, training)])
+        refuse(self.model.lacks(self.datamodule, training and self._settings.trainer.max_steps != 0, self.place.folder))
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would load the file unchecked and let it override the command line."""
@@ -210,6 +219,34 @@ class LightGPT2CLI(LightningCLI):
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
         arguments = Namespace(model=str(wanted), **kept)
         settings.model = Namespace(class_path="lightgpt2.methods.FineTune", init_args=arguments)
+
+
+def _unmakeable(absent: dict[str, str]) -> Iterator[Problem]:
+    """What is wrong with the configurations of models that are yet to be made."""
+    for path, config in absent.items():
+        try:
+            load_config(config, f"needs.{path}")
+        except UserError as error:
+            yield from error.problems
+
+
+def _unreadable(settings: dict[str, Any]) -> list[Problem]:
+    """What is wrong with a text that cannot be tokenized yet: all of it is read once."""
+    text = corpus(settings)
+    try:
+        if text is None or sum(1 for _, each in text.documents() if each.strip()):
+            return []
+    except UserError as error:
+        return error.problems
+    return [Problem("data.source", f"{text.source} holds no text", "give a corpus with at least a few documents")]
+
+
+def _made(kind: type, *args: Any, **kwargs: Any) -> Any:
+    """Makes a callback of the configuration; says which one does not take its settings, or lacks a package."""
+    try:
+        return kind(*args, **kwargs)
+    except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError([Problem(f"trainer.callbacks.{kind.__name__}", " ".join(str(error).split()))]) from error
 
 
 def _data_seed(seed: bool | int) -> int:
@@ -265,6 +302,8 @@ def _problem(message: str) -> Problem:
     key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(dict.fromkeys(keys)))
     if unknown:
         return Problem(key, "no such key", "see lightgpt2 fit --help")
+    if required := re.search(r"arguments are required: (\S+)", message):
+        return Problem(f"{key}.{required[1]}".lstrip("."), "required, but not given")
     lines = [line.strip(" -") for line in message.splitlines()]
     return Problem(key, next((line for line in lines if line and not line.startswith(_HEADINGS)), message))
 
@@ -273,6 +312,7 @@ def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:
     """Runs a verb of the trainer; raises `UserError` where there are mistakes in its command line."""
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
+    add_instantiator(_made, pl.Callback)
     raising: dict[str, Any] = {"exit_on_error": False}
     # Half of the parser's time would go into the verbs that are not asked for.
     cli.verbs = args[:1] if args[0] in TRAINER_VERBS else TRAINER_VERBS

@@ -13,15 +13,15 @@ from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters
-from lightgpt2.models.files import folder_megabytes
+from lightgpt2.models.files import exists, folder_megabytes
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def is_path(source: str) -> bool:
     """True if the source exists as a file or folder, or no hub id looks like it."""
-    path, starts = Path(source), (".", "/", "~", "checkpoints/")
-    return path.exists() or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
+    starts = (".", "/", "~", "checkpoints/")
+    return exists(source) or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
 
 
 def gguf_file(source: str) -> Path | None:
@@ -62,7 +62,7 @@ def check_folder(source: str, key: str) -> None:
     path = Path(source).expanduser()
     if gguf_file(source):
         return
-    if not path.exists():
+    if not exists(source):
         raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
     if path.is_file():
         raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
@@ -96,7 +96,8 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
         return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
     if "backend tokenizer" in str(error):
         return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     if named and not is_path(source):
         what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
         return what, "check the name and the network, or give the path of a local folder"

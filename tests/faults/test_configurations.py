@@ -1,0 +1,202 @@
+"""The attack on configurations: mutations of those that ship run, or are refused in lines that name a key."""
+
+import copy
+import random
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightgpt2.runs.configs import shipped_configs
+from tests.faults.support import cases
+from tests.support.mistakes import Bench, errors
+
+_SECONDS = 60  # for a case
+_PYTHON = re.compile(r"NoneType|unhashable|has no attribute|<class|not iterable|not subscriptable|unsupported operand|Traceback")
+_TINY: dict[str, Any] = {
+    "data": {"source": "corpus", "sequence_length": 32, "stride": 16, "batch_size": 4},
+    "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 3, "enable_progress_bar": False},
+    "task": {
+        "class_path": "lightgpt2.tasks.LanguageModeling", "init_args": {"samples": 1, "sample_tokens": 2, "prompt_tokens": 8},
+    },
+    "optimizer": {"lr": 1.0e-3, "weight_decay": 0.01, "warmup_steps": 1, "decay": "cosine"},
+}  # fmt: skip
+
+
+class Hang(BaseException):
+    """A case has taken too long."""
+
+
+@contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    def end(*_: Any) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """A shipped configuration that fits a small model and a small text."""
+    config: dict[str, Any] = yaml.safe_load((shipped_configs() / name).read_text())
+    model = config["model"]["init_args"]
+    model |= {key: "teacher" for key in ("model", "teacher", "student") if isinstance(model.get(key), str)}
+    if isinstance(model.get("model"), dict):
+        model["model"] |= {"n_layer": 2, "n_embd": 32, "n_positions": 64}
+        config["data"]["init_args"]["vocab_size"] = 300
+    if name == "trim.yaml":
+        model |= {"width": 16, "heads": 1}
+    if name == "movement.yaml":
+        model["pruning"] = {"attention": 0.5, "ffn": 0.5}
+    model |= {"optimizer": {**_TINY["optimizer"]}, "task": copy.deepcopy(_TINY["task"])}
+    config["data"]["init_args"] |= _TINY["data"]
+    trainer = config["trainer"]
+    trainer |= _TINY["trainer"]
+    trainer |= {"callbacks": [{"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": {"amount": 0.5}}]}
+    for key in ("max_epochs", "precision", "accumulate_grad_batches"):
+        trainer.pop(key, None)
+    trainer |= {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    if name in ("lora.yaml", "qlora.yaml", "movement.yaml"):
+        trainer["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": "kept"}}]
+    config.pop("needs", None)
+    return config
+
+
+# -- mutations -------------------------------------------------------------------------------------------------------
+
+
+def places(value: Any, parents: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a configuration."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield (*parents, key)
+        yield from places(inner, (*parents, key))
+
+
+def typo(rng: random.Random, word: str) -> str:
+    """A word with one letter gone, twice there, or exchanged with the next."""
+    at = rng.randrange(len(word))
+    return rng.choice([word[:at] + word[at + 1 :] or "x", word[:at] + word[at] + word[at:], f"{word[at:]}{word[:at]}_"])
+
+
+_WRONG: list[Any] = [
+    None, True, 0, -1, 1, 0.5, -0.5, 10**9, 10**12, 2**63, 10**30, 1e300, "", " ", "x", "a\0b", "x" * 300, "x/" * 3000, "1e999",
+    "~nobody/x", [], {}, [None], {"a": 1}, [[[]]], {"class_path": "x.Y"}, {1: 2},
+]  # fmt: skip
+_REFUSED: list[Any] = [float("nan"), float("inf"), "nan", [1, "x", None], {"x": {"y": []}}, 10**400, "\0"]
+_CLASSES = ["lightgpt2.methods.Distil", "nowhere.Class", "builtins.dict", "lightgpt2.methods", "os.system", "Nothing", "."]
+
+
+def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
+    """Changes a configuration in one place; what was done, and whether it must be refused."""
+    path = rng.choice([*places(config)])
+    *parents, key = path
+    section: Any = config
+    for parent in parents:
+        section = section[parent]
+    kind = rng.choice(["delete", "typo", "wrong", "wrong", "wrong", "refused", "nested", "listed", "class", "swapped"])
+    about, refused = f"{kind} {'.'.join(map(str, path))}", False
+    plain = not isinstance(section[key], dict | list)
+    if kind == "typo" and isinstance(key, str):
+        new = typo(rng, key)
+        refused = new not in section
+        section[new] = section.pop(key)
+        return f"{about} -> {new}", refused
+    if kind == "class" and key == "class_path":
+        section[key] = rng.choice(_CLASSES)
+        return f"{about} = {section[key]}", True
+    if kind == "nested":
+        section[key], refused = {key: section[key]}, plain
+    elif kind == "listed":
+        section[key], refused = [section[key]], plain and key != "teacher"
+    elif kind == "refused":
+        section[key], refused = rng.choice(_REFUSED), True
+        about += f" = {str(section[key])[:40]!r}"
+    elif kind == "swapped" and (others := [name for name in section if name != key] if isinstance(section, dict) else []):
+        other = rng.choice(others)
+        section[key], section[other] = section[other], section[key]
+        about += f" with {other}"
+    elif kind == "delete":
+        del section[key]
+    else:
+        section[key] = rng.choice(_WRONG)
+        about += f" = {str(section[key])[:40]!r}"
+    return about, refused
+
+
+def mutant(seed: int) -> tuple[dict[str, Any], str, bool]:
+    rng = random.Random(seed)
+    name = rng.choice(sorted(path.name for path in shipped_configs().glob("*.yaml")))
+    config = shipped(name)
+    about, refused = mutate(rng, config)
+    return config, f"{seed}: {name}: {about}", refused
+
+
+# -- the attack ------------------------------------------------------------------------------------------------------
+
+
+def attempt(bench: Bench, config: dict[str, Any], verb: str) -> tuple[int, list[str], str]:
+    """Runs a verb with a configuration: exit code, error messages, standard output."""
+    Path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    with limit(_SECONDS):
+        code, out, err = bench.run(verb)
+    messages = [] if code == 0 else errors(err)
+    assert code in (0, 2), f"exit code {code}"
+    assert code == 0 or messages, err
+    for message in messages:
+        assert re.match(r"[^\s:]+(\.[^\s:]+)*( [\w/.-]+)?: \S", message), f"names no key: {message}"
+        assert not _PYTHON.search(message), f"Python's words: {message}"
+        assert len(message) < 500, f"a dump: {message[:600]}"
+    return code, messages, out
+
+
+def failures(seeds: range, each: Callable[[dict[str, Any], bool], None]) -> list[str]:
+    """What went wrong in the cases of these seeds, a line each."""
+    found = []
+    for seed in seeds:
+        config, about, refused = mutant(seed)
+        try:
+            each(config, refused)
+        except (Exception, Hang) as error:
+            found.append(f"{about}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        for folder in ("checkpoints", "tb-logs", "kept"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def test_every_shipped_configuration_runs_before_it_is_mutated(bench: Bench) -> None:
+    for path in sorted(shipped_configs().glob("*.yaml")):
+        code, messages, _ = attempt(bench, shipped(path.name), "check")
+        assert code == 0, (path.name, messages)
+
+
+def test_a_mutation_runs_or_is_refused_in_lines_that_name_a_key(bench: Bench, request: pytest.FixtureRequest) -> None:
+    def check(config: dict[str, Any], refused: bool) -> None:
+        code, _, _ = attempt(bench, config, "check")
+        assert code == 2 or not refused, "accepted"
+
+    found = failures(cases(request.config, 30, 300), check)
+    assert not found, "\n".join(found)
+
+
+def test_fit_does_what_check_says(bench: Bench, request: pytest.FixtureRequest) -> None:
+    def both(config: dict[str, Any], refused: bool) -> None:
+        code, messages, out = attempt(bench, config, "check")
+        if code == 0 and int(re.findall(r"optimizer steps: ([\d,]+)", out)[0].replace(",", "")) > 20:
+            return  # right, and too long for a test
+        fit_code, fit_messages, _ = attempt(bench, config, "fit")
+        assert (fit_code, fit_messages) == (code, messages), f"check: {code} {messages}, fit: {fit_code} {fit_messages}"
+
+    seeds = cases(request.config, 4, 60)
+    found = failures(range(1000, 1000 + len(seeds)), both)
+    assert not found, "\n".join(found)
