@@ -119,15 +119,17 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
         for number, each in enumerate(value, start=1):
             if items or (isinstance(each, dict) and "class_path" in each):
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
-    elif isinstance(value, dict) and ("class_path" in value or (classes and "(" not in setting.default)):
+    elif isinstance(value, dict) and "class_path" in value and (sections or items or not setting.types):
         yield from _chosen(key, value, page)
-    elif others and not sections and not items:
+    elif isinstance(value, dict) and classes and "(" not in setting.default:
+        yield from _chosen(key, value, page)
+    elif len(sections) == 1 and not items and not {*others} - {NoneType} and (value is not None or not others):
+        yield from _group(key, value, sections[0], page)
+    elif others and not (classes and isinstance(value, dict | str)):  # where a text may be the path of a class
         try:
-            typed(key, value, union(others))
+            typed(key, value, union(others), also=" or a group of settings" if classes else "")
         except UserError as error:
             yield from error.problems
-    elif len(sections) == 1 and not items and (not others or (others == [NoneType] and value is not None)):
-        yield from _group(key, value, sections[0], page)
 
 
 def _item(key: str, number: int, value: Any, page: str) -> Iterator[Problem]:
@@ -214,15 +216,15 @@ def _is_path(text: str) -> bool:
     return too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
 
 
-def typed(key: str, value: Any, kind: Any, fix: str = "") -> Any:
-    """A value as jsonargparse takes it for a type.
+def typed(key: str, value: Any, kind: Any, fix: str = "", also: str = "") -> Any:
+    """A value as jsonargparse takes it for a type; `also` names what else it may be, in the message.
 
     Raises:
         UserError: It does not.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
-    wrong = f"must be {describe(kind)}"
+    wrong = f"must be {describe(kind)}{also}"
     try:
         found = parser.parse_object({"value": value}).value
         # To the parser null means "not given", and stays in the place of a value.

@@ -305,7 +305,8 @@ def _problem(message: str) -> Problem:
     if required := re.search(r"arguments are required: (\S+)", message):
         return Problem(f"{key}.{required[1]}".lstrip("."), "required, but not given")
     lines = [line.strip(" -") for line in message.splitlines()]
-    return Problem(key, next((line for line in lines if line and not line.startswith(_HEADINGS)), message))
+    reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), message)
+    return Problem(key, reason if len(reason) < 300 else f"{reason[:297]}...")
 
 
 def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,9 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
     if "backend tokenizer" in str(error):
         return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    if lines[0].startswith("Validation error for field") and len(lines) > 1:  # which comes in the next line
+        lines = [re.sub(r"<class '(\w+)'>", r"\1", lines[1].partition(": ")[2])]
+    reason = lines[0] if len(lines[0]) < 200 else f"{lines[0][:197]}..."
     if named and not is_path(source):
         what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
         return what, "check the name and the network, or give the path of a local folder"
