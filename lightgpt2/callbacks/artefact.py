@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
-from lightgpt2.models.files import atomic_file, restore_folder
+from lightgpt2.models.files import atomic_file, remove, restore_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
@@ -72,7 +71,7 @@ class Artefact(Callback):
                 *self.run.folder.glob(".scoring-*"),
                 *self.run.folder.glob(".*.tmp"),
             ):  # of a killed process
-                _remove(leftover)
+                remove(leftover)
             if not self.run.config.exists():
                 self._write_config()
         self.fresh = self.fresh and trainer.ckpt_path is None  # which FSDP2 sets after this
@@ -119,7 +118,7 @@ class Artefact(Callback):
         self._write_config()
         stale = [self.run.last, self.run.best, self.run.model, self.run.folder / "adapter", *self._stale_logs]
         for path in stale if self.fresh else []:
-            _remove(path)
+            remove(path)
         if isinstance(trainer.logger, TensorBoardLogger):
             text = f"```yaml\n{self.run.config.read_text(encoding='utf-8')}\n```"
             trainer.logger.experiment.add_text("config", text, trainer.global_step)
@@ -148,7 +147,7 @@ class Artefact(Callback):
         if not trainer.is_global_zero:
             return
         for stale in self.run.derived():  # of the artefact that is replaced
-            _remove(stale)
+            remove(stale)
         self._operations = method.save(self.run.model, method.data.tokenizer, weights)
         method.count_zeros(self.run.model)
         self._write_ledger(trainer, method)
@@ -280,14 +279,6 @@ def _source(method: Method, label: str) -> str | None:
     if start.trims_vocabulary or (label == "before" and made):
         return None
     return method.objective.teacher_source if label == "teacher" else start.sources[0]
-
-
-def _remove(path: Path) -> None:
-    """Removes a file, folder or link, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -115,13 +115,12 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
     items = [each for each in setting.types if item(each)]
     others = [each for each in setting.types if each not in sections and each not in items]
     classes = items or any(not each.data for each in sections)
+    chosen = isinstance(value, dict) and "class_path" in value and (sections or not setting.types)
     if isinstance(value, list) and (items or not setting.types):
         for number, each in enumerate(value, start=1):
             if items or (isinstance(each, dict) and "class_path" in each):
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
-    elif isinstance(value, dict) and "class_path" in value and (sections or items or not setting.types):
-        yield from _chosen(key, value, page)
-    elif isinstance(value, dict) and classes and "(" not in setting.default:
+    elif isinstance(value, dict) and (chosen or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)
     elif len(sections) == 1 and not items and not {*others} - {NoneType} and (value is not None or not others):
         yield from _group(key, value, sections[0], page)
@@ -213,7 +212,9 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
 
 def _is_path(text: str) -> bool:
     too_long = len(text.encode()) > 255  # for a hub id
-    return too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
+    return (
+        too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
+    )
 
 
 def typed(key: str, value: Any, kind: Any, fix: str = "", also: str = "") -> Any:

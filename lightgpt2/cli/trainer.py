@@ -288,7 +288,7 @@ def _quiet() -> None:
 # What the lines of the full parser's messages begin with that give no reason.
 _HEADINGS = (
     "Parser key", "Key", "Problem", "Does not validate", "Subtypes", "Errors", "Given value", "Not a valid subclass",
-    "Subclass types", "a class path", "a dict",
+    "Subclass types", "a class path", "a dict", "Expected a <class",
 )  # fmt: skip
 
 
@@ -305,7 +305,7 @@ def _problem(message: str) -> Problem:
     if required := re.search(r"arguments are required: (\S+)", message):
         return Problem(f"{key}.{required[1]}".lstrip("."), "required, but not given")
     lines = [line.strip(" -") for line in message.splitlines()]
-    reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), message)
+    reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), "names no class of this kind")
     return Problem(key, reason if len(reason) < 300 else f"{reason[:297]}...")
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:  # closed: else the first file to be opened would take its place
             os.dup2(os.open(os.devnull, os.O_RDONLY), descriptor)
-            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     # A character that the terminal's encoding lacks ends no run.
     codecs.register_error("json", _escaped)
     if isinstance(sys.stdout, TextIOWrapper):

@@ -153,7 +153,9 @@ class Parts(LightningModule):
         trained = steps and not self.freezes
         memory = count * (room.TRAINED if trained else room.WEIGHT if self.start.precision == "fp32" else 0)
         memory += sum(room.parameters(each, other) for other, each in others) * room.WEIGHT
-        disk = count * (room.TRAINED if trained else room.WEIGHT)  # the model and, with the optimizer's state, a checkpoint
+        disk = count * (
+            room.TRAINED if trained else room.WEIGHT
+        )  # the model and, with the optimizer's state, a checkpoint
         lacks = [room.lack(memory, free, "memory"), room.lack(disk, room.free_disk(folder), "disk")]
         return [Problem(key, f"it has {count:,} parameters: {what}", "give a smaller model") for what in lacks if what]
 

@@ -47,6 +47,14 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
+def remove(path: Path) -> None:
+    """Remove a file, folder or link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A path beside `target` to write to; removed again if anything goes wrong."""

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lightgpt2.errors import Interrupted, UserError, refuse
-from lightgpt2.models.files import atomic_file, write_json
+from lightgpt2.models.files import atomic_file, remove, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs import fingerprints
 from lightgpt2.runs.fingerprints import Parts, Plan, Record, plan
@@ -48,7 +48,7 @@ def run_stages(recipe: Recipe) -> None:
     _check_folders(recipe)
     with _lock(recipe.folder) as held:
         for leftover in recipe.folder.glob(".*.stale"):  # of a pipeline that was killed while it removed or wrote these
-            shutil.rmtree(leftover)
+            remove(leftover)
         for leftover in recipe.folder.glob(".*.tmp"):
             leftover.unlink()
         _check_configs(recipe, _plans(recipe))
@@ -158,7 +158,10 @@ def _run_stage(recipe: Recipe, number: int, held: int) -> float | None:
 
 def _discard(run: Run) -> None:
     """Remove a run; its folder is out of the way at once, so that nobody finds half of it."""
-    if run.folder.exists():
+    if run.folder.is_symlink():  # to another disk, where the next run lies again
+        for path in run.folder.glob("*"):
+            remove(path)
+    elif run.folder.exists():
         stale = run.folder.with_name(f".{run.folder.name}.stale")
         run.folder.replace(stale)
         shutil.rmtree(stale)

@@ -14,12 +14,15 @@ import pytest
 import yaml
 
 from lightgpt2.runs.configs import shipped_configs
+from lightgpt2.runs.yaml_text import YamlError, load_yaml
 from tests.faults.support import cases
 from tests.support.mistakes import Bench, errors
 from tests.support.models import write_model
 
 _SECONDS = 60  # for a case
-_PYTHON = re.compile(r"NoneType|unhashable|has no attribute|<class|not iterable|not subscriptable|unsupported operand|Traceback")
+_PYTHON = re.compile(
+    r"NoneType|unhashable|has no attribute|<class|not iterable|not subscriptable|unsupported operand|Traceback"
+)
 _TINY: dict[str, Any] = {
     "data": {"source": "corpus", "sequence_length": 32, "stride": 16, "batch_size": 4},
     "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 3, "enable_progress_bar": False},
@@ -76,9 +79,127 @@ def shipped(name: str) -> dict[str, Any]:
         trainer.pop(key, None)
     trainer |= {"val_check_interval": 2, "check_val_every_n_epoch": None}
     if name in ("lora.yaml", "qlora.yaml", "movement.yaml"):
-        trainer["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": "kept"}}]
+        trainer["callbacks"] = [
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": "kept"}}
+        ]
     config.pop("needs", None)
     return config
+
+
+# -- one by one ------------------------------------------------------------------------------------------------------
+
+
+def new(**sizes: Any) -> dict[str, Any]:
+    """A model that starts from random weights, with its tokenizer."""
+    model = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64, **sizes}
+    return {
+        "model": {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": model}},
+        "data.vocab_size": 300,
+    }
+
+
+def callback(path: str, **settings: Any) -> dict[str, Any]:
+    return {"trainer.callbacks": [{"class_path": path, "init_args": settings}]}
+
+
+_CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
+_NEEDS = {"model.teacher": "checkpoints/t/model", "needs": {"checkpoints/t/model": "teacher.yaml"}}
+NAMED: list[tuple[dict[str, Any], str]] = [
+    ({"trainer.callbacks": [{"init_args": {}}]}, "trainer.callbacks.1.class_path: required, but not given"),
+    ({"trainer.callbacks": [{}]}, "trainer.callbacks.1.class_path: required, but not given"),
+    ({"trainer.callbacks": [None]}, "trainer.callbacks.1: must be a group of settings, got null; give a class_path"),
+    ({"trainer.callbacks": 3}, "trainer.callbacks: must be null or a group of settings, got 3"),
+    (
+        {"trainer.callbacks": [{"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_ags": {"amount": 0.5}}]},
+        "trainer.callbacks.GlobalL1Pruning.init_ags: no such key; did you mean init_args?",
+    ),
+    ({"model": {"class_path": "lightgpt2.methods.FineTune", "init_ags": {}}}, "model.init_ags: no such key; did you"),
+    ({"model": {"class_path": ["a"]}}, "model.class_path: must be text, got ['a']"),
+    ({"model": {"class_path": "lightgpt2.methods.FineTune", "init_args": [1]}}, "model.init_args: must be a mapping or"),
+    ({"model": {"init_args": {}}}, "model.class_path: required, but not given"),
+    ({"model.optimizer.lr": float("inf")}, "model.optimizer.lr: must be a finite number, got inf"),
+    ({"model.optimizer.lr": "1e999"}, "model.optimizer.lr: must be a finite number, got '1e999'"),
+    ({"trainer.gradient_clip_val": float("nan")}, "trainer.gradient_clip_val: must be a finite number, got nan"),
+    ({"checkpoint": {"every_n_steps": None}}, "checkpoint.every_n_steps: must be a whole number >0, got null"),
+    ({"trainer.max_steps": 10**30}, "trainer.max_steps: must be below 2^63, got 1000000000000000000000000000000"),
+    ({"data.text_field": "a\0b"}, "data.text_field: must hold no NUL character, got 'a\\x00b'"),
+    ({"data.source": "a" * 300}, "data.source: aaaaaaaa"),
+    ({"model.teacher": "a" * 5000}, "model.teacher: aaaaaaaa"),
+    ({"model.optimizer.warmup_steps": 9}, "model.optimizer.warmup_steps: 9 is more than the 3 optimizer steps"),
+    ({"trainer.devices": 10**9}, "trainer.devices: must be at most 1024, got 1000000000"),
+    (new(n_layer=0), "model.model.n_layer: must be a whole number from 1 to 10,000, got 0"),
+    (new(n_layer=10**9), "model.model.n_layer: must be a whole number from 1 to 10,000, got 1000000000"),
+    (new(n_head=0), "model.model.n_head: must be a whole number of at least 1, got 0"),
+    (new(resid_pdrop=[0.0]), "model.model: model_type gpt2 could not be loaded (Field 'resid_pdrop' with value [0.0]"),
+    (new(vocab_size=10**9), "model.model: it has 32,000,027,520 parameters: 512.0 GB of memory are needed, and "),
+    ({**new(), "data.vocab_size": 10**10}, "data.vocab_size: 720.0 GB of memory to train the tokenizer are needed, and "),
+    (callback(_CHECKPOINT, save_top_k=3), "trainer.callbacks.ModelCheckpoint: ModelCheckpoint(save_top_k=3, "),
+    ({**callback("lightning.pytorch.callbacks.LearningRateMonitor"), "trainer.logger": False}, "trainer: Cannot use `Lear"),
+    ({**_NEEDS, "data.source": "empty.txt"}, "data.source: empty.txt holds no text"),
+    ({**_NEEDS, "data.source": "binary.txt"}, "data.source: binary.txt is binary, not text"),
+    ({**_NEEDS, "data.source": "table.csv"}, "data.text_field: table.csv has no field 'text'"),
+    ({**_NEEDS, "needs": {"checkpoints/t/model": "gone.yaml"}}, "needs.checkpoints/t/model: gone.yaml does not exist"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), NAMED, ids=[message[:60] for _, message in NAMED])
+def test_a_mistake_is_named_by_check_and_fit(
+    bench: Bench, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightgpt2.cli.trainer.make_missing", lambda *_: pytest.fail("trained the teacher first"))
+    Path("empty.txt").touch()
+    Path("binary.txt").write_bytes(b"a\0\1")
+    Path("table.csv").write_text("title,body\nx,y\n")
+    bench.configure(changes)
+    for verb in ("check", "fit"):
+        with limit(_SECONDS):
+            first, *more = bench.refuse(verb, touches="logger" in str(changes))
+        assert first.startswith(message), first
+        assert len(first) < 400
+        assert all(
+            each.startswith(("needs: not there yet", "model.model: it has", "trainer.callbacks")) for each in more
+        ), more
+
+
+def test_a_checkpoint_callback_is_checked_as_it_is_run(bench: Bench) -> None:
+    bench.configure(callback(_CHECKPOINT, monitor="val/loss", dirpath="kept"))
+    for verb in ("check", "fit", "validate"):
+        bench.succeed(verb)
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{here}: &{here} [{', '.join([f'*{before}'] * 10)}]\n" for before, here in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "line 3: max_steps is given twice"),
+        (BOMB, "line 5: its aliases stand for more than 100,000 values"),
+        ("trainer:\n  callbacks: &a [*a]\n", "line 2: a value holds itself"),
+        ("model: &a\n  init_args: *a\n", "line 2: a value holds itself"),
+        ("a: " + "[" * 5000 + "]" * 5000, "line 1: values are nested more than 40 levels deep"),
+        ("seed_everything: " + "9" * 5000, "cannot be read as int"),
+        ("a: !!timestamp x", "line 1: 'x' cannot be read as timestamp"),
+        (
+            "a: !!python/object/apply:os.system ['touch executed']",
+            "line 1: could not determine a constructor for the tag",
+        ),
+        ("? [1]\n: 2\n", "line 1: found unhashable key"),
+    ],
+    ids=["twice", "bomb", "list", "mapping", "deep", "number", "date", "code", "key"],
+)
+def test_yaml_that_no_configuration_needs_is_refused_with_its_line(text: str, words: str) -> None:
+    with limit(5), pytest.raises(YamlError) as caught:
+        load_yaml(text)
+    assert words in str(caught.value)
+
+
+def test_configurations_are_read_as_plain_yaml_says() -> None:
+    for path in shipped_configs().rglob("*.yaml"):
+        assert load_yaml(path.read_text()) == yaml.safe_load(path.read_text())
+    assert load_yaml("{<<: {a: 1}, a: 2, day: 2020-01-01}") == {"a": 2, "day": "2020-01-01"}
 
 
 # -- mutations -------------------------------------------------------------------------------------------------------
@@ -103,7 +224,15 @@ _WRONG: list[Any] = [
     "~nobody/x", [], {}, [None], {"a": 1}, [[[]]], {"class_path": "x.Y"}, {1: 2},
 ]  # fmt: skip
 _REFUSED: list[Any] = [float("nan"), float("inf"), "nan", [1, "x", None], {"x": {"y": []}}, 10**400, "\0"]
-_CLASSES = ["lightgpt2.methods.Distil", "nowhere.Class", "builtins.dict", "lightgpt2.methods", "os.system", "Nothing", "."]
+_CLASSES = [
+    "lightgpt2.methods.Distil",
+    "nowhere.Class",
+    "builtins.dict",
+    "lightgpt2.methods",
+    "os.system",
+    "Nothing",
+    ".",
+]
 
 
 def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
@@ -131,7 +260,9 @@ def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
     elif kind == "refused":
         section[key], refused = rng.choice(_REFUSED), True
         about += f" = {str(section[key])[:40]!r}"
-    elif kind == "swapped" and (others := [name for name in section if name != key] if isinstance(section, dict) else []):
+    elif kind == "swapped" and (
+        others := [name for name in section if name != key] if isinstance(section, dict) else []
+    ):
         other = rng.choice(others)
         section[key], section[other] = section[other], section[key]
         about += f" with {other}"
