@@ -18,6 +18,7 @@ from lightgpt2.cli.schema import Section, Setting, UnknownError, item, names_in,
 from lightgpt2.data.readers import kind
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.files import exists
+from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.settings import merge, section
 from lightgpt2.runs.yaml_text import YamlError, load_yaml
@@ -193,6 +194,8 @@ def _limit(value: Any) -> str:
         return "must be a finite number"
     if isinstance(value, int) and abs(value) >= 2**63:
         return "must be below 2^63"
+    if isinstance(value, str) and not is_unicode(value):
+        return "must be valid Unicode"
     return "must hold no NUL character" if isinstance(value, str) and "\0" in value else ""
 
 
@@ -211,7 +214,7 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
 
 
 def _is_path(text: str) -> bool:
-    too_long = len(text.encode()) > 255  # for a hub id
+    too_long = len(text) > 255  # for a hub id
     return (
         too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
     )

@@ -155,7 +155,7 @@ class Parts(LightningModule):
         memory += sum(room.parameters(each, other) for other, each in others) * room.WEIGHT
         disk = count * (
             room.TRAINED if trained else room.WEIGHT
-        )  # the model and, with the optimizer's state, a checkpoint
+        )  # a model; with the optimizer's state, its checkpoint too
         lacks = [room.lack(memory, free, "memory"), room.lack(disk, room.free_disk(folder), "disk")]
         return [Problem(key, f"it has {count:,} parameters: {what}", "give a smaller model") for what in lacks if what]
 
