@@ -12,8 +12,10 @@ import yaml
 from jsonargparse import Namespace
 
 from lightgpt2.cli.checking import check
-from lightgpt2.cli.trainer import LightGPT2CLI, launch
+from lightgpt2.cli.trainer import LightGPT2CLI, launch, text_problems
 from lightgpt2.errors import UserError
+from lightgpt2.models.files import exists
+from lightgpt2.runs.recipes import corpus
 from lightgpt2.runs.settings import Settings
 
 
@@ -24,7 +26,10 @@ class _Checked(LightGPT2CLI):
         pass
 
     def _check_models(self, problems: list[str]) -> None:
-        raise UserError(problems)
+        text = corpus(self.resolved)
+        # A text of the hub is not fetched to be looked at.
+        unreadable = text_problems(self.resolved) if text and exists(text.source) and not problems else []
+        raise UserError([*problems, *unreadable])
 
 
 def check_stages(configs: dict[str, Settings]) -> list[str]:

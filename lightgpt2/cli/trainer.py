@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.data.corpora import Corpus
 from lightgpt2.errors import Problem, UserError, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
@@ -181,7 +183,7 @@ class LightGPT2CLI(LightningCLI):
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
-            problems += [*_unmakeable(absent), *_unreadable(self.resolved)]
+            problems += [*_unmakeable(absent), *text_problems(self.resolved)]
             if self.subcommand != "fit":
                 makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
                 problems.append(f"needs: not there yet: {makers}")
@@ -230,11 +232,16 @@ def _unmakeable(absent: dict[str, str]) -> Iterator[Problem]:
             yield from error.problems
 
 
-def _unreadable(settings: dict[str, Any]) -> list[Problem]:
-    """What is wrong with a text that cannot be tokenized yet: all of it is read once."""
+def text_problems(settings: dict[str, Any]) -> list[Problem]:
+    """What is wrong with the text of a configuration, where no tokenizer can say it yet: all of it is read."""
     text = corpus(settings)
+    return [] if text is None else _unreadable(text)
+
+
+@cache  # the stages of a recipe share a text
+def _unreadable(text: Corpus) -> list[Problem]:
     try:
-        if text is None or sum(1 for _, each in text.documents() if each.strip()):
+        if sum(bool(document.strip()) for _, document in text.documents()):  # not any(), which would stop at the first
             return []
     except UserError as error:
         return error.problems

@@ -28,7 +28,7 @@ def parameters(config: PretrainedConfig, key: str = "model") -> int:
     for layers in range(1, min(2, config.num_hidden_layers) + 1):
         shallow = copy.deepcopy(config)
         keep_layers(shallow, [*range(layers)])
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             counts.append(sum(parameter.numel() for parameter in new_model(shallow, key).parameters()))
     return counts[0] + (config.num_hidden_layers - 1) * (counts[-1] - counts[0])
 
