@@ -31,7 +31,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="json")
     product = sys.argv[1:2] == ["generate"]  # what it prints is what it is called for
-    sys.stdout, sys.stderr = _Stream(sys.stdout, product), _Stream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Stream(sys.stdout, product), _Stream(sys.stderr)
     run(sys.argv[1:])
 
 

@@ -42,7 +42,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Composes a node, and looks at it before any value is made."""
-        mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark, alias = event.start_mark, isinstance(event, yaml.AliasEvent)
         if self._depth == _DEEPEST:
             raise _error(f"values are nested more than {_DEEPEST} levels deep", mark)
         self._depth += 1
