@@ -1,10 +1,16 @@
 """The one way a person's mistake is reported."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self, TextIO
+
+from lightgpt2.signals import INTERRUPTED
+
+# What a file system answers where it does not let something be read or written.
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Problem(str):
@@ -74,9 +80,10 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line, in the first of the processes that Lightning launches."""
+    """Print a line, in the first of the processes that Lightning launches; control characters as Python writes them."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=stream, flush=True)
+        shown = (char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        print("".join(shown), file=stream, flush=True)
 
 
 @contextmanager
@@ -88,9 +95,14 @@ def exit_with_message() -> Iterator[None]:
         for problem in error.problems:
             tell(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        tell(f"lightgpt2: error: {error.filename}: {error.strerror}; allow it, or give another place", sys.stderr)
+        sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning makes an exit of a Ctrl-C that falls outside the training steps.
         if not isinstance(stop.__context__ if isinstance(stop, SystemExit) else stop, KeyboardInterrupt):
             raise
-        tell("lightgpt2: interrupted between steps; what was saved is untouched", sys.stderr)
+        tell(f"lightgpt2: {INTERRUPTED}", sys.stderr)
         sys.exit(130)

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
-from lightgpt2.models.files import atomic_file, remove, restore_folder
+from lightgpt2.models.files import atomic_file, clear_leftovers, remove, scratch_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
@@ -66,12 +65,7 @@ class Artefact(Callback):
         """Writes the configuration, and scores what the result will be compared with unless a checkpoint brought that."""
         if trainer.is_global_zero:
             self._lock()
-            restore_folder(self.run.model)
-            for leftover in (
-                *self.run.folder.glob(".scoring-*"),
-                *self.run.folder.glob(".*.tmp"),
-            ):  # of a killed process
-                remove(leftover)
+            clear_leftovers(self.run.folder)
             if not self.run.config.exists():
                 self._write_config()
         self.fresh = self.fresh and trainer.ckpt_path is None  # which FSDP2 sets after this
@@ -153,7 +147,7 @@ class Artefact(Callback):
         self._write_ledger(trainer, method)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
-        unsaved = not self._operations and (self.fresh or not self.run.model.exists())
+        unsaved = not self._operations and (self.fresh or not self._is_whole())
         if trainer.strategy.broadcast(unsaved):  # no step was to be taken, or none was left
             self._begin(trainer)
             self._save(trainer, pl_module)
@@ -183,6 +177,13 @@ class Artefact(Callback):
             trainer.logger.log_hyperparams(settings, final)
             trainer.logger.save()
 
+    def _is_whole(self) -> bool:
+        """True if there is an artefact, undamaged."""
+        try:
+            return self.run.model.exists() and not Ledger.read(self.run.model).altered(self.run.model)
+        except UserError:
+            return False
+
     def _score_start(
         self, trainer: Trainer, method: Method, label: str, reference: PreTrainedModel | None = None
     ) -> None:
@@ -190,8 +191,8 @@ class Artefact(Callback):
         weights = whole_weights(method.model if reference is None else reference)  # on all processes
         if not trainer.is_global_zero:
             return
-        with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
-            folder, tokenizer = Path(temporary) / "model", method.data.tokenizer
+        with scratch_folder(self.run.folder, "scoring") as scratch:
+            folder, tokenizer = scratch / "model", method.data.tokenizer
             if reference is None:
                 method.save(folder, tokenizer, weights)
             else:

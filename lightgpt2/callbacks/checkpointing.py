@@ -13,13 +13,12 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightgpt2 import signals
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.method import Method, NonFiniteLossError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.runs.run import FORMAT, Identity, Run
-
-_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,14 +74,13 @@ class Checkpointing(Checkpoint):
             if trainer.is_global_zero:
                 print("\nStopping after this step; again to stop at once.", flush=True)
 
-        asking = [s for s in _ASKING if signal.getsignal(s) is not signal.SIG_IGN]  # as SIGHUP is under nohup
-        self._handlers = {s: signal.signal(s, ask) for s in asking}
+        self._handlers = signals.on_request(ask)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Method, batch: Any, batch_idx: int) -> None:
         """Between two optimizer steps: saves when it is time to, and stops when asked."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        stop = trainer.strategy.reduce_boolean_decision(self._stop, all=False) if trainer.world_size > 1 else self._stop
+        stop = self._asked(trainer)
         step = trainer.global_step
         if step != self._saved_step and (stop or step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.run.last)
@@ -100,9 +98,18 @@ class Checkpointing(Checkpoint):
             trainer.save_checkpoint(self.run.best)
 
     def on_train_end(self, trainer: Trainer, pl_module: Method) -> None:
-        self._restore_handlers()
+        """Saves after the artefact, and stops here where it was asked to in the last step or after it."""
         if trainer.global_step != self._saved_step:
             trainer.save_checkpoint(self.run.last)
+        self._restore_handlers()
+        if self._asked(trainer):
+            raise Interrupted(
+                "stopped with the trained model saved; score it with the same command and --ckpt_path last"
+            )
+
+    def _asked(self, trainer: Trainer) -> bool:
+        """True if one of the processes was asked to stop."""
+        return trainer.strategy.reduce_boolean_decision(self._stop, all=False) if trainer.world_size > 1 else self._stop
 
     def on_exception(self, trainer: Trainer, pl_module: Method, exception: BaseException) -> None:
         """Keeps the weights from before a non-finite loss."""
@@ -139,8 +146,7 @@ class Checkpointing(Checkpoint):
             raise UserError(f"--ckpt_path: {what}; resume with the same")
 
     def _restore_handlers(self) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+        signals.restore(self._handlers)
         self._handlers = {}
 
 

@@ -1,8 +1,6 @@
 """Quality against sparsity: the trained weights pruned to many levels, with random pruning as the control."""
 
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from lightgpt2.callbacks.base import RunCallback
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.methods.method import Method
+from lightgpt2.models.files import scratch_folder
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.pruning import prunable
 from lightgpt2.models.quality import Metric, value_of
@@ -104,8 +103,8 @@ class SparsitySweep(RunCallback):
         return arms
 
     def _score(self, trainer: Trainer, method: Method) -> dict[str, Metric]:
-        with tempfile.TemporaryDirectory(dir=self.run.folder, prefix=".scoring-") as temporary:
-            folder = Path(temporary) / "model"
+        with scratch_folder(self.run.folder, "scoring") as scratch:
+            folder = scratch / "model"
             method.save(folder, method.data.tokenizer, whole_weights(method.model))
             model = load_model(str(folder), "model", method.trust_remote_code)
         model.to(device=trainer.strategy.root_device)

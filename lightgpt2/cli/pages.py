@@ -51,6 +51,10 @@ def _verb(verb: str) -> str:
     for path, keys in _USUAL.items():
         texts = {key: _settings(path)[key.rpartition(".")[2]].help for key in keys.split()}
         usual |= {f"--{key}": f"{text.partition('. ')[0].rstrip('.')}." for key, text in texts.items()}
+    if verb == "check":
+        usual["--safe"] = (
+            "Refuse class paths of other packages than lightgpt2, lightning and torch: run no code of others."
+        )
     call = f"lightgpt2 {verb}"
     helps = "\n".join(f"  {call} --{key}.help {_classes(key)[0]}" for key in _FOLDERS)
     tables = {"configs": _table(comments), "usual": _table(usual)}

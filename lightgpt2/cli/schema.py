@@ -15,6 +15,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 _IMPORTED = ("typing", "jsonargparse.typing", "collections.abc", "pathlib", "datetime")  # take no time
 
 
+TRUSTED = ("lightgpt2", "lightning", "torch")  # packages whose code a configuration may name in `check --safe`
+
+
 class UnknownError(Exception):
     """The source does not say."""
 
@@ -167,6 +170,10 @@ def item(kind: Any) -> Section | None:
 
 
 def _evaluated(node: ast.expr, names: "_Names") -> Any:
+    """The value of an expression in a source; other people's code is read and never run."""
+    runs = any(isinstance(each, ast.Call) for each in ast.walk(node))
+    if runs and names.module.partition(".")[0] not in TRUSTED:
+        raise UnknownError
     return eval(compile(ast.Expression(node), names.module, "eval"), {}, names)
 
 

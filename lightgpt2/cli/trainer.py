@@ -27,6 +27,7 @@ from lightgpt2.callbacks.progress import Check, Checked, Closing, Header, Progre
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
+from lightgpt2.cli.schema import TRUSTED
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.errors import Problem, UserError, refuse, tell
@@ -36,6 +37,7 @@ from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import make_missing, missing
 from lightgpt2.runs.recipes import corpus
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
+from lightgpt2.runs.settings import flat
 
 _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module deals out windows itself
@@ -59,6 +61,7 @@ class LightGPT2CLI(LightningCLI):
     """Lightning's CLI with a run's folder, its standard callbacks, and messages for people."""
 
     verbs: ClassVar[Iterable[str]] = TRAINER_VERBS  # those that are parsed
+    safe: ClassVar[bool] = False  # whether nothing may run that a configuration brings
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -88,6 +91,8 @@ class LightGPT2CLI(LightningCLI):
         _without_enums(settings.trainer)  # which no configuration can hold
         self._dump_config()
         self.resolved = {k: v for k, v in self.config_dump.items() if k not in ("config", "ckpt_path")}
+        if self.safe:
+            refuse(_unsafe(self.resolved))
         self.identity = identity(self.resolved)
         self._first_step = 0
         self._misplaced: list[str] = []
@@ -137,6 +142,8 @@ class LightGPT2CLI(LightningCLI):
     def _find_start(self, settings: Namespace) -> None:
         """Makes sure of the run's folder, and finds what it starts from."""
         if self.subcommand not in ("fit", "check"):
+            if self.subcommand == "predict":
+                check_folder(self.place, self.identity, resuming=True)
             self._choose_model(settings)
             return
         ckpt_path = settings.get("ckpt_path")
@@ -299,6 +306,9 @@ _HEADINGS = (
 )  # fmt: skip
 
 
+_UNSAFE = "read that code, and check without --safe"
+
+
 def _problem(message: str) -> Problem:
     """What the full parser says of the one mistake at which it has stopped.
 
@@ -311,16 +321,33 @@ def _problem(message: str) -> Problem:
         return Problem(key, "no such key", "see lightgpt2 fit --help")
     if required := re.search(r"arguments are required: (\S+)", message):
         return Problem(f"{key}.{required[1]}".lstrip("."), "required, but not given")
+    if denied := re.search(r"Importing '([^']+)' is not allowed", message):
+        return Problem(key, f"{denied[1]} is code of another package than {', '.join(TRUSTED)}", _UNSAFE)
     lines = [line.strip(" -") for line in message.splitlines()]
     reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), "names no class of this kind")
     return Problem(key, reason if len(reason) < 300 else f"{reason[:297]}...")
 
 
-def launch(cli: type[LightGPT2CLI], args: list[str]) -> LightGPT2CLI:
-    """Runs a verb of the trainer; raises `UserError` where there are mistakes in its command line."""
+def _unsafe(config: dict[str, Any]) -> list[Problem]:
+    """What a configuration has run beside the classes that it names."""
+    found = flat(config, lists=True)
+    source, trusted = str(found.get("data.source")), [key for key in found if key.endswith("trust_remote_code")]
+    problems = [Problem(key, "lets code in the model's folder run", _UNSAFE) for key in trusted if found[key]]
+    return problems + [Problem("data.source", f"{source} is a function", _UNSAFE)] * source.startswith("python:")
+
+
+def launch(cli: type[LightGPT2CLI], args: list[str], safe: bool = False) -> LightGPT2CLI:
+    """Runs a verb of the trainer; raises `UserError` where there are mistakes in its command line.
+
+    With `safe`, only classes of this package, Lightning and torch are imported, from here to the end of the process.
+    """
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
     add_instantiator(_made, pl.Callback)
+    cli.safe = safe
+    if safe:
+        only: dict[str, Any] = {"import_path_denylist": ["*"], "import_path_allowlist": [*TRUSTED]}
+        set_parsing_settings(instantiate_subclass_spec_in_any=False, **only)
     raising: dict[str, Any] = {"exit_on_error": False}
     # Half of the parser's time would go into the verbs that are not asked for.
     cli.verbs = args[:1] if args[0] in TRAINER_VERBS else TRAINER_VERBS

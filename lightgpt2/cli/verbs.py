@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 import lightgpt2
+from lightgpt2 import signals
 from lightgpt2.cli import pages
 from lightgpt2.cli.checking import check
 from lightgpt2.cli.commands import VERBS
@@ -21,7 +22,8 @@ _ABOUT = ("-h", "--help", "--version")
 
 
 def main() -> None:
-    """Entry point of the `lightgpt2` command."""
+    """The command line of this process: what it prints can be printed anywhere, and what asks it to stop is heard."""
+    signals.on_request(signals.interrupt)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:  # closed: else the first file to be opened would take its place
             os.dup2(os.open(os.devnull, os.O_RDONLY), descriptor)
@@ -106,11 +108,14 @@ def _call(args: list[str]) -> None:
 
 def _train(args: list[str]) -> None:
     """Checks what can be checked at once, and hands the rest to Lightning."""
+    safe = args[0] == "check" and "--safe" in args
+    if safe:
+        args = [arg for arg in args if arg != "--safe"]
     if args[0] in TRAINER_VERBS:
         args = check(args)
     from lightgpt2.cli.trainer import LightGPT2CLI, launch
 
-    launch(LightGPT2CLI, args)
+    launch(LightGPT2CLI, args, safe)
 
 
 def _overview() -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lightgpt2.conversions.base import Conversion
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.files import atomic_folder, folder_megabytes, restore_folder
+from lightgpt2.models.files import atomic_folder, clear_leftovers, folder_megabytes
 from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
@@ -59,7 +59,7 @@ class Converter:
         Raises:
             UserError: The model does not fit, or the copy is not good enough; nothing is left of it.
         """
-        restore_folder(output)
+        clear_leftovers(output.parent, output.name)
         ledger = Ledger.read(source)
         known = ledger.last["quality"]["after"] if self.scored else None
         old = read_scores(Path(source), "after", known) if known else {}
@@ -82,11 +82,11 @@ class Converter:
             else:  # a model that LightGPT2 did not make
                 about = (data, 0, 0, 0.0, made.quality, made.sizes)
                 ledger = ledger.extended(Entry("export", self.method, {}, Parent.of(source), [operation], *about))
-            ledger.write(folder)
             write_scores(folder, made.scores)
             values = {key: value for key, value in operation.items() if key not in ("op", "kind")}
             made.about = {**values, **made.about, "validation": data["source"]}
             conversion.finish(folder, made.about)
+            ledger.write(folder)
         return made
 
     def sizes(self, model: PreTrainedModel, folder: Path) -> dict[str, Any]:

@@ -36,12 +36,30 @@ def choose_device(wanted: str) -> str:
     return "cuda:0" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+class Stopped(KeyboardInterrupt):
+    """A measurement was interrupted.
+
+    Args:
+        result: The figures of the arms that were measured, as `measure` returns them; empty if there are none.
+    """
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__()
+        self.result = result
+
+
 def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, bar: bool = True) -> dict[str, Any]:
     """Measure all arms on `cpu` or `cuda:N`; one that fails is reported, and the others go on.
 
     Returns figures of the machine, the settings and every arm, for JSON. Ratios are to the first arm. Traces of the profiler
     are files in a folder.
+
+    Raises:
+        Stopped: It was interrupted. It has the figures of the rounds that all measured arms have done.
     """
+    loaded, profiles = dict[str, Any](), dict[str, Any]()
+    rounds: dict[str, list[Round]] = {arm.name: [] for arm in arms}
+    stop: KeyboardInterrupt | None = None
     progress = tqdm(total=len(arms) * settings.rounds, leave=False, disable=None if bar else True)
     with progress, Children("lightgpt2.measure.worker") as children:
 
@@ -50,27 +68,38 @@ def measure(arms: Sequence[Arm], settings: Settings, device: str, traces: Path, 
             return children.ask(name, do, **request)
 
         common = {"settings": settings, "device": device}
-        loaded = {arm.name: ask("Loading", arm.name, "load", arm=arm, **common) for arm in arms}
-        rounds: dict[str, list[Round]] = {arm.name: [] for arm in arms}
-        for arm in turns(arms, settings.rounds):
-            rounds[arm.name].append(ask("Measuring", arm.name, "round"))
-            progress.update()
-        profiles = {}
-        for arm in arms:
-            trace = traces / f"{'-'.join(arm.name.replace('/', ' ').split())}.json"
-            profiles[arm.name] = ask("Profiling", arm.name, "profile", trace=trace)
-    shown = ratios({name: speeds_of(found) for name, found in rounds.items() if name not in children.errors})
+        try:
+            for arm in arms:
+                loaded[arm.name] = ask("Loading", arm.name, "load", arm=arm, **common)
+            for arm in turns(arms, settings.rounds):
+                rounds[arm.name].append(ask("Measuring", arm.name, "round"))
+                progress.update()
+            for arm in arms:
+                trace = traces / f"{'-'.join(arm.name.replace('/', ' ').split())}.json"
+                profiles[arm.name] = ask("Profiling", arm.name, "profile", trace=trace)
+        except KeyboardInterrupt as interrupted:
+            stop = interrupted
+            needed = rounds if device == "cpu" else profiles  # without which nothing says that CUDA's kernels ran
+            missing = (arm.name for arm in arms if not needed.get(arm.name) and arm.name not in children.errors)
+            children.errors |= dict.fromkeys(missing, "it was stopped before that")
+    done = {name: found for name, found in rounds.items() if name not in children.errors}
+    count = min(map(len, done.values()), default=0)
+    done = {name: found[:count] for name, found in done.items()}
+    shown = ratios({name: speeds_of(found) for name, found in done.items()})
     results: list[dict[str, Any]] = []
     for arm in arms:
         about = {key: value for key, value in asdict(arm).items() if key != "trust_remote_code"}
         if arm.name in children.errors:
             results.append(about | {"error": children.errors[arm.name]})
         else:
-            figures = loaded[arm.name]["sizes"] | summary(rounds[arm.name]) | {"ratio": shown[arm.name]}
-            results.append(about | figures | profiles[arm.name])
+            figures = loaded[arm.name]["sizes"] | summary(done[arm.name]) | {"ratio": shown[arm.name]}
+            results.append(about | figures | profiles.get(arm.name, {}))
     results = json.loads(json.dumps(results), parse_float=lambda text: round(float(text), 4))  # more is noise
     found = next((each["machine"] for each in loaded.values() if each), {"device": device.partition(":")[0]})
-    return {"machine": found, "settings": asdict(settings), "arms": results}
+    result = {"machine": found, "settings": asdict(settings) | {"rounds": count or settings.rounds}, "arms": results}
+    if stop:
+        raise Stopped(result if done else {}) from stop
+    return result
 
 
 def machine(device: str) -> dict[str, Any]:

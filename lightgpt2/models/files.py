@@ -1,18 +1,23 @@
 """Files and folders that exist whole or not at all, whatever interrupts the writing."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lightgpt2.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.\w+\.(tmp|old)", re.DOTALL)
 
 
 class _FullError(UserError):
@@ -56,14 +61,11 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to; removed again if anything goes wrong."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def written(target: Path) -> Iterator[None]:
+    """Say in one line that a file or folder cannot be written, where the disk is found full inside."""
     try:
-        yield temporary
+        yield
     except BaseException as error:
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         if isinstance(error, UserError) and not isinstance(error, _FullError):
             raise  # it says itself what is wrong, even if that is another disk that is full
         if _is_full(error):
@@ -74,10 +76,68 @@ def _temporary(target: Path) -> Iterator[Path]:
         raise
 
 
+def _lock(path: Path, wait: bool = False) -> int | None:
+    """A descriptor that holds the lock of a file or folder, for as long as this process lives; None if it is not to be had."""
+    held = None
+    with suppress(OSError):  # another process holds it, or the file system has no locks, or it is a link
+        held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return held
+    _unlock(held)
+    return None
+
+
+def _unlock(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
+
+
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes have left in a folder that is written by this module alone; `name`: of one target.
+
+    What a living process writes is locked, and stays. A folder that was being replaced is there again.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        left = _LEFTOVER.fullmatch(path.name)
+        if not left or name not in (None, left["name"]) or (held := _lock(path)) is None:
+            continue
+        target = folder / left["name"]
+        with suppress(OSError):  # another user's
+            if path.suffix == ".old" and not target.exists():  # killed between the two renames
+                path.replace(target)
+            else:
+                remove(path)
+        _unlock(held)
+
+
+@contextmanager
+def _temporary(target: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """A path beside `target` to write to, locked; removed again if anything goes wrong."""
+    with written(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target.parent, target.name)
+        temporary, held = _beside(target, "tmp"), None
+        try:
+            while not temporary.exists():  # again if another process took it for a leftover before it was locked
+                create(temporary)
+                _unlock(held)
+                held = _lock(temporary, wait=True)
+            yield temporary
+        except BaseException:
+            remove(temporary)
+            raise
+        finally:
+            _unlock(held)
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{suffix}")
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary path to write to, which becomes `target` in one step; the old one stays if anything goes wrong."""
-    with _temporary(target) as temporary:
+    with _temporary(target, Path.touch) as temporary:
         yield temporary
         _sync(temporary)
         temporary.replace(target)
@@ -87,29 +147,28 @@ def atomic_file(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `target`; the old one stays if anything goes wrong."""
-    with _temporary(target) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
-        temporary.mkdir()
+    with _temporary(target, Path.mkdir) as temporary:
         yield temporary
         for path in temporary.glob("*.safetensors"):  # which only their owner may read
             path.chmod(temporary.stat().st_mode & 0o666)
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        old = _beside(target, "old")
+        held = _lock(target)
         if target.exists():  # a non-empty folder cannot be replaced in one step; the gap is two renames long
             target.replace(old)
         temporary.replace(target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+        _unlock(held)
 
 
-def restore_folder(target: Path) -> None:
-    """Clean up after a process that was killed while `atomic_folder` replaced `target`."""
-    for old in target.parent.glob(f".{target.name}.*.old"):
-        if target.exists():
-            shutil.rmtree(old)
-        else:  # killed between the two renames
-            old.replace(target)
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary folder inside another, which is gone afterwards."""
+    with _temporary(parent / name, Path.mkdir) as temporary:
+        yield temporary
+        remove(temporary)
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -122,6 +181,17 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """As `sha256_file`, but a large file is read once as long as its time, size and inode stay what they are."""
+    stat = path.stat()
+    return _digest_of(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache
+def _digest_of(path: Path, *stamp: int) -> str:
+    return sha256_file(path)
 
 
 def folder_megabytes(folder: Path) -> float:

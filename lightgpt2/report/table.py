@@ -144,7 +144,7 @@ def _figures(arm: Arm) -> Cells:
         **{f"{shape} ms": f"{times['p50_ms']:.2f}" for shape, times in arm["forward"].items()},
         "first token ms": f"{first:.2f}",
         **{f"{count}: tokens/s": f"{each['tokens_per_s']:.1f}" for count, each in generated},
-        "attention": arm["attention_kernel"].replace("aten::_scaled_dot_product_", ""),
+        "attention": arm.get("attention_kernel", "not profiled").replace("aten::_scaled_dot_product_", ""),
     }
 
 

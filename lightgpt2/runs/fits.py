@@ -12,12 +12,15 @@ from typing import Any
 
 import yaml
 
+from lightgpt2 import signals
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat
 
 _CHECKER = "lightgpt2.cli.check_stages"  # reads configurations from its standard input, writes their mistakes, in YAML
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_STOP = (*signals.ASKING, signal.SIGQUIT)
+# Its working folder is no place to import from: of a `yaml.py` that lies there nothing runs.
+_ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
 
 
 def missing(needs: dict[str, str], model: dict[str, Any]) -> dict[str, str]:
@@ -54,8 +57,8 @@ def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
     process: subprocess.Popen[bytes] | None = None
     asked, unsent = list[int](), deque[int]()
 
-    def pass_on(*signals: int) -> None:
-        unsent.extend(signals)
+    def pass_on(*signums: int) -> None:
+        unsent.extend(signums)
         with suppress(IndexError):  # none is left, be it that a signal came in between and its call has sent them
             while process:
                 process.send_signal(unsent.popleft())
@@ -69,18 +72,17 @@ def fit(options: list[str], held: int | None = None) -> tuple[int, bool]:
         os.kill(os.getpid(), signal.SIGSTOP)
         pass_on(signal.SIGCONT)
 
-    handlers = {**dict.fromkeys(_STOP, stop), signal.SIGTSTP: pause}
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
-        del handlers[signal.SIGHUP]
+    handlers = {signal.SIGQUIT: stop, signal.SIGTSTP: pause}
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    before |= signals.on_request(stop)
     try:
         command = [sys.executable, "-m", "lightgpt2", "fit", *options]
-        process = subprocess.Popen(command, pass_fds=() if held is None else (held,), start_new_session=True)
+        kept = () if held is None else (held,)
+        process = subprocess.Popen(command, pass_fds=kept, env=os.environ | _ENVIRONMENT, start_new_session=True)
         pass_on()
         code = process.wait()
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signals.restore(before)
     return code, bool(asked) or code == 130 or -code in _STOP
 
 
@@ -92,6 +94,7 @@ def check_stages(configs: dict[str, Settings]) -> list[str]:
     # new session: a Ctrl-C is this process's business.
     done = subprocess.run(
         [sys.executable, "-m", _CHECKER],
-        input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,
+        input=yaml.safe_dump(configs), stdout=subprocess.PIPE, text=True, check=True, env=os.environ | _ENVIRONMENT,
+        start_new_session=True,
     )  # fmt: skip
     return list(yaml.safe_load(done.stdout))

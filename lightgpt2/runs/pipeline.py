@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lightgpt2.errors import Interrupted, UserError, refuse
-from lightgpt2.models.files import atomic_file, remove, write_json
+from lightgpt2.models.files import atomic_file, clear_leftovers, remove, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs import fingerprints
 from lightgpt2.runs.fingerprints import Parts, Plan, Record, plan
@@ -47,10 +47,9 @@ def run_stages(recipe: Recipe) -> None:
     """Run the stages of a recipe that has been read, as `run_recipe` does."""
     _check_folders(recipe)
     with _lock(recipe.folder) as held:
-        for leftover in recipe.folder.glob(".*.stale"):  # of a pipeline that was killed while it removed or wrote these
+        for leftover in recipe.folder.glob(".*.stale"):  # of a pipeline that was killed while it removed these
             remove(leftover)
-        for leftover in recipe.folder.glob(".*.tmp"):
-            leftover.unlink()
+        clear_leftovers(recipe.folder)
         _check_configs(recipe, _plans(recipe))
         done = [_run_stage(recipe, number, held) for number in range(len(recipe.stages))]
     for stage, seconds in zip(recipe.stages, done, strict=True):

@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.corpora import Corpus, corpora
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.runs.configs import load_config, load_recipe
 from lightgpt2.runs.run import Run, is_folder_name
@@ -52,9 +52,12 @@ class Recipe:
 def read_recipe(name: str, run: str | None = None) -> Recipe:
     """Read a recipe and the configurations of its stages; find every mistake that shows without a heavy import."""
     path, values = load_recipe(name)
-    reader = _Reader(path, run or path.stem, values.pop("stages", None))
-    if not is_folder_name(reader.run):
-        reader.wrong("recipe", f"{reader.run} names no folder for its stages", "give --run NAME, without leading dots")
+    run = run or path.stem
+    reader = _Reader(path, run if is_folder_name(run) else "recipe", values.pop("stages", None))
+    if reader.run != run:
+        reader.wrong(
+            "recipe", f"{run} names no folder for its stages", "give --run NAME, printable and without leading dots"
+        )
     for key in values:
         reader.wrong(str(key), "no such key", "a recipe holds stages and nothing else")
     stages = [reader.stage(number, entry) for number, entry in enumerate(reader.entries)]
@@ -94,8 +97,8 @@ class _Reader:
             stage.settings = self._config(f"{where}.config", entry.get("config"))
             self.problems += [p.under(f"{where}.overrides") for p in override(stage.settings, overrides)]
             self._connect(where, stage, number, entry, overrides)
-            if text := corpus(stage.settings):
-                self.problems += [problem.under(where) for problem in text.problems()]
+            for corpus in text(stage.settings):
+                self.problems += [problem.under(where) for problem in corpus.problems()]
         except UserError as error:
             self.problems += [p if p.key.startswith(where) else p.under(where) for p in error.problems]
         return stage
@@ -104,7 +107,7 @@ class _Reader:
         if name is None:
             self.wrong(key, "required, but not given")
         elif not isinstance(name, str) or not is_folder_name(name) or _NO_STAGE.fullmatch(name):
-            rule = "without slashes and leading dots, not model, and not ending in .yaml or .json"
+            rule = "without slashes, leading dots and control characters, not model, and not ending in .yaml or .json"
             self.wrong(key, f"must be the name of a folder, got {name!r}", f"give one {rule}")
         elif name in self.names[:number]:
             self.wrong(key, "an earlier stage has this name", "give each another")
@@ -151,11 +154,13 @@ class _Reader:
         return None
 
 
-def corpus(settings: Settings) -> Corpus | None:
-    """The text that a configuration names, if its data module takes a `source` of text."""
+def text(settings: Settings) -> list[Corpus]:
+    """The sources of text that a configuration names, if its data module takes some."""
     given = section(settings, "data", "init_args")
-    names = {k: v for k, v in given.items() if k in ("source", "text_field", "separator") and isinstance(v, str)}
-    return Corpus(**names) if "source" in names else None
+    names = {
+        key: given[key] for key in ("source", "text_field", "separator", "streaming") if given.get(key) is not None
+    }
+    return corpora(**names) if isinstance(names.get("source"), str | list) else []
 
 
 def in_order(stages: list[Stage]) -> list[Stage]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs.settings import flat, section
 
 FORMAT = 3  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
+
+_LONGEST = 200  # bytes; of the 255 that file systems allow, endings and temporary names take some
 
 Identity = dict[str, Any]
 
@@ -27,9 +29,16 @@ class Run:
 
     Args:
         name: The run's name: that of a folder, or `GROUP/NAME` for one of several that belong together.
+
+    Raises:
+        UserError: It is another path.
     """
 
     def __init__(self, name: str) -> None:
+        parts = name.split("/")
+        if len(parts) > 2 or not all(map(is_folder_name, parts)):
+            what = f"not the name of a folder, nor of one inside another (printable, at most {_LONGEST} bytes)"
+            raise UserError([Problem(f"--run {name}", what, "give NAME or GROUP/NAME without leading dots")])
         self.name, self.folder, self.logs = name, Path("checkpoints") / name, Path("tb-logs") / name
         self.model, self.config = self.folder / "model", self.folder / "config.yaml"  # the artefact; all settings
         self.last, self.best = self.folder / "last.ckpt", self.folder / "best.ckpt"
@@ -77,16 +86,14 @@ def _differences(ours: Identity, theirs: Identity) -> str:
 
 
 def check_folder(run: Run, ours: Identity, resuming: bool) -> None:
-    """Check that a run may write to its folder: its name is that of one, and no other or unfinished run would be lost."""
-    parts, fix = run.name.split("/"), "give this run a name with --run NAME, or remove the folder"
-    if len(parts) > 2 or not all(map(is_folder_name, parts)):
-        what = "not the name of a folder, nor of one inside another; give NAME or GROUP/NAME without leading dots"
+    """Check that a run may write to its folder: no other or unfinished run would be lost."""
+    fix = "give this run a name with --run NAME, or remove the folder"
     # A run inside another's folder could not be removed without the other.
-    elif inside := sorted(path.parent.name for path in run.folder.glob("*/config.yaml")):
+    if inside := sorted(path.parent.name for path in run.folder.glob("*/config.yaml")):
         what = f"{run.folder} holds other runs ({', '.join(inside)}); give this run another name with --run NAME"
     elif "/" in run.name and (run.folder.parent / "config.yaml").exists():
         what = f"{run.folder.parent} is the folder of a run itself; give this run another GROUP"
-    elif not run.folder.exists() or set(run.folder.iterdir()) <= {run.predictions}:
+    elif not run.folder.exists() or {*run.folder.glob("[!.]*")} <= {run.predictions}:
         return
     elif (theirs := run.owner()) is None:
         what = f"{run.folder} was not made by lightgpt2; {fix}"
@@ -118,8 +125,9 @@ def has_model(run: Run, ours: Identity) -> bool:
 
 
 def is_folder_name(name: str) -> bool:
-    """True if a name is that of a visible folder, and not a path."""
-    return bool(name) and Path(name).name == name and not name.startswith(".")
+    """True if a name is that of a visible folder, and not a path: every name that becomes a part of one is checked here."""
+    plain = bool(name) and "/" not in name and not name.startswith(".") and name.isprintable()
+    return plain and len(name.encode()) <= _LONGEST
 
 
 def _unfinished(run: Run, ours: Identity) -> bool:

@@ -42,8 +42,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Composes a node, and looks at it before any value is made."""
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        mark, alias = event.start_mark, isinstance(event, yaml.AliasEvent)
+        mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)  # type: ignore[no-untyped-call]
         if self._depth == _DEEPEST:
             raise _error(f"values are nested more than {_DEEPEST} levels deep", mark)
         self._depth += 1

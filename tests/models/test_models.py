@@ -13,7 +13,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import block_units
 from lightgpt2.models.families import FAMILIES, blocks, family_of, head
-from lightgpt2.models.files import atomic_folder, restore_folder
+from lightgpt2.models.files import atomic_folder, clear_leftovers
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import check_tokenizer, load_model, load_tokenizer
 from lightgpt2.models.saving import measure_sizes, save_model
@@ -178,6 +178,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, killed: str | 
     elif killed == "after them":
         folder.mkdir()
         (folder / "config.json").write_text("new")
-    restore_folder(folder)
+    clear_leftovers(tmp_path, "m")
     assert (folder / "config.json").read_text() == ("new" if killed == "after them" else "old")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

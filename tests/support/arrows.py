@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
 }
 ARROWS["callbacks"] = {*ARROWS} - {"serve"}
 ARROWS["cli"] = {*ARROWS}
-ROOT_FILES = {"__init__", "__main__", "errors"}
+ROOT_FILES = {"__init__", "__main__", "errors", "signals"}
 _ENTRY_POINTS = {"__init__", "__main__"}
 
 
@@ -65,7 +65,7 @@ def violations(root: Path) -> list[str]:
     found = [f"{p.name}: no such file belongs at the root" for p in root.glob("*.py") if p.stem not in ROOT_FILES]
     for name, target in ((one, other) for one in graph for other in sorted(graph[one])):
         mine, theirs = folder_of(name), folder_of(target)
-        allowed = {mine, "errors", "__init__", *ARROWS.get(mine, ())}
+        allowed = {mine, *ROOT_FILES - {"__main__"}, *ARROWS.get(mine, ())}
         if mine not in _ENTRY_POINTS and theirs not in allowed:
             found.append(f"{name} imports {target}: {mine} may not import {theirs}")
     try:
