@@ -102,9 +102,16 @@ class Checked(Exception):  # noqa: N818 - not an error: it ends the fit before i
 
 
 class Check(Callback):
-    """Prints what would be trained, once data, model and optimizer stand, and ends the fit: for `lightgpt2 check`."""
+    """Prints what would be trained, once data, model and optimizer stand, and ends the fit: for `lightgpt2 check`.
+
+    It comes after all other callbacks, which may refuse the run until its first step.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Method) -> None:
+        if pl_module.total_steps == 0:  # nothing of a training begins
+            self.on_train_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
         if trainer.is_global_zero:
             total, trained = parameters(pl_module)
             print(f"trainable parameters: {trained:,} of {total:,} ({trained / total:.4%})")

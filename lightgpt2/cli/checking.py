@@ -18,8 +18,9 @@ from lightgpt2.cli.schema import Section, Setting, UnknownError, item, names_in,
 from lightgpt2.data.readers import kind
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.files import exists
+from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runs.configs import load_config
-from lightgpt2.runs.settings import override, section
+from lightgpt2.runs.settings import merge, section
 from lightgpt2.runs.yaml_text import YamlError, load_yaml
 
 TRAINER = "lightning.pytorch.Trainer"
@@ -83,13 +84,13 @@ def _read(args: list[str]) -> tuple[list[str], dict[str, Any]]:
         if flag in _CONFIG:
             path, values = load_config(given)
             resolved[place if equals else place + 1] = f"{flag}={path}" if equals else str(path)
-            override(settings, values)
+            merge(settings, values)
         elif flag in ("--model", "--data") and "{" not in given:
             kept = section(settings, flag[2:], "init_args")  # as the parser does: those that the new class has too
             known = settings_of(given) or kept
             settings[flag[2:]] = {"class_path": given, "init_args": {k: v for k, v in kept.items() if k in known}}
         elif flag.startswith("--"):
-            override(settings, {flag[2:]: given})
+            merge(settings, {flag[2:]: given})
     return resolved, settings
 
 
@@ -115,19 +116,20 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
     items = [each for each in setting.types if item(each)]
     others = [each for each in setting.types if each not in sections and each not in items]
     classes = items or any(not each.data for each in sections)
+    chosen = isinstance(value, dict) and "class_path" in value and (sections or not setting.types)
     if isinstance(value, list) and (items or not setting.types):
         for number, each in enumerate(value, start=1):
             if items or (isinstance(each, dict) and "class_path" in each):
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
-    elif isinstance(value, dict) and ("class_path" in value or (classes and "(" not in setting.default)):
+    elif isinstance(value, dict) and (chosen or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)
-    elif others and not sections and not items:
+    elif len(sections) == 1 and not items and not {*others} - {NoneType} and (value is not None or not others):
+        yield from _group(key, value, sections[0], page)
+    elif others and not (classes and isinstance(value, dict | str)):  # where a text may be the path of a class
         try:
-            typed(key, value, union(others))
+            typed(key, value, union(others), also=" or a group of settings" if classes else "")
         except UserError as error:
             yield from error.problems
-    elif len(sections) == 1 and not items and (not others or (others == [NoneType] and value is not None)):
-        yield from _group(key, value, sections[0], page)
 
 
 def _item(key: str, number: int, value: Any, page: str) -> Iterator[Problem]:
@@ -192,6 +194,8 @@ def _limit(value: Any) -> str:
         return "must be a finite number"
     if isinstance(value, int) and abs(value) >= 2**63:
         return "must be below 2^63"
+    if isinstance(value, str) and not is_unicode(value):
+        return "must be valid Unicode"
     return "must hold no NUL character" if isinstance(value, str) and "\0" in value else ""
 
 
@@ -210,21 +214,21 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
 
 
 def _is_path(text: str) -> bool:
-    too_long = len(text.encode()) > 255  # for a hub id
+    too_long = len(text) > 255  # for a hub id
     return (
         too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
     )
 
 
-def typed(key: str, value: Any, kind: Any, fix: str = "") -> Any:
-    """A value as jsonargparse takes it for a type.
+def typed(key: str, value: Any, kind: Any, fix: str = "", also: str = "") -> Any:
+    """A value as jsonargparse takes it for a type; `also` names what else it may be, in the message.
 
     Raises:
         UserError: It does not.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
-    wrong = f"must be {describe(kind)}"
+    wrong = f"must be {describe(kind)}{also}"
     try:
         found = parser.parse_object({"value": value}).value
         # To the parser null means "not given", and stays in the place of a value.

@@ -4,17 +4,19 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, add_instantiator, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 import lightgpt2
 from lightgpt2.callbacks.artefact import Artefact
@@ -27,10 +29,14 @@ from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.schema import TRUSTED
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.documents import plain_text
 from lightgpt2.errors import Problem, UserError, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
 from lightgpt2.models import hub
+from lightgpt2.models.files import exists
+from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import make_missing, missing
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 from lightgpt2.runs.settings import flat
@@ -114,6 +120,8 @@ class LightGPT2CLI(LightningCLI):
         generating = self.subcommand == "predict" and self.model.task.predict != "scores"
         problems = [*self._misplaced, *trainer_settings.problems(self._settings, training, generating)]
         problems += self.datamodule.problems()
+        if training and (most := self._settings.trainer.max_steps) > 0:  # of an epoch's the tokenized text decides
+            problems += [p.under("model.optimizer") for p in self.model.optimizer_config.problems(most)]
         if not any(problem.startswith("trainer.") for problem in problems):  # else Lightning may say it once more
             try:
                 made = self._make_trainer(**kwargs)
@@ -150,8 +158,9 @@ class LightGPT2CLI(LightningCLI):
         trainer.plugins = [*_listed(trainer.plugins), AtomicCheckpointIO()]
         trainer.default_root_dir = str(self.place.folder)
         logger = trainer.logger
-        if self.subcommand != "fit":
-            logger, trainer.enable_checkpointing = False, False
+        if self.subcommand != "fit":  # callbacks find what they have in a fit, and nothing is written
+            logger = logger is not False and DummyLogger()
+            trainer.enable_checkpointing = any(isinstance(each, Checkpoint) for each in _listed(trainer.callbacks))
         elif logger in (None, True):
             # What a killed process logged after its last checkpoint is about to be logged again.
             purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
@@ -183,12 +192,15 @@ class LightGPT2CLI(LightningCLI):
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
+            problems += [*_unmakeable(absent), *text_problems(self.resolved)]
             if self.subcommand != "fit":
                 makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
                 problems.append(f"needs: not there yet: {makers}")
             refuse(problems)
             make_missing(absent)
-        refuse([*problems, *self.model.problems(self.datamodule, training=self.subcommand in ("fit", "check"))])
+        training = self.subcommand in ("fit", "check")
+        refuse([*problems, *self.model.problems(self.datamodule, training)])
+        refuse(self.model.lacks(self.datamodule, training and self._settings.trainer.max_steps != 0, self.place.folder))
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would load the file unchecked and let it override the command line."""
@@ -218,6 +230,43 @@ class LightGPT2CLI(LightningCLI):
         kept = {key: asked[key] for key in ("task", "optimizer", "compile", "trust_remote_code")}
         arguments = Namespace(model=str(wanted), **kept)
         settings.model = Namespace(class_path="lightgpt2.methods.FineTune", init_args=arguments)
+
+
+def _unmakeable(absent: dict[str, str]) -> Iterator[Problem]:
+    """What is wrong with the configurations of models that are yet to be made."""
+    for path, config in absent.items():
+        try:
+            load_config(config, f"needs.{path}")
+        except UserError as error:
+            yield from error.problems
+
+
+def text_problems(settings: dict[str, Any], fetch: bool = True) -> list[Problem]:
+    """What is wrong with the text of a configuration, where no tokenizer can say it yet: all of it is read.
+
+    Without `fetch`, only what is at hand is.
+    """
+    at_hand = [corpus for corpus in text(settings) if fetch or exists(corpus.source)]
+    return [problem for corpus in at_hand for problem in _unreadable(corpus)]
+
+
+@cache  # the stages of a recipe share a text
+def _unreadable(corpus: Corpus) -> list[Problem]:
+    try:
+        # Not any(), which would stop at the first.
+        if sum(bool(plain_text(document).strip()) for _, document in corpus.documents()):
+            return []
+    except UserError as error:
+        return error.problems
+    return [Problem("data.source", f"{corpus.source} holds no text", "give a corpus with at least a few documents")]
+
+
+def _made(kind: type, *args: Any, **kwargs: Any) -> Any:
+    """Makes a callback of the configuration; says which one does not take its settings, or lacks a package."""
+    try:
+        return kind(*args, **kwargs)
+    except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError([Problem(f"trainer.callbacks.{kind.__name__}", " ".join(str(error).split()))]) from error
 
 
 def _data_seed(seed: bool | int) -> int:
@@ -260,7 +309,7 @@ def _quiet() -> None:
 # What the lines of the full parser's messages begin with that give no reason.
 _HEADINGS = (
     "Parser key", "Key", "Problem", "Does not validate", "Subtypes", "Errors", "Given value", "Not a valid subclass",
-    "Subclass types", "a class path", "a dict",
+    "Subclass types", "a class path", "a dict", "Expected a <class",
 )  # fmt: skip
 
 
@@ -277,10 +326,13 @@ def _problem(message: str) -> Problem:
     key = re.sub(r"\b(init_args|fit|validate|test|predict|check)\.", "", ".".join(dict.fromkeys(keys)))
     if unknown:
         return Problem(key, "no such key", "see lightgpt2 fit --help")
+    if required := re.search(r"arguments are required: (\S+)", message):
+        return Problem(f"{key}.{required[1]}".lstrip("."), "required, but not given")
     if denied := re.search(r"Importing '([^']+)' is not allowed", message):
         return Problem(key, f"{denied[1]} is code of another package than {', '.join(TRUSTED)}", _UNSAFE)
     lines = [line.strip(" -") for line in message.splitlines()]
-    return Problem(key, next((line for line in lines if line and not line.startswith(_HEADINGS)), message))
+    reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), "names no class of this kind")
+    return Problem(key, reason if len(reason) < 300 else f"{reason[:297]}...")
 
 
 def _unsafe(config: dict[str, Any]) -> list[Problem]:
@@ -298,6 +350,7 @@ def launch(cli: type[LightGPT2CLI], args: list[str], safe: bool = False) -> Ligh
     """
     _quiet()
     set_parsing_settings(add_print_completion_argument=True)
+    add_instantiator(_made, pl.Callback)
     cli.safe = safe
     if safe:
         only: dict[str, Any] = {"import_path_denylist": ["*"], "import_path_allowlist": [*TRUSTED]}

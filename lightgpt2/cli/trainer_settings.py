@@ -12,6 +12,8 @@ TRAINER_VERBS = {
     "check": "Build everything and train nothing; report every mistake in the configuration.",
 }
 
+_MOST_DEVICES = 1024  # of one machine: Lightning lists them all, and would not come back
+
 
 def problems(settings: Namespace, training: bool, generating: bool) -> list[str]:
     """Mistakes in the trainer's settings that show without a trainer: of a verb that trains, or that writes continuations."""
@@ -40,6 +42,8 @@ def problems(settings: Namespace, training: bool, generating: bool) -> list[str]
     for key in ("fast_dev_run", "barebones"):
         if trainer[key]:
             found.append((key, "not supported; lightgpt2 check builds everything and trains nothing"))
+    if str(trainer.devices).isdecimal() and int(trainer.devices) > _MOST_DEVICES:
+        found.append(("devices", f"must be at most {_MOST_DEVICES}, got {trainer.devices}; each is a process"))
     if trainer.enable_checkpointing is False:
         found.append(("enable_checkpointing", "a run always has checkpoints; remove it"))
     return [f"trainer.{key}: {what}" for key, what in found]

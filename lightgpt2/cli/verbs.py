@@ -6,8 +6,9 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from io import TextIOWrapper
+from typing import Any, TextIO
 
 import lightgpt2
 from lightgpt2 import signals
@@ -15,7 +16,7 @@ from lightgpt2.cli import pages
 from lightgpt2.cli.checking import check
 from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.errors import Problem, UserError, exit_with_message
+from lightgpt2.errors import Problem, UserError, exit_with_message, tell
 
 _ABOUT = ("-h", "--help", "--version")
 
@@ -23,11 +24,50 @@ _ABOUT = ("-h", "--help", "--version")
 def main() -> None:
     """The command line of this process: what it prints can be printed anywhere, and what asks it to stop is heard."""
     signals.on_request(signals.interrupt)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # closed: else the first file to be opened would take its place
+            os.dup2(os.open(os.devnull, os.O_RDONLY), descriptor)
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     # A character that the terminal's encoding lacks ends no run.
     codecs.register_error("json", _escaped)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="json")
+    product = sys.argv[1:2] == ["generate"]  # what it prints is what it is called for
+    sys.stdout, sys.stderr = _Stream(sys.stdout, product), _Stream(sys.stderr)
     run(sys.argv[1:])
+
+
+class _Stream:
+    """A standard stream that ends no run: what cannot be printed (into a closed pipe, on a full disk) is dropped.
+
+    Args:
+        stream: The stream itself.
+        product: Whether what is printed is all that the command makes, so that it has failed where it cannot be.
+    """
+
+    def __init__(self, stream: TextIO, product: bool = False) -> None:
+        self._stream, self._product = stream, product
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *args: Any) -> None:
+        try:
+            call(*args)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # with what it still holds
+            closed, what = isinstance(error, BrokenPipeError), f"standard output: cannot be written ({error.strerror})"
+            if self._product:
+                raise error if closed else UserError(what) from error
+            if not closed and self._stream.fileno() == 1:
+                tell(f"lightgpt2: {what}; going on without", sys.stderr)
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
@@ -50,7 +90,7 @@ def _call(args: list[str]) -> None:
     if page is None and (verb in TRAINER_VERBS or (verb.startswith("-") and verb not in _ABOUT)):
         _train(args)  # or prints the shell's completion
         return
-    with _closed_early():
+    with contextlib.suppress(BrokenPipeError):  # the reader has seen enough, as `head` has
         if page is not None:
             print(page, flush=True)
         elif verb in VERBS:
@@ -76,15 +116,6 @@ def _train(args: list[str]) -> None:
     from lightgpt2.cli.trainer import LightGPT2CLI, launch
 
     launch(LightGPT2CLI, args, safe)
-
-
-@contextlib.contextmanager
-def _closed_early() -> Iterator[None]:
-    """Ends without a word where the reader of standard output has seen enough, as `head` has."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
 
 
 def _overview() -> str:

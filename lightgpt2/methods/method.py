@@ -122,6 +122,8 @@ class Method(Parts):
             return
         training = self.trainer.state.fn == "fit"
         problems: list[str] = []
+        if training:
+            problems += [p.under("model.optimizer") for p in self.optimizer_config.problems(self.total_steps)]
         for part in self.adaptations:
             if self.device_mesh is not None and not part.shards:
                 name = type(part).__name__

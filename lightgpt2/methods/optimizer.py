@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat
 from torch import nn
 
+from lightgpt2.errors import Problem
 from lightgpt2.functional.schedules import Decay, warmup_decay
 
 
@@ -31,6 +32,13 @@ class OptimizerConfig:
     warmup_steps: NonNegativeInt = 0
     decay: Decay = "cosine"
     final_lr: ClosedUnitInterval = 0.0
+
+    def problems(self, total: int) -> list[Problem]:
+        """What does not fit into a run of `total` optimizer steps; keys below the section."""
+        if self.warmup_steps <= total or total == 0:
+            return []
+        what = f"{self.warmup_steps} is more than the {total} optimizer steps of the run"
+        return [Problem("warmup_steps", what, f"give at most {total}")]
 
     def groups(self, parameters: Iterable[nn.Parameter], fused: bool) -> list[dict[str, Any]]:
         """The two parameter groups, matrices and vectors; settings are plain values, as a checkpoint holds nothing else."""

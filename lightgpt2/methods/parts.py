@@ -1,6 +1,7 @@
 """What a method is put together from, and what of it does not fit together."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from lightning import LightningModule
@@ -10,6 +11,7 @@ from lightgpt2.adaptations.base import Adaptation, contradictions
 from lightgpt2.adaptations.masks import HeldMasks
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.models import room
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.sources import verify
@@ -17,6 +19,8 @@ from lightgpt2.objectives.base import Objective
 from lightgpt2.starts.base import Start
 from lightgpt2.tasks.base import Task
 from lightgpt2.teachers.base import Teacher
+
+_TOKEN = 72  # bytes that the trainer of a tokenizer allocates for each token
 
 
 class Parts(LightningModule):
@@ -140,6 +144,30 @@ class Parts(LightningModule):
                 "count of; remove those first and prune weights after it, or give pruning.granularity weight or block"
             )
         return found
+
+    def lacks(self, data: TaskData, steps: bool, folder: Path) -> list[Problem]:
+        """What memory and disk do not hold, as far as the settings say; a lower bound: activations come on top.
+
+        Args:
+            data: The data module.
+            steps: Whether optimizer steps will be taken.
+            folder: Where the run writes.
+        """
+        vocabulary, free = getattr(data, "vocab_size", None), room.free_memory()
+        if vocabulary and (what := room.lack(vocabulary * _TOKEN, free, "memory to train the tokenizer")):
+            return [Problem("data.vocab_size", what, "give fewer tokens")]
+        (key, config), *others = self.configs().items()
+        if vocabulary and isinstance(self.start.source, dict) and "vocab_size" not in self.start.source:
+            config.vocab_size = vocabulary
+        count = room.parameters(config, key)
+        trained = steps and not self.freezes
+        memory = count * (room.TRAINED if trained else room.WEIGHT if self.start.precision == "fp32" else 0)
+        memory += sum(room.parameters(each, other) for other, each in others) * room.WEIGHT
+        disk = count * (
+            room.TRAINED if trained else room.WEIGHT
+        )  # a model; with the optimizer's state, its checkpoint too
+        lacks = [room.lack(memory, free, "memory"), room.lack(disk, room.free_disk(folder), "disk")]
+        return [Problem(key, f"it has {count:,} parameters: {what}", "give a smaller model") for what in lacks if what]
 
     def _refusal(self, quantized: str) -> str | None:
         """Why a quantized model cannot be trained, with what to do; None where it can."""

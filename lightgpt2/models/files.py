@@ -52,6 +52,14 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
+def remove(path: Path) -> None:
+    """Remove a file, folder or link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def written(target: Path) -> Iterator[None]:
     """Say in one line that a file or folder cannot be written, where the disk is found full inside."""
@@ -82,14 +90,6 @@ def _lock(path: Path, wait: bool = False) -> int | None:
 def _unlock(held: int | None) -> None:
     if held is not None:
         os.close(held)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, folder or link, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def clear_leftovers(folder: Path, name: str | None = None) -> None:

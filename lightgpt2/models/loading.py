@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models import gguf_files
 from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
 from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path
@@ -28,6 +29,11 @@ from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
 _HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
+_SIZES = (
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "n_inner", "ffn_dim", "word_embed_proj_dim", "max_position_embeddings", "vocab_size",
+)  # fmt: skip
+_DEEPEST = 10_000  # layers; some configurations list something for each
 
 
 def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -42,6 +48,7 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
         if model_type is None:
             types = ", ".join(sorted(FAMILIES))
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
+        _check_sizes(values, str(model_type), key)
         with explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
         known, family = config.__class__(), FAMILIES.get(model_type)
@@ -58,6 +65,18 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
             what = f"{source} has sizes of {len(sizes)} layers (lightgpt2.{name}) and {config.num_hidden_layers} layers"
             raise UserError([Problem(key, what, "give a complete model folder")])
     return config
+
+
+def _check_sizes(values: dict[str, Any], model_type: str, key: str) -> None:
+    """Refuses sizes with which transformers would divide by zero, build nothing, or never end."""
+    own = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+    problems = []
+    for name in (each for size in _SIZES for each in {size, own.get(size, size)} if each in values):
+        layers, value = name == own.get(_SIZES[0], _SIZES[0]), values[name]
+        if value is not None and (type(value) is not int or value < 1 or (layers and value > _DEEPEST)):
+            wanted = f"from 1 to {_DEEPEST:,}" if layers else "of at least 1"
+            problems.append(Problem(f"{key}.{name}", f"must be a whole number {wanted}, got {value!r}"))
+    refuse(problems)
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters, hub
-from lightgpt2.models.files import folder_megabytes
+from lightgpt2.models.files import exists, folder_megabytes
 from lightgpt2.models.ledger import Ledger
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -21,8 +22,8 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 def is_path(source: str) -> bool:
     """True if the source exists as a file or folder, or no hub id looks like it."""
-    path, starts = Path(source), (".", "/", "~", "checkpoints/")
-    return path.exists() or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
+    starts = (".", "/", "~", "checkpoints/")
+    return exists(source) or source.startswith(starts) or source.count("/") > 1 or source == "checkpoints"
 
 
 def gguf_file(source: str) -> Path | None:
@@ -78,7 +79,7 @@ def check_folder(source: str, key: str) -> None:
     path = Path(source).expanduser()
     if gguf_file(source):
         return
-    if not path.exists():
+    if not exists(source):
         raise UserError(f"{key}: {source} does not exist; give a hub id, a model folder or a .gguf file")
     if path.is_file():
         raise UserError(f"{key}: {source} is a file but not a .gguf file; give the model's folder")
@@ -114,7 +115,10 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
         return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
     if "backend tokenizer" in str(error):
         return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines[0].startswith("Validation error for field") and len(lines) > 1:  # which comes in the next line
+        lines = [re.sub(r"<class '(\w+)'>", r"\1", lines[1].partition(": ")[2])]
+    reason = lines[0] if len(lines[0]) < 200 else f"{lines[0][:197]}..."
     if named and not is_path(source):
         what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
         return what, "check the name and the network, or give the path of a local folder"

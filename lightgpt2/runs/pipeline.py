@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lightgpt2.errors import Interrupted, UserError, refuse
-from lightgpt2.models.files import atomic_file, clear_leftovers, write_json
+from lightgpt2.models.files import atomic_file, clear_leftovers, remove, write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs import fingerprints
 from lightgpt2.runs.fingerprints import Parts, Plan, Record, plan
@@ -48,7 +48,7 @@ def run_stages(recipe: Recipe) -> None:
     _check_folders(recipe)
     with _lock(recipe.folder) as held:
         for leftover in recipe.folder.glob(".*.stale"):  # of a pipeline that was killed while it removed these
-            shutil.rmtree(leftover)
+            remove(leftover)
         clear_leftovers(recipe.folder)
         _check_configs(recipe, _plans(recipe))
         done = [_run_stage(recipe, number, held) for number in range(len(recipe.stages))]
@@ -157,7 +157,10 @@ def _run_stage(recipe: Recipe, number: int, held: int) -> float | None:
 
 def _discard(run: Run) -> None:
     """Remove a run; its folder is out of the way at once, so that nobody finds half of it."""
-    if run.folder.exists():
+    if run.folder.is_symlink():  # to another disk, where the next run lies again
+        for path in run.folder.glob("*"):
+            remove(path)
+    elif run.folder.exists():
         stale = run.folder.with_name(f".{run.folder.name}.stale")
         run.folder.replace(stale)
         shutil.rmtree(stale)

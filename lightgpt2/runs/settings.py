@@ -19,19 +19,24 @@ def section(settings: Settings, *keys: str) -> Settings:
 
 
 def override(settings: Settings, changes: Settings) -> list[Problem]:
+    """Merge values into the configuration of a stage; returns what is wrong with the keys."""
+    free = {key: value for key, value in changes.items() if key not in _SET_BY_PIPELINE}
+    taken = [Problem(key, "the pipeline sets it itself", "remove it") for key in changes if key not in free]
+    return taken + merge(settings, free)
+
+
+def merge(settings: Settings, changes: Settings) -> list[Problem]:
     """Put values into a configuration by their dotted keys, as on the command line: without `init_args`.
 
     A mapping is merged into the one that is there, unless it names another class or kind of model. Returns what is wrong with
     the keys.
     """
-    found = [_override(settings, str(key), value) for key, value in changes.items()]
+    found = [_merge(settings, str(key), value) for key, value in changes.items()]
     return [problem for problem in found if problem]
 
 
-def _override(settings: Settings, key: str, value: Any) -> Problem | None:
+def _merge(settings: Settings, key: str, value: Any) -> Problem | None:
     *parents, last = key.split(".")
-    if key in _SET_BY_PIPELINE:
-        return Problem(key, "the pipeline sets it itself", "remove it")
     if not all([*parents, last]):
         return Problem(key, "not a dotted key", "write it as on the command line, for example trainer.max_steps")
     for depth, parent in enumerate(parents, start=1):

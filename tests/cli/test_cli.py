@@ -163,7 +163,7 @@ def test_hub_names_load_from_the_local_cache(tmp_path: Path) -> None:
     settings = {
         "data.source": "corpus", "data.sequence_length": 32, "data.stride": 16, "data.batch_size": 2,
         "trainer.max_steps": 2, "trainer.max_epochs": "null", "trainer.val_check_interval": 2,
-        "trainer.precision": "32-true", "trainer.accumulate_grad_batches": 1,
+        "trainer.precision": "32-true", "trainer.accumulate_grad_batches": 1, "model.optimizer.warmup_steps": 1,
     }  # fmt: skip
     options = [f"--{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "lightgpt2", "fit", "--config", "distill-gpt2.yaml", *options]

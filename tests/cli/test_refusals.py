@@ -34,7 +34,7 @@ def strategy(**changes: Any) -> dict[str, Any]:
 SETTINGS: list[tuple[Any, ...]] = [
     ({"model.loss": {"ce": 0, "kd": 0, "hidden": 0}}, "model.loss: every weight is 0", "above 0"),
     ({"model": {"class_path": "lightgpt2.data.TaskData"}}, "model: ", "TaskData does not correspond to a subclass of Method"),
-    ({"trainer.strategy": {"a": 1}}, "trainer.strategy: "),
+    ({"trainer.strategy": {}}, "trainer.strategy.class_path: required, but not given"),
     ({"data.separator": "("}, "data.separator: '(' is not a regular expression", "correct it"),
     ({"data.sequence_length": 1}, "data.sequence_length: 1 leaves nothing", "at least 2"),
     ({"data.stride": 32}, "data.stride: 32 skips tokens", "windows of 32", "at most 31"),
@@ -276,6 +276,7 @@ def test_generating_is_refused_where_each_process_holds_a_part_of_the_model(benc
 def test_nothing_that_is_needed_is_made_where_there_are_mistakes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightgpt2.cli.trainer.make_missing", lambda *_: pytest.fail("trained the teacher first"))
     needs = {"model.teacher": "checkpoints/t/model", "needs": {"checkpoints/t/model": "t.yaml"}}
+    Path("t.yaml").write_text("run: t\n")
     bench.configure({"trainer.max_steps": 0, **needs})
     assert bench.refused("fit").startswith("trainer.max_steps: 0 trains nothing")
     bench.configure(needs)

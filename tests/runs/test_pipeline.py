@@ -244,3 +244,14 @@ def test_a_damaged_state_is_a_message(done: Chain) -> None:
     for text in ("{", "[]", '{"a": {}}'):
         Path("checkpoints/chain/pipeline.json").write_text(text)
         assert "checkpoints/chain/pipeline.json: damaged" in done.fails()
+
+
+def test_a_stage_may_be_a_link_to_another_disk(done: Chain, tmp_path: Path) -> None:
+    stage, disk = Path("checkpoints/chain/b"), tmp_path / "disk"
+    shutil.move(stage, disk)
+    stage.symlink_to(disk)
+    done.change("b", trainer__max_steps=7)
+    assert done.started() == ["chain/b new", "chain/c new"]
+    assert stage.is_symlink()
+    assert (disk / "model").is_dir()
+    assert done.started() == []

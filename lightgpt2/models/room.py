@@ -1,0 +1,60 @@
+"""How much memory and disk a model needs, estimated from its configuration before anything is built."""
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from lightgpt2.models.loading import new_model
+from lightgpt2.models.surgery import keep_layers
+
+WEIGHT = 4  # bytes of a parameter in FP32
+TRAINED = 4 * WEIGHT  # with its gradient and the two running means of AdamW
+_MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+def parameters(config: PretrainedConfig, key: str = "model") -> int:
+    """The number of a model's parameters.
+
+    Models of one and of two layers tell what a layer has; on the meta device, where nothing is allocated.
+
+    Raises:
+        UserError: The configuration contradicts itself.
+    """
+    counts = []
+    for layers in range(1, min(2, config.num_hidden_layers) + 1):
+        shallow = copy.deepcopy(config)
+        keep_layers(shallow, [*range(layers)])
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            counts.append(sum(parameter.numel() for parameter in new_model(shallow, key).parameters()))
+    return counts[0] + (config.num_hidden_layers - 1) * (counts[-1] - counts[0])
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the system, swap included, within its container; and of all GPUs."""
+    if _MEMORY.exists():
+        lines = (line.split() for line in _MEMORY.read_text(encoding="ascii").splitlines())
+        free = sum(int(words[1]) * 1024 for words in lines if words[0] in ("MemAvailable:", "SwapFree:"))
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _CONTAINER.exists() and (limit := _CONTAINER.read_text(encoding="ascii").strip()).isdecimal():
+        free = min(free, int(limit))
+    return free + sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def lack(needed: int, free: int, of: str) -> str | None:
+    """What to say where more is needed than is free; `of` is what."""
+    return f"{_gigabytes(needed)} of {of} are needed, and {_gigabytes(free)} are free" if needed > free else None
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
