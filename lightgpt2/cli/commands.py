@@ -256,10 +256,12 @@ def generate(
         with Texts(rows, None if output is None else Path(output), **made) as texts:
             known = {*texts.texts}
             done = loaded.texts([row["prompt"] for row in rows], options, known=known)
-            bar = {"initial": len(known), "total": len(rows), "unit": "prompt", "disable": None}
+            bar = tqdm(desc="Generating", initial=len(known), total=len(rows), unit="prompt", disable=None)
             try:
-                for index, text in tqdm(done, desc="Generating", **bar):
-                    texts.add(index, text)
+                with bar:
+                    for index, text in done:
+                        texts.add(index, text)
+                        bar.update()
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped; {texts.state}") from None
             texts.finish()
