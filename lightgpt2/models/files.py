@@ -115,7 +115,8 @@ def _temporary(target: Path, create: Callable[[Path], None]) -> Iterator[Path]:
                 held = _lock(temporary, wait=True)
             yield temporary
         except BaseException:
-            remove(temporary)
+            with suppress(OSError):  # a file system that refuses it, which the error says
+                remove(temporary)
             raise
         finally:
             _unlock(held)

@@ -1,52 +1,59 @@
-"""Runs the command with a fault at one of its operations on files: `python -m tests.faults.dying FAULT N ARGS`.
-
-The fault is a signal to the process itself, before its N-th operation; the name of an error, which that operation and every later
-one meets; or FSIZE, where no file can grow beyond N bytes. `COUNT 0` writes how many operations there are to `operations`.
-"""
+"""Runs the command with a fault at one of its operations on files: `python -m tests.faults.dying FAULT N ARGS`."""
 
 import errno
+import itertools
 import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lightgpt2.__main__ import main
 
-_CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink", "os.chmod")
+_CREATES = ("open", "os.mkdir", "os.rename")
+_REMOVES = ("os.remove", "os.rmdir")
 
 
-def _path(event: str, args: tuple[Any, ...]) -> str | None:
-    """The path below the working folder that an operation is about to change; None for one that changes nothing there."""
-    writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if not (writes or event in _CHANGES) or not isinstance(args[0], str | Path):
-        return None
-    path = Path(os.path.abspath(args[0]))
-    return str(path) if path.is_relative_to(_FOLDER) else None
+def inject(fault: str, number: int) -> "Iterator[int]":
+    """Arranges for a fault in this process, in whatever it changes below its working folder; counts its operations.
+
+    Args:
+        fault: A signal, to the process itself and before the operation; an error, that this operation and the later ones meet
+            (ENOSPC: but removals); or FSIZE.
+        number: Of the operation, from 1 on; 0 is none. With FSIZE the bytes beyond which no file can grow.
+    """
+    folder, counter = Path.cwd(), itertools.count()
+    touched = _CREATES if fault == "ENOSPC" else (*_CREATES, *_REMOVES)
+
+    def at(event: str, args: tuple[Any, ...]) -> None:
+        if event not in touched or not isinstance(args[0], str | Path) or (event == "open" and not _writes(args[2])):
+            return
+        if not Path(args[0]).absolute().is_relative_to(folder):
+            return
+        seen = next(counter) + 1
+        if hasattr(signal, fault) and seen == number:
+            os.kill(os.getpid(), getattr(signal, fault))
+        elif hasattr(errno, fault) and 0 < number <= seen:
+            code = getattr(errno, fault)
+            raise OSError(code, os.strerror(code), str(args[0]))
+
+    if fault == "FSIZE":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
+    else:
+        sys.addaudithook(at)
+    return counter
 
 
-def _at(event: str, args: tuple[Any, ...]) -> None:
-    global _seen
-    if (path := _path(event, args)) is None:
-        return
-    _seen += 1
-    if hasattr(signal, _fault) and _seen == _number:
-        os.kill(os.getpid(), getattr(signal, _fault))
-    elif hasattr(errno, _fault) and _seen >= _number:
-        code = getattr(errno, _fault)
-        raise OSError(code, os.strerror(code), path)
+def _writes(flags: Any) -> bool:
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
 if __name__ == "__main__":
-    _FOLDER, _fault, _number, _seen = Path.cwd(), sys.argv[1], int(sys.argv[2]), 0
+    wanted, number = sys.argv[1], int(sys.argv[2])
     del sys.argv[1:3]
-    if _fault == "FSIZE":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_number, _number))
-    else:
-        sys.addaudithook(_at)
-    try:
-        main()
-    finally:
-        if _fault == "COUNT":
-            Path("operations").write_text(str(_seen))
+    operations = inject(wanted, number)
+    main()
+    if wanted == "COUNT":
+        Path("operations").write_text(str(next(operations)))
