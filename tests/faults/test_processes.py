@@ -4,7 +4,6 @@ What the same command then makes is, bit for bit, what it makes undisturbed; not
 """
 
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightgpt2.errors import UserError
 from lightgpt2.measure import benchmark
 from lightgpt2.models.files import atomic_file, atomic_folder, clear_leftovers
+from lightgpt2.runs import fits
 from lightgpt2.runs.recipes import read_recipe
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.prompts import Texts
@@ -32,27 +32,45 @@ from tests.faults.dying import inject
 from tests.faults.support import cases
 from tests.support.cli import ENVIRONMENT, call, run_cli, succeed, write_config
 from tests.support.mistakes import spoilt
-from tests.support.models import write_corpus, write_model
-from tests.support.stages import stage
+from tests.support.models import SHAPES, write_corpus, write_model
+from tests.support.stages import callback, stage
 
-_CONFIG = stage("LoRA")
+_ONNX = callback("PostTrainingQuantization", formats=["onnx-int8"])
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": stage("LoRA"),
+    "distill": {"trainer.callbacks": [_ONNX, callback("Export", formats=["gguf"]), callback("Report")]},
+    "scratch": stage("FineTune", SHAPES["gpt2"] | {"model_type": "gpt2"}) | {"data.vocab_size": 300},  # type: ignore[arg-type]
+    "movement": stage("MovementPruning", pruning={"attention": 0.5, "ffn": 0.5}),
+    "qat": stage("QAT", callbacks=(callback("PackedArtefact"),)),
+    "trim": stage("Trim", width=16, heads=2),
+    "pruned": stage(
+        "FineTune", callbacks=(callback("GlobalL1Pruning", amount=0.5), callback("SparsitySweep", levels=[0.5]))
+    ),
+}
+FIT, RESUME = "fit --config {}.yaml --run r", "--ckpt_path last"
 
 # By name the command, what the same command needs to go on, and the files that it makes.
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "fit": ("fit --config config.yaml --run r", "--ckpt_path last", "checkpoints/r/*/*.safetensors"),
-    "predict": ("predict --config config.yaml --run done", "", "checkpoints/done/predictions.jsonl"),
-    "generate": ("generate teacher --prompts p.jsonl --output o.jsonl --batch 2 --max-new-tokens 5", "", "o.jsonl"),
-    "report": ("report checkpoints/done --output report", "", "report/**/*.*"),
-    "onnx": ("export teacher --format onnx --data corpus --documents 2 --output onnx", "", "onnx/*.onnx*"),
-    "gguf": ("export teacher --format gguf --data corpus --documents 2 --output gguf", "", "gguf/*.gguf"),
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "fit": (FIT.format("lora"), RESUME, ("checkpoints/r/*/*.safetensors",)),
+    "predict": ("predict --config lora.yaml --run done", "", ("checkpoints/done/predictions.jsonl",)),
+    "generate": ("generate teacher --prompts p.jsonl --output o.jsonl --batch 2 --max-new-tokens 5", "", ("o.jsonl",)),
+    "report": ("report checkpoints/done --output report", "", ("report/**/*.*",)),
+    "onnx": ("export teacher --format onnx --data corpus --documents 2 --output onnx", "", ("onnx/*.onnx*",)),
+    "gguf": ("export teacher --format gguf --data corpus --documents 2 --output gguf", "", ("gguf/*.gguf",)),
+} | {
+    name: (FIT.format(name), RESUME, tuple(f"checkpoints/r/*/*.{kind}" for kind in ("safetensors", "onnx*", "gguf")))
+    for name in [*METHODS][1:]
 }
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
 FAULTS = ("SIGKILL", *STOPS, "ENOSPC", "EROFS", "FSIZE")
-# Not in turn: the first few try every command and every fault.
-ATTACKS = [*itertools.islice(zip(itertools.cycle(COMMANDS), itertools.cycle(FAULTS), strict=False), 6 * 7)]
+ATTACKS = [(name, FAULTS[(turn + n) % len(FAULTS)]) for turn in range(len(FAULTS)) for n, name in enumerate(COMMANDS)]
 
 
-_MANY = {"seed": (7, 4 * len(ATTACKS)), "milliseconds": (3, 60)}  # how many cases the suite tries, and `make faults`
+_MANY = {
+    "seed": (3, 4 * len(ATTACKS)),
+    "milliseconds": (2, 120),
+    "more": (0, 1),
+}  # how many cases the suite tries, and `make faults`
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -66,9 +84,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     write_model(folder / "teacher")
     write_corpus(folder / "corpus", documents=24)
-    write_config(folder / "config.yaml", spoilt(_CONFIG))
+    for name, changes in METHODS.items():
+        write_config(folder / f"{name}.yaml", spoilt(changes))
     (folder / "p.jsonl").write_text("".join(f'{{"prompt": "{"The statement " * (n % 3 + 1)}"}}\n' for n in range(6)))
-    succeed(folder, "fit", "--config", "config.yaml", "--run", "done", "--trainer.max_steps", "1")
+    succeed(folder, "fit", "--config", "lora.yaml", "--run", "done", "--trainer.max_steps", "1")
     (folder / "report").mkdir()
     for name in ("checkpoints/done/predictions.jsonl", "o.jsonl", "report/report.md"):
         (folder / name).write_text("old")
@@ -96,7 +115,7 @@ def whole(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def made(folder: Path, name: str) -> Made:
     """The files that a command has made."""
-    files = (path for path in folder.glob(COMMANDS[name][2]) if path.is_file())
+    files = (path for pattern in COMMANDS[name][2] for path in folder.glob(pattern) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -205,11 +224,10 @@ def test_other_people_s_files_beside_an_output_are_no_leftovers(tmp_path: Path, 
 # -- asked to stop ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_in_the_first_moments_prints_no_traceback(tmp_path: Path, milliseconds: int, signum: int) -> None:
+def test_a_stop_in_the_first_moments_prints_no_traceback(tmp_path: Path, milliseconds: int) -> None:
     """While Python itself starts, which takes some of them, nothing of this package is there to hear it."""
     verbs = ("fit --config distill.yaml", "validate --config distill.yaml", "benchmark x", "export x --format onnx")
-    seed = random.Random(milliseconds * 100 + signum)
+    seed, signum = random.Random(milliseconds), (signal.SIGINT, signal.SIGTERM)[milliseconds % 2]
     command = [sys.executable, "-c", _STARTED, *seed.choice(verbs).split()]
     with subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -372,13 +390,12 @@ def test_a_name_that_is_another_path_or_unprintable_is_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["../x", "a\nb\x1b[31m"])
-@pytest.mark.parametrize("verb", ["predict", "fit", "check", "validate"])
+@pytest.mark.parametrize(("verb", "name"), [("predict", "../x"), ("fit", "a\nb\x1b[31m")])
 def test_no_verb_goes_to_another_folder(bench: Path, tmp_path: Path, verb: str, name: str) -> None:
     folder = tmp_path / "work"
     shutil.copytree(bench, folder)
     before = sorted(tmp_path.rglob("*"))
-    done = run_cli(folder, verb, "--config", "config.yaml", "--run", name)
+    done = run_cli(folder, verb, "--config", "lora.yaml", "--run", name)
     assert done.returncode == 2
     assert done.stderr.startswith(f"lightgpt2: error: --run {ascii(name)[1:-1]}: not the name of a folder")
     assert done.stderr.removesuffix("\n").isprintable()
@@ -393,10 +410,9 @@ def test_predictions_go_to_no_other_run(bench: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     model = ["--ckpt_path", "checkpoints/done/model"]
     for run, other, said in (
-        ("done", ["--model.lora.r", "3"], "belongs to another run"), ("done", ["--model.lora.r", "3", *model], "belongs to"),
-        ("mine", [], "was not made by lightgpt2"), ("mine", model, "was not made by lightgpt2"),
+        ("done", ["--model.lora.r", "3", *model], "belongs to another run"), ("mine", model, "was not made by lightgpt2"),
     ):  # fmt: skip
-        done = run_cli(folder, "predict", "--config", "config.yaml", "--run", run, *other)
+        done = run_cli(folder, "predict", "--config", "lora.yaml", "--run", run, *other)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -404,19 +420,37 @@ def test_predictions_go_to_no_other_run(bench: Path, tmp_path: Path) -> None:
 EVIL = "from pathlib import Path\nPath(__file__).with_name('executed').touch()\n"
 
 
-def test_nothing_of_the_working_folder_runs(bench: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def evil(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with modules that must not run."""
     folder = tmp_path / "work"
     shutil.copytree(bench, folder)
-    write_config(folder / "r.yaml", {"stages": [{"name": "a", "config": "config.yaml"}]})
+    write_config(folder / "r.yaml", {"stages": [{"name": "a", "config": "lora.yaml"}]})
     for name in ("yaml", "json", "lightgpt2", "torch", "sitecustomize", "mine"):
         (folder / f"{name}.py").write_text(EVIL)
-    assert "not done yet" in succeed(folder, "pipeline", "r.yaml", "--dry-run")
-    assert not (folder / "executed").exists()
-    worker = benchmark.Children("yaml")
-    with contextlib.chdir(folder), worker:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_no_child_runs_what_lies_in_the_working_folder(evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks for a module `yaml`, which the folder has; the package of that name cannot be run."""
+    with benchmark.Children("yaml") as worker:
         worker.ask("x", "load")
-    assert "No module named yaml.__main__" in worker.errors["x"]
-    assert not (folder / "executed").exists()
+    assert "yaml" in worker.errors["x"]
+    monkeypatch.setattr(fits, "_CHECKER", "yaml")
+    with pytest.raises(subprocess.CalledProcessError):
+        fits.check_stages({"a": {}})
+    python = evil / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m yaml\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert fits.fit([]) == (1, False)
+    assert not Path("executed").exists()
+
+
+def test_a_dry_run_runs_nothing_of_the_working_folder(evil: Path, more: int) -> None:
+    assert "not done yet" in succeed(evil, "pipeline", "r.yaml", "--dry-run")
+    assert not Path("executed").exists()
 
 
 MINE = """
@@ -451,11 +485,11 @@ def test_a_safe_check_runs_no_code_of_others(bench: Path, tmp_path: Path, case: 
     shutil.copytree(bench, folder)
     (folder / "mine.py").write_text(MINE)
     changes, said = UNSAFE[case]
-    write_config(folder / "config.yaml", spoilt(_CONFIG | changes))
-    checked = run_cli(folder, "check", "--safe", "--config", "config.yaml", PYTHONPATH=str(folder))
+    write_config(folder / "unsafe.yaml", spoilt(METHODS["lora"] | changes))
+    checked = run_cli(folder, "check", "--safe", "--config", "unsafe.yaml", PYTHONPATH=str(folder))
     assert (checked.returncode, said in checked.stderr) == (2, True), checked.stderr
     assert not (folder / "executed").exists()
 
 
 def test_a_safe_check_takes_what_ships(bench: Path) -> None:
-    assert succeed(bench, "check", "--config", "config.yaml", "--safe").endswith("ok\n")
+    assert succeed(bench, "check", "--config", "lora.yaml", "--safe").endswith("ok\n")
