@@ -147,12 +147,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _sync(path)
         old = _beside(target, "old")
         held = _lock(target)
-        if target.exists():  # a non-empty folder cannot be replaced in one step; the gap is two renames long
-            target.replace(old)
-        temporary.replace(target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-        _unlock(held)
+        try:
+            if target.exists():  # a non-empty folder cannot be replaced in one step; the gap is two renames long
+                target.replace(old)
+            temporary.replace(target)
+            _sync(target.parent)
+        finally:
+            _unlock(held)
+            clear_leftovers(target.parent, target.name)  # `old` goes, or comes back if its place is empty
 
 
 @contextmanager
