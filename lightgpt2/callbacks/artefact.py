@@ -147,7 +147,7 @@ class Artefact(Callback):
         self._write_ledger(trainer, method)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
-        unsaved = not self._operations and (self.fresh or not self.run.model.exists())
+        unsaved = not self._operations and (self.fresh or not self._is_whole())
         if trainer.strategy.broadcast(unsaved):  # no step was to be taken, or none was left
             self._begin(trainer)
             self._save(trainer, pl_module)
@@ -176,6 +176,13 @@ class Artefact(Callback):
             settings = {key: _plain(value) for key, value in flat(self.config).items() if value is not None}
             trainer.logger.log_hyperparams(settings, final)
             trainer.logger.save()
+
+    def _is_whole(self) -> bool:
+        """True if there is an artefact, undamaged."""
+        try:
+            return self.run.model.exists() and not Ledger.read(self.run.model).altered(self.run.model)
+        except UserError:
+            return False
 
     def _score_start(
         self, trainer: Trainer, method: Method, label: str, reference: PreTrainedModel | None = None

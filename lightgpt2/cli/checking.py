@@ -4,21 +4,23 @@ Nothing is refused here that the full parser would accept: what the sources do n
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import restricted_number_type
 
-from lightgpt2.cli.schema import Section, Setting, UnknownError, names_in, settings_of, union
+from lightgpt2.cli.schema import Section, Setting, UnknownError, item, names_in, settings_of, union
 from lightgpt2.data.readers import kind
 from lightgpt2.errors import Problem, UserError, refuse
+from lightgpt2.models.files import exists
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.settings import override, section
+from lightgpt2.runs.yaml_text import YamlError, load_yaml
 
 TRAINER = "lightning.pytorch.Trainer"
 CHECKPOINT = "lightgpt2.callbacks.checkpointing.Checkpointing"
@@ -35,6 +37,11 @@ _SETTINGS = {
     "needs": Setting((dict[str, str],)),
     "checkpoint": Setting((Section(CHECKPOINT, data=True),)),
     **dict.fromkeys(("config", "ckpt_path", "verbose", "return_predictions"), Setting()),
+}
+# What a mapping that chooses a class may hold.
+_CLASS = {
+    "class_path": Setting((str,), required=True),
+    **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict, NoneType))),
 }
 _SOURCES = {"model": "a hub id, a model folder or a .gguf file", "data": "a file, a folder or a hub id"}
 _SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer")  # settings that may be the path of what is read
@@ -55,22 +62,24 @@ def check(args: list[str], models: bool = True) -> list[str]:
     """
     args, settings = _read(args)
     if not any(arg.split("=")[0].endswith((".help", "--help", "--print_config")) or arg == "-h" for arg in args):
-        problems = [*_fields("", settings, _SETTINGS, "lightgpt2 fit --help")]
+        problems = [*_fields("", settings, _SETTINGS, "lightgpt2 fit --help"), *_unfit("", settings)]
         for name, what in _SOURCES.items():
             if models or name != "model":
                 problems += _missing(name, settings.get(name), what, section(settings, "needs"))
-        refuse(problems)
+        refuse(dict.fromkeys(problems))
     return args
 
 
 def _read(args: list[str]) -> tuple[list[str], dict[str, Any]]:
     """The arguments with every configuration given by its path, and the settings that they give, later over earlier ones."""
-    resolved, settings = [*args], dict[str, Any]()
+    resolved, settings, lists = [*args], dict[str, Any](), list[str]()
     for place, (arg, following) in enumerate(zip(args, [*args[1:], "--"], strict=True)):
         flag, equals, value = arg.partition("=")
         given = value if equals else following
-        if not flag.startswith("-") or flag.endswith("+") or (given.startswith("--") and not equals):
-            continue  # what goes into a list is left to the parser
+        lists += [f"{flag[:-1]}."] if flag.endswith("+") else []
+        into_list = flag.endswith("+") or flag.startswith(tuple(lists))  # which is left to the parser
+        if not flag.startswith("-") or into_list or (given.startswith("--") and not equals):
+            continue
         if flag in _CONFIG:
             path, values = load_config(given)
             resolved[place if equals else place + 1] = f"{flag}={path}" if equals else str(path)
@@ -103,27 +112,43 @@ def _fields(key: str, values: dict[str, Any], known: dict[str, Setting], page: s
 
 def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Problem]:
     sections = [each for each in setting.types if isinstance(each, Section)]
-    others = [each for each in setting.types if not isinstance(each, Section)]
-    for each in value if isinstance(value, list) else []:
-        if isinstance(each, dict) and "class_path" in each:
-            name = str(each["class_path"]).rpartition(".")[2]
-            yield from _chosen(f"{key}.{name}", each, f"lightgpt2 fit --{key}.help")
-    if isinstance(value, dict) and "class_path" in value:
+    items = [each for each in setting.types if item(each)]
+    others = [each for each in setting.types if each not in sections and each not in items]
+    classes = items or any(not each.data for each in sections)
+    if isinstance(value, list) and (items or not setting.types):
+        for number, each in enumerate(value, start=1):
+            if items or (isinstance(each, dict) and "class_path" in each):
+                yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
+    elif isinstance(value, dict) and ("class_path" in value or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)
-    elif others and not sections:
+    elif others and not sections and not items:
         try:
             typed(key, value, union(others))
         except UserError as error:
             yield from error.problems
-    elif len(sections) == 1 and (not others or (others == [NoneType] and value is not None)):
+    elif len(sections) == 1 and not items and (not others or (others == [NoneType] and value is not None)):
         yield from _group(key, value, sections[0], page)
+
+
+def _item(key: str, number: int, value: Any, page: str) -> Iterator[Problem]:
+    """What is wrong with one of several objects; its key has the name of its class, or its number where there is none."""
+    chosen = {"class_path": value} if isinstance(value, str) else value
+    if not isinstance(chosen, dict):
+        yield Problem(f"{key}.{number}", f"must be a group of settings, got {_shown(value)}", "give a class_path")
+        return
+    path = chosen.get("class_path")
+    name = path.rpartition(".")[2] if isinstance(path, str) else str(number)
+    yield from _chosen(f"{key}.{name}", chosen, page)
 
 
 def _group(key: str, value: Any, section: Section, page: str) -> Iterator[Problem]:
     if isinstance(value, str) and not section.data:
         yield from _chosen(key, {"class_path": value}, page)
     elif not isinstance(value, str) or not Path(value).is_file():
-        loaded = yaml.safe_load(value) if isinstance(value, str) else value
+        try:
+            loaded = load_yaml(value) if isinstance(value, str) else value
+        except YamlError:
+            loaded = value
         if not isinstance(loaded, dict):
             yield Problem(key, f"must be a group of settings, got {_shown(value)}", "give its settings, or remove it")
         elif section.data and (known := settings_of(section.path)) is not None:
@@ -132,7 +157,11 @@ def _group(key: str, value: Any, section: Section, page: str) -> Iterator[Proble
 
 def _chosen(key: str, value: dict[str, Any], page: str) -> Iterator[Problem]:
     """What is wrong with a class and its settings."""
-    path = str(value["class_path"])
+    own = [*_fields(key, value, _CLASS, page)]
+    yield from own
+    if own:
+        return
+    path = value["class_path"]
     module, _, name = path.rpartition(".")
     known = settings_of(path)
     if known is not None:
@@ -145,6 +174,27 @@ def _chosen(key: str, value: dict[str, Any], page: str) -> Iterator[Problem]:
             yield Problem(key, f"there is no {path}", _near(name, names) or "give the class path of one that there is")
 
 
+def _unfit(key: str, value: Any) -> Iterator[Problem]:
+    """The values that no setting can have, wherever they are."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _unfit(key if name == "init_args" else f"{key}.{name}" if key else str(name), each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _unfit(key, each)
+    elif what := _limit(value):
+        yield Problem(key, f"{what}, got {_shown(value)}")
+
+
+def _limit(value: Any) -> str:
+    """The limit that a value is beyond: that of a ledger's numbers, of the processor's, of names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "must be below 2^63"
+    return "must hold no NUL character" if isinstance(value, str) and "\0" in value else ""
+
+
 def _near(name: str, known: Iterable[str]) -> str:
     return "".join(f"did you mean {close}?" for close in difflib.get_close_matches(name, known, 1))
 
@@ -155,12 +205,15 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
         inside = key if name in ("init_args", "dict_kwargs") else f"{key}.{name}"
         if not isinstance(each, str):
             yield from _missing(inside, each, what, needs)
-        elif name in _SOURCE_NAMES and each not in needs and _is_path(each) and not Path(each).expanduser().exists():
-            yield Problem(inside, f"{each} does not exist", f"give {what}")
+        elif name in _SOURCE_NAMES and each not in needs and _is_path(each) and not exists(each):
+            yield Problem(inside, f"{_cut(each)} does not exist", f"give {what}")
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
+    too_long = len(text.encode()) > 255  # for a hub id
+    return (
+        too_long or text.startswith((".", "/", "~", "checkpoints/")) or bool(kind(Path(text))) or text.endswith(".gguf")
+    )
 
 
 def typed(key: str, value: Any, kind: Any, fix: str = "") -> Any:
@@ -171,10 +224,17 @@ def typed(key: str, value: Any, kind: Any, fix: str = "") -> Any:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
+    wrong = f"must be {describe(kind)}"
     try:
-        return parser.parse_object({"value": value}).value
-    except ArgumentError as error:
-        raise UserError([Problem(key, f"must be {describe(kind)}, got {_shown(value)}", fix)]) from error
+        found = parser.parse_object({"value": value}).value
+        # To the parser null means "not given", and stays in the place of a value.
+        fits = found is not None or kind is Any or NoneType in (kind, *get_args(kind))
+        wrong = _limit(found) if fits else wrong
+    except ArgumentError:
+        pass
+    if wrong:
+        raise UserError([Problem(key, f"{wrong}, got {_shown(value)}", fix)])
+    return found
 
 
 # -- in words --------------------------------------------------------------------------------------------------------
@@ -203,5 +263,8 @@ def describe(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
+    return _cut("null" if value is None else repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."

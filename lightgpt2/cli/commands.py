@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -56,6 +56,7 @@ def benchmark(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     output: str = "benchmark.json",
     traces: str = "tb-logs/benchmark",
+    verify: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Measure speed and memory of models side by side, each in a fresh process.
@@ -72,6 +73,7 @@ def benchmark(
         device: Where to measure.
         output: File for the figures.
         traces: Folder for the profiler's traces.
+        verify: Compare every file of the models' folders with its checksum first.
         trust_remote_code: Let code in the models' folders run.
     """
     from lightgpt2.measure.arms import Settings, plan
@@ -83,7 +85,7 @@ def benchmark(
     refuse(_unwritable("--output", Path(output), Path(output).parent))
     refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
-    arms = plan(models, precision, attention, settings, trust_remote_code, chosen)
+    arms = plan(models, precision, attention, settings, trust_remote_code, chosen, verify)
     try:
         result = measure(arms, settings, chosen, Path(traces))
     except Stopped as stop:
@@ -187,6 +189,8 @@ def generate(
     *,
     prompt: str | None = None,
     prompts: str | None = None,
+    chat: bool = False,
+    system: str | None = None,
     output: str | None = None,
     batch: PositiveInt = 8,
     max_new_tokens: PositiveInt | None = None,
@@ -198,16 +202,19 @@ def generate(
     stop: list[str] = [],  # noqa: B006
     seed: NonNegativeInt = 0,
     threads: PositiveInt | None = None,
+    verify: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Continue a prompt, or each prompt of a file.
+    """Continue a prompt, or each prompt of a file, or answer as an assistant.
 
     The settings of the sampling default to what the model's folder says, else to the value in brackets.
 
     Args:
         model: An exported folder, a model folder, a GGUF file or a hub model.
         prompt: Text to continue; the new text goes to standard output.
-        prompts: A JSONL file of prompts, one {"prompt": "..."} a line.
+        prompts: A JSONL file of prompts, one {"prompt": "..."} a line; with --chat also {"messages": [...]}.
+        chat: Answer the prompts as a user's messages; without any, hold a conversation on the terminal.
+        system: System message of --chat.
         output: JSONL file for the same lines with the text added (default: standard output).
         batch: Number of prompts of a file that are continued together.
         max_new_tokens: The most tokens to add (256).
@@ -219,12 +226,13 @@ def generate(
         stop: Texts that end a continuation, and are not printed.
         seed: Seed of the sampling: the same seed gives the same text.
         threads: Threads to compute with (default: all cores).
+        verify: Compare every file of the model's folder with its checksum first. (Exported folders always are.)
         trust_remote_code: Let code in the model's folder run.
     """
     from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import resolve
-    from lightgpt2.runtime.prompts import Texts, read_prompts, stamp
+    from lightgpt2.runtime.prompts import Texts, conversation, read_prompts, stamp
 
     options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop,
@@ -232,8 +240,11 @@ def generate(
     }  # fmt: skip
     if output is not None:
         refuse(_unwritable("--output", Path(output), Path(output).parent))
-    if (prompt is None) == (prompts is None):
-        raise UserError("--prompt: give it or --prompts, one of the two")
+    given = 2 - [prompt, prompts].count(None)
+    if given == 2 or (given == 0 and not chat):
+        raise UserError("--prompt: give it or --prompts, one of the two; or --chat for a conversation")
+    if system is not None and not chat:
+        raise UserError("--system: it is for --chat; add that, or remove it")
     if prompt == "":
         raise UserError("--prompt: it is empty; give some text to continue")
     if output is not None and prompts is None:
@@ -241,27 +252,39 @@ def generate(
     with _named_as_options():
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
-        rows = read_prompts(Path(prompts)) if prompts is not None else []
+        rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
         if not is_exported(model):
             quiet_transformers()
-        loaded = load(model, threads, trust_remote_code=trust_remote_code)
-        if prompt is not None:
-            for _ in loaded.texts([prompt], options, lambda _, piece: print(piece, end="", flush=True)):
+        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code)
+        head = [] if system is None else [{"role": "system", "content": system}]
+        if given == 0:
+            from lightgpt2.runtime.conversation import converse
+
+            converse(loaded, options, head)
+            return
+        asked: list[Any] = [conversation(row, head) if chat else row["prompt"] for row in rows]
+        if prompts is None:
+            for _ in loaded.texts(asked, options, lambda _, piece: print(piece, end="", flush=True)):
                 pass
             print(flush=True)
             return
         from tqdm import tqdm
 
-        made = {"model": model, "stamp": stamp(model), "options": options, "threads": threads}
+        made = {
+            "model": model,
+            "stamp": stamp(model),
+            "options": options,
+            "threads": threads,
+            "chat": chat,
+            "head": head,
+        }
         with Texts(rows, None if output is None else Path(output), **made) as texts:
             known = {*texts.texts}
-            done = loaded.texts([row["prompt"] for row in rows], options, known=known)
-            bar = tqdm(desc="Generating", initial=len(known), total=len(rows), unit="prompt", disable=None)
+            done = loaded.texts(asked, options, known=known)
+            bar: Any = {"initial": len(known), "total": len(rows), "unit": "prompt", "disable": None}
             try:
-                with bar:
-                    for index, text in done:
-                        texts.add(index, text)
-                        bar.update()
+                for each in tqdm(done, desc="Generating", **bar):
+                    texts.add(each)
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped; {texts.state}") from None
             texts.finish()

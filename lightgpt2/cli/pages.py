@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightgpt2.cli.checking import CHECKPOINT, TRAINER, describe
-from lightgpt2.cli.schema import Section, Setting, names_in, settings_of, union
+from lightgpt2.cli.schema import Section, Setting, item, names_in, settings_of, union
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.data.corpora import BUILT_IN
 from lightgpt2.data.readers import READERS
@@ -72,7 +72,7 @@ def _class(verb: str, key: str, path: str) -> str | None:
 
 def _described(key: str, settings: dict[str, Setting]) -> Iterator[str]:
     for name, setting in settings.items():
-        types = [each for each in setting.types if not isinstance(each, Section)]
+        types = [each for each in setting.types if not isinstance(each, Section) and not item(each)]
         about = [describe(union(types))] if types else []
         about += ["required" if setting.required else f"default: {setting.default}"]
         text = textwrap.fill(setting.help, 110, initial_indent="    ", subsequent_indent="    ")

@@ -160,7 +160,13 @@ def _types(annotation: ast.expr | None, module: str) -> tuple[Any, ...]:
     except Exception:  # whatever Python says of names that are not imported
         return ()
     types = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return () if any(isinstance(each, str) or _holds_section(each) for each in types) else types
+    return () if any(isinstance(each, str) or (_holds_section(each) and not item(each)) for each in types) else types
+
+
+def item(kind: Any) -> Section | None:
+    """The class whose objects a type lists; None for any other type."""
+    inside = get_args(kind)
+    return inside[0] if get_origin(kind) in (list, Iterable) and isinstance(inside[0], Section) else None
 
 
 def _evaluated(node: ast.expr, names: "_Names") -> Any:

@@ -82,11 +82,11 @@ class Converter:
             else:  # a model that LightGPT2 did not make
                 about = (data, 0, 0, 0.0, made.quality, made.sizes)
                 ledger = ledger.extended(Entry("export", self.method, {}, Parent.of(source), [operation], *about))
-            ledger.write(folder)
             write_scores(folder, made.scores)
             values = {key: value for key, value in operation.items() if key not in ("op", "kind")}
             made.about = {**values, **made.about, "validation": data["source"]}
             conversion.finish(folder, made.about)
+            ledger.write(folder)
         return made
 
     def sizes(self, model: PreTrainedModel, folder: Path) -> dict[str, Any]:

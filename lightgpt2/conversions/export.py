@@ -12,6 +12,7 @@ from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_config, load_tokenizer
+from lightgpt2.models.sources import verify
 from lightgpt2.runtime.folder import is_exported
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
@@ -26,6 +27,7 @@ def check_model(source: str, target: Target, trust_remote_code: bool = False) ->
     try:
         if is_exported(source):
             raise UserError(f"MODEL: {source} is an exported folder already; give the model that it was made from")
+        verify(source, "MODEL")
         config = load_config(source, "MODEL", trust_remote_code)
         data: Any = SimpleNamespace(tokenizer=load_tokenizer(source, "MODEL", trust_remote_code))
     except UserError as error:

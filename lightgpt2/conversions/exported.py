@@ -1,4 +1,4 @@
-"""What ONNX and GGUF folders share: they stand alone, sealed, with weights that take the room they should."""
+"""What ONNX and GGUF folders share: they stand alone, with weights that take the room they should."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import carry_licence, complete_config, positions_of, save_tokenizer
-from lightgpt2.runtime.folder import seal
+from lightgpt2.runtime.folder import describe
 
 # A matrix in INT8 or INT4 takes at most this share of its bytes in FP32, and 64 bytes more a row: its scale, and what
 # fills up its last block of inputs. GGUF has some in F16 where there are no whole blocks.
@@ -60,7 +60,7 @@ class Exported(Conversion):
         return KINDS["export"].record(format=self.name, **written)
 
     def finish(self, folder: Path, about: dict[str, Any]) -> None:
-        seal(folder, about)
+        describe(folder, about)
 
     def _most_bytes(self, model: PreTrainedModel, fallback: bool) -> float:
         whole = {"position"} | ({"vocabulary"} if self.target.embeddings == "fp32" else set())

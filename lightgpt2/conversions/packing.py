@@ -7,7 +7,7 @@ import torch
 
 from lightgpt2.conversions.base import Conversion
 from lightgpt2.data.base import TaskData
-from lightgpt2.models import ledger, quality
+from lightgpt2.models import ledger
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
@@ -34,7 +34,7 @@ def pack_folder(source: Path, target: Path) -> Operation:
         RuntimeError: What can be read back is not equal to the last bit.
     """
     tensors, integers = stored_weights.read_stored(source / _WEIGHTS)
-    left = shutil.ignore_patterns("*.safetensors", ledger.FILE, quality.FILE)
+    left = shutil.ignore_patterns("*.safetensors", ledger.FILE, ledger.SCORES)
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=left)
     table = stored_weights.write(target / _WEIGHTS, tensors, integers, packed=True)
     bring_code(target, packed=True)

@@ -3,22 +3,23 @@
 import hashlib
 import importlib
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from lightgpt2.data.documents import Document, documents, fields, no_fields
 from lightgpt2.data.files import by_split, find
-from lightgpt2.data.readers import READERS, cut, kind, read, reason, texts
+from lightgpt2.data.readers import READERS, cut, kind, read, reason
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
-from lightgpt2.data.tables import no_field
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, refuse
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_READING = 3  # the version of the reading and of what is cached, in fingerprints
+_READING = 4  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
@@ -26,15 +27,29 @@ _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named source of documents.
+    """A source of documents.
 
-    It is a built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id (`name` or
-    `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
+    Args:
+        source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
+            (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
+        text_field: Field of the text in JSON, CSV, TSV, Parquet and hub datasets.
+        separator: Regular expression at which text files are cut into documents.
+        streaming: Read a hub dataset as it arrives, without a copy of it on disk.
+        name: What metrics and remarks call the source. The default is the last part of `source`.
+        weight: Its share of the training tokens of an epoch, relative to the other sources.
     """
 
     source: str = "pydoc"
-    text_field: str = "text"  # the column or field of the text, in JSONL, CSV, Parquet and hub datasets
-    separator: str = r"\n\s*\n"  # regular expression at which a text file is cut into documents
+    text_field: str = "text"
+    separator: str = r"\n\s*\n"
+    streaming: bool = False
+    name: str = ""
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The name."""
+        return self.name or Path(self.source.rstrip("/")).name.partition(".")[0] or self.source
 
     def fingerprint(self) -> str:
         """The digest of everything that decides which documents come out; local files are not read whole."""
@@ -78,20 +93,28 @@ class Corpus:
             return {split for split, _ in made if split}
         return {split for split, _ in self._tables(Remarks()) if split}
 
-    def documents(self, remarks: Remarks | None = None) -> Iterator[tuple[Split | None, str]]:
+    def size(self) -> int | None:
+        """The bytes of the files, as they lie on disk; None if the source is no file or folder."""
+        return sum(file.stat().st_size for file in self._files(Remarks())) if self._is_local() else None
+
+    def documents(
+        self, remarks: Remarks | None = None, held_out: bool | None = None
+    ) -> Iterator[tuple[Split | None, Document]]:
         """Documents in the source's order, each with the split that the source puts it in, if any; what is held out first.
 
         Args:
             remarks: Gets what is left out of files and tables.
+            held_out: Whether to give only those that the source holds out, or only the others.
 
         Raises:
             UserError: The source is missing, unreadable, or not text.
         """
         if (made := self._made()) is not None:
-            yield from made
+            yield from (pair for pair in made if held_out in (None, pair[0] in ("valid", "test")))
             return
-        for split, documents in self._tables(Remarks() if remarks is None else remarks):
-            yield from ((split, text) for text in documents)
+        for split, found in self._tables(Remarks() if remarks is None else remarks, quiet=held_out is False):
+            if held_out in (None, split in ("valid", "test")):
+                yield from ((split, document) for document in found)
 
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
         """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
@@ -109,23 +132,24 @@ class Corpus:
             )
         return requirements(int(size)) if colon else requirements()
 
-    def _tables(self, remarks: Remarks) -> Iterator[tuple[Split | None, Iterable[str]]]:
+    def _tables(self, remarks: Remarks, quiet: bool = False) -> Iterator[tuple[Split | None, Iterable[Document]]]:
         """The documents, not yet read, of each file or each split of a hub dataset, with the split that its name says."""
         if self._is_local():
             for file, split in self._split_files(Remarks()).items():
                 yield split, read(file, self.text_field, self.separator, remarks)
             return
         tables = self._hub()
-        for name, split in by_split(tables, remarks).items():
+        for name, split in by_split(tables, Remarks() if quiet else remarks).items():
             yield split, self._rows(tables[name], f"{self.source} ({name})", remarks)
 
-    def _rows(self, table: Any, where: str, remarks: Remarks) -> Iterator[str]:
-        if self.text_field not in table.column_names:
-            raise no_field(self.text_field, where, table.column_names)
-        values = (row[self.text_field] for row in table.select_columns([self.text_field]))
+    def _rows(self, table: Any, where: str, remarks: Remarks) -> Iterator[Document]:
+        names = [*(table.column_names or next(iter(table), {}))]  # a stream may not know them
+        if not (chosen := fields(names, self.text_field)):
+            raise no_fields(self.text_field, where, names)
+        rows = iter(table.select_columns(chosen))
         if self.source.partition(":")[0] == "wikitext":  # one row a line; a document is an article
-            return cut((line or "" for line in values), _WIKI_ARTICLE)
-        return texts(values, self.text_field, where, remarks)
+            return cut((row[self.text_field] or "" for row in rows), _WIKI_ARTICLE)
+        return documents(rows, self.text_field, where, remarks)
 
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
@@ -162,12 +186,44 @@ class Corpus:
         if name == "wikitext":
             name, config = "Salesforce/wikitext", config or "wikitext-2-raw-v1"
         try:
-            return load_dataset(name, config or None)
+            return load_dataset(name, config or None, streaming=self.streaming)
         except Exception as error:  # datasets lets through what each of its many backends raises
             raise UserError(
                 f"data.source: {self.source!r} could not be loaded from the hub or its local cache ({reason(error)}); check "
                 "the name and the network, or give local files: --data.source path/to/file.txt"
             ) from error
+
+
+def corpora(
+    source: str | Sequence[str | Mapping[str, Any]] = Corpus.source,
+    text_field: str = Corpus.text_field,
+    separator: str = Corpus.separator,
+    streaming: bool = Corpus.streaming,
+) -> list[Corpus]:
+    """The sources that `data.source` and the settings beside it say.
+
+    Raises:
+        UserError: One of a list is not of the form that `Corpus` takes.
+    """
+    if isinstance(source, str):
+        return [Corpus(source, text_field, separator, streaming)]
+    types, problems = get_type_hints(Corpus), list[Problem]()
+    for number, each in enumerate(source):
+        given: Mapping[str, Any] = {"source": each} if isinstance(each, str) else each
+        wrong = {name: ("no such key", f"give some of {', '.join(types)}") for name in given if name not in types}
+        if "source" not in given:
+            wrong["source"] = ("required, but not given", "name a source")
+        for name in types.keys() & given.keys():
+            value, kinds = given[name], (int, float) if name == "weight" else types[name]
+            if not isinstance(value, kinds) or isinstance(value, bool) > (kinds is bool):
+                wrong[name] = (f"must be {types[name].__name__}, got {value!r}", "correct it")
+            elif name == "weight" and not 0 < value < math.inf:
+                wrong[name] = (f"must be above 0, got {value}", "correct it")
+        problems += [Problem(f"data.source.{number}.{name}", *said) for name, said in wrong.items()]
+    refuse(problems)
+    return [
+        Corpus(each, text_field, separator, streaming) if isinstance(each, str) else Corpus(**each) for each in source
+    ]
 
 
 def _called(path: str) -> Iterator[tuple[Split | None, str]]:

@@ -1,7 +1,11 @@
 """The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
-from lightgpt2.data.corpora import Corpus
-from lightgpt2.data.remarks import Remarks
+from lightgpt2.data.corpora import Corpus, corpora
+from lightgpt2.data.documents import plain_text
+from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splits import Split
+from lightgpt2.data.splitter import Splitter
 from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
+from lightgpt2.data.tokenizing import build, progress
 from lightgpt2.data.windows import (
     StepSampler,
     WindowDataset,
@@ -27,60 +34,86 @@ from lightgpt2.data.windows import (
     prompt_windows,
 )
 from lightgpt2.errors import UserError, tell
+from lightgpt2.models.chat import chat_template
 from lightgpt2.models.loading import load_tokenizer, separator_id
 from lightgpt2.models.vocabulary import needed_rows
 
 _CACHE = Path("checkpoints/.data")
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
+_SMALL = 1 << 24  # bytes of files for which other processes are not worth their start
 
 
 class LanguageModelingData(TaskData):
-    """Text for a causal language model.
+    """Text and conversations for a causal language model.
 
     Documents never share a split with an equal document, training order is a function of (seed, epoch), and the corpus is
-    tokenized once into memory-mapped files under `checkpoints/.data/`.
+    tokenized once into files under `checkpoints/.data/`. Rows of tables hold a text, or a conversation of which the answers are
+    learnt: `messages`, `prompt` and `completion`, or `instruction`, `input` and `output`.
 
     Args:
         source: A built-in corpus (`pydoc`, the language reference inside CPython; `requirements` or `requirements:SIZE`,
             sentences of a grammar; `wikitext`), a hub dataset id (`name` or `name:config`), or the path of a text, Markdown,
             JSON, JSONL, CSV, TSV or Parquet file, or of a folder of them, which keeps the splits that its files and folders
-            name.
+            name. Several sources are a list of these, or of `{source, name, weight, text_field, separator, streaming}`.
         text_field: Field that holds the text, for all but text files.
         separator: Regular expression that cuts text files into documents. The default is blank lines.
+        streaming: Read hub datasets as they arrive, without a copy on disk; with `token_budget`, no more than that needs.
+        token_budget: Training tokens of one epoch, shared among the sources by their weights. The default is all the text of a
+            single source; of several, as much as the weights allow without repeating any.
+        near_duplicates: Leave out documents whose similarity to one before is at least this: the share of sequences of five
+            words that they have in common, estimated by MinHash. The default is to leave out equal ones only.
         sequence_length: Tokens the model sees at once.
         stride: Tokens between the beginnings of scoring windows. The default is half of `sequence_length`.
         batch_size: Training windows of one micro-batch on one device.
         eval_batch_size: Scoring windows of one batch. It does not change any figure.
         mode: `packed` tiles the stream of documents with windows without pads; `padded` gives each window one document. In
             both the end of a document is learnt, as the tokenizer's end-of-text token.
+        cross_document_attention: Whether documents in one packed window see those before them.
+        loss_on: What of conversations is learnt and scored: the `answers` or `all`.
+        chat_template: Jinja file of the chat template; it is saved with the tokenizer. The default is the tokenizer's.
         valid_fraction: Share of documents for validation, where the source names no such split.
         test_fraction: Share of documents for testing, where the source names no such split.
         tokenizer: Hub id or folder of the tokenizer. The default is the model's.
         vocab_size: Train a byte-level BPE tokenizer of this many tokens on the training split instead.
         predict_split: The split that `predict` reads.
+        processes: Processes that tokenize. The default is one for each core, and one for less than 16 MB of files.
         seed: Seed of the training order. The default is the run's seed.
     """
 
     def __init__(
         self,
-        source: str = Corpus.source,
+        source: str | list[str | dict[str, Any]] = Corpus.source,
         text_field: str = Corpus.text_field,
         separator: str = Corpus.separator,
+        streaming: bool = Corpus.streaming,
+        token_budget: PositiveInt | None = None,
+        near_duplicates: ClosedUnitInterval | None = None,
         sequence_length: PositiveInt = 128,
         stride: PositiveInt | None = None,
         batch_size: PositiveInt = 8,
         eval_batch_size: PositiveInt = 16,
         mode: Literal["packed", "padded"] = "packed",
+        cross_document_attention: bool = True,
+        loss_on: Literal["answers", "all"] = "answers",
+        chat_template: str | None = None,
         valid_fraction: ClosedUnitInterval = 0.1,
         test_fraction: ClosedUnitInterval = 0.05,
         tokenizer: str | None = None,
         vocab_size: PositiveInt | None = None,
         predict_split: Split = "test",
+        processes: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        self.source, self.mode, self.seed = source, mode, seed
-        self.corpus = Corpus(source, text_field, separator)
+        self.corpora = corpora(source, text_field, separator, streaming)
+        self.source = " + ".join(corpus.source for corpus in self.corpora)
+        self.mode, self.seed = mode, seed
+        self.token_budget, self.near_duplicates, self.processes = token_budget, near_duplicates, processes
+        self.cross_document_attention, self.loss_on, self.chat_template = (
+            cross_document_attention,
+            loss_on,
+            chat_template,
+        )
         self.sequence_length, self.stride = sequence_length, stride or max(1, sequence_length // 2)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
@@ -106,16 +139,30 @@ class LanguageModelingData(TaskData):
             found.append(f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {least}")
         if self.tokenizer_source and self.vocab_size:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
-        return found + self.corpus.problems()
+        if not self.corpora:
+            found.append("data.source: an empty list has no text; name a source")
+        labels = [corpus.label for corpus in self.corpora]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            found.append(f"data.source: {labels.count(twice)} sources are called {twice}; give each a name")
+        if not self.cross_document_attention and self.mode != "packed":
+            found.append("data.cross_document_attention: a window of mode padded has one document; remove it")
+        if self.near_duplicates == 0:
+            found.append("data.near_duplicates: 0 would leave out all but one; give for example 0.8")
+        if self.chat_template and not Path(self.chat_template).expanduser().is_file():
+            found.append(f"data.chat_template: {self.chat_template} is not a file; name a Jinja file")
+        return found + [problem for corpus in self.corpora for problem in corpus.problems()]
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and tokenizes the corpus unless that is done, and says what is left out."""
         if self.vocab_size and not self._trained_tokenizer().is_dir():
-            documents = store.split_documents(self.corpus, self.valid_fraction, self.test_fraction)
-            texts = [text for split, text in documents if split == "train"]
-            train_tokenizer(texts, self.vocab_size, self._trained_tokenizer())
+            splitter = self._splitter()
+            with progress("Training the tokenizer", splitter) as advance:
+                train_tokenizer(_training_texts(splitter, advance), self.vocab_size, self._trained_tokenizer())
         meta, _ = store.read(self._tokenized(self._tokenizer()[0]))
-        for line in self.corpus.remarks() + meta["remarks"]:
+        for corpus in self.corpora:
+            for line in corpus.remarks():
+                tell(f"{corpus.source}: {line}")
+        for line in meta["remarks"]:
             tell(f"{self.source}: {line}")
 
     def setup(self, stage: str) -> None:
@@ -128,7 +175,7 @@ class LanguageModelingData(TaskData):
 
     def train_dataloader(self) -> WindowLoader:
         sampler = self._step_sampler()
-        return WindowLoader(self._dataset("train", sampler.windows), sampler)
+        return WindowLoader(sampler.dataset, sampler)
 
     def val_dataloader(self) -> WindowLoader:
         return self._loader("valid", self._scoring_windows("valid"), *self._place())
@@ -139,7 +186,11 @@ class LanguageModelingData(TaskData):
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
         split, length = self.predict_split, self.connection.prompt_tokens if self.connection else None
-        windows = self._scoring_windows(split) if length is None else prompt_windows(self._splits[split], length)
+        windows = (
+            self._scoring_windows(split)
+            if length is None
+            else prompt_windows(self._splits[split], length, self.sequence_length)
+        )
         return self._loader(split, windows, *self._place())
 
     @property
@@ -161,16 +212,21 @@ class LanguageModelingData(TaskData):
         if count > len(starts):
             what = f"the training split has {len(starts)} windows of {self.sequence_length} tokens, fewer than {count}"
             raise UserError(f"{key}: {what}; give at most that, or more text")
-        chosen = (starts[i * len(starts) // count] for i in range(count))
+        chosen = starts[np.arange(count) * len(starts) // count]
         return [torch.from_numpy(split.tokens[s : s + self.sequence_length].astype("int64"))[None] for s in chosen]
 
     def describe(self) -> dict[str, Any]:
-        read = {"source": self.corpus.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
+        read = {"source": self.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
         return {**read, "sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
 
     def batching(self) -> dict[str, Any]:
+        weights = {corpus.label: corpus.weight for corpus in self.corpora} if len(self.corpora) > 1 else {}
         return {
             "documents": {name: split["documents"] for name, split in self.meta["splits"].items()},
+            "weights of the sources": weights,
+            "data.token_budget": self.token_budget,
+            "data.loss_on": self.loss_on,
+            "data.cross_document_attention": self.cross_document_attention,
             "sha256 of the data": self.meta["sha256"],
             "data.sequence_length": int(self.sequence_length),
             "data.mode": self.mode,
@@ -190,8 +246,20 @@ class LanguageModelingData(TaskData):
             if self.mode == "packed"
             else document_windows(split, length + 1, length, closed=True)
         )
+        dataset = self._dataset("train", windows, apart=not self.cross_document_attention)
         cut = (self.batch_size, trainer.accumulate_grad_batches, *self._place())
-        return StepSampler(windows, *cut, self.seed, lambda: trainer.global_step)
+        return StepSampler(dataset, *cut, self.seed, lambda: trainer.global_step, self._shares(windows))
+
+    def _shares(self, windows: Windows) -> list[int] | None:
+        """How many training windows of each source an epoch takes; None: all there are."""
+        if len(self.corpora) == 1 and self.token_budget is None:
+            return None
+        tokens = np.array([_fed(windows, part) for part in range(len(windows.counts))])
+        weights = np.array([self.corpora[source].weight for source in windows.sources]) * (tokens > 0)
+        weights /= weights.sum() or 1.0
+        budget = self.token_budget or min((t / w for t, w in zip(tokens, weights, strict=True) if w), default=0)
+        counts = zip(windows.counts, tokens, weights, strict=True)
+        return [round(budget * weight * count / size) if size else 0 for count, size, weight in counts]
 
     def _scoring_windows(self, split: str) -> Windows:
         return document_windows(self._splits[split], self.sequence_length, self.stride)
@@ -199,21 +267,24 @@ class LanguageModelingData(TaskData):
     def _loader(self, split: str, windows: Windows, rank: int, world: int) -> WindowLoader:
         return WindowLoader(self._dataset(split, windows), evaluation_order(windows, self.eval_batch_size, rank, world))
 
-    def _dataset(self, split: str, windows: Windows) -> WindowDataset:
-        return WindowDataset(self._splits[split], windows, _separator(self.tokenizer))
+    def _dataset(self, split: str, windows: Windows, apart: bool = False) -> WindowDataset:
+        names = [corpus.label for corpus in self.corpora] if len(self.corpora) > 1 else []
+        answers_only = self.loss_on == "answers"
+        return WindowDataset(self._splits[split], windows, _separator(self.tokenizer), answers_only, apart, names)
 
     def _check_splits(self, stage: str) -> None:
-        source, counts = self.corpus.source, self.meta["splits"]
+        counts = self.meta["splits"]
         documents = sum(split["documents"] for split in counts.values())
         if documents == 0:
-            raise UserError(f"data.source: {source} holds no text; give a corpus with at least a few documents")
+            what = "; ".join([f"{self.source} holds no text", *self.meta["remarks"]])
+            raise UserError(f"data.source: {what}; give a corpus with at least a few documents")
         needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
         for split in needed.get(stage, [stage]):
             if counts[split]["documents"] == 0:
                 raise UserError(self._empty(split, documents))
 
     def _empty(self, split: str, documents: int) -> str:
-        source, named = self.corpus.source, self.corpus.splits()
+        source, named = self.source, set[str]().union(*(corpus.splits() for corpus in self.corpora))
         made = source.partition(":")[0] == "requirements"
         if named and not made and "train" not in named:
             what = f"{source} has no training text: all of it is named {' or '.join(sorted(named))}"
@@ -232,7 +303,7 @@ class LanguageModelingData(TaskData):
         if len(sampler) == 0:
             tokens = self.meta["splits"]["train"]["tokens"]
             raise UserError(
-                f"data.sequence_length: {self.source} has {tokens} training tokens, which is {len(sampler.windows)} windows "
+                f"data.sequence_length: {self.source} has {tokens} training tokens, which is {sampler.epoch_windows} windows "
                 f"of {self.sequence_length}, and one optimizer step takes {sampler.step_windows}; give more text, shorter "
                 "windows or a smaller data.batch_size"
             )
@@ -258,6 +329,12 @@ class LanguageModelingData(TaskData):
         return trimmed(whole, np.flatnonzero(used).tolist())
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:
+        tokenizer = self._plain_tokenizer()
+        if self.chat_template:
+            tokenizer.chat_template = Path(self.chat_template).expanduser().read_text(encoding="utf-8")
+        return tokenizer
+
+    def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.vocab_size:
             return load_tokenizer(str(self._trained_tokenizer()), "data.vocab_size")
         if self.tokenizer_source:
@@ -270,30 +347,53 @@ class LanguageModelingData(TaskData):
         return load_tokenizer(source, key, self.connection.trust_remote_code)
 
     def _tokenized(self, tokenizer: PreTrainedTokenizerFast) -> Path:
-        """The folder with the tokens of the corpus, which are written unless that is done."""
-        separator, end = _separator(tokenizer), tokenizer.eos_token_id
-        closing = [] if end in (None, separator) else [str(end)]
-        folder = self._cached("tokens", tokenizer.backend_tokenizer.to_str(), str(separator), *closing)
+        """The folder with the tokens of the corpora, which are written unless that is done."""
+        dtype = "uint16" if needed_rows(tokenizer) <= 2**16 else "uint32"
+        backend, end = tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
+        encoder = Encoder(backend, _separator(tokenizer), end, dtype, chat_template(tokenizer))
+        limits = self._limits()
+        folder = self._cached("tokens", json.dumps([dataclasses.asdict(encoder), limits, self.near_duplicates]))
         if not (folder / store.META).is_file():
-            remarks = Remarks()
-            store.build(
-                folder,
-                store.split_documents(self.corpus, self.valid_fraction, self.test_fraction, remarks),
-                lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
-                separator,
-                needed_rows(tokenizer),
-                end,
-                remarks,
-            )
+            sizes = [corpus.size() for corpus in self.corpora]
+            small = None not in sizes and sum(filter(None, sizes)) < _SMALL
+            processes = self.processes or (1 if small else len(os.sched_getaffinity(0)))
+            build(folder, self._splitter(), encoder, processes, limits)
         return folder
 
+    def _limits(self) -> list[int | None]:
+        """The training tokens that are read of each source: of a stream no more than an epoch takes."""
+        shares = [corpus.weight / sum(each.weight for each in self.corpora) for corpus in self.corpora]
+        budget = self.token_budget
+        return [
+            math.ceil(budget * share) if budget and corpus.streaming else None
+            for corpus, share in zip(self.corpora, shares, strict=True)
+        ]
+
+    def _splitter(self) -> Splitter:
+        return Splitter(self.corpora, self.valid_fraction, self.test_fraction, self.near_duplicates)
+
     def _trained_tokenizer(self) -> Path:
-        return self._cached("tokenizer", str(self.vocab_size))
+        return self._cached("tokenizer", json.dumps([self.vocab_size, self.near_duplicates]))
 
     def _cached(self, kind: str, *parts: str) -> Path:
-        """The folder of what the corpus, its fractions and these parts determine."""
-        text = "\n".join([self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction), *parts])
+        """The folder of what the corpora, the fractions and these parts determine."""
+        sources = [corpus.fingerprint() for corpus in self.corpora]
+        text = "\n".join([*sources, str(self.valid_fraction), str(self.test_fraction), *parts])
         return _CACHE / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _training_texts(splitter: Splitter, advance: Callable[[int], object]) -> Iterator[str]:
+    for split, document in splitter.documents():
+        text = plain_text(document)
+        advance(len(text))
+        if split == "train":
+            yield text
+
+
+def _fed(windows: Windows, part: int) -> int:
+    """The tokens of the windows of a part."""
+    first = sum(windows.counts[:part])
+    return int(windows.lengths[first : first + windows.counts[part]].sum())
 
 
 def _separator(tokenizer: PreTrainedTokenizerFast) -> int:

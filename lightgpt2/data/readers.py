@@ -4,13 +4,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from lightgpt2.data.documents import Document, documents
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.streams import lines
-from lightgpt2.data.tables import csv_values, json_values, parquet_values, tsv_values
+from lightgpt2.data.tables import Row, csv_rows, json_rows, parquet_rows, tsv_rows
 from lightgpt2.errors import UserError
-from lightgpt2.models.vocabulary import is_unicode
 
 _BLOCK = 1 << 20  # characters that are cut into documents at once
 
@@ -21,7 +21,7 @@ def kind(path: Path) -> str:
     return suffix if suffix in READERS else ""
 
 
-def read(file: Path, field: str, separator: str, remarks: Remarks) -> Iterator[str]:
+def read(file: Path, text_field: str, separator: str, remarks: Remarks) -> Iterator[Document]:
     """The documents of a file, one after the other.
 
     Raises:
@@ -32,9 +32,9 @@ def read(file: Path, field: str, separator: str, remarks: Remarks) -> Iterator[s
     reader = READERS[kind(file)]
     try:
         if reader is None:
-            yield from cut((line.replace("\r\n", "\n").replace("\r", "\n") for line in lines(file)), separator)
+            yield from cut((line.replace("\r\n", "\n").replace("\r", "\n") for line in lines(file, remarks)), separator)
         else:
-            yield from texts(reader(file, field, remarks), field, str(file), remarks)
+            yield from documents(reader(file, text_field, remarks), text_field, str(file), remarks)
     except UnicodeDecodeError as error:
         what = f"{file} is not valid {error.encoding.upper()} ({error.reason})"
         raise UserError(f"data.source: {what}; convert it, for example with iconv -t utf-8") from error
@@ -46,20 +46,6 @@ def read(file: Path, field: str, separator: str, remarks: Remarks) -> Iterator[s
     except Exception as error:  # pyarrow, csv, json and zlib each raise their own
         what = f"is not a readable {kind(file)[1:]} file ({reason(error)}); correct it"
         raise UserError(f"data.source: {file} {what}") from error
-
-
-def texts(values: Iterable[Any], field: str, where: str, remarks: Remarks) -> Iterator[str]:
-    """The texts of a column, without empty ones; a `UserError` if there is something else in it."""
-    for row, value in enumerate(values, 1):
-        if value is None or (isinstance(value, str) and not value.strip()):
-            remarks.add("rows without text, left out", where)
-        elif not isinstance(value, str):
-            what = f"{field!r} of {where} holds {type(value).__name__}, not text, in row {row}"
-            raise UserError(f"data.text_field: {what}; name another field, or correct it")
-        elif not is_unicode(value):
-            remarks.add("rows that are not valid Unicode, left out", where)
-        else:
-            yield value
 
 
 def cut(lines: Iterable[str], separator: str) -> Iterator[str]:
@@ -86,8 +72,8 @@ def reason(error: BaseException) -> str:
     return textwrap.shorten(str(error).strip().partition("\n")[0], 120, placeholder=" ...") or type(error).__name__
 
 
-# What reads the values of a field in the files of each suffix; None: plain text, which the separator cuts.
-READERS: dict[str, Callable[[Path, str, Remarks], Iterator[Any]] | None] = {
+# What reads the rows of files of each suffix; None: plain text, which the separator cuts.
+READERS: dict[str, Callable[[Path, str, Remarks], Iterator[Row]] | None] = {
     ".txt": None, ".md": None,
-    ".jsonl": json_values, ".json": json_values, ".csv": csv_values, ".tsv": tsv_values, ".parquet": parquet_values,
+    ".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".parquet": parquet_rows,
 }  # fmt: skip

@@ -1,120 +1,79 @@
-"""A corpus tokenized once, in memory-mapped files: one stream of tokens a split, with where its documents lie."""
+"""Corpora as tokens, in files: one stream of tokens a split, with where its documents and sources lie."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from lightgpt2.data.corpora import Corpus
-from lightgpt2.data.remarks import Remarks
-from lightgpt2.data.splits import SPLITS, Split, split_of
-from lightgpt2.models.files import atomic_folder, sha256_file
+from lightgpt2.data.splits import SPLITS
 
 META = "meta.json"  # of a finished store
-_BATCH = 512  # documents tokenized at once
+# The types of a split's files beside its tokens, a value for each document, of `answers` for each token. Offsets begin with 0;
+# answers are there only in a split with conversations.
+TYPES = {
+    "offsets": np.dtype(np.int64),
+    "ends": np.dtype(np.int64),
+    "sizes": np.dtype(np.int64),
+    "answers": np.dtype(bool),
+}
+
+
+class Stream:
+    """The values in a file, read slice by slice: unlike the pages of a memory map they are no memory of the process."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._path, self._dtype = path, dtype
+        self._length = path.stat().st_size // dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(self._length)
+        return np.fromfile(self._path, self._dtype, max(0, stop - start), offset=start * self._dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """One split of a tokenized corpus."""
+    """One split of tokenized corpora."""
 
-    tokens: NDArray[Any]  # the documents, each preceded by the separator token [n_tokens], memory-mapped
+    tokens: Stream | NDArray[Any]  # the documents, one behind the other [n_tokens]
     offsets: NDArray[np.int64]  # where each document begins in `tokens`, and the end [n_documents + 1]
-    sizes: NDArray[np.int64]  # UTF-8 bytes of each document's text [n_documents]
-    closing: int = 0  # how many tokens end each document: 1 where the end-of-text token is not the separator
-
-    @property
-    def ends(self) -> NDArray[np.int64]:
-        """Where each document's text ends in `tokens`, `[n_documents]`."""
-        return self.offsets[1:] - self.closing
-
-
-def split_documents(
-    corpus: Corpus, valid_fraction: float, test_fraction: float, remarks: Remarks | None = None
-) -> Iterator[tuple[Split, str]]:
-    """Yield every distinct, non-empty document once, with its split.
-
-    Splits that the source names are kept, and a validation or test split that it lacks is taken from its training split by the
-    content's hash; where it names none, the hash decides alone. A document that occurs again is dropped, and one that is also
-    held out from the training split. `remarks` gets what is left out.
-    """
-    remarks = Remarks() if remarks is None else remarks
-    seen: set[bytes] = set()
-    given = corpus.splits()
-    for named, text in corpus.documents(remarks):
-        text = text.strip("\n")
-        if not text.strip():
-            continue
-        digest = hashlib.sha256(text.encode()).digest()[:16]
-        if digest in seen:
-            remarks.add("documents that occur again, left out", named or corpus.source)
-            continue
-        seen.add(digest)
-        hashed = split_of(text, valid_fraction, test_fraction)
-        named = named or ("train" if given else None)
-        yield (hashed if named in (None, "train") and hashed not in given else named or hashed), text
+    ends: NDArray[np.int64]  # where what is scored of each ends in `tokens`; what follows is only learnt [n_documents]
+    sizes: NDArray[np.int64]  # UTF-8 bytes of each text, of a conversation those of its answers [n_documents]
+    answers: Stream | NDArray[Any] | None = None  # whether each token is learnt [n_tokens]; None: all are
+    parts: Sequence[
+        tuple[int, int]
+    ] = ()  # sources whose documents follow each other: the source, one past its last document
 
 
-def build(
-    folder: Path,
-    documents: Iterable[tuple[Split, str]],
-    encode: Callable[[list[str]], list[list[int]]],
-    separator: int,
-    vocabulary: int,
-    end: int | None = None,
-    remarks: Remarks | None = None,
-) -> None:
-    """Tokenize documents into `folder`, atomically, with a progress bar.
+def tokens_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.bin"
 
-    `meta.json` then holds the documents, tokens and bytes of each split, the digest of all tokens, and the remarks. The
-    separator token is put before each document, and the end-of-text token behind it if it is another one; a document that has
-    no other token is left out. The vocabulary, one more than the largest id, decides between 2 and 4 bytes a token.
-    """
-    remarks = Remarks() if remarks is None else remarks
-    closing = [] if end in (None, separator) else [end]
-    dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
-    stream = iter(documents)
-    lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
-    sizes: dict[Split, list[int]] = {split: [] for split in SPLITS}
-    with atomic_folder(folder) as temporary:
-        with ExitStack() as stack:
-            files = {split: stack.enter_context((temporary / f"{split}.bin").open("wb")) for split in SPLITS}
-            bar = stack.enter_context(tqdm(desc="Tokenizing", unit=" documents", leave=False, disable=None))
-            while batch := list(islice(stream, _BATCH)):
-                for (split, text), ids in zip(batch, encode([text for _, text in batch]), strict=True):
-                    if not ids:
-                        remarks.add("documents without a token, left out", split)
-                        continue
-                    files[split].write(np.array([separator, *ids, *closing], dtype=dtype).tobytes())
-                    lengths[split].append(len(ids) + 1 + len(closing))
-                    sizes[split].append(len(text.encode()))
-                bar.update(len(batch))
-        counts = {}
-        for split in SPLITS:
-            np.save(temporary / f"{split}.offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
-            np.save(temporary / f"{split}.sizes.npy", np.array(sizes[split], dtype=np.int64))
-            counts[split] = {"documents": len(sizes[split]), "tokens": sum(lengths[split]), "bytes": sum(sizes[split])}
-        digest = hashlib.sha256("".join(sha256_file(temporary / f"{s}.bin") for s in SPLITS).encode()).hexdigest()
-        about = {"dtype": dtype.name, "closing": len(closing), "sha256": digest, "splits": counts}
-        (temporary / META).write_text(json.dumps(about | {"remarks": remarks.lines()}))
+
+def split_file(folder: Path, split: str, kind: str) -> Path:
+    return folder / f"{split}.{kind}.bin"
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, TokenSplit]]:
-    """What `meta.json` holds, and the splits of a finished store, memory-mapped."""
-    meta = json.loads((folder / META).read_text())
+    """The values of `meta.json`, and the splits of a finished store; what is long is read from the files as it is asked for."""
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
     found: dict[str, TokenSplit] = {}
     for split in SPLITS:
-        path, dtype = folder / f"{split}.bin", np.dtype(meta["dtype"])
-        # numpy cannot map an empty file
-        tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
-        offsets, sizes = np.load(folder / f"{split}.offsets.npy"), np.load(folder / f"{split}.sizes.npy")
-        found[split] = TokenSplit(tokens, offsets, sizes, meta.get("closing", 0))
+        columns: Any = {}
+        for kind in ("offsets", "ends", "sizes"):
+            path = split_file(folder, split, kind)
+            # numpy cannot map an empty file
+            columns[kind] = np.memmap(path, TYPES[kind], "r") if path.stat().st_size else np.zeros(0, TYPES[kind])
+        answers = split_file(folder, split, "answers")
+        found[split] = TokenSplit(
+            tokens=Stream(tokens_file(folder, split), np.dtype(meta["dtype"])),
+            answers=Stream(answers, TYPES["answers"]) if answers.is_file() else None,
+            parts=[tuple(part) for part in meta["parts"][split]],
+            **columns,
+        )
     return meta, found

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
 
 _GZIP = b"\x1f\x8b"
@@ -18,19 +19,19 @@ _MARKS = {  # the first fits: that of UTF-32 begins as that of UTF-16
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[IO[bytes]]:
+def opened(file: Path, remarks: Remarks) -> Iterator[IO[bytes]]:
     """A file's content; whether it is compressed says its first bytes, not its name."""
-    with file.open("rb") as stream:
+    with file.open("rb") as stream, remarks.reading(stream):
         compressed = stream.read(2) == _GZIP
         stream.seek(0)
         with gzip.GzipFile(fileobj=stream) if compressed else stream as content:
             yield cast("IO[bytes]", content)
 
 
-def lines(file: Path) -> Iterator[str]:
+def lines(file: Path, remarks: Remarks) -> Iterator[str]:
     """The lines of a file, cut at line feeds alone and with them; it may be larger than memory."""
     number = 0
-    with opened(file) as stream:
+    with opened(file, remarks) as stream:
         start = stream.read(4)
         stream.seek(0)
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")

@@ -1,4 +1,4 @@
-"""The values of one field in JSON, CSV, TSV and Parquet files; the other fields may hold anything."""
+"""The rows of JSON, CSV, TSV and Parquet files, with the fields that hold documents; the others may hold anything."""
 
 import csv
 import gzip
@@ -6,29 +6,31 @@ import io
 import json
 import shutil
 import tempfile
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lightgpt2.data.documents import fields, no_fields
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.streams import lines, opened
 from lightgpt2.data.tsv import is_quoted
 from lightgpt2.errors import UserError
 
+Row = dict[str, Any]
 
-def json_values(file: Path, field: str, remarks: Remarks) -> Iterator[Any]:
-    """The values of a field in objects of one line each, or in a list of them."""
-    fields, known = list[str](), False
-    for row, found in enumerate(_objects(lines(file)), 1):
-        if not isinstance(found, dict):
-            what = f"row {row} of {file} is {type(found).__name__}, not an object with fields"
+
+def json_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
+    """Objects of one line each, or of a list; each may have other fields."""
+    names, known = list[str](), False
+    for number, row in enumerate(_objects(lines(file, remarks)), 1):
+        if not isinstance(row, dict):
+            what = f"row {number} of {file} is {type(row).__name__}, not an object with fields"
             raise UserError(f"data.source: {what}; correct it")
-        fields, known = fields or [*found], known or field in found
-        yield found.get(field)
-    if fields and not known:
-        raise no_field(field, str(file), fields)
+        names, known = names or [*row], known or bool(fields(row, text_field))
+        yield row
+    if names and not known:
+        raise no_fields(text_field, str(file), names)
 
 
 def _objects(found: Iterator[str]) -> Iterator[Any]:
@@ -52,51 +54,52 @@ def _objects(found: Iterator[str]) -> Iterator[Any]:
             raise ValueError(f"{error.msg} in line {number}, column {error.colno}") from error
 
 
-def csv_values(file: Path, field: str, remarks: Remarks) -> Iterator[Any]:
-    return _column(_quoted_rows(file, ","), field, file)
+def csv_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
+    return _columns(_quoted(file, ",", remarks), text_field, file)
 
 
-def tsv_values(file: Path, field: str, remarks: Remarks) -> Iterator[Any]:
-    return _column(_quoted_rows(file, "\t") if is_quoted(lines(file)) else _plain_rows(file, remarks), field, file)
+def tsv_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
+    marks = is_quoted(lines(file, Remarks()))
+    return _columns(_quoted(file, "\t", remarks) if marks else _plain(file, remarks), text_field, file)
 
 
-def _quoted_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
-    reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
+def _quoted(file: Path, delimiter: str, remarks: Remarks) -> Iterator[list[str]]:
+    reader = csv.reader(lines(file, remarks), delimiter=delimiter, strict=True)
     try:
         yield from reader
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
-def _plain_rows(file: Path, remarks: Remarks) -> Iterator[list[str]]:
-    for line in lines(file):
+def _plain(file: Path, remarks: Remarks) -> Iterator[list[str]]:
+    for line in lines(file, remarks):
         row = line.removesuffix("\n").removesuffix("\r").split("\t") if line.strip("\r\n") else []
         if any(value.startswith('"') for value in row):
             remarks.add("rows in which a quotation mark that begins a field is read as text", str(file))
         yield row
 
 
-def _column(rows: Iterator[list[str]], field: str, file: Path) -> Iterator[str]:
-    """The values of a column; blank lines are no rows."""
+def _columns(rows: Iterator[list[str]], text_field: str, file: Path) -> Iterator[Row]:
+    """The rows by the names of the header; blank lines are no rows."""
     filled = filter(None, rows)
     header = next(filled, None)
     if header is None:
         return
-    if field not in header:
-        raise no_field(field, str(file), header)
-    if header.count(field) > 1:
-        raise UserError(f"data.text_field: {file} has {header.count(field)} columns {field!r}; rename the others")
-    place = header.index(field)
+    if not (names := fields(header, text_field)):
+        raise no_fields(text_field, str(file), header)
+    if twice := [name for name in names if header.count(name) > 1]:
+        raise UserError(f"data.text_field: {file} has {header.count(twice[0])} columns {twice[0]!r}; rename the others")
+    places = [(name, header.index(name)) for name in names]
     for number, row in enumerate(filled, 2):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} fields and the header {len(header)}")
-        yield row[place]
+        yield {name: row[place] for name, place in places}
 
 
-def parquet_values(file: Path, field: str, remarks: Remarks) -> Iterator[Any]:
+def parquet_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
-    with opened(file) as stream, tempfile.TemporaryFile() as copy:
+    with opened(file, remarks) as stream, tempfile.TemporaryFile() as copy:
         content: Any = stream
         if isinstance(stream, gzip.GzipFile):  # a Parquet file is read from its end
             shutil.copyfileobj(stream, copy)
@@ -104,12 +107,7 @@ def parquet_values(file: Path, field: str, remarks: Remarks) -> Iterator[Any]:
         if content.seek(0, io.SEEK_END) == 0:
             return
         table = ParquetFile(content)
-        if field not in (names := table.schema_arrow.names):
-            raise no_field(field, str(file), names)
-        for batch in table.iter_batches(columns=[field], batch_size=1024):
-            yield from batch.column(0).to_pylist()
-
-
-def no_field(field: str, where: str, fields: Iterable[str]) -> UserError:
-    names = textwrap.shorten(", ".join(map(str, fields)), 120, placeholder=" ...")
-    return UserError(f"data.text_field: {where} has no field {field!r}; name one of {names}")
+        if not (names := fields(table.schema_arrow.names, text_field)):
+            raise no_fields(text_field, str(file), table.schema_arrow.names)
+        for batch in table.iter_batches(columns=names, batch_size=1024):
+            yield from batch.to_pylist()

@@ -5,12 +5,16 @@ import itertools
 from typing import Any
 
 from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.documents import plain_text
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.errors import UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
-_KEPT = ("source", "text_field", "separator", "valid_fraction", "test_fraction", "sequence_length", "stride")
+_KEPT = (
+    "source", "text_field", "separator", "streaming", "token_budget", "near_duplicates", "loss_on", "chat_template",
+    "valid_fraction", "test_fraction", "sequence_length", "stride",
+)  # fmt: skip
 _LENGTH = 512  # of windows, unless the ledger says or the model has fewer positions
 
 
@@ -64,7 +68,7 @@ def validation_texts(source: str | None, count: int) -> tuple[list[str], str]:
     """
     corpus = Corpus(source or Corpus.source)
     try:
-        texts = [text for _, text in itertools.islice(corpus.documents(), count)]
+        texts = [plain_text(document) for _, document in itertools.islice(corpus.documents(), count)]
     except UserError as error:
         raise UserError([f"--data: {problem.partition(': ')[2]}" for problem in error.problems]) from error
     if not texts:

@@ -1,6 +1,6 @@
 """Windows of tokens for training and for scoring, and the order in which they are seen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,33 +23,63 @@ class Windows:
     from `scored` on count.
     """
 
-    starts: Numbers  # first token fed [n]
+    starts: "Numbers | Tiles"  # first token fed [n]
     lengths: Numbers  # number of tokens fed [n]
     scored: Numbers  # number of leading predictions that are context only [n]
     documents: Numbers  # document of each window [n]; -1 where a window may span several
-    slack: int = 0  # how many tokens all windows together may be shifted by
+    sources: Sequence[int]  # of the windows' parts, in their order
+    counts: Sequence[int]  # number of windows of each part
+    slack: Sequence[int]  # how many tokens the windows of each part together may be shifted by
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    @property
-    def supervised(self) -> Numbers:
-        """The number of predictions that count in each window, `[n]`."""
-        return self.lengths - self.scored
+    def part(self, rows: Numbers) -> Numbers:
+        """The part of each window."""
+        return np.searchsorted(np.cumsum(self.counts), rows, side="right")
+
+
+class Tiles:
+    """Beginnings of windows that follow each other in each of several parts, computed as they are asked for."""
+
+    def __init__(self, firsts: Sequence[int], counts: Sequence[int], length: int) -> None:
+        self._firsts, self._ends, self._length = np.array(firsts, np.int64), np.cumsum([0, *counts]), length
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, rows: Numbers) -> Numbers:
+        part = np.searchsorted(self._ends, rows, side="right") - 1
+        starts: Numbers = self._firsts[part] + (rows - self._ends[part]) * self._length
+        return starts
+
+
+def _parts(split: TokenSplit) -> Iterator[tuple[int, int, int]]:
+    """Each part's source, its first document and one past its last."""
+    first = 0
+    for source, last in split.parts or [(0, len(split.ends))]:
+        yield source, first, last
+        first = last
 
 
 def packed_windows(split: TokenSplit, length: int) -> Windows:
-    """Tile the stream with windows, across documents and without pads; each predicts `length` tokens.
+    """Tile the stream of each source with windows, across documents and without pads; each predicts `length` tokens.
 
     Where there are several, the last is left out so that there is room to shift them: an epoch that cuts the same text at other
     places teaches more than one that repeats the cuts.
     """
-    predictable = max(0, len(split.tokens) - 1)
-    count = predictable // length
-    count -= count > 1
-    starts = np.arange(count, dtype=np.int64) * length
-    zeros = np.zeros(count, dtype=np.int64)
-    return Windows(starts, np.full(count, length, dtype=np.int64), zeros, zeros - 1, predictable - count * length)
+    sources, firsts, counts, slack = [], [], [], []
+    for source, first, last in _parts(split):
+        begin, end = int(split.offsets[first]), int(split.offsets[last])
+        predictable = max(0, end - begin - 1)
+        count = predictable // length
+        count -= count > 1
+        sources.append(source)
+        firsts.append(begin)
+        counts.append(count)
+        slack.append(predictable - count * length)
+    lengths, scored, documents = (np.broadcast_to(np.int64(value), sum(counts)) for value in (length, 0, -1))
+    return Windows(Tiles(firsts, counts, length), lengths, scored, documents, sources, counts, slack)
 
 
 def document_windows(split: TokenSplit, length: int, stride: int, closed: bool = False) -> Windows:
@@ -58,24 +88,38 @@ def document_windows(split: TokenSplit, length: int, stride: int, closed: bool =
     As in transformers' own guide to perplexity: a window spans `length` tokens, at least 2; the next begins `stride` further,
     at most `length - 1`, and counts only what the one before did not reach. A document's first token, the separator, is given.
     """
-    rows = []
-    for document, (begin, end) in enumerate(zip(split.offsets[:-1], split.ends + closed, strict=True)):
-        reached = begin + 1  # first token not yet predicted
-        for start in range(begin, end, stride):
-            stop = min(start + length, end)
-            if stop > reached:
-                rows.append((start, stop - 1 - start, reached - 1 - start, document))
-                reached = stop
-            if stop == end:
-                break
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    return Windows(*columns)
+    begins, ends = split.offsets[:-1], split.ends + closed
+    sizes = ends - begins
+    counts = np.where(sizes < 2, 0, 1 + np.maximum(0, sizes - length + stride - 1) // stride)
+    documents = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begins, ends = begins[documents], ends[documents]
+    starts = begins + number * stride
+    reached = np.where(number == 0, begins + 1, starts - stride + length)  # first token not yet predicted
+    lengths, scored = np.minimum(starts + length, ends) - 1 - starts, reached - 1 - starts
+    return Windows(starts, lengths, scored, documents, *_grouped(split, counts))
 
 
-def prompt_windows(split: TokenSplit, length: int) -> Windows:
-    """The beginning of each document, at most `length` tokens, separator included, with nothing to predict."""
-    lengths = np.minimum(split.ends - split.offsets[:-1], length)
-    return Windows(split.offsets[:-1], lengths, lengths, np.arange(len(lengths), dtype=np.int64))
+def _grouped(split: TokenSplit, counts: Numbers) -> tuple[list[int], list[int], list[int]]:
+    """The sources, the numbers of windows and the slack of the parts, from the number of windows of each document."""
+    parts = [*_parts(split)]
+    return [part[0] for part in parts], [int(counts[a:b].sum()) for _, a, b in parts], [0] * len(parts)
+
+
+def prompt_windows(split: TokenSplit, length: int, longest: int) -> Windows:
+    """The beginning of each document, at most `length` tokens, separator included, with nothing to predict.
+
+    That of a conversation goes up to its first answer, and is at most `longest` tokens.
+    """
+    begins = split.offsets[:-1]
+    lengths = np.minimum(split.ends - begins, length)
+    if split.answers is not None:
+        for number, (begin, end) in enumerate(zip(begins, split.ends, strict=True)):
+            learnt = split.answers[begin + 1 : end].nonzero()[0]
+            if len(learnt) and learnt[0]:  # the first token of a text behind the separator is learnt
+                lengths[number] = min(learnt[0] + 1, longest)
+    documents = np.arange(len(lengths), dtype=np.int64)
+    return Windows(begins, lengths, lengths, documents, *_grouped(split, np.ones(len(lengths), np.int64)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +128,7 @@ class Slice:
 
     indices: Numbers  # of its windows
     step_items: int = 0  # supervised tokens of all micro-batches of the optimizer step, over all processes
-    shift: int = 0  # tokens by which its windows are moved
+    shift: Numbers | int = 0  # tokens by which each of its windows is moved
     silent: bool = False  # True if it is not counted: it keeps the processes in step
 
 
@@ -94,24 +138,47 @@ class WindowDataset:
     A batch holds `input_ids [B, T]`, `labels [B, T]` (the next token, or IGNORE), `lengths [B]`, `document [B]`, `bytes [B]`
     (of the document, in its first window alone) and `step_items`. Shorter windows are padded on the right. No attention mask is
     needed: in a causal model a position never sees what is to its right, and the pads' own predictions are not counted.
+
+    Args:
+        split: The tokens.
+        windows: Where the windows are.
+        separator: The token that is fed at pads.
+        answers_only: Whether of conversations only the answers are predicted.
+        apart: Whether documents in one window are told apart: the batch then has `position_ids [B, T]`, which begin anew with
+            each document, and transformers lets no document see another.
+        names: The names of the sources, where a batch should say them: `sources`, one for each window.
     """
 
-    def __init__(self, split: TokenSplit, windows: Windows, separator: int) -> None:
+    def __init__(
+        self,
+        split: TokenSplit,
+        windows: Windows,
+        separator: int,
+        answers_only: bool = True,
+        apart: bool = False,
+        names: Sequence[str] = (),
+    ) -> None:
         self.split, self.windows, self.separator = split, windows, separator
+        self.answers = split.answers if answers_only else None
+        self.apart, self.names = apart, names
 
     def __getitem__(self, index: Slice) -> Batch:
         windows, rows = self.windows, index.indices
         width = int(windows.lengths[rows].max())
         ids = np.full((len(rows), width), self.separator, dtype=np.int64)
         labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
+        starts = windows.starts[rows] + index.shift
         for i, (start, length, first) in enumerate(
-            zip(windows.starts[rows] + index.shift, windows.lengths[rows], windows.scored[rows], strict=True)
+            zip(starts, windows.lengths[rows], windows.scored[rows], strict=True)
         ):
             tokens = self.split.tokens[start : start + length + 1].astype(np.int64)
             ids[i, :length] = tokens[:length]
             if not index.silent and first < length:
                 labels[i, first:length] = self.separator  # which ends the last document of all
                 labels[i, first : len(tokens) - 1] = tokens[first + 1 :]
+                if self.answers is not None:
+                    learnt = self.answers[start + first + 1 : start + length + 1]
+                    labels[i, first : first + len(learnt)][~learnt] = IGNORE
         columns = {
             "input_ids": ids,
             "labels": labels,
@@ -119,7 +186,32 @@ class WindowDataset:
             "document": windows.documents[rows],
             "bytes": self._bytes(rows) * (not index.silent),
         }
-        return {name: torch.from_numpy(column) for name, column in columns.items()} | {"step_items": index.step_items}
+        if self.apart:
+            columns["position_ids"] = self._positions(starts, width)
+        batch: Batch = {name: torch.from_numpy(column) for name, column in columns.items()}
+        batch["step_items"] = index.step_items
+        if self.names:
+            batch["sources"] = [self.names[windows.sources[part]] for part in windows.part(rows)]
+        return batch
+
+    def supervised(self, rows: Numbers, shift: Numbers) -> int:
+        """The number of predictions that count in windows."""
+        lengths, scored = self.windows.lengths[rows], self.windows.scored[rows]
+        if self.answers is None:
+            return int((lengths - scored).sum())
+        starts = self.windows.starts[rows] + shift
+        found = zip(starts + scored + 1, starts + lengths + 1, strict=True)
+        # What follows the stream is the end of its last document.
+        return sum(int(self.answers[a:b].sum()) + max(0, int(b) - max(int(a), len(self.answers))) for a, b in found)
+
+    def _positions(self, starts: Numbers, width: int) -> Numbers:
+        """Positions in the documents, `[B, T]`; that in which a window begins counts from there."""
+        offsets, found = self.split.offsets, np.tile(np.arange(width), (len(starts), 1))
+        for row, start in zip(found, starts, strict=True):
+            first, last = np.searchsorted(offsets, [start, start + width], side="left")
+            for begin in offsets[first:last]:
+                row[begin - start :] = np.arange(width - (begin - start))
+        return found
 
     def _bytes(self, rows: Numbers) -> Numbers:
         """The UTF-8 size of each window's document where the window begins it, else 0."""
@@ -136,15 +228,35 @@ class StepSampler:
     One optimizer step takes `batch * accumulate * world` windows. A last step that would be short is left out of its epoch, so
     every step weighs the same. Where to begin follows from the number of optimizer steps taken, which `step` returns: nothing
     else has to be remembered to resume.
+
+    Args:
+        dataset: The windows.
+        batch: Windows of a micro-batch.
+        accumulate: Micro-batches of a step.
+        rank: The number of this process.
+        world: The number of processes.
+        seed: Seed of the order.
+        step: Returns the number of steps taken.
+        shares: How many windows of each part an epoch takes, drawn anew in each; more than there are come several times. None:
+            all of them.
     """
 
     def __init__(
-        self, windows: Windows, batch: int, accumulate: int, rank: int, world: int, seed: int, step: Callable[[], int]
+        self,
+        dataset: WindowDataset,
+        batch: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        seed: int,
+        step: Callable[[], int],
+        shares: Sequence[int] | None = None,
     ) -> None:
-        self.windows, self.batch, self.accumulate, self.rank, self.world = windows, batch, accumulate, rank, world
-        self.seed, self.step = seed, step
+        self.dataset, self.batch, self.accumulate, self.rank, self.world = dataset, batch, accumulate, rank, world
+        self.seed, self.step, self.shares = seed, step, shares
         self.step_windows = batch * accumulate * world
-        self.steps_per_epoch = len(windows) // self.step_windows
+        self.epoch_windows = len(dataset.windows) if shares is None else sum(shares)
+        self.steps_per_epoch = self.epoch_windows // self.step_windows
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.accumulate
@@ -152,15 +264,33 @@ class StepSampler:
     def __iter__(self) -> Iterator[Slice]:
         epoch, first = divmod(self.step(), self.steps_per_epoch)
         generator = np.random.default_rng([self.seed, epoch])
-        shift = int(generator.integers(self.windows.slack + 1))
-        order = generator.permutation(len(self.windows))
-        supervised = self.windows.supervised
+        windows = self.dataset.windows
+        shifts = np.array([generator.integers(slack + 1) for slack in windows.slack])
+        order = self._order(generator)
         for step in range(first, self.steps_per_epoch):
-            rows = order[step * self.step_windows :][: self.step_windows]
-            tokens = int(supervised[rows].sum())
+            rows = order[step * self.step_windows :][: self.step_windows].astype(np.int64)
+            shift = shifts[windows.part(rows)]
+            items = self.dataset.supervised(rows, shift)
             for micro in range(self.accumulate):
                 begin = (micro * self.world + self.rank) * self.batch
-                yield Slice(rows[begin : begin + self.batch], tokens, shift)
+                mine = slice(begin, begin + self.batch)
+                yield Slice(rows[mine], max(1, items), shift[mine])  # there may be no answer in a whole step
+
+    def _order(self, generator: np.random.Generator) -> NDArray[Any]:
+        """The windows of an epoch, in 4 bytes each."""
+        windows = self.dataset.windows
+        if self.shares is None:
+            chosen = np.arange(len(windows), dtype=np.uint32)
+        else:
+            drawn, first = [], 0
+            for count, share in zip(windows.counts, self.shares, strict=True):
+                numbers = first + np.arange(count, dtype=np.uint32)
+                whole, rest = divmod(share, count) if count else (0, 0)
+                drawn += [*[numbers] * whole, generator.permutation(numbers)[:rest]]
+                first += count
+            chosen = np.concatenate(drawn)
+        generator.shuffle(chosen)
+        return chosen
 
 
 def evaluation_order(windows: Windows, batch: int, rank: int = 0, world: int = 1) -> list[Slice]:

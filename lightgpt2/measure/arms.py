@@ -9,6 +9,7 @@ from typing import get_args
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.loading import load_config
 from lightgpt2.models.quantization import Format, stored_precision
+from lightgpt2.models.sources import verify
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.loading import context_of
 
@@ -63,11 +64,12 @@ def plan(
     settings: Settings,
     trust_remote_code: bool = False,
     device: str = "cpu",
+    verified: bool = False,
 ) -> list[Arm]:
     """List the arms of `lightgpt2 benchmark`: every model in every precision with every kind of attention.
 
     Exported folders are measured as they are. No `precisions` mean FP32, or a folder's own where it is quantized already. A
-    `UserError` has every mistake that shows without weights.
+    `UserError` has every mistake that shows without weights. `verified` models are compared with their ledgers, file by file.
     """
     problems: list[Problem] = []
     chosen: list[tuple[str, str, str]] = []
@@ -75,6 +77,8 @@ def plan(
         file = Path(given).expanduser() / GGUF
         model = str(file) if is_exported(given) and file.is_file() else given  # measured like any GGUF file
         try:
+            if verified:
+                verify(given, "MODEL")
             mine = _precisions(model, own_precision(model, "MODEL", trust_remote_code), precisions)
             if is_graph(model) and device != "cpu":
                 raise UserError([cuda_problem(model)])

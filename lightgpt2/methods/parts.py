@@ -12,9 +12,11 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quantization import quantization_of
+from lightgpt2.models.sources import verify
 from lightgpt2.objectives.base import Objective
 from lightgpt2.starts.base import Start
 from lightgpt2.tasks.base import Task
+from lightgpt2.teachers.base import Teacher
 
 
 class Parts(LightningModule):
@@ -120,10 +122,18 @@ class Parts(LightningModule):
         quantized = quantization_of(configs[key]) if key in configs else None
         if training and quantized and (reason := self._refusal(quantized)):
             found.append(f"{key}: {source} is quantized to {quantized.upper()}: {reason}")
+        keys = dict.fromkeys(self.objective.sources, self.config_key(Teacher.key)) | dict.fromkeys(
+            self.start.sources, key
+        )
+        for each, its_key in (keys | ({source: key} if isinstance(source, str) else {})).items():
+            try:
+                verify(each, its_key)
+            except UserError as error:
+                found += error.problems
         try:
             held = Ledger.read(source).held_prunings()
         except UserError as error:
-            return [*found, *error.problems]
+            return [*dict.fromkeys([*found, *error.problems])]
         if not found and training and self.removes and held:
             found.append(
                 f"{key}: single weights of {source} are pruned, which removing heads and neurons would make a wrong "

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\w+\.(tmp|old)", re.DOTALL)
 
 class _FullError(UserError):
     """There is no room for what was to be written."""
+
+
+def exists(name: str) -> bool:
+    """True if a file or folder of this name is there; False also for a name that none can have."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a NUL
+        return False
 
 
 def _sync(path: Path) -> None:
@@ -175,6 +184,17 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """As `sha256_file`, but a large file is read once as long as its time, size and inode stay what they are."""
+    stat = path.stat()
+    return _digest_of(path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache
+def _digest_of(path: Path, *stamp: int) -> str:
+    return sha256_file(path)
 
 
 def folder_megabytes(folder: Path) -> float:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lightgpt2 import __version__
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters
-from lightgpt2.models.files import sha256_file, write_json
+from lightgpt2.models.files import digest, write_json
 from lightgpt2.models.operations import Operation, kind_of
 
-FILE = "ledger.json"
-_OF_ONE_FOLDER = ("curve", "training", "benchmark", "sweeps", "generation", "samples")  # no copy has these
+FILE, SCORES = "ledger.json", "scores.npz"
+# No copy has these.
+_OF_ONE_FOLDER = ("curve", "training", "benchmark", "sweeps", "generation", "samples", "files", "sha256")
 
 
 def config_hash(config: Any) -> str:
@@ -49,7 +50,7 @@ class Parent:
         path = Path(source).expanduser()
         files = [path / "model.safetensors", path / adapters.WEIGHTS] if path.is_dir() else [path]
         found = next((file for file in files if file.is_file()), None)
-        return cls(source, sha256_file(found) if found else "")
+        return cls(source, digest(found) if found else "")
 
 
 @dataclass
@@ -83,7 +84,11 @@ class Entry:
 
 
 class Ledger(list[dict[str, Any]]):
-    """The entries of a model's ledger, oldest first; empty for a model that LightGPT2 did not make."""
+    """The entries of a model's ledger, oldest first; empty for a model that LightGPT2 did not make.
+
+    The last entry says what is in the folder: `files` has the SHA-256 of each file that was there when the ledger was first
+    written, and `sha256` that of the ledger itself.
+    """
 
     @classmethod
     def read(cls, source: str | Path | dict[str, Any]) -> "Ledger":
@@ -96,12 +101,15 @@ class Ledger(list[dict[str, Any]]):
             entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
                 raise ValueError("no list of entries")
+            ledger = cls(entries)
+            if ledger.last.get("sha256") not in (None, ledger._sha256()):
+                raise ValueError("its checksum differs")
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}); restore it, or remove {lost}") from error
         if any("primary" not in scored for entry in entries for scored in entry.get("quality", {}).values()):
             what = "written by lightgpt2 0.1, whose figures this version does not read"
             raise UserError(f"{path}: {what}; fit the model again, or remove {lost}")
-        return cls(entries)
+        return ledger
 
     @property
     def last(self) -> dict[str, Any]:
@@ -139,5 +147,43 @@ class Ledger(list[dict[str, Any]]):
                 held = {targets: {**pruning, "whole": whole} if whole else pruning for targets, pruning in kept.items()}
         return list(held.values())
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of each file of the folder as it was written; empty where nothing was recorded."""
+        found: dict[str, str] = self.last.get("files", {})
+        return found
+
+    def altered(self, folder: Path, whole: bool = True) -> list[str]:
+        """The files of the folder that are missing; and, if they are read `whole`, those that are not as they were written."""
+        paths = {name: folder / name for name in self.files}
+        return [n for n, p in paths.items() if not p.is_file() or (whole and _digest(p) != self.files[n])]
+
+    def check(self, folder: Path, key: str, whole: bool = True) -> None:
+        """Raise a `UserError` naming `key` if files of the folder are `altered`."""
+        if altered := self.altered(folder, whole):
+            what = f"{', '.join(altered)} in {folder} is not what was written (its checksum differs, or it is missing)"
+            raise UserError([Problem(key, what, f"restore it, or remove {folder} and make it again")])
+
     def write(self, folder: Path) -> None:
-        write_json(folder / FILE, self)
+        """Write the ledger, when everything else is in the folder."""
+        ledger = self if self.files or not self else self.amended(files=_digests(folder))
+        write_json(folder / FILE, ledger.amended(sha256=ledger._sha256()) if ledger else ledger)
+
+    def _sha256(self) -> str:
+        plain = Ledger(json.loads(json.dumps([*self[:-1], {**self.last, "sha256": None}])))  # as it is read again
+        return config_hash(plain)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Digests of a folder's files, but of the ledger and the scores: they say themselves whether they are whole."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths if path.name not in (FILE, SCORES)}
+    return {name: _digest(path) for name, path in names.items() if not name.startswith(".")}
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file; of an adapters' configuration, whatever it says where their base lies: a base may move."""
+    if path.name != adapters.CONFIG:
+        return digest(path)
+    about = json.loads(path.read_bytes())
+    return config_hash({**about, "base_model_name_or_path": None})

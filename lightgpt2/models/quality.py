@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightgpt2.models.files import atomic_file
+from lightgpt2.models.ledger import SCORES
 
-FILE = "scores.npz"
 _RESAMPLES = 2000
 
 Better = Literal["lower", "higher"]
@@ -118,16 +118,16 @@ def write_scores(folder: Path, scored: Mapping[str, Mapping[str, Metric]]) -> No
         for name, metric in metrics.items():
             arrays[f"{label}/{name}/numerators"] = metric.numerators
             arrays[f"{label}/{name}/denominators"] = metric.denominators
-    with atomic_file(folder / FILE) as temporary, temporary.open("wb") as file:
+    with atomic_file(folder / SCORES) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics that `write_scores` wrote for a label; `scored` is what the ledger says about that model's quality."""
-    if not (folder / FILE).is_file():
+    if not (folder / SCORES).is_file():
         return {}
     found = {}
-    with np.load(folder / FILE) as arrays:
+    with np.load(folder / SCORES) as arrays:
         for name in metric_names(scored):
             if (at := f"{label}/{name}") + "/numerators" in arrays:
                 parts = arrays[f"{at}/numerators"], arrays[f"{at}/denominators"]

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,8 +96,11 @@ def complete_config(folder: Path) -> None:
 
 
 def carry_licence(source: str, folder: Path) -> None:
-    """Copy the terms that the model in a folder or in the hub's cache came with."""
-    for file in source_folder(source).glob("*") if source else ():
+    """Copy the terms that the model in a folder or on the hub came with; a hub that is out of reach ends no run."""
+    files: list[Path] = []
+    with suppress(Exception):
+        files = [*source_folder(source, *(f"{term}*" for term in _TERMS)).iterdir()] if source else []
+    for file in files:
         if file.is_file() and file.stem.upper().startswith(_TERMS):
             shutil.copy(file, folder)
 

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import adapters
 from lightgpt2.models.files import folder_megabytes
+from lightgpt2.models.ledger import Ledger
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -37,11 +38,16 @@ def arguments(source: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(Path(source).expanduser()) if is_path(source) else source}
 
 
-def source_folder(source: str) -> Path:
-    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache."""
+def source_folder(source: str, *wanted: str) -> Path:
+    """The folder of a source's files: its own, that of a GGUF file, or that of a hub model in the local cache.
+
+    `wanted`: patterns of files that are fetched first, since transformers does not load them.
+    """
     if is_path(source):
         path = Path(source).expanduser()
         return path.parent if gguf_file(source) else path
+    if wanted:
+        return Path(snapshot_download(source, allow_patterns=["config.json", *wanted]))  # it warns of nothing found
     file = try_to_load_from_cache(source, "config.json")
     return Path(file).parent if isinstance(file, str) else Path(source)
 
@@ -55,6 +61,12 @@ def stored_size(source: str) -> tuple[float, set[str]]:
         with safe_open(file, framework="pt") as opened:
             types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
     return folder_megabytes(folder), types
+
+
+def verify(source: str, key: str) -> None:
+    """Raise a `UserError` if any file of a model is not what its folder's ledger says was written."""
+    folder = source_folder(source)
+    Ledger.read(folder).check(folder, key)
 
 
 def check_folder(source: str, key: str) -> None:
@@ -71,6 +83,7 @@ def check_folder(source: str, key: str) -> None:
         raise UserError(f"{key}: {source} is a folder of adapters; {fix}")
     if not (path / "config.json").is_file():
         raise UserError(f"{key}: {source} has no config.json; give a Hugging Face model folder")
+    Ledger.read(path).check(path, key, whole=False)
     if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
         raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
 

@@ -161,6 +161,7 @@ def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrai
         if named.name in new:  # a layer without heads or neurons has no weights of them
             new.pop(named.name).copy_(value)
     assert not new, f"no weights for {', '.join(new)}"
+    family_of(model).narrowed(smaller, old.width)
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller.train(model.training)
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import yaml
-
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.runs.settings import Settings
+from lightgpt2.runs.yaml_text import YamlError, load_yaml
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -34,9 +33,9 @@ def _load(name: str, key: str, elsewhere: list[Path], shipped: Path) -> tuple[Pa
         known = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
         raise UserError(f"{key}: {name} does not exist; give a path or one that ships with lightgpt2: {known}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: {name} is not valid YAML ({' '.join(str(error).split())})") from error
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except (YamlError, UnicodeDecodeError) as error:
+        raise UserError([Problem(key, f"{name} is not valid YAML ({error})", "correct it")]) from error
     if not isinstance(values, dict):
         raise UserError(f"{key}: {name} holds no settings; see {shipped} for examples")
     return path, values

@@ -3,16 +3,16 @@
 import hashlib
 import json
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lightgpt2 import __version__
 from lightgpt2.errors import UserError
 from lightgpt2.models.adapters import base_of, is_adapter
-from lightgpt2.models.files import sha256_file
+from lightgpt2.models.files import digest
 from lightgpt2.models.ledger import FILE as LEDGER
-from lightgpt2.runs.recipes import Stage, corpus
+from lightgpt2.models.ledger import Ledger, config_hash
+from lightgpt2.runs.recipes import Stage, text
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat, section
 
@@ -20,7 +20,7 @@ Parts = dict[str, Any]
 Record = dict[str, Any]
 
 _ELSEWHERE = ("needs", "run")  # say where things lie; what lies there is compared by its content
-_TEXT = {"data.source", "data.text_field", "data.separator"}
+_TEXT = ("data.source", "data.text_field", "data.separator", "data.streaming")
 
 
 def parts(stage: Stage) -> Parts:
@@ -29,12 +29,11 @@ def parts(stage: Stage) -> Parts:
     The digests are by key, of what comes from other stages (`inputs`) and from other files and folders (`sources`).
     """
     settings = flat({key: value for key, value in stage.settings.items() if key not in _ELSEWHERE}, lists=True)
-    text = corpus(stage.settings)
     found = {
         "settings": {key: value for key, value in settings.items() if key not in stage.inputs},
         "inputs": {key: _input(stage, folder) for key, folder in stage.inputs.items()},
         "sources": sources(stage),
-        "text": text.fingerprint() if text else None,
+        "text": [corpus.fingerprint() for corpus in text(stage.settings)],
         "lightgpt2": __version__,
     }
     plain: Parts = json.loads(json.dumps(found, default=str))  # as it is read again
@@ -43,8 +42,8 @@ def parts(stage: Stage) -> Parts:
 
 def _input(stage: Stage, folder: str) -> dict[str, str]:
     path = stage.run.folder.parent / folder
-    if digest := weights(path):
-        return {"folder": folder, "sha256": digest}
+    if found := content(path):
+        return {"folder": folder, "sha256": found}
     parent = path.parent.name
     made = ", ".join(f"{parent}/{name}" for name in sorted(outputs(path.parent))) or "nothing"
     what = f"must be a folder with weights, got {path}"
@@ -72,29 +71,25 @@ def _source(path: Path, key: str) -> str | None:
     return _digest([path] if path.is_file() else [file for file in files if file.name != LEDGER])
 
 
-def weights(folder: Path) -> str | None:
-    """Digest of a folder's weight files; None if it has none."""
-    return _digest(sorted(folder.glob("*.safetensors")))
+def content(folder: Path) -> str | None:
+    """Digest of what a folder's ledger says of its files, or else of its weight files; None if it has none."""
+    files = Ledger.read(folder).files
+    return config_hash(files) if files else _digest(sorted(folder.glob("*.safetensors")))
 
 
 def _digest(files: list[Path]) -> str | None:
     """Digest of files with their names; of one file, its own digest."""
-    digests = [_digest_of(file, (stat := file.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for file in files]
+    digests = [digest(file) for file in files]
     if len(files) < 2:
         return digests[0] if files else None
-    named = "\n".join(f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True))
+    named = "\n".join(f"{file.name} {each}" for file, each in zip(files, digests, strict=True))
     return hashlib.sha256(named.encode()).hexdigest()
 
 
-@cache  # a stage's output is the next one's input: it is read once as long as it stays what it is
-def _digest_of(file: Path, *stamp: int) -> str:
-    return sha256_file(file)
-
-
 def outputs(folder: Path) -> dict[str, str]:
-    """The folders of weights that a run wrote, with their digests."""
+    """The model folders that a run wrote, with their digests."""
     inside = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    return {path.name: digest for path in inside if (digest := weights(path))}
+    return {path.name: found for path in inside if (found := content(path))}
 
 
 def changes(old: Parts, new: Parts) -> list[str]:
@@ -109,12 +104,12 @@ def changes(old: Parts, new: Parts) -> list[str]:
             found.append(f"its input {now['folder']} has changed")
         elif then["sha256"] != now["sha256"]:
             found.append(f"{key}: {then['folder']} -> {now['folder']}")
-    for key, digest in new["sources"].items():
+    for key, now in new["sources"].items():
         # One that was not there when the stage was begun was made in the course of it, or is needed no more.
         earlier = old["sources"].get(key)
-        if earlier and digest and earlier != digest and key not in keys:
+        if earlier and now and earlier != now and key not in keys:
             found.append(f"{key}: {after[key]} has changed")
-    if old["text"] != new["text"] and not _TEXT & {*keys}:
+    if old["text"] != new["text"] and not any(key.startswith(_TEXT) for key in keys):
         found.append("the text has changed")
     if old["lightgpt2"] != new["lightgpt2"]:
         found.append(f"lightgpt2 {old['lightgpt2']} -> {new['lightgpt2']}")
@@ -129,13 +124,23 @@ def _shown(settings: Settings, key: str) -> str:
 
 
 def _lost(recorded: dict[str, str], folder: Path) -> list[str]:
-    """What has become of the folders of weights that a finished run wrote, in words."""
-    now = {name: weights(folder / name) for name in recorded}
-    return [
-        f"its {'artefact' if name == 'model' else f'folder {name}'} {'has changed' if digest else 'is gone'}"
-        for name, digest in now.items()
-        if digest != recorded[name]
-    ]
+    """What has become of the model folders that a finished run wrote, in words."""
+    names = {name: "artefact" if name == "model" else f"folder {name}" for name in recorded}
+    now = {name: _state(folder / name, found) for name, found in recorded.items()}
+    return [f"its {names[name]} {state}" for name, state in now.items() if state]
+
+
+def _state(folder: Path, recorded: str) -> str | None:
+    """What has become of a folder whose record had this digest; None if nothing has."""
+    if not folder.is_dir():
+        return "is gone"
+    try:
+        if content(folder) != recorded:
+            return "has changed"
+        altered = Ledger.read(folder).altered(folder)
+    except UserError:
+        altered = [LEDGER]
+    return f"has changed ({', '.join(altered)})" if altered else None
 
 
 class Plan(NamedTuple):

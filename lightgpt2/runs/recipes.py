@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.corpora import Corpus, corpora
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.runs.configs import load_config, load_recipe
 from lightgpt2.runs.run import Run, is_folder_name
@@ -97,8 +97,8 @@ class _Reader:
             stage.settings = self._config(f"{where}.config", entry.get("config"))
             self.problems += [p.under(f"{where}.overrides") for p in override(stage.settings, overrides)]
             self._connect(where, stage, number, entry, overrides)
-            if text := corpus(stage.settings):
-                self.problems += [problem.under(where) for problem in text.problems()]
+            for corpus in text(stage.settings):
+                self.problems += [problem.under(where) for problem in corpus.problems()]
         except UserError as error:
             self.problems += [p if p.key.startswith(where) else p.under(where) for p in error.problems]
         return stage
@@ -154,11 +154,13 @@ class _Reader:
         return None
 
 
-def corpus(settings: Settings) -> Corpus | None:
-    """The text that a configuration names, if its data module takes a `source` of text."""
+def text(settings: Settings) -> list[Corpus]:
+    """The sources of text that a configuration names, if its data module takes some."""
     given = section(settings, "data", "init_args")
-    names = {k: v for k, v in given.items() if k in ("source", "text_field", "separator") and isinstance(v, str)}
-    return Corpus(**names) if "source" in names else None
+    names = {
+        key: given[key] for key in ("source", "text_field", "separator", "streaming") if given.get(key) is not None
+    }
+    return corpora(**names) if isinstance(names.get("source"), str | list) else []
 
 
 def in_order(stages: list[Stage]) -> list[Stage]:

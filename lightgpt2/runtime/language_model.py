@@ -3,20 +3,38 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, overload
+from functools import cached_property, partial
+from typing import Any, Literal, overload
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.chat import ChatTemplate, Message, message_problem
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.options import Settings, resolve
+from lightgpt2.runtime.processors import as_ids
 from lightgpt2.runtime.sampling import Sampler
 from lightgpt2.runtime.text import Writer
 
 OnText = Callable[[int, str], None]
+Prompt = str | Sequence[Message]  # a text to continue, or a conversation to answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """The new text of a prompt.
+
+    Attributes:
+        index: The prompt's index.
+        text: The text.
+        finish_reason: `stop` if it ended itself, at an end-of-text token, a stop text or the end of a turn; else `length`.
+    """
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +56,13 @@ class LanguageModel:
         engine: What runs the model.
         tokenizer: Its tokenizer.
         folder: The values of the folder's generation configuration.
+        template: Its chat template; None if it has none.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, folder: dict[str, Any]) -> None:
-        self.engine, self.tokenizer, self._folder = engine, tokenizer, folder
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, folder: dict[str, Any], template: ChatTemplate | None = None
+    ) -> None:
+        self.engine, self.tokenizer, self._folder, self._template = engine, tokenizer, folder, template
         tokenizer.no_padding()  # which a folder may have kept from training
         tokenizer.no_truncation()
 
@@ -66,25 +87,58 @@ class LanguageModel:
         Raises:
             UserError: An option is out of range, or a prompt is empty or too long.
         """
-        texts = dict(self.texts([prompts] if isinstance(prompts, str) else prompts, options, on_text))
+        several = [prompts] if isinstance(prompts, str) else prompts
+        texts = {done.index: done.text for done in self.texts(several, options, on_text)}
         return texts[0] if isinstance(prompts, str) else [texts[index] for index in range(len(texts))]
+
+    def chat(self, messages: Sequence[Message], *, on_text: Callable[[str], None] | None = None, **options: Any) -> str:
+        """Answer a conversation, up to the end of the assistant's turn, `max_new_tokens` or the end of the context.
+
+        ```python
+        model.chat([{"role": "user", "content": "What is the capital of France?"}])
+        ```
+
+        Args:
+            messages: The conversation, each message with `role` and `content`; the last one is the user's, or a tool's.
+            on_text: Called with each new piece of the answer, whole characters only.
+            **options: As for `generate`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            UserError: The model has no chat template, the template refuses the conversation, or as for `generate`.
+        """
+        (done,) = self.texts([messages], options, on_text and (lambda _, piece: on_text(piece)))
+        return done.text
 
     def texts(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         options: Mapping[str, Any],
         on_text: OnText | None = None,
         known: Container[int] = (),
-    ) -> Iterator[tuple[int, str]]:
-        """Continue prompts as `generate` does; yields a prompt's index and its text, in the order in which they are done.
+    ) -> Iterator[Continuation]:
+        """Continue prompts as `generate` does, and answer conversations as `chat` does; yields them as they are done.
 
         Prompts whose indices are `known` are left out, and the other ones get the texts that they would get beside them.
         """
-        settings = resolve(options, self._folder)
+        if any(not isinstance(prompt, str) for prompt in prompts):
+            ids, stop = self._turn_end
+            ends = [*as_ids(self._folder.get("eos_token_id")), *ids]
+            asked = options.get("stop") or ()
+            options = {**options, "stop": (*([asked] if isinstance(asked, str) else asked), *stop)}
+            settings = resolve(options, {**self._folder, "eos_token_id": ends})
+        else:
+            settings = resolve(options, self._folder)
         batches = _batches(self._encode(prompts, settings), settings.batch_size)
         # A batch is computed whole or not at all: the rounding of its logits depends on its size.
         texts = (self._continue(b, settings, on_text) for b in batches if any(p.index not in known for p in b))
-        return (done for batch in texts for done in batch if done[0] not in known)
+        return (done for batch in texts for done in batch if done.index not in known)
+
+    def room(self, messages: Sequence[Message]) -> int:
+        """How many tokens the context has room for behind a conversation; negative if that is too long itself."""
+        return self.engine.context - len(self._tokens(messages, "messages"))
 
     def logits(self, ids: Ints, mask: Ints | None = None) -> Floats:
         """The logits `[B, T, V]` at all positions of `[B, T]`; `mask` is 0 at pads, which are on the left (default: none)."""
@@ -92,15 +146,17 @@ class LanguageModel:
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
         return self.engine.logits(ids, mask).copy()
 
-    def _encode(self, prompts: Sequence[str], settings: Settings) -> list[_Prompt]:
-        encoded, problems = [], []
+    def _encode(self, prompts: Sequence[Prompt], settings: Settings) -> list[_Prompt]:
+        encoded: list[_Prompt] = []
+        problems: list[Problem] = []
         for index, prompt in enumerate(prompts):
-            valid = is_unicode(prompt)
-            tokens: list[int] = self.tokenizer.encode(prompt).ids if prompt and valid else []
             context, which = self.engine.context, "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-            if not valid:
-                problems.append(Problem(which, f"must be valid Unicode, got {prompt!a}", "correct it"))
-            elif not tokens:
+            try:
+                tokens = self._tokens(prompt, which)
+            except UserError as error:
+                problems += error.problems
+                continue
+            if not tokens:
                 problems.append(Problem(which, "must not be empty", "give some text to continue"))
             elif len(tokens) >= context:
                 what = f"must leave room in the model's {context} positions, got {len(tokens)} tokens"
@@ -115,9 +171,42 @@ class LanguageModel:
             raise UserError(problems)
         return encoded
 
-    def _continue(
-        self, batch: Sequence[_Prompt], settings: Settings, on_text: OnText | None
-    ) -> Iterator[tuple[int, str]]:
+    def _tokens(self, prompt: Prompt, which: str) -> list[int]:
+        """The tokens of a text, or of a conversation with the beginning of an answer, whose template writes special ones."""
+        if isinstance(prompt, str):
+            if not is_unicode(prompt):
+                raise UserError([Problem(which, f"must be valid Unicode, got {prompt!a}", "correct it")])
+            tokens: list[int] = self.tokenizer.encode(prompt).ids if prompt else []
+            return tokens
+        if wrong := message_problem([*prompt], reply=True):
+            raise UserError([Problem(which, wrong, "correct it")])
+        try:
+            text = self.template.render(prompt, reply=True)
+        except ValueError as error:
+            raise UserError([Problem(which, str(error), "change the conversation")]) from error
+        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template; a `UserError` if there is none."""
+        if self._template is None:
+            what = "the model has no chat template (chat_template.jinja)"
+            raise UserError([Problem("chat", what, "add the one that it was trained with, or continue a text instead")])
+        return self._template
+
+    @cached_property
+    def _turn_end(self) -> tuple[list[int], list[str]]:
+        """What ends an answer in the chat template: tokens; or the text, of a tokenizer that has no tokens for it."""
+        try:
+            end = self.template.end_of_turn()
+        except ValueError as error:
+            raise UserError([Problem("chat", str(error), "correct chat_template.jinja")]) from error
+        added = self.tokenizer.get_added_tokens_decoder()
+        ids = [id_ for id_ in self.tokenizer.encode(end, add_special_tokens=False).ids if id_ in added]
+        return ids, [end] if end and not ids else []
+
+    def _continue(self, batch: Sequence[_Prompt], settings: Settings, on_text: OnText | None) -> Iterator[Continuation]:
         new_tokens = batch[0].new_tokens  # the same for all
         prompts = [prompt.tokens for prompt in batch]
         sampler = Sampler(settings, prompts, [prompt.index for prompt in batch], new_tokens)
@@ -134,7 +223,9 @@ class LanguageModel:
                     writers[row].add(token)
                 if token in settings.ends or writers[row].stopped or count == new_tokens:
                     active.remove(row)
-                    yield batch[row].index, writers[row].finish()
+                    text = writers[row].finish()  # which may find a stop text
+                    stopped = token in settings.ends or writers[row].stopped
+                    yield Continuation(batch[row].index, text, "stop" if stopped else "length")
             if not active:
                 return
             logits = self.engine.decode(tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError, tell
+from lightgpt2.models.chat import chat_template, folder_template
 from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
@@ -18,13 +19,19 @@ from lightgpt2.runtime.processors import not_done
 
 
 def load(
-    path: str | Path, threads: int | None = None, *, trust_remote_code: bool = False, key: str = "MODEL"
+    path: str | Path,
+    threads: int | None = None,
+    *,
+    verify: bool = False,
+    trust_remote_code: bool = False,
+    key: str = "MODEL",
 ) -> LanguageModel:
     """Load a model to generate text with, on the processor.
 
     Args:
         path: An exported folder (or the GGUF file in one), or what transformers loads: a model folder, a GGUF file, a hub id.
         threads: Threads that compute; default: all physical cores for exported ONNX, else torch's own.
+        verify: True to compare every file of the folder with its checksum; an exported folder's always are.
         trust_remote_code: True if code in the model's folder may run.
         key: The model's name in errors.
 
@@ -42,13 +49,18 @@ def load(
         tokenizer = _read(folder / "tokenizer.json", key, Tokenizer.from_str)
         path, config = folder / "generation_config.json", _read(folder / "config.json", key)
         generation = _read(path, key) if path.exists() else {}
+        template = folder_template(folder)
     else:
+        from lightgpt2.models import sources
         from lightgpt2.models.loading import load_tokenizer
         from lightgpt2.models.quantization import load_for_inference
 
+        if verify:
+            sources.verify(source, key)
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
         engine = _torch_engine(model, threads)
-        tokenizer = load_tokenizer(source, key, trust_remote_code).backend_tokenizer
+        whole = load_tokenizer(source, key, trust_remote_code)
+        tokenizer, template = whole.backend_tokenizer, chat_template(whole)
         generation, config = model.generation_config.to_dict(), model.config.to_dict()
     if generation.get("eos_token_id") is None:
         generation["eos_token_id"] = config.get("eos_token_id")
@@ -67,7 +79,7 @@ def load(
     except (TypeError, ValueError) as error:
         what = f"generation_config.json of {source} cannot be followed ({error})"
         raise UserError([Problem(key, what, "correct it")]) from error
-    return LanguageModel(engine, tokenizer, generation)
+    return LanguageModel(engine, tokenizer, generation, template)
 
 
 def context_of(folder: Path, key: str) -> int:

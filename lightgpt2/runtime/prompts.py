@@ -1,27 +1,32 @@
 """Files of prompts and of their texts: JSONL, a line for each."""
 
+import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.chat import Message, message_problem
 from lightgpt2.models.files import atomic_file, written
 from lightgpt2.models.vocabulary import is_unicode
+from lightgpt2.runtime.language_model import Continuation
 
 _OPTION = "--prompts"
 _SHOWN = 5  # of the mistakes in a file
-_FORM = '{"prompt": "some text"}'
+_FORM, _CHAT_FORM = '{"prompt": "some text"}', '{"messages": [{"role": "user", "content": "some text"}]}'
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: Path, chat: bool = False) -> list[dict[str, Any]]:
     """Read the lines of a file, each with `prompt` and whatever else belongs to it; blank lines are left out.
 
+    With `chat` a line may have `messages` in its place.
+
     Raises:
-        UserError: It cannot be read, or a line has no text under `prompt`.
+        UserError: It cannot be read, or a line has no text under `prompt` and no conversation under `messages`.
     """
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # JSON's strings may hold what else ends a line
@@ -36,11 +41,8 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
-        prompt = value.get("prompt") if isinstance(value, dict) else None
-        if not isinstance(prompt, str) or not prompt:
-            wrong.append(Problem(_OPTION, f"line {number} of {path} must be of the form {_FORM}", "correct it"))
-        elif not is_unicode(prompt):
-            wrong.append(Problem(_OPTION, f"the prompt in line {number} of {path} is not valid Unicode", "correct it"))
+        if problem := _problem(value, f"line {number} of {path}", chat):
+            wrong.append(problem)
         else:
             found.append(value)
     if more := wrong[_SHOWN:]:
@@ -50,6 +52,31 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     if wrong:
         raise UserError(wrong)
     return found
+
+
+def _problem(value: Any, line: str, chat: bool) -> Problem | None:
+    """What is wrong with the value of a line, if anything."""
+    row = value if isinstance(value, dict) else {}
+    prompt = row.get("prompt")
+    if "messages" in row and (chat or prompt is None):
+        what = message_problem(row["messages"], reply=True) or (
+            prompt and "there is a prompt, too, and one of the two is read"
+        )
+        if not chat:
+            return Problem(_OPTION, f"{line} has messages", "give --chat")
+        return Problem(_OPTION, f"the messages in {line}: {what}", "correct it") if what else None
+    if not isinstance(prompt, str) or not prompt:
+        form = f"{_FORM} or {_CHAT_FORM}" if chat else _FORM
+        return Problem(_OPTION, f"{line} must be of the form {form}", "correct it")
+    if not is_unicode(prompt):
+        return Problem(_OPTION, f"the prompt in {line} is not valid Unicode", "correct it")
+    return None
+
+
+def conversation(row: Mapping[str, Any], head: Sequence[Message]) -> Sequence[Message]:
+    """The messages of a line, or its prompt as the user's; behind `head`, unless they begin with a system message."""
+    messages: list[Message] = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    return messages if messages[0]["role"] in ("system", "developer") else [*head, *messages]
 
 
 def stamp(model: str) -> list[tuple[str, int, int]]:
@@ -77,7 +104,7 @@ class Texts:
     def __init__(self, rows: Sequence[dict[str, Any]], output: Path | None, **call: Any) -> None:
         self._rows, self._output, self._printed = rows, output, 0
         self._call = hashlib.sha256(json.dumps([rows, call], sort_keys=True, default=str).encode()).hexdigest()
-        self.texts = dict[int, str]()
+        self.texts = dict[int, Continuation]()
         self.journal = None if output is None else output.with_name(f"{output.name}.partial")
 
     def __enter__(self) -> Self:
@@ -115,7 +142,7 @@ class Texts:
         try:
             if not content.startswith(head[: len(content)]):
                 raise ValueError("other prompts, settings or another model")
-            self.texts |= map(json.loads, lines)
+            self.texts |= {done.index: done for done in (Continuation(*json.loads(line)) for line in lines)}
         except (ValueError, TypeError) as error:
             what = f"{journal} is not what this call has left: {error}"
             raise UserError([Problem("--output", what, "remove it, or give another file")]) from error
@@ -130,30 +157,30 @@ class Texts:
         self._file.write(line)
         self._file.flush()
 
-    def add(self, index: int, text: str) -> None:
+    def add(self, done: Continuation) -> None:
         """Keep the text of a prompt."""
-        self.texts[index] = text
+        self.texts[done.index] = done
         if self.journal:
             with written(self.journal):
-                self._append(f"{json.dumps([index, text])}\n".encode())
+                self._append(f"{json.dumps(dataclasses.astuple(done))}\n".encode())
             return
         first = self._printed
         while self._printed in self.texts:
             self._printed += 1
         shown = range(first, self._printed)
-        write_texts(None, self._rows[first : self._printed], [self.texts[each] for each in shown])
+        _write(None, self._rows[first : self._printed], [self.texts[each] for each in shown])
 
     def finish(self) -> None:
         """Write the file, and remove the journal."""
         if self._output and self.journal:
-            write_texts(self._output, self._rows, [self.texts[index] for index in range(len(self._rows))])
+            _write(self._output, self._rows, [self.texts[index] for index in range(len(self._rows))])
             self.journal.unlink()
 
 
-def write_texts(path: Path | None, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:
-    """Write the lines of a file with a `text` added to each: to a file, atomically, or to standard output."""
-    pairs = zip(rows, texts, strict=True)
-    text = "".join(json.dumps({**row, "text": text}, ensure_ascii=False) + "\n" for row, text in pairs)
+def _write(path: Path | None, rows: Sequence[dict[str, Any]], texts: Sequence[Continuation]) -> None:
+    """Write lines with `text` and `finish_reason` added to each: to a file, atomically, or to standard output."""
+    lines = [{**row, "text": t.text, "finish_reason": t.finish_reason} for row, t in zip(rows, texts, strict=True)]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     content = text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes what JSON writes for it
     if path is None:
         print(content.decode(), end="", flush=True)

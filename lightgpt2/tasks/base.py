@@ -17,7 +17,7 @@ from lightgpt2.functional.vocabulary import head_logits
 from lightgpt2.models.quality import Better, Metric, quality
 
 Batch = dict[str, Any]
-Row = dict[str, float]
+Row = dict[str, Any]  # figures of a part of an example; `source` names where it comes from, if there are several
 
 
 @dataclass(frozen=True)

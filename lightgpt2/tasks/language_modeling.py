@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,9 @@ class LanguageModeling(Task):
         """Runs a decoder up to its head; positions are flattened, `N = B * T`."""
         layers = [int(name.removeprefix("decoder.")) for name in states]
         with recorded_states(model, layers) as found:
-            final = backbone(model)(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+            # Where positions begin anew in a row, transformers lets no document see the one before.
+            fed = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+            final = backbone(model)(**fed, use_cache=False).last_hidden_state
         labels: Tensor = batch["labels"].flatten()
         supervised = labels != IGNORE
         kept = {f"decoder.{layer}": (state.flatten(0, 1), supervised) for layer, state in found.items()}
@@ -62,16 +65,30 @@ class LanguageModeling(Task):
         values = token_nll(found.hidden, found.weight, found.labels, found.bias, found.scale)
         nll = values.double().view_as(batch["labels"]).sum(dim=1).tolist()
         tokens = (batch["labels"] != IGNORE).sum(dim=1).tolist()
-        documents, sizes = batch["document"].tolist(), batch["bytes"].tolist()
-        return [
-            {"example": document, "loss": loss, "items": count, "bytes": size}
-            for document, loss, count, size in zip(documents, nll, tokens, sizes, strict=True)
-        ]
+        columns = {
+            "example": batch["document"].tolist(),
+            "loss": nll,
+            "items": tokens,
+            "bytes": batch["bytes"].tolist(),
+        }
+        if "sources" in batch:  # there are several
+            columns["source"] = batch["sources"]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
-        """Perplexity; and bits per byte, which compares tokenizers. Both are over documents."""
+        """Perplexity; and bits per byte, which compares tokenizers. Both are over documents; those of each source follow."""
+        rows = [*rows]
+        found = self._metrics(rows)
+        for source in sorted({row["source"] for row in rows if "source" in row}):
+            theirs = [row for row in rows if row["source"] == source]
+            mine = self._metrics(theirs, min(row["example"] for row in theirs))
+            found |= {f"{name}/{source}": replace(metric, name=f"{name}/{source}") for name, metric in mine.items()}
+        return found
+
+    def _metrics(self, rows: Sequence[Row], first: int = 0) -> dict[str, Metric]:
+        """The metrics of the documents from number `first` on."""
         table = np.array([[row["example"], row["loss"], row["items"], row["bytes"]] for row in rows]).reshape(-1, 4)
-        examples = table[:, 0].astype(np.int64)
+        examples = table[:, 0].astype(np.int64) - first
         # bincount adds in the order of the rows, as a loop would
         count = int(examples.max()) + 1 if len(examples) else 0
         nll, tokens, sizes = (np.bincount(examples, table[:, i], count).astype(np.float64) for i in (1, 2, 3))

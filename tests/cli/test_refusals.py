@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from lightgpt2.models.ledger import Ledger
 from tests.support.cli import logged
 from tests.support.mistakes import Bench, Evil, files
 from tests.support.models import write_model
@@ -290,10 +291,8 @@ def test_folder_of_another_run_is_neither_touched_nor_scored_as_this(finished: B
 
 
 def test_unfinished_run_is_neither_started_afresh_nor_scored_as_finished(finished: Bench) -> None:
-    path = Path("checkpoints/r/model/ledger.json")
-    entries = json.loads(path.read_text())
-    entries[-1]["steps"] = 2  # as a run leaves it that was finished at step 2 and killed when it was resumed
-    path.write_text(json.dumps(entries))
+    model = Path("checkpoints/r/model")  # as a run leaves it that was finished at step 2 and killed when it was resumed
+    Ledger.read(model).amended(steps=2).write(model)
     unfinished = "--run r: checkpoints/r holds an unfinished run; resume it with --ckpt_path last"
     assert finished.refused("fit").startswith(unfinished)
     assert "score the checkpoint with --ckpt_path last" in finished.refused("validate")

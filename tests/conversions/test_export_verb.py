@@ -101,9 +101,9 @@ def test_each_format_of_each_artefact(
         assert said.startswith(f"{output}: {sum(about['bytes'].values()) / 1e6:.2f} MB; perplexity ")
         assert said.count("\n") == 1
         assert (about["format"], about["validation"]) == (form, "corpus")
-        assert about["files"].keys() == {path.name for path in output.iterdir()} - {"export.json"}
-        assert {"config.json", "generation_config.json", "tokenizer.json", "ledger.json"} < about["files"].keys()
         entry = json.loads((output / "ledger.json").read_text())[-1]
+        assert entry["files"].keys() == {path.name for path in output.iterdir()} - {"ledger.json", "scores.npz"}
+        assert {"config.json", "generation_config.json", "tokenizer.json", "export.json"} < entry["files"].keys()
         assert (entry["method"], entry["parent"]["source"]) == ("Export", name)
         assert entry["quality"] == {which: about["quality"][which] for which in ("before", "after")}
         text = lightgpt2.load(output, threads=1).generate(PROMPT, max_new_tokens=8)

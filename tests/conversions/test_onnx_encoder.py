@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
@@ -22,33 +22,10 @@ from lightgpt2.conversions.target import Format, Target
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_encoder
 from lightgpt2.runtime.folder import open_export
-from tests.support.models import write_tokenizer
+from tests.support.models import ENCODERS, make_encoder, write_tokenizer
 from tests.support.onnx_client import plain_session
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "bert": {
-        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "intermediate_size": 80, "max_position_embeddings": 40,
-    },
-    "distilbert": {
-        "vocab_size": 300, "dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 80, "max_position_embeddings": 40,
-    },
-}  # fmt: skip
 INT8 = Forms("int8", "int8")
-
-
-def make_encoder(family: str, classifies: bool = False, **changes: Any) -> PreTrainedModel:
-    """Weights large enough that attention is not even, biases and norms that are not neutral."""
-    torch.manual_seed(0)
-    auto = AutoModelForSequenceClassification if classifies else AutoModel
-    model = auto.from_config(AutoConfig.for_model(family, **SHAPES[family] | changes), dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def batch(family: str, lengths: list[int], left: bool = False) -> dict[str, Tensor]:
@@ -114,7 +91,7 @@ def test_fp32_stays_in_blocks_of_channels(tmp_path: Path) -> None:
     options.log_severity_level = 3  # it warns that such a file is for this processor
     onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
     nodes = [(node.op_type, node.domain) for node in ir.load(tmp_path / "optimized.onnx").graph]
-    layers, blocked = SHAPES["distilbert"]["n_layers"], "com.microsoft.nchwc"
+    layers, blocked = ENCODERS["distilbert"]["n_layers"], "com.microsoft.nchwc"
     assert [domain for kind, domain in nodes if kind == "Conv"] == 6 * layers * [blocked]
     assert nodes.count(("ReorderInput", blocked)) == 3 * layers
     assert nodes.count(("ReorderOutput", blocked)) == 5 * layers
@@ -200,7 +177,7 @@ def export(tmp_path: Path, target: Target) -> dict[str, Any]:
 def test_an_encoder_becomes_a_folder_that_stands_alone(tmp_path: Path, form: Format) -> None:
     about = export(tmp_path, Target(form))
     assert about["cosine"]["mean"] > (0.99999 if form == "onnx" else 0.97)
-    assert open_export(tmp_path / "out") == {**about, "files": open_export(tmp_path / "out")["files"]}
+    assert open_export(tmp_path / "out") == about
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "bert"
     assert json.loads((tmp_path / "out/ledger.json").read_text())[-1]["method"] == "Export"
 

@@ -4,17 +4,17 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from datasets import Dataset
 
-from lightgpt2.data import readers, store
+from lightgpt2.data import readers
 from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splits import SPLITS, split_of
-from lightgpt2.data.store import split_documents
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.loading import load_tokenizer
 from tests.support.models import write_tokenizer
+from tests.support.text import built, split_documents
 
 TEXTS = ["First text, é.", "Second\ntext.", "Third  text."]
 
@@ -85,30 +85,20 @@ def test_embedded_corpus_is_prose_without_duplicates() -> None:
 
 def test_tokens_on_disk_are_the_tokenizer_s_with_a_separator_before_each_document(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
-    texts = {"train": ["A class.", "An object é"], "valid": ["Names."], "test": []}
-
-    def encode(batch: list[str]) -> list[list[int]]:
-        return tokenizer(batch, add_special_tokens=False)["input_ids"]
-
-    rows = [(split, text) for split in SPLITS for text in texts[split]]
-    store.build(tmp_path / "store", rows, encode, 0, len(tokenizer))
-    meta, splits = store.read(tmp_path / "store")
+    texts = ["A class.", "An object é"]
+    encoder = Encoder(tokenizer.backend_tokenizer.to_str(), 0, None, "uint16", None)
+    files = {"train.txt": "\n\n".join(texts), "valid.txt": "Names."}
+    meta, splits = built(tmp_path, files, encoder)
     split = splits["train"]
-    assert isinstance(split.tokens, np.memmap)
     pieces = [split.tokens[a:b].tolist() for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
     assert [p[0] for p in pieces] == [0, 0]
-    assert [tokenizer.decode(p[1:]) for p in pieces] == texts["train"]
-    assert split.sizes.tolist() == [len(t.encode()) for t in texts["train"]]
+    assert [tokenizer.decode(p[1:]) for p in pieces] == texts
+    assert split.sizes.tolist() == [len(t.encode()) for t in texts]
     assert meta["splits"]["test"] == {"documents": 0, "tokens": 0, "bytes": 0}
     assert len(splits["test"].tokens) == 0
-    store.build(tmp_path / "again", rows, encode, 0, len(tokenizer))
-    assert store.read(tmp_path / "again")[0] == meta
-
-
-def test_big_vocabularies_take_four_bytes_a_token(tmp_path: Path) -> None:
-    rows = [("train", "x")]
-    store.build(tmp_path / "s", rows, lambda texts: [[70_000] for _ in texts], 0, 70_001)  # type: ignore[arg-type]
-    assert store.read(tmp_path / "s")[1]["train"].tokens.tolist() == [0, 70_000]
+    again = tmp_path / "again"
+    again.mkdir()
+    assert built(again, files, encoder, processes=2)[0] == meta
 
 
 def test_trained_tokenizer_is_lossless_and_loads_by_path(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import lightgpt2
-from lightgpt2.data import LanguageModelingData, store
+from lightgpt2.data import LanguageModelingData
 from lightgpt2.data.base import Connection
+from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.store import TokenSplit
 from lightgpt2.data.windows import (
     Slice,
@@ -27,6 +28,7 @@ from lightgpt2.models.loading import new_model
 from tests.support.cli import write_config
 from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_tokenizer
+from tests.support.text import built, letters
 
 _SEPARATOR, _END = 1000, 1001
 WORDS = ("pump", "valve", "motor", "limit", "pressure", "bar")
@@ -40,13 +42,13 @@ def stream(closing: int) -> TokenSplit:
         parts += [_SEPARATOR, *range(place, place + size), *[_END] * closing]
         place += size
     offsets = np.cumsum([0, *(size + 1 + closing for size in SIZES)])
-    return TokenSplit(np.array(parts, np.uint16), offsets, np.array(SIZES), closing)
+    return TokenSplit(np.array(parts, np.uint16), offsets, offsets[1:] - closing, np.array(SIZES))
 
 
 def labels(split: TokenSplit, windows: Windows) -> list[int]:
     batch = WindowDataset(split, windows, _SEPARATOR)[Slice(np.arange(len(windows)))]
     found: list[int] = batch["labels"][batch["labels"] != IGNORE].tolist()
-    assert len(found) == windows.supervised.sum()
+    assert len(found) == (windows.lengths - windows.scored).sum()
     return found
 
 
@@ -73,7 +75,7 @@ def test_no_end_is_scored(closing: int, length: int) -> None:
 @pytest.mark.parametrize("closing", [0, 1])
 def test_no_end_is_in_a_prompt(closing: int) -> None:
     split = stream(closing)
-    windows = prompt_windows(split, 8)
+    windows = prompt_windows(split, 8, 8)
     read = [split.tokens[s : s + n].tolist() for s, n in zip(windows.starts, windows.lengths, strict=True)]
     assert [len(each) for each in read] == [min(8, size + 1) for size in SIZES]
     assert not any(_END in each for each in read)
@@ -81,12 +83,11 @@ def test_no_end_is_in_a_prompt(closing: int) -> None:
 
 @pytest.mark.parametrize(("end", "closing"), [(None, 0), (7, 0), (8, 1)])
 def test_a_store_keeps_the_end_where_it_is_not_the_separator(tmp_path: Path, end: int | None, closing: int) -> None:
-    documents: Any = [("train", "ab"), ("valid", "c"), ("train", "d")]
-    store.build(tmp_path / "store", documents, lambda texts: [[*map(ord, text)] for text in texts], 7, 300, end)
-    _, splits = store.read(tmp_path / "store")
+    encoder = Encoder(letters().to_str(), 7, end, "uint16", None)
+    split = built(tmp_path, {"train.txt": "ab\n\nd", "valid.txt": "c"}, encoder)[1]["train"]
     tail = [8] * closing
-    assert splits["train"].tokens.tolist() == [7, 97, 98, *tail, 7, 100, *tail]
-    assert splits["train"].ends.tolist() == [3, 5 + closing]
+    assert split.tokens[:].tolist() == [7, 97, 98, *tail, 7, 100, *tail]
+    assert split.ends.tolist() == [3, 5 + closing]
 
 
 # -- through the data module -------------------------------------------------------------------------------------------

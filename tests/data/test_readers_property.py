@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import SPLITS
-from lightgpt2.data.store import split_documents
+from tests.support.text import split_documents
 
 SEPARATOR = "\n<end>\n"
 PLACES = ["{0}-{1:05}-of-00009.jsonl", "{0}/{1}.jsonl", "data/{0}_{1}.JSONL", "x.{0}{1}.json"]

@@ -27,7 +27,7 @@ def note(model: Path, *entries: dict[str, Any] | None) -> None:
 
 def test_without_a_ledger_it_is_the_default(model: Path) -> None:
     data = validation_data("model", None)
-    assert data.corpus.source == "pydoc"
+    assert data.corpora[0].source == "pydoc"
     assert data.sequence_length == 64, "the model has no more positions"
     assert len(list(data.scoring_loader("valid")))
 
@@ -36,14 +36,14 @@ def test_it_is_what_the_last_training_read(model: Path) -> None:
     note(model, {"source": "requirements:50"}, {"source": "corpus", "sequence_length": 32, "stride": 8, "batch_size": 3,
                                                 "valid_fraction": 0.4}, None)  # fmt: skip
     data = validation_data("model", None)
-    assert (data.corpus.source, data.sequence_length, data.stride, data.valid_fraction) == ("corpus", 32, 8, 0.4)
+    assert (data.corpora[0].source, data.sequence_length, data.stride, data.valid_fraction) == ("corpus", 32, 8, 0.4)
     assert data.tokenizer.get_vocab() == validation_data("model", "corpus").tokenizer.get_vocab()
 
 
 def test_another_source_keeps_nothing_of_the_ledger(model: Path) -> None:
     note(model, {"source": "requirements:50", "sequence_length": 32, "valid_fraction": 0.4})
     data = validation_data("model", "corpus")
-    assert (data.corpus.source, data.sequence_length, data.valid_fraction) == ("corpus", 64, 0.1)
+    assert (data.corpora[0].source, data.sequence_length, data.valid_fraction) == ("corpus", 64, 0.1)
 
 
 def test_windows_fit_the_model(model: Path) -> None:
@@ -55,9 +55,9 @@ def test_windows_fit_the_model(model: Path) -> None:
 @pytest.mark.parametrize("found", [{}, {"source": None}, {"source": "corpus", "of_another_module": 1}])
 def test_data_that_says_nothing_is_passed_over(model: Path, found: dict[str, Any]) -> None:
     note(model, {"source": "requirements:50"}, found)
-    assert validation_data("model", None).corpus.source == "requirements:50"
+    assert validation_data("model", None).corpora[0].source == "requirements:50"
     note(model, found)
-    assert validation_data("model", None).corpus.source == "pydoc"
+    assert validation_data("model", None).corpora[0].source == "pydoc"
 
 
 def test_text_that_is_gone_is_one_message(model: Path) -> None:

@@ -20,10 +20,9 @@ from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
 from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
-from lightgpt2.runtime.folder import seal
 from tests.support.models import make_restless_model, write_corpus, write_model
 from tests.support.onnx_client import write_onnx
-from tests.support.onnx_decoder import write_decoder
+from tests.support.onnx_decoder import seal, write_decoder
 
 SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
 

@@ -11,7 +11,7 @@ from lightgpt2.models.families import FAMILIES, family_of, head, is_tied, record
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
-from tests.support.models import IDS, assert_same_weights, logits, make_model
+from tests.support.models import IDS, assert_same_weights, logits, make_model, make_restless_model
 
 
 def random_scores(model: PreTrainedModel, seed: int) -> Scores:
@@ -53,6 +53,33 @@ def silence(model: PreTrainedModel, kept: Kept) -> None:
                 named.value.mul_(mask.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_width_of_which_half_is_a_copy_is_cut_without_a_trace(family: str, tied: bool) -> None:
+    """Norms see the same in half of the channels; what a family computes from the width, as Gemma's embedding, stays."""
+    model = make_restless_model(family, tie_word_embeddings=tied)
+    old = Shape.of(model.config)
+    heads = old.heads // 2 if family_of(model).heads_share_width else old.heads
+    target = Shape(old.width // 2, heads, old.groups, old.head, old.ffn)
+    kept = choose(model, target, random_scores(model, 0))
+    silence(model, kept)
+    stays, copies = (mask.nonzero().flatten() for mask in (kept[None, "width"], ~kept[None, "width"]))
+    inputs = 0 if family_of(model).conv1d else 1
+    for named in named_axes(model):
+        for axis, roles in enumerate(named.axes):
+            if roles == ("width",):
+                channels, in_block = named.value.movedim(axis, 0), named.layer is not None
+                if in_block and named.value.ndim == 2 and axis == inputs:
+                    channels[copies] = 0  # a layer reads none of them
+                elif not in_block and named.value.ndim == 1:  # nor does the head behind the final norm
+                    channels[copies] = -1.0 if family == "gemma3_text" else 0.0
+                else:
+                    channels[copies] = channels[stays]
+    small = cut(model, target.applied(model.config), kept)
+    torch.testing.assert_close(logits(small), logits(model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats_it(family: str) -> None:
     model = make_model(family)
@@ -75,6 +102,7 @@ def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats
         "layers.2.mlp.gate_proj.weight": (f, w), "layers.2.mlp.down_proj.weight": (w, f), "norm.weight": (w,),
     }  # fmt: skip
     expected: dict[str, dict[str, tuple[Any, ...]]] = {
+        "gemma3_text": {name: axes for name, axes in llama.items() if "layers" in name},
         "gpt2": {
             "wpe.weight": (every, w), "h.2.attn.c_attn.weight": (w, packed), "h.2.attn.c_attn.bias": (packed,),
             "h.2.attn.c_proj.weight": (vo, w), "h.2.mlp.c_fc.bias": (f,), "h.2.mlp.c_proj.weight": (f, w),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightgpt2.runs.fingerprints import changes, parts, plan, weights
+from lightgpt2.runs.fingerprints import changes, content, parts, plan
 from lightgpt2.runs.recipes import read_recipe
 from tests.support.cli import ROOT, write_config
 from tests.support.pipelines import NAMES, Chain, artefacts, everything, starts, state
@@ -32,7 +32,7 @@ def test_a_finished_pipeline_says_what_it_did_and_does_nothing_again(pipe: Chain
     assert [line.split()[:2] for line in out.splitlines()[-4:-1]] == [[name, "ran,"] for name in NAMES]
     assert "lightgpt2 report checkpoints/chain" in out.splitlines()[-1]
     for name, record in state().items():
-        digest = weights(Path(f"checkpoints/chain/{name}/model"))
+        digest = content(Path(f"checkpoints/chain/{name}/model"))
         assert (record["state"], record["outputs"]) == ("finished", {"model": digest})
         assert record["seconds"] > 0
         assert datetime.fromisoformat(record["finished"]).tzinfo == UTC
@@ -203,14 +203,14 @@ def test_inputs_may_be_other_folders_of_a_stage(done: Chain) -> None:
 
 
 def test_weights_in_several_files_are_one(tmp_path: Path) -> None:
-    assert weights(tmp_path) is None
+    assert content(tmp_path) is None
     for part in ("one", "two"):
         (tmp_path / f"{part}.safetensors").write_text(part)
-    whole = weights(tmp_path)
+    whole = content(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert weights(tmp_path) == whole
+    assert content(tmp_path) == whole
     (tmp_path / "two.safetensors").write_text("2")
-    assert weights(tmp_path) != whole
+    assert content(tmp_path) != whole
 
 
 def test_what_the_pipeline_did_not_make_is_not_touched(done: Chain) -> None:
@@ -237,6 +237,6 @@ def test_a_run_of_the_recipe_s_name_is_not_touched(pipe: Chain) -> None:
 
 
 def test_a_damaged_state_is_a_message(done: Chain) -> None:
-    for content in ("{", "[]", '{"a": {}}'):
-        Path("checkpoints/chain/pipeline.json").write_text(content)
+    for text in ("{", "[]", '{"a": {}}'):
+        Path("checkpoints/chain/pipeline.json").write_text(text)
         assert "checkpoints/chain/pipeline.json: damaged" in done.fails()

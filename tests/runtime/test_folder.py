@@ -9,8 +9,9 @@ import pytest
 
 import lightgpt2
 from lightgpt2.errors import UserError
-from lightgpt2.runtime.folder import is_exported, open_export, seal
-from tests.support.onnx_decoder import write_decoder
+from lightgpt2.models.ledger import Ledger
+from lightgpt2.runtime.folder import is_exported, open_export
+from tests.support.onnx_decoder import seal, write_decoder
 
 
 def cut(file: Path) -> None:
@@ -36,9 +37,9 @@ def test_what_is_sealed_is_opened(tmp_path: Path) -> None:
     seal(folder, {"format": "onnx", "bytes": {"model.onnx": 3}})
     about = open_export(folder)
     assert (about["format"], about["bytes"]) == ("onnx", {"model.onnx": 3})
-    files = {path for path in folder.iterdir() if path.name != "export.json"}
-    assert about["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    assert {"model.onnx", "config.json", "tokenizer.json"} <= about["files"].keys()
+    files, recorded = {path for path in folder.iterdir() if path.name != "ledger.json"}, Ledger.read(folder).files
+    assert recorded == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert {"model.onnx", "config.json", "tokenizer.json"} <= recorded.keys()
     (folder / "README.md").write_text("mine")
     assert open_export(folder) == about, "a file that came later does no harm"
 
@@ -53,14 +54,22 @@ def test_what_was_changed_is_refused(tmp_path: Path, spoil: Callable[[Path], Non
             open_(tmp_path)
         (problem,) = refused.value.problems
         assert problem.startswith(f"MODEL: model.onnx, tokenizer.json in {tmp_path} is not what was written")
-        assert problem.endswith("export the model again")
+        assert problem.endswith(f"restore it, or remove {tmp_path} and make it again")
 
 
 def test_a_description_that_says_nothing_is_refused(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path)
     for text in ("", "{", "[]", "null", "{}", '{"files": 3}', '{"files": ["a"]}', "\xff\xfe"):
         (folder / "export.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(UserError, match=r"^MY: .*export\.json cannot be read .*; export the model again"):
+        with pytest.raises(UserError, match=r"^MY: export\.json in .* is not what was written .*make it again"):
+            open_export(folder, "MY")
+
+
+def test_an_export_without_a_record_of_its_files_is_refused(tmp_path: Path) -> None:
+    folder = write_decoder(tmp_path)
+    for text in (None, "[]", "[{}]", '[{"files": {"model.onnx": "0"}}]'):
+        (folder / "ledger.json").unlink() if text is None else (folder / "ledger.json").write_text(text)
+        with pytest.raises(UserError, match=r"^MY: .* has no record of its files .*; export the model again"):
             open_export(folder, "MY")
 
 

@@ -11,8 +11,9 @@ import pytest
 import lightgpt2
 from lightgpt2.cli.verbs import main, run
 from lightgpt2.errors import UserError
+from lightgpt2.runtime.language_model import Continuation
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from lightgpt2.runtime.prompts import read_prompts, write_texts
+from lightgpt2.runtime.prompts import Texts, read_prompts
 from tests.support.cli import ENVIRONMENT, refused, run_cli
 from tests.support.models import write_model
 from tests.support.onnx_decoder import write_decoder
@@ -48,7 +49,8 @@ def test_one_prompt_and_a_file_of_many(folder: Path, name: str) -> None:
     assert done.stderr == "", "no bar where there is no terminal"
     rows = [json.loads(line) for line in (folder / output).read_text(encoding="utf-8").splitlines()]
     pairs = enumerate(zip(PROMPTS, texts, strict=True))
-    assert rows == [{"id": index, "prompt": prompt, "text": text} for index, (prompt, text) in pairs]
+    ended = {"finish_reason": "length"}
+    assert rows == [{"id": index, "prompt": prompt, "text": text, **ended} for index, (prompt, text) in pairs]
 
 
 def test_text_is_shown_while_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +178,13 @@ def test_what_json_allows_is_read_and_written_again(
     rows = read_prompts(path)
     lines = [line for line in FILES[name].decode("utf-8-sig").split("\n") if line.strip()]
     assert str(rows) == str([json.loads(line) for line in lines])
-    write_texts(path, rows, ["made\u2028text"] * len(rows))
-    assert str(read_prompts(path)) == str([{**row, "text": "made\u2028text"} for row in rows])
-    write_texts(None, rows, [""] * len(rows))
+    for output in (path, None):
+        with Texts(rows, output) as texts:
+            for index in range(len(rows)):
+                texts.add(Continuation(index, "made\u2028text", "stop"))
+            texts.finish()
+    added = {"text": "made\u2028text", "finish_reason": "stop"}
+    assert str(read_prompts(path)) == str([{**row, **added} for row in rows])
     assert len(capsys.readouterr().out.split("\n")) == len(rows) + 1
 
 

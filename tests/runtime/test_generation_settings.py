@@ -18,13 +18,12 @@ from transformers.generation.logits_process import (
 
 import lightgpt2
 from lightgpt2.errors import UserError
-from lightgpt2.runtime.folder import seal
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.processors import _NOT_DONE, not_done
 from lightgpt2.runtime.sampling import distribution, narrowed
 from lightgpt2.runtime.text import Writer
 from tests.support.models import write_model
-from tests.support.onnx_decoder import write_decoder
+from tests.support.onnx_decoder import seal, write_decoder
 
 PROMPTS = ["The assert statement", "x = y", "A"]
 

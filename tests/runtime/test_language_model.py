@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lightgpt2
 from lightgpt2.errors import UserError
-from lightgpt2.runtime.folder import is_exported, seal
+from lightgpt2.runtime.folder import is_exported
 from lightgpt2.runtime.language_model import LanguageModel
 from tests.support.models import write_model, write_uneven_model
-from tests.support.onnx_decoder import write_decoder
+from tests.support.onnx_decoder import seal, write_decoder
 
 PROMPTS = ["The assert statement", "A", "class names are bound in the local", "x = y"]
 KINDS = ["gpt2", "uneven llama", "onnx"]

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.integers import Integers, integer_tensors
@@ -44,6 +51,16 @@ SHAPES |= {  # windows are shorter than the texts of tests
     | {"sliding_window": 9, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
 }
 LLAMAS = [family for family, shape in SHAPES.items() if "num_key_value_heads" in shape]
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {
+        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 80, "max_position_embeddings": 40,
+    },
+    "distilbert": {
+        "vocab_size": 300, "dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 80, "max_position_embeddings": 40,
+    },
+}  # fmt: skip
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
@@ -100,6 +117,20 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval()
+
+
+def make_encoder(family: str, classifies: bool = False, **changes: Any) -> PreTrainedModel:
+    """An encoder with weights large enough that attention is not even, biases and norms that are not neutral."""
+    torch.manual_seed(0)
+    auto = AutoModelForSequenceClassification if classifies else AutoModel
+    model = auto.from_config(AutoConfig.for_model(family, **ENCODERS[family] | changes), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 def write_uneven_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: Any) -> Path:

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data import LanguageModelingData
-from lightgpt2.data.store import split_documents
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_model, load_tokenizer, separator_id
 from lightgpt2.models.quality import Metric
@@ -20,6 +19,7 @@ from lightgpt2.models.saving import save_model
 from lightgpt2.tasks.language_modeling import LanguageModeling
 from tests.support import tokenizers
 from tests.support.models import write_corpus, write_model
+from tests.support.text import split_documents
 
 
 def plain_perplexity(
@@ -67,7 +67,7 @@ def test_perplexity_does_not_move_with_batch_size_and_is_the_plain_one(
     for other, _ in results[1:]:
         assert other["perplexity"].value() == pytest.approx(first["perplexity"].value(), rel=1e-6)
         np.testing.assert_array_equal(other["perplexity"].denominators, first["perplexity"].denominators)
-    texts = [text for split, text in split_documents(data.corpus, 0.3, 0.05) if split == "valid"]
+    texts = [text for split, text in split_documents(data.corpora[0], 0.3, 0.05) if split == "valid"]
     model, tokenizer = load_model(folder, "model.model"), load_tokenizer(folder, "model.model")
     expected = plain_perplexity(model, tokenizer, texts, 48, 20)
     assert first["perplexity"].value() == pytest.approx(expected, rel=1e-5)
@@ -98,7 +98,7 @@ def test_smollm2_on_wikitext_is_the_plain_one(tmp_path: Path, monkeypatch: pytes
     settings = {"sequence_length": 128, "stride": 64, "test_fraction": 0.0}
     (first, data), (other, _) = (scored(folder, corpus, batch, **settings) for batch in (1, 8))
     assert other["perplexity"].value() == pytest.approx(first["perplexity"].value(), rel=1e-4)
-    texts = [text for split, text in split_documents(data.corpus, 0.1, 0.0) if split == "valid"]
+    texts = [text for split, text in split_documents(data.corpora[0], 0.1, 0.0) if split == "valid"]
     model, tokenizer = load_model(folder, "model.model"), load_tokenizer(folder, "model.model")
     expected = plain_perplexity(model, tokenizer, texts, 128, 64)
     assert first["perplexity"].value() == pytest.approx(expected, rel=1e-4)

@@ -21,13 +21,14 @@ from lightgpt2.models.loading import load_encoder
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.quality import Metric, quality
 from lightgpt2.models.saving import carry_licence, save_tokenizer
-from lightgpt2.models.sources import source_folder
-from lightgpt2.runtime.folder import seal
+from lightgpt2.models.sources import explained, source_folder, verify
+from lightgpt2.runtime.folder import describe
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
 # The least cosine between the vectors of the export and of PyTorch, on average; and how far all that is put out may be off.
 _BOUNDS = {"onnx": (0.99999, 0.01), "onnx-int8": (0.97, 0.25)}
+_AROUND = ("sentence_*_config.json", "config_sentence_transformers.json")  # sentence-transformers' own settings
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         problems.append(Problem("--format", what, "give one of these"))
     if problems:
         raise UserError(problems)
+    verify(source, "MODEL")
     model, tokenizer = load_encoder(source, "MODEL")
     if problems := encoder_problems(model.config):
         raise UserError(problems)
@@ -55,7 +57,7 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         model.config.save_pretrained(folder)
         save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
         carry_licence(source, folder)
-        _carry_modules(source_folder(source), folder)
+        _carry_modules(source, folder)
         cosines, error = _compared(model, tokenizer, folder, texts, centred=target.form == "onnx")
         found = {"mean": float(cosines.mean()), "least": float(cosines.min()), "texts": len(cosines)}
         refuse(_faults(target.form, found["mean"], error))
@@ -65,9 +67,9 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         made, scored = KINDS["export"].record(**about), {"after": quality(scores, "cosine", {"texts": len(cosines)})}
         sizes = {"parameters": model.num_parameters(), "megabytes": sum(files.values()) / 1e6}
         entry = Entry("export", "Export", {}, Parent.of(source), [made], {"source": named}, 0, 0, 0.0, scored, sizes)
-        Ledger.read(source).extended(entry).write(folder)
         about |= {"bytes": files, "cosine": found, "error": error, "validation": named}
-        seal(folder, about)
+        describe(folder, about)
+        Ledger.read(source).extended(entry).write(folder)
     return about
 
 
@@ -82,16 +84,22 @@ def _faults(form: str, cosine: float, error: float) -> Iterator[str]:
         yield f"--format {form}: {what}; nothing was written"
 
 
-def _carry_modules(source: Path, folder: Path) -> None:
-    """Copy what sentence-transformers does before and after the encoder: its length, pooling, normalization, further layers."""
-    listed = source / "modules.json"
-    if not listed.is_file():
-        return
-    for file in (listed, *source.glob("sentence_*_config.json"), *source.glob("config_sentence_transformers.json")):
-        shutil.copy(file, folder)
-    for module in json.loads(listed.read_text(encoding="utf-8")):
-        if module["path"]:
-            shutil.copytree(source / module["path"], folder / module["path"])
+def _carry_modules(source: str, folder: Path) -> None:
+    """Copy what sentence-transformers does before and after the encoder: its length, pooling, normalization, further layers.
+
+    It names a folder for each layer, and needs none where a layer has no settings; the hub keeps no empty ones.
+    """
+    with explained(source, "MODEL"):
+        here = source_folder(source, "modules.json", *_AROUND, "[0-9]*_*/*")
+        listed = here / "modules.json"
+        if not listed.is_file():
+            return
+        for file in (listed, *(file for pattern in _AROUND for file in here.glob(pattern))):
+            shutil.copy(file, folder)
+        named = {module["path"] for module in json.loads(listed.read_text(encoding="utf-8"))}
+        for each in here.iterdir():
+            if each.name in named and each.is_dir():
+                shutil.copytree(each, folder / each.name)
 
 
 @torch.inference_mode()

@@ -119,6 +119,9 @@ class Family(ABC):
                 setattr(sized, key, size)
         return sized
 
+    def narrowed(self, model: PreTrainedModel, width: int) -> None:  # noqa: B027 - most need nothing
+        """Correct the weights cut out of a model of this width for what a family computes from the width."""
+
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""

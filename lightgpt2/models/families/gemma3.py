@@ -35,6 +35,15 @@ class Gemma3(Llama):
     def attended(self, attention: Any) -> dict[str, Any]:
         return {"norms": (attention.q_norm, attention.k_norm), "window": attention.sliding_window}
 
+    def narrowed(self, model: PreTrainedModel, width: int) -> None:
+        """Embeddings are multiplied by the root of the width: the old one's is kept, and a tied head gets none of it."""
+        ratio = (width / model.config.hidden_size) ** 0.5
+        if ratio != 1:
+            embedding, gain = model.get_input_embeddings().weight, model.base_model.get_submodule("norm").weight
+            embedding.mul_(ratio)
+            if model.get_output_embeddings().weight is embedding:
+                gain.copy_((1 + gain) / ratio - 1)
+
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         base: Any = model.base_model
         kinds = model.config.layer_types

@@ -1,0 +1,134 @@
+"""Documents: plain texts, and conversations whose answers are learnt; the rows of tables that hold them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+from lightgpt2.data.remarks import Remarks
+from lightgpt2.errors import UserError
+from lightgpt2.models.chat import Message, message_problem
+from lightgpt2.models.vocabulary import is_unicode
+
+# The fields of rows that hold a conversation, and those that such rows may lack.
+_CONVERSATIONS = ((("messages",), ()), (("prompt", "completion"), ()), (("instruction", "output"), ("input",)))
+ANSWERS = "assistant"  # the role whose turns are learnt
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, each with `role` and `content`; the answers are those of the assistant whose `weight` is not 0."""
+
+    messages: tuple[Message, ...]
+    is_pair: bool = False  # of a prompt and a completion, which may be joined without a chat template
+
+
+Document = str | Conversation
+
+
+def content(document: Document) -> str:
+    """The text that makes a document the same as another."""
+    return document if isinstance(document, str) else json.dumps(document.messages, sort_keys=True)
+
+
+def plain_text(document: Document) -> str:
+    """The words of a document, those of all turns of a conversation."""
+    if isinstance(document, str):
+        return document
+    return "\n".join(turn["content"] for turn in document.messages if isinstance(turn.get("content"), str))
+
+
+def question(document: Document) -> str:
+    """The text that decides on the split: that of a conversation is what is asked, so that all answers to it share one."""
+    if isinstance(document, str):
+        return document
+    return json.dumps([turn for turn in document.messages if turn["role"] != ANSWERS], sort_keys=True)
+
+
+def fields(names: Iterable[str], text_field: str) -> list[str]:
+    """The fields of a table that hold its documents: that of the text, else of a conversation; empty if it has neither."""
+    known = [*names]
+    if text_field in known:
+        return [text_field]
+    found = (
+        [*needed, *(name for name in more if name in known)] for needed, more in _CONVERSATIONS if {*needed} <= {*known}
+    )
+    return next(found, [])
+
+
+def no_fields(text_field: str, where: str, names: Iterable[str]) -> UserError:
+    listed = shorten(", ".join(map(str, names)), 120, placeholder=" ...")
+    others = ", or ".join(" and ".join(needed) for needed, _ in _CONVERSATIONS)
+    return UserError(f"data.text_field: {where} has no field {text_field!r}, nor {others}; name one of {listed}")
+
+
+def documents(rows: Iterable[Mapping[str, Any]], text_field: str, where: str, remarks: Remarks) -> Iterator[Document]:
+    """The documents of the rows of a table; a `UserError` for a row that holds something else."""
+    for number, row in enumerate(rows, 1):
+        try:
+            document = _document(row, fields(row, text_field))
+        except _WrongError as error:
+            what = f"{error.field!r} of {where} {error}, in row {number}"
+            named = error.field == text_field
+            key, fix = (
+                ("data.text_field", "name another field, or correct it") if named else ("data.source", "correct it")
+            )
+            raise UserError(f"{key}: {what}; {fix}") from error
+        if document is None:
+            remarks.add("rows without text, left out", where)
+        elif isinstance(document, Conversation) and not any(map(is_answer, document.messages)):
+            remarks.add("conversations without an answer, left out", where)
+        elif not is_unicode(
+            document if isinstance(document, str) else json.dumps(document.messages, ensure_ascii=False)
+        ):
+            remarks.add("rows that are not valid Unicode, left out", where)
+        else:
+            yield document
+
+
+def is_answer(turn: Message) -> bool:
+    return turn["role"] == ANSWERS and turn.get("weight", 1) != 0
+
+
+class _WrongError(Exception):
+    """A field holds what it should not; the text says what."""
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(what)
+        self.field = field
+
+
+def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
+    values = [row[name] for name in names]
+    if len(values) < 2:  # a text, or the turns of a conversation
+        (value,) = values or [None]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        if names == ["messages"] and isinstance(value, str):  # in CSV
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise _WrongError(names[0], f"holds no JSON ({error})") from error
+        return value if isinstance(value, str) else Conversation(_turns(names[0], value))
+    if names[0] == "prompt" and not any(isinstance(value, str) for value in values if value is not None):
+        asked, told = (_turns(name, value or []) for name, value in zip(names, values, strict=True))
+        return Conversation((*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told))
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, str | None):
+            raise _WrongError(name, f"holds {type(value).__name__}, not text")
+    first, answer, more = (*(value or "" for value in values), "")[:3]
+    if not answer.strip():
+        return None
+    prompt = f"{first}\n\n{more}" if more.strip() else first
+    return Conversation(({"role": "user", "content": prompt}, {"role": ANSWERS, "content": answer}), is_pair=True)
+
+
+def _turns(field: str, value: Any) -> tuple[Message, ...]:
+    """The turns of a conversation, without what a column of a table adds to each as None."""
+    if not isinstance(value, list):
+        raise _WrongError(field, f"holds {type(value).__name__}, not text or a list of messages")
+    turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in value]
+    if problem := message_problem(turns):
+        raise _WrongError(field, f"is not a conversation: {problem}")
+    return tuple(turns)

@@ -1,0 +1,174 @@
+"""Documents to tokens, in this process or in several; imports nothing that takes long, since every process does it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from lightgpt2.data.documents import ANSWERS, Document, is_answer
+from lightgpt2.errors import UserError
+from lightgpt2.models.chat import ChatTemplate
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a document."""
+
+    tokens: NDArray[Any]  # [n], the separator and what closes it included; empty if the text has none
+    answers: NDArray[np.bool_] | None  # whether each token is learnt [n]; None: all are
+    closed: int  # how many tokens at the end are learnt and not scored
+    size: int  # UTF-8 bytes of the text, of a conversation those of its answers
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How documents become tokens.
+
+    A text stands between the separator and the end-of-text token, if that is another one. A conversation is what its chat
+    template makes of it, up to the end of its last answer; without a template a prompt and its completion are one text.
+    """
+
+    tokenizer: str  # the JSON of a `tokenizers.Tokenizer`
+    separator: int
+    end: int | None  # the end-of-text token
+    dtype: str
+    template: ChatTemplate | None
+
+    def __call__(self, documents: Sequence[Document]) -> list[Encoded | str]:
+        """Encodes documents; a text instead of tokens says why a conversation has none.
+
+        Raises:
+            UserError: There is a conversation and no chat template.
+        """
+        backend = _loaded(self.tokenizer)
+        laid_out = [self._lay_out(document) for document in documents]
+        plain = [each.text for each in laid_out if isinstance(each, _Laid) and each.spans is None]
+        placed = [each.text for each in laid_out if isinstance(each, _Laid) and each.spans is not None]
+        quick = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
+        with_places = iter(backend.encode_batch(placed, add_special_tokens=False))
+        found: list[Encoded | str] = []
+        for each in laid_out:
+            if isinstance(each, str):
+                found.append(each)
+            elif each.spans is None:
+                found.append(self._text(next(quick).ids, each.text))
+            else:
+                found.append(self._conversation(next(with_places), each.text, each.spans))
+        return found
+
+    def _lay_out(self, document: Document) -> "_Laid | str":
+        if isinstance(document, str):
+            return _Laid(document, None)
+        if self.template is None:
+            if not document.is_pair:
+                raise UserError(
+                    "data.chat_template: the tokenizer has none, and the text holds conversations; name a Jinja file"
+                )
+            prompt, answer = (turn["content"] for turn in document.messages)
+            return _Laid(prompt + answer, [(len(prompt), len(prompt) + len(answer))])
+        try:
+            text, spans = self.template.answers(document.messages)
+        except ValueError as error:
+            return str(error)
+        answers = [turn for turn in document.messages if turn["role"] == ANSWERS]
+        learnt = [span for span, turn in zip(spans, answers, strict=True) if is_answer(turn)]
+        return _Laid(text[: learnt[-1][1]], learnt)
+
+    def _text(self, ids: list[int], text: str) -> Encoded:
+        closing = [] if self.end in (None, self.separator) else [self.end]
+        tokens = [self.separator, *ids, *closing] if ids else []
+        return Encoded(np.array(tokens, self.dtype), None, len(closing), len(text.encode()))
+
+    def _conversation(self, encoding: Any, text: str, spans: list[tuple[int, int]]) -> Encoded:
+        learnt = np.zeros(len(encoding.ids), dtype=bool)
+        begins = np.array([begin for begin, _ in encoding.offsets])
+        for first, last in spans:  # a token that begins before an answer is not of it, however far it reaches
+            learnt[begins.searchsorted(first) : begins.searchsorted(last)] = True
+        size = sum(len(text[first:last].encode()) for first, last in spans)
+        tokens = np.array(encoding.ids, self.dtype)
+        if self.template is not None or not len(tokens):
+            return Encoded(tokens, learnt, 1, size)
+        closing = [self.separator if self.end is None else self.end]
+        tokens = np.concatenate([[self.separator], tokens, closing]).astype(self.dtype)
+        return Encoded(tokens, np.concatenate([[False], learnt, [True]]), 1, size)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A document as one text."""
+
+    text: str
+    spans: list[tuple[int, int]] | None  # of the answers, in characters; None: all is learnt
+
+
+@cache
+def _loaded(tokenizer: str) -> Tokenizer:
+    loaded = Tokenizer.from_str(tokenizer)
+    loaded.no_padding()
+    loaded.no_truncation()
+    return loaded
+
+
+Batch = list[tuple[Any, Document]]
+Encode = Callable[[Iterator[Batch]], Generator[tuple[Batch, list[Encoded | str]]]]
+
+
+@contextmanager
+def workers(encoder: Encoder, processes: int) -> Iterator[Encode]:
+    """What gives batches with their tokens, in order and a few ahead, computed in as many processes; 1: in this one."""
+    if processes == 1:
+        yield lambda batches: ((batch, encoder([document for _, document in batch])) for batch in batches)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks of this process's threads
+    with ProcessPoolExecutor(processes, context, _begin, (encoder,)) as pool:
+
+        def ahead(batches: Iterator[Batch]) -> Generator[tuple[Batch, list[Encoded | str]]]:
+            waiting: deque[tuple[Batch, Future[list[Encoded | str]]]] = deque()
+            try:
+                while True:
+                    for batch in islice(batches, 2 * processes - len(waiting)):
+                        waiting.append((batch, pool.submit(_encode, [document for _, document in batch])))
+                    if not waiting:
+                        return
+                    batch, future = waiting.popleft()
+                    yield batch, future.result()
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+        yield ahead
+
+
+_encoder: Encoder  # of a worker
+
+
+def _encode(documents: list[Document]) -> list[Encoded | str]:
+    return _encoder(documents)
+
+
+def _begin(encoder: Encoder) -> None:
+    """Leaves Ctrl-C to the first process, whose end ends this one."""
+    global _encoder
+    _encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    first = multiprocessing.parent_process()
+    assert first is not None
+
+    def wait() -> None:
+        first.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
