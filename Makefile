@@ -21,8 +21,9 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 
 # The hashes of all packages are verified. What torch's CUDA builds need besides, torch itself names by its exact version.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt .ci/torch-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --no-deps --require-hashes --requirement .ci/torch-cpu.txt 2> /dev/null || true
 	$(PIP) --no-deps --require-hashes --requirement constraints.txt
 	$(PIP) --no-build-isolation --editable .
 	touch $@
