@@ -27,6 +27,7 @@ from lightgpt2.models.files import atomic_file, atomic_folder, clear_leftovers
 from lightgpt2.runs import fits
 from lightgpt2.runs.recipes import read_recipe
 from lightgpt2.runs.run import Run
+from lightgpt2.runtime.language_model import Continuation
 from lightgpt2.runtime.prompts import Texts
 from tests.faults.dying import inject
 from tests.faults.support import cases
@@ -328,8 +329,9 @@ def test_a_benchmark_keeps_what_is_measured(
 
 def test_a_journal_of_other_texts_is_refused_and_kept(tmp_path: Path) -> None:
     rows, output = [{"prompt": "a"}, {"prompt": "b"}], tmp_path / "o.jsonl"
+    done = Continuation(1, "\ud800\n", "length")
     with Texts(rows, output, model="m") as texts:
-        texts.add(1, "\ud800\n")
+        texts.add(done)
     journal = tmp_path / "o.jsonl.partial"
     kept = journal.read_bytes()
     for other in ({"model": "other"}, {"model": "m", "seed": 1}):
@@ -348,10 +350,10 @@ def test_a_journal_of_other_texts_is_refused_and_kept(tmp_path: Path) -> None:
             assert texts.texts == {}
     journal.write_bytes(kept)
     with Texts(rows, output, model="m") as texts:
-        assert texts.texts == {1: "\ud800\n"}
+        assert texts.texts == {1: done}
         with pytest.raises(UserError, match="another process writes"), Texts(rows, output, model="m"):
             pass
-        texts.add(0, "x")
+        texts.add(Continuation(0, "x", "stop"))
         texts.finish()
     assert [json.loads(line)["text"] for line in output.read_bytes().splitlines()] == ["x", "\ud800\n"]
     assert not journal.exists()
