@@ -69,6 +69,9 @@ def documents(rows: Iterable[Mapping[str, Any]], text_field: str, where: str, re
         try:
             document = _document(row, fields(row, text_field))
         except _WrongError as error:
+            if not is_unicode(json.dumps(row, ensure_ascii=False, default=str)):
+                remarks.add("rows that are not valid Unicode, left out", where)
+                continue
             what = f"{error.field!r} of {where} {error}, in row {number}"
             named = error.field == text_field
             key, fix = (

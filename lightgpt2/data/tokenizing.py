@@ -113,7 +113,7 @@ class _State:
     parts: dict[str, list[list[int]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     chats: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(SPLITS, False))  # whether it has `answers`
     open: dict[str, bool] = field(
-        default_factory=lambda: dict.fromkeys(SPLITS, True)
+        default_factory=lambda: dict.fromkeys(SPLITS, False)
     )  # whether the next token ends the last
     taken: dict[str, int] = field(default_factory=dict)  # documents of each pass over a source, those left out included
     trained: dict[str, int] = field(default_factory=dict)  # training tokens of each source

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lightgpt2.errors import Problem
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
-from lightgpt2.models.families import backbone, head, recorded_states
+from lightgpt2.models.families import backbone, family_of, head, recorded_states
 from lightgpt2.models.quality import Metric
 from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
@@ -49,9 +49,8 @@ class LanguageModeling(Task):
         """Runs a decoder up to its head; positions are flattened, `N = B * T`."""
         layers = [int(name.removeprefix("decoder.")) for name in states]
         with recorded_states(model, layers) as found:
-            # Where positions begin anew in a row, transformers lets no document see the one before.
-            fed = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
-            final = backbone(model)(**fed, use_cache=False).last_hidden_state
+            apart = family_of(model).apart(model, batch["position_ids"]) if "position_ids" in batch else {}
+            final = backbone(model)(input_ids=batch["input_ids"], **apart, use_cache=False).last_hidden_state
         labels: Tensor = batch["labels"].flatten()
         supervised = labels != IGNORE
         kept = {f"decoder.{layer}": (state.flatten(0, 1), supervised) for layer, state in found.items()}
@@ -76,13 +75,13 @@ class LanguageModeling(Task):
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
-        """Perplexity; and bits per byte, which compares tokenizers. Both are over documents; those of each source follow."""
+        """Perplexity; and bits per byte, which compares tokenizers. Both are over documents; then each source's perplexity."""
         rows = [*rows]
         found = self._metrics(rows)
         for source in sorted({row["source"] for row in rows if "source" in row}):
             theirs = [row for row in rows if row["source"] == source]
-            mine = self._metrics(theirs, min(row["example"] for row in theirs))
-            found |= {f"{name}/{source}": replace(metric, name=f"{name}/{source}") for name, metric in mine.items()}
+            metric = self._metrics(theirs, min(row["example"] for row in theirs))[self.primary]
+            found[f"{self.primary}/{source}"] = replace(metric, name=f"{self.primary}/{source}")
         return found
 
     def _metrics(self, rows: Sequence[Row], first: int = 0) -> dict[str, Metric]:

@@ -89,6 +89,10 @@ class Family(ABC):
         """The longest context; None if there is no limit."""
         return config.max_position_embeddings
 
+    def apart(self, model: PreTrainedModel, positions: Tensor) -> dict[str, Tensor]:
+        """The inputs with which no document of a row sees another; `positions [B, T]` begin at 0 with each document."""
+        return {"position_ids": positions}  # from which transformers finds the documents
+
     def norm(self, module: Any) -> tuple[Tensor, float]:
         """What a norm without mean and bias multiplies with `[D]`, and its epsilon."""
         return module.weight, module.variance_epsilon

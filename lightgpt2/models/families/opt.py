@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Family, Shape
@@ -31,6 +33,13 @@ class Opt(Family):
             yield f"an OPT with norms behind its layers, or without a final one, is not supported; {fix}"
         if config.word_embed_proj_dim != config.hidden_size:
             yield f"an OPT whose embeddings are narrower than its hidden states is not supported; {fix}"
+
+    def apart(self, model: PreTrainedModel, positions: Tensor) -> dict[str, Tensor]:
+        """Adds a mask `[B, 1, T, T]`: transformers finds no documents for OPT."""
+        document = (positions == 0).cumsum(dim=1)
+        seen = (document[:, :, None] == document[:, None]).tril()[:, None]
+        mask = torch.zeros_like(seen, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
+        return super().apart(model, positions) | {"attention_mask": mask}
 
     def activation(self, config: PretrainedConfig) -> str:
         return config.activation_function
