@@ -2,6 +2,7 @@
 # make faults: damaged files, configurations and processes, in full.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test faults lint clean
 
@@ -19,14 +20,16 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/.installed: pyproject.toml constraints.txt
+# The hashes of all packages are verified. What torch's CUDA builds need besides, torch itself names by its exact version.
+.venv/.installed: pyproject.toml constraints.txt .ci/torch-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(PIP) --no-deps --require-hashes --requirement .ci/torch-cpu.txt 2> /dev/null || true
+	$(PIP) --no-deps --require-hashes --requirement constraints.txt
+	$(PIP) --no-build-isolation --editable .
 	touch $@
 
 .venv/.installed-dev: .venv/.installed tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
+	$(PIP) --no-deps --require-hashes --requirement tests/requirements.txt
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ from typing import Self, TextIO
 
 from lightgpt2.signals import INTERRUPTED
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk or the quota is used up
 # What a file system answers where it does not let something be read or written.
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -69,6 +70,12 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+def full_disk(path: object) -> Problem:
+    """What is said where something cannot be written for lack of room."""
+    fix = "Free some space and run it again, a training with --ckpt_path last"
+    return Problem(str(path), "the disk is full", f"what was saved before is untouched. {fix}")
+
+
 class Interrupted(UserError):  # noqa: N818 - not an error
     """Training stopped at the person's request, after saving; the CLI exits with 130."""
 
@@ -96,9 +103,13 @@ def exit_with_message() -> Iterator[None]:
             tell(f"lightgpt2: {'' if isinstance(error, Interrupted) else 'error: '}{problem}", sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
     except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
+        if error.errno in FULL:
+            problem = full_disk(error.filename or "")
+        elif error.errno in _REFUSED and error.filename:
+            problem = Problem(str(error.filename), str(error.strerror), "allow it, or give another place")
+        else:
             raise
-        tell(f"lightgpt2: error: {error.filename}: {error.strerror}; allow it, or give another place", sys.stderr)
+        tell(f"lightgpt2: error: {problem}", sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning makes an exit of a Ctrl-C that falls outside the training steps.

@@ -3,8 +3,11 @@
 import importlib
 import importlib.util
 import re
+import runpy
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +40,28 @@ def test_every_dependency_has_a_version_that_was_tested() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
     assert {re.split(r"[\[>=<]", each)[0].lower().replace("_", "-") for each in asked} <= bound
+
+
+def test_every_pinned_package_has_hashes() -> None:
+    for name in ("constraints.txt", "tests/requirements.txt"):
+        entries = re.split(r"\n(?=[A-Za-z])", (ROOT / name).read_text())[1:]
+        assert entries
+        assert all("==" in each and "--hash=sha256:" in each for each in entries), name
+
+
+def test_the_bill_of_materials_has_what_a_user_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = SimpleNamespace(BuildHookInterface={Any: object})  # the builder is not needed for what is tested
+    monkeypatch.setitem(sys.modules, "hatchling.builders.hooks.plugin.interface", hooks)
+    materials = runpy.run_path(str(ROOT / TOOLS["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["path"]))[
+        "materials"
+    ]
+    asked = PROJECT["project"]["dependencies"]
+    bill = materials((ROOT / "constraints.txt").read_text(), "lightgpt2", "1", asked)
+    found = {each["name"]: each for each in bill["components"]}
+    assert {re.split(r"[\[>=<]", each)[0] for each in asked} | {"pandas", "jinja2"} <= found.keys()
+    assert not {"pytest", "mypy", "ruff", "pip-audit"} & found.keys()
+    assert found["torch"]["purl"] == f"pkg:pypi/torch@{torch.__version__.partition('+')[0]}"
+    assert {each["ref"] for each in bill["dependencies"]} == {"lightgpt2", *found}
 
 
 def test_files_that_make_waits_for_exist() -> None:

@@ -38,6 +38,7 @@ from lightgpt2.models import hub
 from lightgpt2.models.files import exists
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import make_missing, missing
+from lightgpt2.runs.recipes import text
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 from lightgpt2.runs.settings import flat
 

@@ -1,6 +1,5 @@
 """Files and folders that exist whole or not at all, whatever interrupts the writing."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -14,9 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import FULL, UserError, full_disk
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\w+\.(tmp|old)", re.DOTALL)
 
 
@@ -43,10 +41,10 @@ def _sync(path: Path) -> None:
 def _is_full(error: BaseException | None) -> bool:
     """True if an error, or one that it was raised from, says that the disk or the quota is used up."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             return True
         # safetensors, torch's zip writer and numpy's `tofile` report the operating system's error as text only.
-        if any(text in str(error) for text in (*map(os.strerror, _FULL), "unexpected pos", " requested and ")):
+        if any(text in str(error) for text in (*map(os.strerror, FULL), "unexpected pos", " requested and ")):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -69,10 +67,7 @@ def written(target: Path) -> Iterator[None]:
         if isinstance(error, UserError) and not isinstance(error, _FullError):
             raise  # it says itself what is wrong, even if that is another disk that is full
         if _is_full(error):
-            raise _FullError(
-                f"{target}: the disk is full; what was saved before is untouched. Free some space and run it again, a "
-                "training with --ckpt_path last"
-            ) from error
+            raise _FullError([full_disk(target)]) from error
         raise
 
 
@@ -124,7 +119,8 @@ def _temporary(target: Path, create: Callable[[Path], None]) -> Iterator[Path]:
                 held = _lock(temporary, wait=True)
             yield temporary
         except BaseException:
-            remove(temporary)
+            with suppress(OSError):  # a file system that refuses it, which the error says
+                remove(temporary)
             raise
         finally:
             _unlock(held)
@@ -157,12 +153,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _sync(path)
         old = _beside(target, "old")
         held = _lock(target)
-        if target.exists():  # a non-empty folder cannot be replaced in one step; the gap is two renames long
-            target.replace(old)
-        temporary.replace(target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-        _unlock(held)
+        try:
+            if target.exists():  # a non-empty folder cannot be replaced in one step; the gap is two renames long
+                target.replace(old)
+            temporary.replace(target)
+            _sync(target.parent)
+        finally:
+            _unlock(held)
+            clear_leftovers(target.parent, target.name)  # `old` goes, or comes back if its place is empty
 
 
 @contextmanager
