@@ -336,7 +336,7 @@ from lightgpt2.data import tokenizing
 from tests.data.test_mixtures import encoder
 from tests.support.text import built
 if __name__ == "__main__":
-    tokenizing._DOCUMENTS, tokenizing._SAVED = 2, 50
+    tokenizing._DOCUMENTS, tokenizing._SAVED = 8, 1000
     built(Path(sys.argv[1]), {}, encoder(), 2)
 """
 
@@ -347,7 +347,7 @@ def test_a_process_that_is_killed_leaves_no_other_and_what_it_did(tmp_path: Path
     script.write_text(SCRIPT)
     for folder in ("whole", "killed"):
         (tmp_path / folder / "text").mkdir(parents=True)
-        (tmp_path / folder / "text/train.jsonl").write_text((TEXT + "\n") * 20)
+        (tmp_path / folder / "text/train.jsonl").write_text((TEXT + "\n") * 4)
     command = [sys.executable, str(script), str(tmp_path / "killed")]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
     progress = tmp_path / "killed/.store.partial/progress.json"
