@@ -15,7 +15,7 @@ from lightgpt2.cli.checking import check
 from lightgpt2.cli.trainer import LightGPT2CLI, launch, text_problems
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import exists
-from lightgpt2.runs.recipes import corpus
+from lightgpt2.runs.recipes import text
 from lightgpt2.runs.settings import Settings
 
 
@@ -26,9 +26,9 @@ class _Checked(LightGPT2CLI):
         pass
 
     def _check_models(self, problems: list[str]) -> None:
-        text = corpus(self.resolved)
         # A text of the hub is not fetched to be looked at.
-        unreadable = text_problems(self.resolved) if text and exists(text.source) and not problems else []
+        local = not problems and all(exists(corpus.source) for corpus in text(self.resolved))
+        unreadable = text_problems(self.resolved) if local else []
         raise UserError([*problems, *unreadable])
 
 

@@ -30,12 +30,13 @@ from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.schema import TRUSTED
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.documents import content
 from lightgpt2.errors import Problem, UserError, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import make_missing, missing
-from lightgpt2.runs.recipes import corpus
+from lightgpt2.runs.recipes import text
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 from lightgpt2.runs.settings import flat
 
@@ -241,18 +242,18 @@ def _unmakeable(absent: dict[str, str]) -> Iterator[Problem]:
 
 def text_problems(settings: dict[str, Any]) -> list[Problem]:
     """What is wrong with the text of a configuration, where no tokenizer can say it yet: all of it is read."""
-    text = corpus(settings)
-    return [] if text is None else _unreadable(text)
+    return [problem for corpus in text(settings) for problem in _unreadable(corpus)]
 
 
 @cache  # the stages of a recipe share a text
-def _unreadable(text: Corpus) -> list[Problem]:
+def _unreadable(corpus: Corpus) -> list[Problem]:
     try:
-        if sum(bool(document.strip()) for _, document in text.documents()):  # not any(), which would stop at the first
+        # All of it, which any() would not read.
+        if sum(bool(content(document).strip()) for _, document in corpus.documents()):
             return []
     except UserError as error:
         return error.problems
-    return [Problem("data.source", f"{text.source} holds no text", "give a corpus with at least a few documents")]
+    return [Problem("data.source", f"{corpus.source} holds no text", "give a corpus with at least a few documents")]
 
 
 def _made(kind: type, *args: Any, **kwargs: Any) -> Any:
