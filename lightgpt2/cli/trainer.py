@@ -290,14 +290,14 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it then raises
-    for text in (
+    for advice in (
         "does not have many workers",  # a batch is a slice of a memory-mapped file: worker processes would only cost
         "callbacks used to create the checkpoint",  # it is scored without the callbacks that trained it
         "is smaller than the logging interval",  # the monitor logs every step, whatever that interval is
         "is_gradient_checkpointing",  # raised inside PEFT by a rename in transformers
         r"isinstance\(treespec, LeafSpec\)",  # raised inside Lightning by a rename in torch
     ):
-        warnings.filterwarnings("ignore", message=f".*{text}.*")
+        warnings.filterwarnings("ignore", message=f".*{advice}.*")
 
 
 # What the lines of the full parser's messages begin with that give no reason.
