@@ -66,7 +66,7 @@ def main() -> None:
     weights = digest({k: v for k, v in model.items() if not str(v).startswith("checkpoints/")}, given)
     if "--ckpt_path" in options:
         step, weights = json.loads(last.read_text())
-    elif folder.exists():
+    elif folder.exists() and any(folder.iterdir()):
         sys.exit("the folder of another run")
     replace(folder / "config.yaml", "")
     while step < trainer["max_steps"]:
