@@ -290,6 +290,18 @@ def test_a_ledger_that_was_edited_is_named(whole: Path, spare: Path) -> None:
     assert refusal("report", RUN, "--output", "page").startswith(f"{path}: damaged (its checksum differs); restore it")
 
 
+def test_a_change_of_ones_own_can_be_said_in_the_ledger(whole: Path, spare: Path) -> None:
+    restore(whole, spare)
+    Path(f"{RUN}/model/generation_config.json").write_text('{"max_new_tokens": 3}')
+    assert "generation_config.json in" in refusal(*VERIFYING["generate"])
+    path = Path(f"{RUN}/model/ledger.json")
+    entries = json.loads(path.read_text())
+    del entries[-1]["files"]["generation_config.json"]
+    entries[-1]["sha256"] = ""
+    path.write_text(json.dumps(entries))
+    assert outcome(*VERIFYING["generate"]).code == 0
+
+
 def test_the_base_of_adapters_may_move_and_nothing_else_of_their_configuration_may_change(
     whole: Path, spare: Path
 ) -> None:
