@@ -110,23 +110,26 @@ class ParityData(TaskData):
     def batching(self) -> dict[str, Any]:
         return {"data.length": self.length, "data.batch_size": self.batch_size, "data.seed": self.seed}
 
-    def _windows(self, split: str) -> Windows:
-        numbers = np.arange(SIZES[split], dtype=np.int64)
-        return Windows(numbers, np.ones_like(numbers), np.zeros_like(numbers), numbers)
-
     def _sampler(self) -> StepSampler:
         trainer = self.trainer
         assert trainer is not None
+        dataset: Any = _Sequences(self._splits["train"])
         place = (trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size)
-        return StepSampler(self._windows("train"), self.batch_size, *place, self.seed, lambda: trainer.global_step)
+        return StepSampler(dataset, self.batch_size, *place, self.seed, lambda: trainer.global_step)
 
     def _evaluation(self, split: str) -> WindowLoader:
-        return WindowLoader(_Sequences(self._splits[split]), evaluation_order(self._windows(split), 16))  # type: ignore[arg-type]
+        dataset: Any = _Sequences(self._splits[split])
+        return WindowLoader(dataset, evaluation_order(dataset.windows, 16))
 
 
 class _Sequences:
     def __init__(self, bits: Tensor) -> None:
-        self.bits = bits
+        self.bits, numbers = bits, np.arange(len(bits), dtype=np.int64)
+        one, none = np.ones_like(numbers), np.zeros_like(numbers)
+        self.windows = Windows(numbers, one, none, numbers, sources=[0], counts=[len(bits)], slack=[0])
+
+    def supervised(self, rows: Any, shift: Any) -> int:
+        return len(rows)
 
     def __getitem__(self, index: Slice) -> Batch:
         bits = self.bits[torch.from_numpy(index.indices)]
