@@ -133,6 +133,12 @@ def workers(encoder: Encoder, processes: int) -> Iterator[Encode]:
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks of this process's threads
     with ProcessPoolExecutor(processes, context, _begin, (encoder,)) as pool:
+        # The workers inherit what is blocked while they start: a terminal's signals are for this process, whose end ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+        try:
+            pool.submit(int)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         def ahead(batches: Iterator[Batch]) -> Generator[tuple[Batch, list[Encoded | str]]]:
             waiting: deque[tuple[Batch, Future[list[Encoded | str]]]] = deque()
@@ -159,11 +165,10 @@ def _encode(documents: list[Document]) -> list[Encoded | str]:
 
 
 def _begin(encoder: Encoder) -> None:
-    """Leaves Ctrl-C to the first process, whose end ends this one."""
+    """Prepares a worker, which ends with the process that started it."""
     global _encoder
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     first = multiprocessing.parent_process()
     assert first is not None
 

@@ -172,6 +172,7 @@ class LanguageModelingData(TaskData):
         self._check_splits(stage)
         if stage == "fit":
             self._check_steps()
+            self._say_cuts()
 
     def train_dataloader(self) -> WindowLoader:
         sampler = self._step_sampler()
@@ -278,6 +279,9 @@ class LanguageModelingData(TaskData):
         if documents == 0:
             what = "; ".join([f"{self.source} holds no text", *self.meta["remarks"]])
             raise UserError(f"data.source: {what}; give a corpus with at least a few documents")
+        filled = {source for parts in self.meta["parts"].values() for source, _ in parts}
+        if empty := [corpus.source for number, corpus in enumerate(self.corpora) if number not in filled]:
+            raise UserError(f"data.source: {', '.join(empty)} holds no text beside the other sources; remove it")
         needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
         for split in needed.get(stage, [stage]):
             if counts[split]["documents"] == 0:
@@ -315,6 +319,15 @@ class LanguageModelingData(TaskData):
                 f"trainer.val_check_interval: {every} is more than the {len(sampler)} batches of an epoch; give at most "
                 "that, or set trainer.check_val_every_n_epoch to null to count across epochs"
             )
+
+    def _say_cuts(self) -> None:
+        """Says how many conversations are cut, so that an answer may be learned without its question."""
+        split = self._splits["train"]
+        if split.answers is not None and self.mode == "padded":
+            sizes = split.ends - split.offsets[:-1]
+            if cut := int((sizes > self.sequence_length).sum()):
+                what = f"{cut} of {len(sizes)} training documents are longer than data.sequence_length ({self.sequence_length})"
+                tell(f"{self.source}: {what}, and are cut")
 
     def _tokenizer(self) -> tuple[PreTrainedTokenizerFast, list[int]]:
         """The tokenizer; if it is cut down to what the training split needs, also the old id of each token."""

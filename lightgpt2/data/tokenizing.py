@@ -24,7 +24,7 @@ from lightgpt2.data.splits import SPLITS, Split
 from lightgpt2.data.splitter import Splitter
 from lightgpt2.data.store import META, TYPES, split_file, tokens_file
 from lightgpt2.errors import tell
-from lightgpt2.models.files import sha256_file, write_json
+from lightgpt2.models.files import sha256_file, write_json, written
 
 _PROGRESS = "progress.json"  # of a store that is not finished
 _DOCUMENTS, _CHARACTERS = 512, 1 << 20  # the most documents, and about the most characters, that are encoded at once
@@ -51,9 +51,10 @@ def build(folder: Path, splitter: Splitter, encoder: Encoder, processes: int, li
     _remove_old(folder.parent)
     with _owned(partial) as lock:
         if not (folder / META).is_file():  # else another process has written it meanwhile
-            writer = _Writer(partial, encoder.dtype)
-            _write(writer, splitter, encoder, processes, limits)
-            writer.finish(splitter.remarks)
+            with written(folder):
+                writer = _Writer(partial, encoder.dtype)
+                _write(writer, splitter, encoder, processes, limits)
+                writer.finish(splitter.remarks)
             lock.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             partial.replace(folder)

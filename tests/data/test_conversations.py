@@ -337,3 +337,19 @@ def test_documents_in_one_window_see_nothing_of_each_other(here: Path, family: s
                 alone = model(input_ids=ids[None, begin:end], use_cache=False).last_hidden_state[0]
                 assert torch.allclose(row[begin:end], alone, atol=1e-5)
     assert several, "a window holds several documents"
+
+
+def test_conversations_that_are_cut_are_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Question {n}?" + " and more" * 20 * (n % 2), "completion": "Yes."} for n in range(6)]
+    data = prepared(here, rows, sequence_length=60)
+    data._say_cuts()
+    assert "3 of 6 training documents are longer than data.sequence_length (60), and are cut" in capsys.readouterr().out
+
+
+def test_a_source_without_text_beside_others_is_refused(here: Path) -> None:
+    Path("empty.txt").write_text("\n\n")
+    data = prepared(here, [{"messages": ASKED}])
+    both = LanguageModelingData([data.source, "empty.txt"], tokenizer="tokenizer", predict_split="train")
+    both.prepare_data()
+    with pytest.raises(UserError, match=r"empty.txt holds no text beside the other sources"):
+        both.setup("predict")
