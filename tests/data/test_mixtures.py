@@ -330,14 +330,14 @@ def test_tokenizing_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: py
 
 
 SCRIPT = """
-import sys
-from pathlib import Path
-from lightgpt2.data import tokenizing
-from tests.data.test_mixtures import encoder
-from tests.support.text import built
-if __name__ == "__main__":
+if __name__ == "__main__":  # processes that tokenize read this again
+    import sys
+    from pathlib import Path
+    from lightgpt2.data import tokenizing
+    from lightgpt2.data.encoding import Encoder
+    from tests.support.text import built, letters
     tokenizing._DOCUMENTS, tokenizing._SAVED = 8, 1000
-    built(Path(sys.argv[1]), {}, encoder(), 2)
+    built(Path(sys.argv[1]), {}, Encoder(letters().to_str(), 1, 2, "uint16", None), 2)
 """
 
 
