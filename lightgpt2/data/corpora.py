@@ -94,7 +94,9 @@ class Corpus:
         return {split for split, _ in self._tables(Remarks()) if split}
 
     def size(self) -> int | None:
-        """The bytes of the files, as they lie on disk; None if the source is no file or folder."""
+        """The bytes of the files, as they lie on disk; 0 for a built-in corpus, and None where it is not known."""
+        if self.source.partition(":")[0] in ("pydoc", "requirements"):
+            return 0
         return sum(file.stat().st_size for file in self._files(Remarks())) if self._is_local() else None
 
     def documents(

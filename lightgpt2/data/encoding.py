@@ -1,17 +1,18 @@
 """Documents to tokens, in this process or in several; imports nothing that takes long, since every process does it."""
 
-import multiprocessing
 import os
-import signal
-import threading
+import pickle
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any
+from queue import Queue
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,49 +132,81 @@ def workers(encoder: Encoder, processes: int) -> Iterator[Encode]:
     if processes == 1:
         yield lambda batches: ((batch, encoder([document for _, document in batch])) for batch in batches)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks of this process's threads
-    with ProcessPoolExecutor(processes, context, _begin, (encoder,)) as pool:
-        # The workers inherit what is blocked while they start: a terminal's signals are for this process, whose end ends them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    idle: Queue[subprocess.Popen[bytes]] = Queue()
+
+    def encode(documents: list[Document]) -> list[Encoded | str]:
+        worker = idle.get()
         try:
-            pool.submit(int)
+            _send(worker.stdin, documents)
+            found = pickle.load(cast(IO[bytes], worker.stdout))
+        except (EOFError, OSError) as error:
+            what = "a process that tokenizes was ended from outside (is the memory full?)"
+            raise UserError(f"data.processes: {what}; run it again, which goes on from there, or give fewer") from error
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            idle.put(worker)
+        if isinstance(found, Exception):
+            raise found
+        return cast("list[Encoded | str]", found)
 
-        def ahead(batches: Iterator[Batch]) -> Generator[tuple[Batch, list[Encoded | str]]]:
-            waiting: deque[tuple[Batch, Future[list[Encoded | str]]]] = deque()
+    def ahead(batches: Iterator[Batch]) -> Generator[tuple[Batch, list[Encoded | str]]]:
+        waiting: deque[tuple[Batch, Future[list[Encoded | str]]]] = deque()
+        try:
+            while True:
+                for batch in islice(batches, 2 * processes - len(waiting)):
+                    waiting.append((batch, pool.submit(encode, [document for _, document in batch])))
+                if not waiting:
+                    return
+                batch, future = waiting.popleft()
+                yield batch, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    with ExitStack() as stack:
+        for _ in range(processes):
+            worker = stack.enter_context(_worker())
+            _send(worker.stdin, encoder)
+            idle.put(worker)
+        with ThreadPoolExecutor(processes) as pool:  # each thread waits for one process
+            yield ahead
+
+
+@contextmanager
+def _worker() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that answers batches; not one of multiprocessing, which would run a person's script anew."""
+    command = [sys.executable, "-P", "-c", f"from {__name__} import _answer; _answer()"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    pipe = subprocess.PIPE
+    # A session of its own: the signals of a terminal are for the process that started it.
+    worker = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, start_new_session=True)
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        for stream in (worker.stdin, worker.stdout):
+            with suppress(OSError):
+                cast(IO[bytes], stream).close()
+        worker.wait()
+
+
+def _send(stream: IO[bytes] | None, value: object) -> None:
+    assert stream is not None
+    pickle.dump(value, stream, pickle.HIGHEST_PROTOCOL)
+    stream.flush()
+
+
+def _answer() -> None:
+    """Encodes the batches that come in."""
+    encoder: Encoder = pickle.load(sys.stdin.buffer)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            documents = pickle.load(sys.stdin.buffer)
             try:
-                while True:
-                    for batch in islice(batches, 2 * processes - len(waiting)):
-                        waiting.append((batch, pool.submit(_encode, [document for _, document in batch])))
-                    if not waiting:
-                        return
-                    batch, future = waiting.popleft()
-                    yield batch, future.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
-
-        yield ahead
-
-
-_encoder: Encoder  # of a worker
-
-
-def _encode(documents: list[Document]) -> list[Encoded | str]:
-    return _encoder(documents)
-
-
-def _begin(encoder: Encoder) -> None:
-    """Prepares a worker, which ends with the process that started it."""
-    global _encoder
-    _encoder = encoder
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    first = multiprocessing.parent_process()
-    assert first is not None
-
-    def wait() -> None:
-        first.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+                found: list[Encoded | str] | Exception = encoder(documents)
+            except Exception as error:
+                found = error
+            _send(sys.stdout.buffer, found)

@@ -98,7 +98,7 @@ def _batches(documents: Iterator[tuple[Split | None, Document]]) -> Iterator[Bat
 def progress(label: str, splitter: Splitter) -> Iterator[Callable[[int], object]]:
     """A bar with the speed, and with the time left where the sources are files; call it with the characters that were read."""
     sizes = [corpus.size() for corpus in splitter.corpora]
-    total = None if None in sizes else sum(filter(None, sizes))
+    total = None if None in sizes else sum(filter(None, sizes)) or None
     shown: Any = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
     with tqdm(desc=label, total=total, **shown) as bar:
         yield lambda size: bar.update(size if total is None else splitter.remarks.bytes_read - bar.n)

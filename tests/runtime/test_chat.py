@@ -148,7 +148,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "system without chat": (["onnx", "--prompt", "A", "--system", "B"], "--system: it is for --chat; add that, or remove it"),
     "both": (["onnx", "--chat", "--prompt", "A", "--prompts", "B"], "--prompt: give it or --prompts, one of the two"),
     "output of a conversation": (["onnx", "--chat", "--output", "x"], "--output: it is for --prompts"),
-    "no Unicode": (["onnx", "--chat", "--prompt", "a\udcff"], "--prompt: the content of message 1 is not valid Unicode"),
+    "no Unicode": (["onnx", "--chat", "--prompt", "a\udcff"], "--prompt: must be valid Unicode"),
 }  # fmt: skip
 
 
