@@ -143,7 +143,7 @@ def test_what_is_no_unicode_is_refused(
     """As Python gives bytes of a command line that are not UTF-8."""
     monkeypatch.chdir(folder)
     (message,) = refused(["generate", "exported", "--prompt", "The", option, "The \udcff"], capsys)
-    assert message == f"{option}: must be valid Unicode, got 'The \\udcff'; correct it"
+    assert message == f"{option}: must be valid Unicode, got 'The \\udcff'; see lightgpt2 generate --help"
 
 
 def test_a_terminal_that_lacks_characters_ends_no_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
