@@ -32,6 +32,10 @@ class Problem(str):
         made.key, made.what, made.fix = key, what, fix
         return made
 
+    def __getnewargs__(self) -> tuple[str, str, str]:
+        """The arguments to make it again from, in another process."""
+        return self.key, self.what, self.fix
+
     def under(self, prefix: str) -> "Problem":
         """The same problem with its key inside another: `lr` under `model.optimizer` is `model.optimizer.lr`."""
         return self._at(f"{prefix}.{self.key}" if self.key else prefix)

@@ -224,9 +224,10 @@ def test_without_a_template_a_prompt_goes_on_as_its_completion(here: Path, speci
     assert first == f"{special.get('bos_token', end)}Q: 0?\nA: It is 0.{end}"
 
 
-def test_conversations_without_a_template_are_refused(here: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_conversations_without_a_template_are_refused(here: Path, processes: int) -> None:
     with pytest.raises(UserError, match="the tokenizer has none, and the text holds conversations"):
-        prepared(here, [{"messages": ASKED}], template=None)
+        prepared(here, [{"messages": ASKED}], template=None, processes=processes)
 
 
 def test_what_the_template_refuses_is_left_out_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
