@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from lightgpt2.signals import INTERRUPTED
 
@@ -32,7 +32,7 @@ class Problem(str):
         made.key, made.what, made.fix = key, what, fix
         return made
 
-    def __getnewargs__(self) -> tuple[str, str, str]:
+    def __getnewargs__(self) -> Any:
         """The arguments to make it again from, in another process."""
         return self.key, self.what, self.fix
 

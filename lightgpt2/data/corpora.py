@@ -151,7 +151,7 @@ class Corpus:
         rows = iter(table.select_columns(chosen))
         if self.source.partition(":")[0] == "wikitext":  # one row a line; a document is an article
             return cut((row[self.text_field] or "" for row in rows), _WIKI_ARTICLE)
-        return documents(rows, self.text_field, where, remarks)
+        return documents(_guarded(rows, self.source), self.text_field, where, remarks)
 
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
@@ -226,6 +226,17 @@ def corpora(
     return [
         Corpus(each, text_field, separator, streaming) if isinstance(each, str) else Corpus(**each) for each in source
     ]
+
+
+def _guarded(rows: Iterator[Any], source: str) -> Iterator[Any]:
+    """Rows of the hub, whose libraries raise anything where the network ends or a file is damaged."""
+    try:
+        yield from rows
+    except UserError:
+        raise
+    except Exception as error:
+        what = f"{source!r} could not be read to its end ({reason(error)})"
+        raise UserError(f"data.source: {what}; run it again, which goes on from there") from error
 
 
 def _called(path: str) -> Iterator[tuple[Split | None, str]]:

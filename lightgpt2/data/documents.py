@@ -29,21 +29,28 @@ Document = str | Conversation
 
 def content(document: Document) -> str:
     """The text that makes a document the same as another."""
-    return document if isinstance(document, str) else json.dumps(document.messages, sort_keys=True)
+    return document if isinstance(document, str) else _said(document.messages)
 
 
-def plain_text(document: Document) -> str:
-    """The words of a document, those of all turns of a conversation."""
+def plain_text(document: Document, system: bool = True) -> str:
+    """The words of a document, those of all turns of a conversation; `system`: also of those that instruct the model."""
     if isinstance(document, str):
         return document
-    return "\n".join(turn["content"] for turn in document.messages if isinstance(turn.get("content"), str))
+    turns = [turn for turn in document.messages if system or turn["role"] not in ("system", "developer")]
+    return "\n".join(turn["content"] for turn in turns if isinstance(turn.get("content"), str))
 
 
 def question(document: Document) -> str:
     """The text that decides on the split: that of a conversation is what is asked, so that all answers to it share one."""
     if isinstance(document, str):
         return document
-    return json.dumps([turn for turn in document.messages if turn["role"] != ANSWERS], sort_keys=True)
+    return _said([turn for turn in document.messages if turn["role"] != ANSWERS])
+
+
+def _said(messages: Iterable[Message]) -> str:
+    """Turns without what else a row may say of them, as their number or time."""
+    kept = [{key: turn[key] for key in ("role", "content", "tool_calls") if key in turn} for turn in messages]
+    return json.dumps(kept, sort_keys=True)
 
 
 def fields(names: Iterable[str], text_field: str) -> list[str]:
@@ -106,7 +113,7 @@ def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
     values = [row[name] for name in names]
     if len(values) < 2:  # a text, or the turns of a conversation
         (value,) = values or [None]
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             return None
         if names == ["messages"] and isinstance(value, str):  # in CSV
             try:
@@ -115,7 +122,7 @@ def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
                 raise _WrongError(names[0], f"holds no JSON ({error})") from error
         return value if isinstance(value, str) else Conversation(_turns(names[0], value))
     if names[0] == "prompt" and not any(isinstance(value, str) for value in values if value is not None):
-        asked, told = (_turns(name, value or []) for name, value in zip(names, values, strict=True))
+        asked, told = (_turns(name, value) if value else () for name, value in zip(names, values, strict=True))
         return Conversation((*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told))
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str | None):
@@ -132,6 +139,8 @@ def _turns(field: str, value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise _WrongError(field, f"holds {type(value).__name__}, not text or a list of messages")
     turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in value]
+    if any(isinstance(turn, dict) and not {"content", "tool_calls"} & turn.keys() for turn in turns):
+        return ()  # a turn that says nothing, which many datasets have
     if problem := message_problem(turns):
         raise _WrongError(field, f"is not a conversation: {problem}")
     return tuple(turns)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
+from pathlib import Path
 from queue import Queue
 from typing import IO, Any, cast
 
@@ -30,7 +31,8 @@ class Encoded:
     tokens: NDArray[Any]  # [n], the separator and what closes it included; empty if the text has none
     answers: NDArray[np.bool_] | None  # whether each token is learnt [n]; None: all are
     closed: int  # how many tokens at the end are learnt and not scored
-    size: int  # UTF-8 bytes of the text, of a conversation those of its answers
+    size: int  # UTF-8 bytes of the text
+    answered: int  # those of the answers' contents; of a text all
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,33 @@ class Encoder:
     def _text(self, ids: list[int], text: str) -> Encoded:
         closing = [] if self.end in (None, self.separator) else [self.end]
         tokens = [self.separator, *ids, *closing] if ids else []
-        return Encoded(np.array(tokens, self.dtype), None, len(closing), len(text.encode()))
+        size = len(text.encode())
+        return Encoded(np.array(tokens, self.dtype), None, len(closing), size, size)
 
     def _conversation(self, encoding: Any, text: str, spans: list[tuple[int, int]]) -> Encoded:
+        """The tokens up to the end of the last answer, which is added where the text has none."""
         learnt = np.zeros(len(encoding.ids), dtype=bool)
-        begins = np.array([begin for begin, _ in encoding.offsets])
-        for first, last in spans:  # a token that begins before an answer is not of it, however far it reaches
-            learnt[begins.searchsorted(first) : begins.searchsorted(last)] = True
-        size = sum(len(text[first:last].encode()) for first, last in spans)
-        tokens = np.array(encoding.ids, self.dtype)
-        if self.template is not None or not len(tokens):
-            return Encoded(tokens, learnt, 1, size)
-        closing = [self.separator if self.end is None else self.end]
-        tokens = np.concatenate([[self.separator], tokens, closing]).astype(self.dtype)
-        return Encoded(tokens, np.concatenate([[False], learnt, [True]]), 1, size)
+        places = np.array(encoding.offsets).reshape(-1, 2)
+        for first, last in spans:  # white space before an answer may be part of its first token
+            learnt[places[:, 1].searchsorted(first, "right") : places[:, 0].searchsorted(last)] = True
+        answers = [text[first:last].removesuffix(self._turn_end) for first, last in spans]
+        tokens = [*([] if self.template else [self.separator]), *encoding.ids]
+        marks = [*([] if self.template else [False]), *learnt]
+        if encoding.ids and not (self._turn_end and text.endswith(self._turn_end)):
+            tokens.append(self.separator if self.end is None else self.end)
+            marks.append(True)
+        sizes = len(text.encode()), sum(len(answer.encode()) for answer in answers)
+        if not encoding.ids:
+            tokens = marks = []
+        return Encoded(np.array(tokens, self.dtype), np.array(marks, dtype=bool), 1, *sizes)
+
+    @cached_property
+    def _turn_end(self) -> str:
+        """What the template writes behind an answer; empty if it writes nothing there, or there is none."""
+        try:
+            return self.template.end_of_turn() if self.template else ""
+        except ValueError:  # it refuses such a conversation, or marks answers otherwise
+            return ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,7 @@ def workers(encoder: Encoder, processes: int) -> Iterator[Encode]:
         try:
             _send(worker.stdin, documents)
             found = pickle.load(cast(IO[bytes], worker.stdout))
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
             what = "a process that tokenizes was ended from outside (is the memory full?)"
             raise UserError(f"data.processes: {what}; run it again, which goes on from there, or give fewer") from error
         finally:
@@ -177,7 +192,7 @@ def _worker() -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-P", "-c", f"from {__name__} import _answer; _answer()"]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         "TOKENIZERS_PARALLELISM": "false",
     }
     pipe = subprocess.PIPE

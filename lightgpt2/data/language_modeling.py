@@ -139,6 +139,8 @@ class LanguageModelingData(TaskData):
             found.append(f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {least}")
         if self.tokenizer_source and self.vocab_size:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
+        if self.vocab_size and any(corpus.streaming for corpus in self.corpora):
+            found.append("data.vocab_size: would read a stream to its end; name a tokenizer with data.tokenizer")
         if not self.corpora:
             found.append("data.source: an empty list has no text; name a source")
         labels = [corpus.label for corpus in self.corpora]
@@ -363,7 +365,10 @@ class LanguageModelingData(TaskData):
         """The folder with the tokens of the corpora, which are written unless that is done."""
         dtype = "uint16" if needed_rows(tokenizer) <= 2**16 else "uint32"
         backend, end = tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
-        encoder = Encoder(backend, _separator(tokenizer), end, dtype, chat_template(tokenizer))
+        template = chat_template(tokenizer)
+        encoder = Encoder(
+            backend, _separator(tokenizer), end, dtype, template and dataclasses.replace(template, is_dated=False)
+        )
         limits = self._limits()
         folder = self._cached("tokens", json.dumps([dataclasses.asdict(encoder), limits, self.near_duplicates]))
         if not (folder / store.META).is_file():

@@ -19,12 +19,15 @@ class Digests:
         self._recent: set[int] = set()
         self._sorted: list[NDArray[np.uint64]] = []
 
+    def __contains__(self, text: str) -> bool:
+        digest = _digest(text)
+        return digest in self._recent or any(self._holds(run, digest) for run in self._sorted)
+
     def add(self, text: str) -> bool:
         """Adds a text; True if it was not there."""
-        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-        if digest in self._recent or any(self._holds(run, digest) for run in self._sorted):
+        if text in self:
             return False
-        self._recent.add(digest)
+        self._recent.add(_digest(text))
         if len(self._recent) == _FEW:
             merged = np.sort(np.fromiter(self._recent, np.uint64, _FEW))
             while self._sorted and len(self._sorted[-1]) <= len(merged):
@@ -37,6 +40,10 @@ class Digests:
     def _holds(run: NDArray[np.uint64], digest: int) -> bool:
         place = int(run.searchsorted(np.uint64(digest)))
         return place < len(run) and int(run[place]) == digest
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 class NearDuplicates:

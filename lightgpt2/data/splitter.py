@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from lightgpt2.data.corpora import Corpus
-from lightgpt2.data.documents import Document, content, question
+from lightgpt2.data.documents import Conversation, Document, content, plain_text, question
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.seen import Digests, NearDuplicates
 from lightgpt2.data.splits import Split, split_of
@@ -35,6 +35,7 @@ class Splitter:
         self._fractions = valid_fraction, test_fraction
         self._given = [corpus.splits() for corpus in corpora]
         self._seen, self._similar = Digests(), NearDuplicates(near_duplicates) if near_duplicates else None
+        self._held_out = Digests()  # questions
 
     def passes(self) -> Iterator[tuple[int, Iterator[tuple[Split | None, Document]]]]:
         """Each source with its documents and the splits that they are named; first what all of them hold out, then the rest."""
@@ -53,12 +54,20 @@ class Splitter:
         if not self._seen.add(text):
             self.remarks.add("documents that occur again, left out", where)
             return None
-        if self._similar and not self._similar.add(text):
+        if self._similar and not self._similar.add(plain_text(document, system=False)):
             self.remarks.add("near duplicates, left out", where)
             return None
-        hashed, given = split_of(question(document), *self._fractions), self._given[source]
+        asked, given = question(document), self._given[source]
+        hashed = split_of(asked, *self._fractions)
         named = named or ("train" if given else None)
-        return hashed if named in (None, "train") and hashed not in given else named or hashed
+        split = hashed if named in (None, "train") and hashed not in given else named or hashed
+        if isinstance(document, Conversation):
+            if split != "train":
+                self._held_out.add(asked)
+            elif asked in self._held_out:
+                self.remarks.add("conversations whose question is held out, left out", where)
+                return None
+        return split
 
     def documents(self) -> Iterator[tuple[Split, Document]]:
         """Every document that is kept, with its split."""

@@ -14,12 +14,7 @@ from lightgpt2.data.splits import SPLITS
 META = "meta.json"  # of a finished store
 # The types of a split's files beside its tokens, a value for each document, of `answers` for each token. Offsets begin with 0;
 # answers are there only in a split with conversations.
-TYPES = {
-    "offsets": np.dtype(np.int64),
-    "ends": np.dtype(np.int64),
-    "sizes": np.dtype(np.int64),
-    "answers": np.dtype(bool),
-}
+TYPES = dict.fromkeys(("offsets", "ends", "sizes", "answered"), np.dtype(np.int64)) | {"answers": np.dtype(bool)}
 
 
 class Stream:
@@ -44,7 +39,8 @@ class TokenSplit:
     tokens: Stream | NDArray[Any]  # the documents, one behind the other [n_tokens]
     offsets: NDArray[np.int64]  # where each document begins in `tokens`, and the end [n_documents + 1]
     ends: NDArray[np.int64]  # where what is scored of each ends in `tokens`; what follows is only learnt [n_documents]
-    sizes: NDArray[np.int64]  # UTF-8 bytes of each text, of a conversation those of its answers [n_documents]
+    sizes: NDArray[np.int64]  # UTF-8 bytes of each text [n_documents]
+    answered: NDArray[np.int64]  # the same without what of a conversation is no answer's content [n_documents]
     answers: Stream | NDArray[Any] | None = None  # whether each token is learnt [n_tokens]; None: all are
     parts: Sequence[
         tuple[int, int]
@@ -65,7 +61,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, TokenSplit]]:
     found: dict[str, TokenSplit] = {}
     for split in SPLITS:
         columns: Any = {}
-        for kind in ("offsets", "ends", "sizes"):
+        for kind in ("offsets", "ends", "sizes", "answered"):
             path = split_file(folder, split, kind)
             # numpy cannot map an empty file
             columns[kind] = np.memmap(path, TYPES[kind], "r") if path.stat().st_size else np.zeros(0, TYPES[kind])

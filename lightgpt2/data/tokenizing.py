@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,12 +52,12 @@ def build(folder: Path, splitter: Splitter, encoder: Encoder, processes: int, li
     with _owned(partial) as lock:
         if not (folder / META).is_file():  # else another process has written it meanwhile
             with written(folder):
-                writer = _Writer(partial, encoder.dtype)
+                writer = _Writer(partial, encoder.dtype, encoder.separator)
                 _write(writer, splitter, encoder, processes, limits)
                 writer.finish(splitter.remarks)
-            lock.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             partial.replace(folder)
+            (folder / lock.name).unlink()  # last: who waits for it finds the store
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -124,8 +124,8 @@ class _State:
 class _Writer:
     """Appends documents to the files of a store, and remembers how far it is."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
-        self._folder, self._dtype, self._unsaved = folder, np.dtype(dtype), 0
+    def __init__(self, folder: Path, dtype: str, separator: int) -> None:
+        self._folder, self._dtype, self._separator, self._unsaved = folder, np.dtype(dtype), separator, 0
         path = folder / _PROGRESS
         self._state = _State(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else _State()
         self._remarks = Remarks(self._state.remarks)
@@ -137,7 +137,7 @@ class _Writer:
         for split in SPLITS:
             count, tokens = state.documents[split], state.tokens[split]
             self._open(split, "tokens", tokens)
-            for kind, values in (("offsets", count + 1), ("ends", count), ("sizes", count)):
+            for kind, values in (("offsets", count + 1), ("ends", count), ("sizes", count), ("answered", count)):
                 self._open(split, kind, values)
             if state.chats[split]:
                 self._open(split, "answers", tokens)
@@ -178,14 +178,16 @@ class _Writer:
             state.chats[split] = True
         if state.chats[split]:
             learnt = np.ones(count, dtype=bool) if document.answers is None else document.answers
-            self._files[split, "answers"].write(bytes([state.open[split]]) + learnt[1:].tobytes())
+            ends_last = state.open[split] and int(document.tokens[0]) == self._separator
+            self._files[split, "answers"].write(bytes([ends_last]) + learnt[1:].tobytes())
         state.open[split] = document.closed == 0
         self._files[split, "tokens"].write(document.tokens.tobytes())
         state.documents[split] += 1
         state.tokens[split] += count
         state.bytes[split] += document.size
         end = state.tokens[split]
-        for kind, value in (("offsets", end), ("ends", end - document.closed), ("sizes", document.size)):
+        row = {"offsets": end, "ends": end - document.closed, "sizes": document.size, "answered": document.answered}
+        for kind, value in row.items():
             self._files[split, kind].write(value.to_bytes(8, sys.byteorder))
         if not (parts := state.parts[split]) or parts[-1][0] != source:
             parts.append([source, 0])
@@ -238,5 +240,6 @@ def _owned(partial: Path) -> Iterator[Path]:
 def _remove_old(folder: Path) -> None:
     """Removes unfinished stores that nobody has gone on with for a week."""
     for partial in folder.glob(".*.partial"):
-        if time.time() - partial.stat().st_mtime > _KEPT_DAYS * 24 * 3600:
-            shutil.rmtree(partial, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has finished it
+            if time.time() - partial.stat().st_mtime > _KEPT_DAYS * 24 * 3600:
+                shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
 _KEPT = (
-    "source", "text_field", "separator", "streaming", "token_budget", "near_duplicates", "loss_on", "chat_template",
+    "source", "text_field", "separator", "streaming", "token_budget", "near_duplicates", "loss_on",
     "valid_fraction", "test_fraction", "sequence_length", "stride",
 )  # fmt: skip
 _LENGTH = 512  # of windows, unless the ledger says or the model has fewer positions

@@ -159,7 +159,7 @@ class WindowDataset:
         names: Sequence[str] = (),
     ) -> None:
         self.split, self.windows, self.separator = split, windows, separator
-        self.answers = split.answers if answers_only else None
+        self.answers, self.sizes = (split.answers, split.answered) if answers_only else (None, split.sizes)
         self.apart, self.names = apart, names
 
     def __getitem__(self, index: Slice) -> Batch:
@@ -216,10 +216,10 @@ class WindowDataset:
     def _bytes(self, rows: Numbers) -> Numbers:
         """The UTF-8 size of each window's document where the window begins it, else 0."""
         documents = self.windows.documents[rows]
-        if not len(self.split.sizes):
+        if not len(self.sizes):
             return np.zeros_like(documents)
         begins = (documents >= 0) & (self.windows.starts[rows] == self.split.offsets[documents])
-        return np.where(begins, self.split.sizes[documents], 0)
+        return np.where(begins, self.sizes[documents], 0)
 
 
 class StepSampler:

@@ -20,6 +20,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")  # around what an assistant writes, as transformers looks for it
 _STAND_IN = "\ufdd0"  # for an answer's content: a code that stands for no character
 _ASKED = {"role": "user", "content": "?"}
+_DATE = {"%d": "01", "%m": "01", "%b": "Jan", "%B": "January", "%Y": "2025", "%y": "25", "%A": "Wednesday", "%a": "Wed"}
+# A macro that takes the place of transformers' function.
+_REPLACED = "".join(f"|replace({form!r}, {text!r})" for form, text in _DATE.items())
+_FIXED = f"{{%- macro strftime_now(form) -%}}{{{{ form{_REPLACED} }}}}{{%- endmacro -%}}"
 _TEMPLATE, _FURTHER = "chat_template.jinja", "additional_chat_templates"  # transformers' names
 
 
@@ -31,11 +35,13 @@ class ChatTemplate:
         source: The template.
         special: Special tokens by the names that templates use: `bos_token`, `eos_token`, ...
         tool_use: The template for conversations with tools; None: the same.
+        is_dated: Whether a template that writes the date writes today's; else a fixed one, so that texts stay the same.
     """
 
     source: str
     special: Mapping[str, str]
     tool_use: str | None = None
+    is_dated: bool = True
 
     def render(self, messages: Sequence[Message], reply: bool = False, tools: _Tools = None) -> str:
         """Render a conversation.
@@ -76,7 +82,8 @@ class ChatTemplate:
         return self._behind([_ASKED], [], None).strip()
 
     def _source(self, tools: _Tools) -> str:
-        return self.source if tools is None else self.tool_use or self.source
+        source = self.source if tools is None else self.tool_use or self.source
+        return source if self.is_dated or "strftime_now" not in source else _FIXED + source
 
     def _rendered(
         self, messages: Sequence[Message], reply: bool, tools: _Tools, marked: bool = False

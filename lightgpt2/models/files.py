@@ -160,7 +160,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _sync(target.parent)
         finally:
             _unlock(held)
-            clear_leftovers(target.parent, target.name)  # `old` goes, or comes back if its place is empty
+            if target.exists():
+                remove(
+                    old
+                )  # at once: where one folder is written inside another's place, its lock is held by this process
+            clear_leftovers(target.parent, target.name)  # `old` comes back if its place is empty
 
 
 @contextmanager

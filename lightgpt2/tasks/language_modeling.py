@@ -129,13 +129,15 @@ class LanguageModeling(Task):
         """Prompts with their greedy continuations of `sample_tokens`, which take no random number."""
         training = model.training
         model.eval()
-        room = model.config.max_position_embeddings - max(map(len, prompts), default=0)
         pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-        options = {"max_new_tokens": max(1, min(self.sample_tokens, room)), "do_sample": False, "pad_token_id": pad}
+        options = {"do_sample": False, "pad_token_id": pad}
         pairs = []
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
-            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
+            new = max(1, min(self.sample_tokens, model.config.max_position_embeddings - len(prompt)))
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)[
+                0
+            ]
             begun, whole = tokenizer.batch_decode([prompt, output], skip_special_tokens=True)
             begun = begun.rstrip("\ufffd")  # a prompt may end inside a character
             pairs.append((begun, whole.removeprefix(begun)))

@@ -273,7 +273,9 @@ def test_prompts_of_conversations_go_up_to_the_first_answer(here: Path) -> None:
 
 def test_bits_per_byte_are_of_the_answers(here: Path) -> None:
     data = prepared(here, [{"messages": ASKED}])
-    assert data._splits["train"].sizes.tolist() == [len(b"A template.<|endoftext|>A letter.<|endoftext|>")]
+    split = data._splits["train"]
+    assert split.answered.tolist() == [len(b"A template.A letter.")]
+    assert split.sizes.tolist() == [len(data.tokenizer.decode(split.tokens[:]).encode())]
 
 
 # -- gradients -----------------------------------------------------------------------------------------------------------
@@ -354,3 +356,49 @@ def test_a_source_without_text_beside_others_is_refused(here: Path) -> None:
     both.prepare_data()
     with pytest.raises(UserError, match=r"empty.txt holds no text beside the other sources"):
         both.setup("predict")
+
+
+# -- what a review found -------------------------------------------------------------------------------------------------
+
+
+def test_answers_of_one_token_are_scored(here: Path) -> None:
+    """A template that writes no end: the end-of-text token is learnt behind the answer, and the answer is scored."""
+    bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    bare += "{% if add_generation_prompt %}assistant: {% endif %}"
+    data = prepared(here, [{"prompt": "a", "completion": "b"}], {"eos_token": "</s>"}, template=bare)
+    assert [text.strip() for text in learnt(data)] == ["b</s>"]
+    (batch,) = data.scoring_loader("train")
+    assert (batch["labels"] != IGNORE).sum() == 1
+
+
+def test_white_space_before_an_answer_may_be_of_its_first_token(here: Path) -> None:
+    found = learnt(prepared(here, [{"prompt": "Answer: ", "completion": "yes"}], template=None))
+    assert "yes" in found[0].replace(" ", "")
+
+
+def test_what_else_a_row_says_of_turns_makes_no_other_conversation(tmp_path: Path) -> None:
+    rows = [{"messages": [{**ASKED[0], "id": n}, {**ASKED[1], "time": n}]} for n in range(5)]
+    assert len(split_documents(Corpus(str(write_rows(tmp_path / "a.jsonl", rows))), 0.3, 0.3)) == 1
+
+
+def test_a_question_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    write_rows(tmp_path / "valid.jsonl", [{"prompt": "Q", "completion": "one"}])
+    write_rows(tmp_path / "train.jsonl", [{"prompt": "Q", "completion": "two"}, {"prompt": "R", "completion": "three"}])
+    remarks = Remarks()
+    found = split_documents(Corpus(str(tmp_path)), 0.0, 0.0, remarks)
+    assert [split for split, _ in found] == ["valid", "train"]
+    assert "conversations whose question is held out, left out: 1 (train)" in remarks.lines()
+
+
+@pytest.mark.parametrize("row", [{"messages": []}, {"messages": [{"role": "user", "content": None}]}])
+def test_turns_that_say_nothing_are_left_out(tmp_path: Path, row: Row) -> None:
+    remarks = Remarks()
+    path = write_rows(tmp_path / "a.jsonl", [row, {"prompt": [], "completion": ASKED[1:2]}])
+    assert len([*Corpus(str(path)).documents(remarks)]) == 1
+    assert len(remarks.lines()) == 1
+
+
+def test_templates_that_write_the_date_write_a_fixed_one(here: Path) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE
+    data = prepared(here, [{"messages": ASKED}], template=dated)
+    assert data.tokenizer.decode(data._splits["train"].tokens[:]).startswith("01 Jan 2025 ")

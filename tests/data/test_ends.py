@@ -42,7 +42,7 @@ def stream(closing: int) -> TokenSplit:
         parts += [_SEPARATOR, *range(place, place + size), *[_END] * closing]
         place += size
     offsets = np.cumsum([0, *(size + 1 + closing for size in SIZES)])
-    return TokenSplit(np.array(parts, np.uint16), offsets, offsets[1:] - closing, np.array(SIZES))
+    return TokenSplit(np.array(parts, np.uint16), offsets, offsets[1:] - closing, *[np.array(SIZES)] * 2)
 
 
 def labels(split: TokenSplit, windows: Windows) -> list[int]:

@@ -24,7 +24,7 @@ from lightgpt2.functional.divergence import IGNORE
 def split() -> TokenSplit:
     """Documents of 1, 2, 3, 9, 10, 11, 50 and 2 tokens; every token's value is its place."""
     offsets = np.cumsum([0, 1, 2, 3, 9, 10, 11, 50, 2])
-    return TokenSplit(np.arange(offsets[-1], dtype=np.uint16), offsets, offsets[1:], np.diff(offsets))
+    return TokenSplit(np.arange(offsets[-1], dtype=np.uint16), offsets, offsets[1:], *[np.diff(offsets)] * 2)
 
 
 def predicted(split: TokenSplit, windows: Windows, batch: int = 3) -> list[int]:
@@ -133,5 +133,5 @@ def test_evaluation_is_dealt_out_once_with_equally_many_batches(split: TokenSpli
 @pytest.mark.parametrize("make", [lambda s: packed_windows(s, 100), lambda s: document_windows(s, 4, 2)])
 def test_an_empty_split_has_no_windows(make: Callable[[TokenSplit], Windows]) -> None:
     none = np.zeros(0, np.int64)
-    empty = TokenSplit(np.zeros(0, np.uint16), np.zeros(1, np.int64), none, none)
+    empty = TokenSplit(np.zeros(0, np.uint16), np.zeros(1, np.int64), none, none, none)
     assert len(make(empty)) == 0
