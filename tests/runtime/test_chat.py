@@ -2,11 +2,6 @@
 
 import io
 import json
-import os
-import pty
-import subprocess
-import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +18,7 @@ from lightgpt2.runtime.conversation import converse
 from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.runtime.prompts import read_prompts
 from tests.support.chats import SPECIAL, TEMPLATES, Scripted, write_chat_model
-from tests.support.cli import ENVIRONMENT, call, refused, run_cli, succeed
+from tests.support.cli import call, refused, run_cli, succeed
 from tests.support.models import write_corpus, write_model
 
 KINDS = ["model", "onnx", "gguf", "gguf/model.gguf"]
@@ -249,50 +244,6 @@ def test_what_a_template_refuses_ends_a_conversation_before_it_begins(tokenizer:
     tokenizer.chat_template = TEMPLATES["Gemma"][0]
     with pytest.raises(UserError, match="System role not supported"):
         converse(scripted(tokenizer)[0], {}, TALK[:1])
-
-
-@pytest.mark.slow
-def test_a_terminal(folder: Path) -> None:
-    """Ctrl-C stops an answer, and nothing else; Ctrl-D ends the conversation."""
-    main, side = pty.openpty()
-    script = (
-        "import time\nfrom lightgpt2.cli.verbs import run\nfrom lightgpt2.runtime.onnx_engine import OnnxEngine\n"
-        "decode = OnnxEngine.decode\nOnnxEngine.decode = lambda *args: time.sleep(0.2) or decode(*args)\n"
-        "run(['generate', 'onnx', '--chat', '--threads', '1'])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=folder, env={**ENVIRONMENT, "TERM": "dumb"}, stdin=side, stdout=side, stderr=side,
-        start_new_session=True, preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # its terminal
-    )  # fmt: skip
-    os.close(side)
-    shown = ""
-
-    def wait(text: str) -> None:
-        nonlocal shown
-        deadline = time.monotonic() + 120
-        while text not in shown:
-            assert time.monotonic() < deadline, shown
-            try:
-                shown += os.read(main, 1000).decode(errors="replace")
-            except OSError:  # it has ended
-                raise AssertionError(shown) from None
-        shown = shown.partition(text)[2]
-
-    try:
-        for _ in range(2):
-            wait("\n> ")
-            os.write(main, b"Hello\n")
-            wait("Hello\r\n")
-            time.sleep(1)
-            os.write(main, b"\x03")
-        wait("\n> ")
-        os.write(main, b"\x03")
-        wait("\n> ")
-        os.write(main, b"\x04")
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        os.close(main)
 
 
 @pytest.mark.slow
