@@ -150,8 +150,8 @@ def export(
     except UserError as error:
         problems += error.problems
     refuse(problems)
-    text = validation_data(model, data, trust_remote_code)
     try:
+        text = validation_data(model, data, trust_remote_code)
         about = write(model, target, folder, text, documents=documents, trust_remote_code=trust_remote_code)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; {folder} was not written") from None
