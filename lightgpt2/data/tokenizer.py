@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: trained on a corpus, or cut down to the tokens that a corpus uses."""
+"""Tokenizers: trained on a corpus, or cut down to the tokens that a corpus uses."""
 
 import json
 from collections import defaultdict
@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_folder
@@ -42,6 +42,17 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     )
     with atomic_folder(folder) as temporary:
         save_tokenizer(tokenizer, temporary)
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a BERT-style tokenizer, which knows no capitals, and write it, atomically, as a folder that transformers loads.
+
+    The special tokens and the alphabet count in `vocab_size`.
+    """
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False)
+    with atomic_folder(folder) as temporary:
+        save_tokenizer(BertTokenizer(vocab=trained.get_vocab()), temporary)
 
 
 def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import LINEAR, block_linears, unquantized_head
-from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
+from lightgpt2.models.loading import allow_packing, carry_generation, load_config, load_model, new_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
 
@@ -91,9 +91,11 @@ def load_for_inference(
     return model
 
 
-def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model in full precision whose linear layers are all quantized while it loads."""
-    model = load_model(source, key, trust_remote_code, quantization_config=settings(form))
+def load_quantized(
+    source: str, key: str, form: Format, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A model in full precision whose linear layers are all quantized while it loads; options as for `load_model`."""
+    model = load_model(source, key, trust_remote_code, quantization_config=settings(form), **options)
     coverage(model, form)
     # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.
     for parameter in model.parameters():
@@ -156,7 +158,7 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     plain = new_model(config)
-    plain.generation_config = copy.deepcopy(model.generation_config)
+    carry_generation(model, plain)
     plain.name_or_path = model.name_or_path
     weights = model.state_dict()  # which also undoes the packing that some processors' kernels want
     for name, module in _quantized(model).items():

@@ -1,7 +1,7 @@
-"""Decoders whose layers differ in their numbers of heads and neurons, or whose weights are stored as integers.
+"""Models whose layers differ in their numbers of heads and neurons, or whose weights are stored as integers.
 
-A model folder has this file if plain transformers cannot express the model:
-`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it. `config.lightgpt2` says
+A model folder has this file if plain transformers cannot express the model: transformers' class for what it predicts, say
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`, loads it. `config.lightgpt2` says
 
     heads: attention heads of each layer, 0 included
     ffn: neurons of each layer, likewise
@@ -23,13 +23,20 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from .stored_weights import read, round_inputs
 
 _LINEAR = (nn.Linear, Conv1D)
+_NAMES = {
+    "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+}
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -67,7 +74,7 @@ class NoHeads(nn.Module):
 
 
 class Light:
-    """A decoder with the settings of `config.lightgpt2`; goes before transformers' class."""
+    """A model with the settings of `config.lightgpt2`; goes before transformers' class."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -159,15 +166,17 @@ def _new(module: Any, inputs: int, outputs: int) -> nn.Module:
     return nn.Linear(inputs, outputs, module.bias is not None)
 
 
-def light_class(model_type: str) -> Any:
-    """The class for configurations of this type that have `lightgpt2`."""
-    return _light(f"Light{MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]}")
+def light_class(model_type: str, auto_class: str) -> Any:
+    """The class for configurations of this type that have `lightgpt2`, by what such a model predicts."""
+    return _light(f"Light{_NAMES[auto_class][model_type]}")
 
 
 @cache
 def _light(name: str) -> Any:
-    made: Any = type(name, (Light, getattr(transformers, name.removeprefix("Light"))), {})
-    made.register_for_auto_class("AutoModelForCausalLM")  # so that saving a model saves this file with it
+    original = name.removeprefix("Light")
+    made: Any = type(name, (Light, getattr(transformers, original)), {})
+    auto_class = next(auto for auto, names in _NAMES.items() if original in names.values())
+    made.register_for_auto_class(auto_class)  # so that saving a model saves this file with it
     return made
 
 
