@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class ClassificationData(TaskData):
         self._examples: dict[Split, list[Example]] = {}
 
     def problems(self) -> list[str]:
-        found = [*self.corpus.problems()]
+        found: list[str] = [*self.corpus.problems()]
         if self.columns.pair_field and not self.columns.text_field:
             found.append("data.text_field: required with data.pair_field; name the first text's field")
         if self.valid_fraction + self.test_fraction >= 1:
@@ -122,15 +122,15 @@ class ClassificationData(TaskData):
         if not self._examples:
             self._read(Remarks())
         self.tokenizer = self._load_tokenizer()
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": (self.predict_split,)
-        }  # fmt: skip
-        for split in needed.get(stage, ("train", "valid", "test")):
-            if not self._examples[split]:
-                raise UserError(f"data.source: {self.source} has no {split} texts; give more, or set data.{split}_fraction")
-        for split, examples in self._examples.items():
-            if split not in self._splits:
-                self._splits[split] = self._tokenized(split, examples)
+        needed = {"fit": ["train", "valid"], "validate": ["valid"], "test": ["test"], "predict": [self.predict_split]}
+        for split in needed[stage]:
+            if not self._examples[cast(Split, split)]:
+                raise UserError(
+                    f"data.source: {self.source} has no {split} texts; give more, or set data.{split}_fraction"
+                )
+        for each, examples in self._examples.items():
+            if each not in self._splits:
+                self._splits[each] = self._tokenized(each, examples)
         if stage == "fit":
             self._check_fit()
 
@@ -165,7 +165,7 @@ class ClassificationData(TaskData):
             what = f"the training split has {len(data.labels)} texts, fewer than {count}"
             raise UserError(f"{key}: {what}; give at most that, or more text")
         chosen = np.arange(count) * len(data.labels) // count
-        return [torch.from_numpy(data.tokens(row).astype(np.int64))[None] for row in chosen]
+        return [torch.from_numpy(data.tokens(int(row)).astype(np.int64))[None] for row in chosen]
 
     def describe(self) -> dict[str, Any]:
         splits = {
@@ -224,7 +224,9 @@ class ClassificationData(TaskData):
             what = f"{long} {split} texts of {self.source} have more than {self.max_length} tokens"
             raise UserError(f"data.longer: {what}; set data.max_length, or data.longer to truncate")
         if long:
-            tell(f"{self.source}: {split} texts longer than {self.max_length} tokens, truncated: {long} of {len(texts)}")
+            tell(
+                f"{self.source}: {split} texts longer than {self.max_length} tokens, truncated: {long} of {len(texts)}"
+            )
             found = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
         labels = [self._number(example) for example in examples]
         return LabelledTexts.of(found, labels, examples, self.tokenizer.pad_token_id or 0)
@@ -243,7 +245,8 @@ class ClassificationData(TaskData):
 
     def _digest(self) -> str:
         parts = [
-            [split, [[e.text, e.pair, self._number(e)] for e in those]] for split, those in sorted(self._examples.items())
+            [split, [[e.text, e.pair, self._number(e)] for e in those]]
+            for split, those in sorted(self._examples.items())
         ]
         return hashlib.sha256(json.dumps([self.labels, parts]).encode()).hexdigest()
 
@@ -321,8 +324,10 @@ class LabelledTexts:
 
 
 class TextDataset:
-    """Batches of texts: `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `labels`
-    `[B]`, or IGNORE; `example [B]`, `texts`; `weights [B]` where classes are weighed; and `step_items`.
+    """Batches of texts.
+
+    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `labels` `[B]`,
+    or IGNORE; `example [B]`; `texts`, each with its second one; `weights [B]` where classes are weighed; and `step_items`.
 
     Args:
         data: The texts.
@@ -347,7 +352,7 @@ class TextDataset:
         ids, mask = np.full(shape, data.pad, np.int64), np.zeros(shape, np.int64)
         segments = np.zeros(shape, np.int64)
         for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[i, :length], mask[i, :length] = data.tokens(row), 1
+            ids[i, :length], mask[i, :length] = data.tokens(int(row)), 1
             if data.segments is not None:
                 segments[i, :length] = data.segments[data.offsets[row] : data.offsets[row + 1]]
         labels = np.full(len(rows), IGNORE) if index.silent else data.labels[rows]

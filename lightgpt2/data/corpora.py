@@ -118,30 +118,32 @@ class Corpus:
             if held_out in (None, split in ("valid", "test")):
                 yield from ((split, document) for document in found)
 
-    def rows(self, columns: Columns, remarks: Remarks) -> Iterator[tuple[Split | None, str, Iterator[Mapping[str, Any]]]]:
+    def rows(
+        self, columns: Columns, remarks: Remarks
+    ) -> Iterator[tuple[Split | None, str, Iterator[Mapping[str, Any]]]]:
         """The rows, not yet read, of each table, with its name and the split that this says; what is held out first.
 
         Raises:
             UserError: The source is missing, unreadable, or holds no table.
         """
-        name = self.source.partition(":")[0]
-        if name == "requirements":
-            for split in ("valid", "test", "train"):
-                yield split, self.source, _classified(self._made() or (), split, columns)
-            return
-        if name in ("pydoc", "wikitext", "python"):
+        kind_of_source = self.source.partition(":")[0]
+        if kind_of_source == "requirements":
+            for each in ("valid", "test", "train"):
+                yield each, self.source, _classified(self._made() or (), each, columns)
+        elif kind_of_source in ("pydoc", "wikitext", "python"):
             raise UserError(f"data.source: {self.source} has no labels; give a table that has some, or requirements")
-        if not self._is_local():
-            tables = self._hub()
-            for name, split in by_split(tables, remarks).items():
-                yield split, f"{self.source} ({name})", self._hub_rows(tables[name], f"{self.source} ({name})", columns)
-            return
-        files = self._split_files(remarks)
-        tables = {file: split for file, split in files.items() if READERS[kind(file)] is not None}
-        for file in files.keys() - tables.keys() if tables else ():
-            remarks.add("text files, which have no labels: not read", str(file))
-        for file, split in (tables or files).items():
-            yield split, str(file), rows(file, columns, remarks)
+        elif self._is_local():
+            files = self._split_files(remarks)
+            tables = {file: split for file, split in files.items() if READERS[kind(file)] is not None}
+            for file in files.keys() - tables.keys() if tables else ():
+                remarks.add("text files, which have no labels: not read", str(file))
+            for file, split in (tables or files).items():
+                yield split, str(file), rows(file, columns, remarks)
+        else:
+            found = self._hub()
+            for name, split in by_split(found, remarks).items():
+                where = f"{self.source} ({name})"
+                yield split, where, self._hub_rows(found[name], where, columns)
 
     def class_names(self, column: str) -> list[str]:
         """The names that a hub dataset gives the numbers in a column; empty if it gives none."""

@@ -158,7 +158,9 @@ class Classes:
             raise UserError(f"data.label_field: {what}; use labels with these names, or numbers below {len(names)}")
         if numbered and values == {*range(len(values))}:
             return cls([f"LABEL_{i}" for i in range(len(values))], {k: v or 0 for k, v in as_numbers.items()})
-        ordered = sorted({str(label) for label in labels}, key=lambda name: (_number(name) or 0, name) if numbered else name)
+        ordered = sorted(
+            {str(label) for label in labels}, key=lambda name: (_number(name) or 0, name) if numbered else name
+        )
         return cls(ordered, {label: ordered.index(str(label)) for label in labels})
 
 

@@ -51,7 +51,9 @@ def named_axes(model: PreTrainedModel) -> Iterator[Named]:
         if axes is None:
             raise ValueError(f"unknown parameter {name} of a {model.config.model_type} model")
         if kind == "bias" and len(axes) == 2:
-            axes = axes[1:] if family.conv1d and axes[0] not in ("vocabulary", "class") else axes[:1]  # heads are no Conv1D
+            axes = (
+                axes[1:] if family.conv1d and axes[0] not in ("vocabulary", "class") else axes[:1]
+            )  # heads are no Conv1D
         layer = re.search(r"\.(\d+)\.", name)
         roles = tuple(tuple(re.split(r"[+/]", axis)) for axis in axes)
         yield Named(name, value, int(layer[1]) if layer else None, roles, any("/" in axis for axis in axes))

@@ -22,7 +22,15 @@ from transformers import (
 
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models import gguf_files
-from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, ENCODERS, FAMILIES, check_family, class_for, family_of, predicts
+from lightgpt2.models.families import (
+    CLASSIFICATION,
+    ENCODERS,
+    FAMILIES,
+    check_family,
+    class_for,
+    family_of,
+    predicts,
+)
 from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
@@ -120,7 +128,11 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
 def _model_class(config: PretrainedConfig) -> Any:
     """This project's own code if the configuration asks for it; the copy of it in the model's folder never runs."""
     auto_class = predicts(config.architectures)
-    return light_class(config.model_type, auto_class) if hasattr(config, "lightgpt2") else getattr(transformers, auto_class)
+    return (
+        light_class(config.model_type, auto_class)
+        if hasattr(config, "lightgpt2")
+        else getattr(transformers, auto_class)
+    )
 
 
 def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:

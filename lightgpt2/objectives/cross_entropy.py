@@ -20,6 +20,6 @@ class CrossEntropy(Objective):
         self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         found = self.task.predictions(model, batch)
-        head = {"bias": found.bias, "scale": found.scale, "item_weights": found.weights}
-        loss, _, _ = vocabulary_loss(found.hidden, found.weight, found.labels, LossWeights(), **head)
+        head = (found.bias, found.scale, found.weights)
+        loss, _, _ = vocabulary_loss(found.hidden, found.weight, found.labels, LossWeights(), None, *head)
         return loss, {}

@@ -1,6 +1,6 @@
 """A pretrained model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -68,7 +68,7 @@ class Pretrained(Start):
     def _load(self, trust: bool) -> PreTrainedModel:
         key = f"{self.key}.model"
         config = load_config(self.base, key, trust)
-        how = {"auto_class": self.task.auto_class, "settings": self.task.head_settings(config)}
+        how: Any = {"auto_class": self.task.auto_class, "settings": self.task.head_settings(config)}
         if self.precision == "fp32" or quantization_of(config) == self.precision:
             return load_model(self.base, key, trust, **how)
         return load_quantized(self.base, key, self.precision, trust, **how)

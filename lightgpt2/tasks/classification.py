@@ -78,7 +78,9 @@ class Classification(Task):
         names, rows = _names(model.config), len(head(model).weight)
         if self.labels and rows != len(self.labels):
             what = f"its head has {rows} classes ({', '.join(names)}) and the data {len(self.labels)}"
-            raise UserError(f"{key}: {what} ({', '.join(self.labels)}); give data of the same classes, or a model without a head")
+            raise UserError(
+                f"{key}: {what} ({', '.join(self.labels)}); give data of the same classes, or a model without a head"
+            )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.pad  # transformers finds the last token of a text by it
         ids = torch.arange(1, min(4, model.config.vocab_size), device=model.device)[None]
@@ -136,7 +138,8 @@ class Classification(Task):
         }
         found = {"accuracy": Metric("accuracy", "higher", right, ones)}
         found |= {
-            name: Metric(name, better, np.array([float(value)]), np.ones(1)) for name, (value, better) in figures.items()
+            name: Metric(name, better, np.array([float(value)]), np.ones(1))
+            for name, (value, better) in figures.items()
         }
         names = self.labels or [str(i) for i in range(count)]
         for i, name in enumerate(names):
@@ -145,7 +148,7 @@ class Classification(Task):
         return found
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
-        (_, student), *others = configs.items()
+        _, *others = configs.items()
         found = []
         for key, config in others:
             if config.architectures and not has_head(config, self.auto_class):
@@ -160,7 +163,11 @@ class Classification(Task):
         names = _names(model.config)
         lines = []
         for example, number, (text, second), shares in zip(
-            batch["example"].tolist(), probabilities.argmax(dim=1).tolist(), batch["texts"], probabilities.tolist(), strict=True
+            batch["example"].tolist(),
+            probabilities.argmax(dim=1).tolist(),
+            batch["texts"],
+            probabilities.tolist(),
+            strict=True,
         ):
             pair = {} if second is None else {"text_pair": second}
             scores = {name: round(share, 6) for name, share in zip(names, shares, strict=True)}

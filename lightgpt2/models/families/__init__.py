@@ -39,7 +39,8 @@ LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public t
 
 __all__ = [
     "CAUSAL_LM", "CLASSIFICATION", "ENCODERS", "FAMILIES", "LINEAR", "Encoder", "Family", "Head", "Shape", "backbone",
-    "block_linears", "blocks", "check_family", "check_head", "class_for", "compute_with", "family_of", "head", "is_tied", "predicts", "recorded_states", "unquantized_head",
+    "block_linears", "blocks", "check_family", "check_head", "class_for", "compute_with", "family_of", "head", "is_tied",
+    "predicts", "recorded_states", "unquantized_head",
 ]  # fmt: skip
 
 

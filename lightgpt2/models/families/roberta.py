@@ -17,7 +17,11 @@ class Roberta(Encoder):
     pooler, pooled = "classifier.dense", "tanh"
     parts = Bert.parts
     axes: ClassVar = {
-        **{pattern.replace("bert", "roberta", 1): axes for pattern, axes in Bert.axes.items() if "pooler" not in pattern},
+        **{
+            pattern.replace("bert", "roberta", 1): axes
+            for pattern, axes in Bert.axes.items()
+            if "pooler" not in pattern
+        },
         r"classifier\.dense": ("width", "width"),
         r"classifier\.out_proj": ("class", "width"),
     }
