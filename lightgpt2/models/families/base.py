@@ -58,7 +58,8 @@ class Family(ABC):
     `axes` says what each axis of a module's weight stands for, by a regular expression on names of modules; a bias has the axis
     of the outputs. Roles are `width`, `vocabulary`, `position`, `segment`, `class`; `query`, `key` and `value`, the channels of
     the heads as the attention's projections give them, and `context`, those that its output projection takes; `channel`, those
-    that every head has; `ffn`, the neurons. Sections that lie behind one another are joined by `+`, those that alternate head by head by `/`.
+    that every head has; `ffn`, the neurons. Sections that lie behind one another are joined by `+`, those that alternate head
+    by head by `/`.
     """
 
     model_types: ClassVar[tuple[str, ...]]
