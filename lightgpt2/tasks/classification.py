@@ -88,7 +88,7 @@ class Classification(Task):
         training = model.training
         model.eval()
         with torch.no_grad():
-            logits = model(**{name: batch[name] for name in family_of(model).inputs if name in batch}).logits
+            logits = model(**{name: batch[name] for name in family_of(model).model_inputs if name in batch}).logits
             expected = self.predictions(model, batch).logits(slice(None), torch.float32)
         model.train(training)
         if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max() + 1)):

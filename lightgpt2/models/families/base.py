@@ -67,7 +67,7 @@ class Family(ABC):
     auto_classes: ClassVar[tuple[str, ...]] = (CAUSAL_LM, CLASSIFICATION)  # transformers' classes by what they predict
     stack: ClassVar[str] = "decoder"  # the kind of its blocks
     blocks: ClassVar[str] = "layers"  # path of their list in the base model
-    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")  # of its forward pass, from a batch
+    model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")  # of its forward pass, from a batch
     head_parts: ClassVar[tuple[str, ...]] = ("score",)  # modules of a classification head, which always train
     layer_settings: ClassVar[tuple[str, ...]] = ("layer_types",)  # configuration keys with a value for each layer
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
@@ -103,7 +103,8 @@ class Family(ABC):
         """What the classifier reads of each text `[B, D]`: the last token's state, on whichever side the pads are."""
         mask = batch["attention_mask"]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        found = model.base_model(batch["input_ids"], attention_mask=mask, position_ids=positions, use_cache=False)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
+        found = model.base_model(**inputs, use_cache=False)
         numbers = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * numbers).argmax(dim=1)
         return cast(Tensor, found.last_hidden_state[torch.arange(len(mask), device=mask.device), last])

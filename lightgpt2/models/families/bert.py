@@ -9,7 +9,7 @@ class Bert(Encoder):
     """BERT and MiniLM."""
 
     model_types, blocks = ("bert",), "encoder.layer"
-    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    model_inputs = ("input_ids", "attention_mask", "token_type_ids")
     head_parts = ("classifier", "bert.pooler")
     pooler, pooled = "bert.pooler.dense", "tanh"
     parts = (

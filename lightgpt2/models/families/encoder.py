@@ -30,7 +30,7 @@ class Encoder(Family):
         caught: list[Tensor] = []
         hook = self.classifier(model).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
-            model(**{name: batch[name] for name in self.inputs if name in batch})
+            model(**{name: batch[name] for name in self.model_inputs if name in batch})
         finally:
             hook.remove()
         return caught[0]
