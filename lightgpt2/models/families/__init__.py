@@ -113,6 +113,7 @@ def check_finite(model: PreTrainedModel, key: str) -> None:
         raise UserError(f"{key}: {what}; the model is damaged, fetch it or make it again")
 
 
+@torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
     """Raise a `UserError` if the logits of the first tokens are not what `head` says.
 
