@@ -146,7 +146,9 @@ class Lora(Adaptation):
         settings = {name: value for name, value in asdict(chosen).items() if name not in ("alpha", "dropout")}
         settings["target_modules"] = chosen.target_modules or family_of(model).adapted
         settings |= {"lora_alpha": chosen.alpha, "lora_dropout": float(chosen.dropout)}
-        settings |= {"modules_to_save": chosen.modules_to_save or None, "task_type": self._context.task.peft_type}
+        head = [] if model.get_output_embeddings() is not None else [*family_of(model).head_parts]  # it may be random
+        settings |= {"modules_to_save": [*chosen.modules_to_save, *head] or None}
+        settings["task_type"] = self._context.task.peft_type
         # of the plain model, whatever this one's layers are
         return get_peft_model(model, LoraConfig(fan_in_fan_out=family_of(model).conv1d, **settings))
 

@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightgpt2.data.base import TaskData
+    from lightgpt2.data.classification import ClassificationData
     from lightgpt2.data.language_modeling import LanguageModelingData
 
-__all__ = ["LanguageModelingData", "TaskData"]
-_MODULES = {"LanguageModelingData": "language_modeling", "TaskData": "base"}
+__all__ = ["ClassificationData", "LanguageModelingData", "TaskData"]
+_MODULES = {
+    "ClassificationData": "classification",
+    "LanguageModelingData": "language_modeling",
+    "TaskData": "base",
+}
 
 
 def __getattr__(name: str) -> Any:

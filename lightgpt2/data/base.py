@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Connection:
     trust_remote_code: bool = False  # whether code in the tokenizer's folder may run
     trims_vocabulary: bool = False  # whether the tokenizer keeps only the tokens that the training split needs
     prompt_tokens: int | None = None  # length of the prompts that `predict` reads; None: it scores
+    config: PretrainedConfig | None = None  # of the model, if it can be read
 
 
 class TaskData(LightningDataModule):

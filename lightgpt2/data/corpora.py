@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lightgpt2.data.documents import Document, documents, fields, no_fields
+from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents
 from lightgpt2.data.files import by_split, find
-from lightgpt2.data.readers import READERS, cut, kind, read, reason
+from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
@@ -118,6 +118,46 @@ class Corpus:
             if held_out in (None, split in ("valid", "test")):
                 yield from ((split, document) for document in found)
 
+    def rows(
+        self, columns: Columns, remarks: Remarks
+    ) -> Iterator[tuple[Split | None, str, Iterator[Mapping[str, Any]]]]:
+        """The rows, not yet read, of each table, with its name and the split that this says; what is held out first.
+
+        Raises:
+            UserError: The source is missing, unreadable, or holds no table.
+        """
+        kind_of_source = self.source.partition(":")[0]
+        if kind_of_source == "requirements":
+            for each in ("valid", "test", "train"):
+                yield each, self.source, _classified(self._made() or (), each, columns)
+        elif kind_of_source in ("pydoc", "wikitext", "python"):
+            raise UserError(f"data.source: {self.source} has no labels; give a table that has some, or requirements")
+        elif self._is_local():
+            files = self._split_files(remarks)
+            tables = {file: split for file, split in files.items() if READERS[kind(file)] is not None}
+            for file in files.keys() - tables.keys() if tables else ():
+                remarks.add("text files, which have no labels: not read", str(file))
+            for file, split in (tables or files).items():
+                yield split, str(file), rows(file, columns, remarks)
+        else:
+            found = self._hub()
+            for name, split in by_split(found, remarks).items():
+                where = f"{self.source} ({name})"
+                yield split, where, self._hub_rows(found[name], where, columns)
+
+    def class_names(self, column: str) -> list[str]:
+        """The names that a hub dataset gives the numbers in a column; empty if it gives none."""
+        if self._made() is not None or self._is_local():
+            return []
+        features = next(iter(self._hub().values())).features or {}
+        return [*(getattr(features.get(column), "names", None) or [])]
+
+    def _hub_rows(self, table: Any, where: str, columns: Columns) -> Iterator[Mapping[str, Any]]:
+        names = [*(table.column_names or next(iter(table), {}))]  # a stream may not know them
+        if not (chosen := columns.of(names)):
+            raise columns.missing(where, names)
+        return _guarded(iter(table.select_columns(chosen)), self.source)
+
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
         """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
         if self.source == "pydoc":
@@ -145,13 +185,10 @@ class Corpus:
             yield split, self._rows(tables[name], f"{self.source} ({name})", remarks)
 
     def _rows(self, table: Any, where: str, remarks: Remarks) -> Iterator[Document]:
-        names = [*(table.column_names or next(iter(table), {}))]  # a stream may not know them
-        if not (chosen := fields(names, self.text_field)):
-            raise no_fields(self.text_field, where, names)
-        rows = iter(table.select_columns(chosen))
+        rows = self._hub_rows(table, where, DocumentColumns(self.text_field))
         if self.source.partition(":")[0] == "wikitext":  # one row a line; a document is an article
             return cut((row[self.text_field] or "" for row in rows), _WIKI_ARTICLE)
-        return documents(_guarded(rows, self.source), self.text_field, where, remarks)
+        return documents(rows, self.text_field, where, remarks)
 
     def _is_local(self) -> bool:
         path = Path(self.source).expanduser()
@@ -226,6 +263,18 @@ def corpora(
     return [
         Corpus(each, text_field, separator, streaming) if isinstance(each, str) else Corpus(**each) for each in source
     ]
+
+
+def _classified(
+    sentences: Iterable[tuple[Split | None, str]], split: Split, columns: Columns
+) -> Iterator[Mapping[str, Any]]:
+    """The requirements of a split as rows: the class that a sentence begins with is its label."""
+    if not columns.of(["text", "label"]):
+        raise columns.missing("requirements", ["text", "label"])
+    for its_split, sentence in sentences:
+        if its_split == split:
+            label, _, text = sentence.removeprefix("[").partition("] ")
+            yield {"text": text, "label": label}
 
 
 def _guarded(rows: Iterator[Any], source: str) -> Iterator[Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, Protocol
 
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
@@ -51,6 +51,29 @@ def _said(messages: Iterable[Message]) -> str:
     """Turns without what else a row may say of them, as their number or time."""
     kept = [{key: turn[key] for key in ("role", "content", "tool_calls") if key in turn} for turn in messages]
     return json.dumps(kept, sort_keys=True)
+
+
+class Columns(Protocol):
+    """The columns of a table that are read."""
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        """Those of a table's columns; empty if it lacks some that are needed."""
+
+    def missing(self, where: str, names: Iterable[str]) -> UserError:
+        """The mistake that a table has others."""
+
+
+@dataclass(frozen=True)
+class DocumentColumns:
+    """The columns that hold documents: a text in this one, or a conversation."""
+
+    text_field: str
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        return fields(names, self.text_field)
+
+    def missing(self, where: str, names: Iterable[str]) -> UserError:
+        return no_fields(self.text_field, where, names)
 
 
 def fields(names: Iterable[str], text_field: str) -> list[str]:

@@ -3,10 +3,11 @@
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from lightgpt2.data.documents import Document, documents
+from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.streams import lines
 from lightgpt2.data.tables import Row, csv_rows, json_rows, parquet_rows, tsv_rows
@@ -29,12 +30,28 @@ def read(file: Path, text_field: str, separator: str, remarks: Remarks) -> Itera
     """
     if not kind(file):
         raise UserError(f"data.source: {file} is not one of {', '.join(READERS)}; convert it or rename it")
-    reader = READERS[kind(file)]
+    if READERS[kind(file)] is not None:
+        yield from documents(rows(file, DocumentColumns(text_field), remarks), text_field, str(file), remarks)
+        return
+    with _explained(file):
+        yield from cut((line.replace("\r\n", "\n").replace("\r", "\n") for line in lines(file, remarks)), separator)
+
+
+def rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
+    """The rows of a table in a file, one after the other, as `read`."""
+    reader = READERS.get(kind(file))
+    if reader is None:
+        tables = ", ".join(suffix for suffix, found in READERS.items() if found)
+        raise UserError(f"data.source: {file} is not one of {tables}; convert it or rename it")
+    with _explained(file):
+        yield from reader(file, columns, remarks)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Raises a `UserError` for what a file's content lets a reader raise."""
     try:
-        if reader is None:
-            yield from cut((line.replace("\r\n", "\n").replace("\r", "\n") for line in lines(file, remarks)), separator)
-        else:
-            yield from documents(reader(file, text_field, remarks), text_field, str(file), remarks)
+        yield
     except UnicodeDecodeError as error:
         what = f"{file} is not valid {error.encoding.upper()} ({error.reason})"
         raise UserError(f"data.source: {what}; convert it, for example with iconv -t utf-8") from error
@@ -73,7 +90,7 @@ def reason(error: BaseException) -> str:
 
 
 # What reads the rows of files of each suffix; None: plain text, which the separator cuts.
-READERS: dict[str, Callable[[Path, str, Remarks], Iterator[Row]] | None] = {
+READERS: dict[str, Callable[[Path, Columns, Remarks], Iterator[Row]] | None] = {
     ".txt": None, ".md": None,
     ".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".parquet": parquet_rows,
 }  # fmt: skip

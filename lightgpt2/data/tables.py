@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightgpt2.data.documents import fields, no_fields
+from lightgpt2.data.documents import Columns
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.streams import lines, opened
 from lightgpt2.data.tsv import is_quoted
@@ -20,17 +20,17 @@ from lightgpt2.errors import UserError
 Row = dict[str, Any]
 
 
-def json_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
+def json_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
     """Objects of one line each, or of a list; each may have other fields."""
     names, known = list[str](), False
     for number, row in enumerate(_objects(lines(file, remarks)), 1):
         if not isinstance(row, dict):
             what = f"row {number} of {file} is {type(row).__name__}, not an object with fields"
             raise UserError(f"data.source: {what}; correct it")
-        names, known = names or [*row], known or bool(fields(row, text_field))
+        names, known = names or [*row], known or bool(columns.of(row))
         yield row
     if names and not known:
-        raise no_fields(text_field, str(file), names)
+        raise columns.missing(str(file), names)
 
 
 def _objects(found: Iterator[str]) -> Iterator[Any]:
@@ -54,13 +54,13 @@ def _objects(found: Iterator[str]) -> Iterator[Any]:
             raise ValueError(f"{error.msg} in line {number}, column {error.colno}") from error
 
 
-def csv_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
-    return _columns(_quoted(file, ",", remarks), text_field, file)
+def csv_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
+    return _columns(_quoted(file, ",", remarks), columns, file)
 
 
-def tsv_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
+def tsv_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
     marks = is_quoted(lines(file, Remarks()))
-    return _columns(_quoted(file, "\t", remarks) if marks else _plain(file, remarks), text_field, file)
+    return _columns(_quoted(file, "\t", remarks) if marks else _plain(file, remarks), columns, file)
 
 
 def _quoted(file: Path, delimiter: str, remarks: Remarks) -> Iterator[list[str]]:
@@ -79,16 +79,16 @@ def _plain(file: Path, remarks: Remarks) -> Iterator[list[str]]:
         yield row
 
 
-def _columns(rows: Iterator[list[str]], text_field: str, file: Path) -> Iterator[Row]:
+def _columns(rows: Iterator[list[str]], columns: Columns, file: Path) -> Iterator[Row]:
     """The rows by the names of the header; blank lines are no rows."""
     filled = filter(None, rows)
     header = next(filled, None)
     if header is None:
         return
-    if not (names := fields(header, text_field)):
-        raise no_fields(text_field, str(file), header)
+    if not (names := columns.of(header)):
+        raise columns.missing(str(file), header)
     if twice := [name for name in names if header.count(name) > 1]:
-        raise UserError(f"data.text_field: {file} has {header.count(twice[0])} columns {twice[0]!r}; rename the others")
+        raise UserError(f"data.source: {file} has {header.count(twice[0])} columns {twice[0]!r}; rename the others")
     places = [(name, header.index(name)) for name in names]
     for number, row in enumerate(filled, 2):
         if len(row) != len(header):
@@ -96,7 +96,7 @@ def _columns(rows: Iterator[list[str]], text_field: str, file: Path) -> Iterator
         yield {name: row[place] for name, place in places}
 
 
-def parquet_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]:
+def parquet_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     with opened(file, remarks) as stream, tempfile.TemporaryFile() as copy:
@@ -107,7 +107,7 @@ def parquet_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]
         if content.seek(0, io.SEEK_END) == 0:
             return
         table = ParquetFile(content)
-        if not (names := fields(table.schema_arrow.names, text_field)):
-            raise no_fields(text_field, str(file), table.schema_arrow.names)
+        if not (names := columns.of(table.schema_arrow.names)):
+            raise columns.missing(str(file), table.schema_arrow.names)
         for batch in table.iter_batches(columns=names, batch_size=1024):
             yield from batch.to_pylist()

@@ -8,6 +8,7 @@ from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.documents import plain_text
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.errors import UserError
+from lightgpt2.models.families import CAUSAL_LM
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
@@ -29,7 +30,7 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
     Raises:
         UserError: The model or the text cannot be loaded.
     """
-    positions = load_config(model, "MODEL", trust_remote_code).max_position_embeddings
+    positions = load_config(model, "MODEL", trust_remote_code, CAUSAL_LM).max_position_embeddings
     settings: dict[str, Any] = {"sequence_length": _LENGTH}
     settings |= _trained_on(model) if source is None else {"source": source}
     settings["sequence_length"] = min(settings["sequence_length"], positions)

@@ -239,6 +239,8 @@ class StepSampler:
         step: Returns the number of steps taken.
         shares: How many windows of each part an epoch takes, drawn anew in each; more than there are come several times. None:
             all of them.
+        bucket: The number of steps whose windows are sorted by length, so that those of a micro-batch need few pads; 0: they
+            come as they fall.
     """
 
     def __init__(
@@ -251,9 +253,10 @@ class StepSampler:
         seed: int,
         step: Callable[[], int],
         shares: Sequence[int] | None = None,
+        bucket: int = 0,
     ) -> None:
         self.dataset, self.batch, self.accumulate, self.rank, self.world = dataset, batch, accumulate, rank, world
-        self.seed, self.step, self.shares = seed, step, shares
+        self.seed, self.step, self.shares, self.bucket = seed, step, shares, bucket
         self.step_windows = batch * accumulate * world
         self.epoch_windows = len(dataset.windows) if shares is None else sum(shares)
         self.steps_per_epoch = self.epoch_windows // self.step_windows
@@ -290,7 +293,17 @@ class StepSampler:
                 first += count
             chosen = np.concatenate(drawn)
         generator.shuffle(chosen)
-        return chosen
+        return self._bucketed(chosen, generator) if self.bucket else chosen
+
+    def _bucketed(self, order: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+        """The same windows with those of similar length next to each other, in micro-batches that come as they fall."""
+        whole = order[: self.steps_per_epoch * self.step_windows]
+        lengths, size = self.dataset.windows.lengths, self.bucket * self.step_windows
+        for start in range(0, len(whole), size):
+            part = whole[start : start + size]
+            batches = part[np.argsort(lengths[part], kind="stable")].reshape(-1, self.batch)
+            whole[start : start + size] = generator.permutation(batches).ravel()
+        return whole
 
 
 def evaluation_order(windows: Windows, batch: int, rank: int = 0, world: int = 1) -> list[Slice]:

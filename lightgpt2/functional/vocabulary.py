@@ -66,6 +66,7 @@ class _VocabularyLoss(torch.autograd.Function):
         labels: Tensor,
         weights: LossWeights,
         targets: Targets | None,
+        item_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -81,7 +82,8 @@ class _VocabularyLoss(torch.autograd.Function):
                 inputs = hidden[rows].to(dtype)
                 logits = head_logits(inputs, head, bias, scale).to(sums.dtype)
                 wanted = None if targets is None else targets(rows, dtype).to(sums.dtype)
-                terms, grad_logits = _chunk(logits, labels[rows], weights, wanted)
+                own = None if item_weights is None else item_weights[rows].to(logits.dtype)
+                terms, grad_logits = _chunk(logits, labels[rows], weights, wanted, own)
                 sums += terms
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(dim=0).to(grad_bias.dtype)
@@ -104,7 +106,7 @@ class _VocabularyLoss(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("vocabulary_loss can be differentiated once: its gradients are scaled in place")
         grads, ctx.grads = ctx.grads, None
-        return *(g if g is None else g.mul_(grad.to(g.dtype)) for g in grads), None, None, None, None
+        return *(g if g is None else g.mul_(grad.to(g.dtype)) for g in grads), None, None, None, None, None
 
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -115,17 +117,22 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: floa
     return logits if bias is None else logits + bias.to(logits.dtype)
 
 
-def _chunk(logits: Tensor, labels: Tensor, weights: LossWeights, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+def _chunk(
+    logits: Tensor, labels: Tensor, weights: LossWeights, targets: Tensor | None, item_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Both terms of one chunk, `[2]`, and the gradient of their weighted sum with respect to its logits, `[n, V]`."""
     ce, grad = cross_entropy(logits, labels)
     grad.mul_(weights.ce)
+    supervised = (labels != IGNORE).to(grad.dtype)
+    if item_weights is not None:
+        ce, supervised = ce * item_weights, supervised * item_weights
+        grad.mul_(item_weights.unsqueeze(1))
     if targets is None:
         return torch.stack([ce.sum(), ce.new_zeros(())]), grad
     common = min(logits.shape[1], targets.shape[1])  # rows beyond are padding: no tokenizer has such tokens
     pair = logits[:, :common], targets[:, :common]
     kd, grad_kd = divergence(*pair, weights.divergence, weights.temperature, weights.beta)
-    supervised = labels != IGNORE
-    grad[:, :common].addcmul_(grad_kd, supervised.unsqueeze(1).to(grad.dtype), value=weights.kd)
+    grad[:, :common].addcmul_(grad_kd, supervised.unsqueeze(1), value=weights.kd)
     return torch.stack([ce.sum(), (kd * supervised).sum()]), grad
 
 
@@ -137,6 +144,7 @@ def vocabulary_loss(
     targets: Targets | None = None,
     bias: Tensor | None = None,
     scale: float = 1.0,
+    item_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of cross-entropy and distillation loss over the supervised items of a batch.
 
@@ -152,12 +160,13 @@ def vocabulary_loss(
             Where one vocabulary is padded to more rows than the other, the divergence is over the rows that both have.
         bias: The head's bias `[V]`, if it has one.
         scale: The factor on the products.
+        item_weights: The weight of each item in both terms `[N]`; None: 1.
 
     Returns:
         The loss (differentiable once, with respect to `hidden`, `weight` and `bias`), and detached the sums of the two terms,
         cross-entropy and divergence, unweighted, in nats.
     """
-    return _VocabularyLoss.apply(hidden, weight, bias, scale, labels, weights, targets)  # type: ignore[no-untyped-call]
+    return _VocabularyLoss.apply(hidden, weight, bias, scale, labels, weights, targets, item_weights)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

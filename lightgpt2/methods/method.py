@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
-from lightgpt2.models.families import blocks, check_finite, check_head
+from lightgpt2.models.families import blocks, check_finite
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer, new_model
 from lightgpt2.models.operations import Operation
@@ -80,6 +81,7 @@ class Method(Parts):
     ) -> None:
         super().__init__()
         self.start, self.task, self.optimizer_config = start, task, optimizer
+        start.task = task
         self.objective = objective or CrossEntropy()
         self.held = HeldMasks()
         for number, adaptation in enumerate(adaptations or []):
@@ -111,9 +113,11 @@ class Method(Parts):
         refuse(callback_problems(cast(Any, self.trainer).callbacks, self.task))
         source, key = self.start.tokenizer
         key = self.config_key(key)
-        self.data.connect(
-            Connection(source, key, self.trust_remote_code, self.start.trims_vocabulary, self.task.prompt_length)
-        )
+        config = None
+        with suppress(UserError):  # which `configure_model` will tell, with all other mistakes
+            config = next(iter(self.start.configs(self.trust_remote_code).values()))
+        trims, prompt = self.start.trims_vocabulary, self.task.prompt_length
+        self.data.connect(Connection(source, key, self.trust_remote_code, trims, prompt, config))
         return []
 
     def configure_model(self) -> None:
@@ -142,12 +146,13 @@ class Method(Parts):
             self._shard(self.device_mesh["data_parallel"])
 
     def _build(self, training: bool) -> None:
+        self.task.bind(self.data)
         self.model, self.operations = self.start.build(self.data, self.trust_remote_code)
         self.assemble(self.total_steps if training else 0, training)
         self._check_teachers()
         key = self.config_key()
         check_finite(self.model, key)
-        check_head(self.model, key)
+        self.task.check(self.model, key)
         models = {key: self.model.config} | self.objective.configs(self.trust_remote_code)
         for key, config in models.items():
             if (tokens := needed_rows(self.data.tokenizer)) > config.vocab_size:
@@ -174,11 +179,13 @@ class Method(Parts):
 
     def _rebuild(self, checkpoint: dict[str, Any]) -> None:
         """Builds the model of a checkpoint without a trainer: what is frozen is loaded anew, all else has its shape there."""
+        values = json.loads(checkpoint["model_config"])
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        self.task.restore(config)
         if self.freezes:
             self.model, _ = self.start.build(None, self.trust_remote_code)  # type: ignore[arg-type]
         else:
-            values = json.loads(checkpoint["model_config"])
-            self.model = new_model(CONFIG_MAPPING[values["model_type"]].from_dict(values))
+            self.model = new_model(config)
         self.objective, self.operations = CrossEntropy(), []  # a teacher is not needed to use the model
         for name in [name for name in checkpoint["state_dict"] if name.startswith("objective.")]:
             del checkpoint["state_dict"][name]

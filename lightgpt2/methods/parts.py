@@ -14,6 +14,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.models import room
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quantization import quantization_of
+from lightgpt2.models.saving import positions_of
 from lightgpt2.models.sources import verify
 from lightgpt2.objectives.base import Objective
 from lightgpt2.starts.base import Start
@@ -120,7 +121,8 @@ class Parts(LightningModule):
             configs = self.configs()
         except UserError as error:
             return [*error.problems]
-        found = data.fits({key: config.max_position_embeddings for key, config in configs.items()})
+        limits = {key: positions_of(config) for key, config in configs.items()}
+        found = data.fits({key: limit for key, limit in limits.items() if limit})
         found += [self.keyed(problem.under("task")) for problem in self.task.problems(configs, data)]
         source, key = self.start.source, self.config_key()
         quantized = quantization_of(configs[key]) if key in configs else None

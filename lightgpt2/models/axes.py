@@ -44,13 +44,16 @@ class Named:
 def named_axes(model: PreTrainedModel) -> Iterator[Named]:
     """All parameters of a model without adapters, tied ones once; a ValueError if its family does not know one."""
     family = family_of(model)
+    known = {**family.axes, "score": ("class", "width")}  # which transformers gives every decoder that classifies
     for name, value in model.named_parameters():
         path, _, kind = name.rpartition(".")
-        axes = next((axes for pattern, axes in family.axes.items() if re.fullmatch(pattern, path)), None)
+        axes = next((axes for pattern, axes in known.items() if re.fullmatch(pattern, path)), None)
         if axes is None:
             raise ValueError(f"unknown parameter {name} of a {model.config.model_type} model")
         if kind == "bias" and len(axes) == 2:
-            axes = axes[1:] if family.conv1d and axes[0] != "vocabulary" else axes[:1]  # the head is no Conv1D
+            axes = (
+                axes[1:] if family.conv1d and axes[0] not in ("vocabulary", "class") else axes[:1]
+            )  # heads are no Conv1D
         layer = re.search(r"\.(\d+)\.", name)
         roles = tuple(tuple(re.split(r"[+/]", axis)) for axis in axes)
         yield Named(name, value, int(layer[1]) if layer else None, roles, any("/" in axis for axis in axes))

@@ -2,17 +2,17 @@
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
     PretrainedConfig,
@@ -22,12 +22,20 @@ from transformers import (
 
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models import gguf_files
-from lightgpt2.models.families import ENCODERS, FAMILIES, check_family
+from lightgpt2.models.families import (
+    CLASSIFICATION,
+    ENCODERS,
+    FAMILIES,
+    check_family,
+    class_for,
+    family_of,
+    predicts,
+)
 from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
-_HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.")  # that an encoder was trained with
+_HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.", "lm_head.", "embed_out.")  # that a model was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
 _SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
@@ -36,11 +44,25 @@ _SIZES = (
 _DEEPEST = 10_000  # layers; some configurations list something for each
 
 
-def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(
+    source: str | dict[str, Any],
+    key: str,
+    trust_remote_code: bool = False,
+    auto_class: str | None = None,
+    new_head: bool = False,
+) -> PretrainedConfig:
     """The configuration of a model that is named, or described by a dictionary of values with `model_type`.
 
+    Args:
+        source: Hub id, folder, GGUF file, or values.
+        key: Config key to name in errors.
+        trust_remote_code: Whether code in the model's folder may run.
+        auto_class: What the model has to predict, as the name of transformers' class, which `architectures` then says; None:
+            what it does.
+        new_head: Whether it may lack the head of a classifier.
+
     Raises:
-        UserError: It cannot be loaded, or its family is not supported; the message names `key`.
+        UserError: It cannot be loaded, lacks its head, or its family is not supported; the message names `key`.
     """
     if isinstance(source, dict):
         values = dict(source)
@@ -59,12 +81,23 @@ def load_config(source: str | dict[str, Any], key: str, trust_remote_code: bool 
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; {fix}")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
-    check_family(config, key)
+    check_family(config, key, auto_class)
+    if auto_class == CLASSIFICATION and isinstance(source, str) and not new_head and not has_head(config, auto_class):
+        named = ", ".join(config.architectures or ["none"])
+        what = f"{source} has no classification head (its architecture: {named})"
+        raise UserError([Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first")])
+    if auto_class:
+        config.architectures = [class_for(config, auto_class, key)]
     for name, sizes in getattr(config, "lightgpt2", {}).items():
         if isinstance(sizes, list) and len(sizes) != config.num_hidden_layers:
             what = f"{source} has sizes of {len(sizes)} layers (lightgpt2.{name}) and {config.num_hidden_layers} layers"
             raise UserError([Problem(key, what, "give a complete model folder")])
     return config
+
+
+def has_head(config: PretrainedConfig, auto_class: str) -> bool:
+    """True if the configuration says that the model predicts what this class of transformers does."""
+    return predicts(config.architectures) == auto_class
 
 
 def _check_sizes(values: dict[str, Any], model_type: str, key: str) -> None:
@@ -94,16 +127,28 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
 
 def _model_class(config: PretrainedConfig) -> Any:
     """This project's own code if the configuration asks for it; the copy of it in the model's folder never runs."""
-    return light_class(config.model_type) if hasattr(config, "lightgpt2") else AutoModelForCausalLM
+    auto_class = predicts(config.architectures)
+    return (
+        light_class(config.model_type, auto_class)
+        if hasattr(config, "lightgpt2")
+        else getattr(transformers, auto_class)
+    )
 
 
 def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     """A model of this shape in FP32 with random weights from torch's global generator; a UserError if it contradicts itself."""
-    model_class = _model_class(config)
-    make = model_class.from_config if model_class is AutoModelForCausalLM else model_class._from_config
+    model_class, own = _model_class(config), hasattr(config, "lightgpt2")
+    make = model_class._from_config if own else model_class.from_config
     with explained("the configuration", key, named=False):
         model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
+    model.config.architectures = copy.copy(config.architectures)
     return model
+
+
+def carry_generation(old: PreTrainedModel, new: PreTrainedModel) -> None:
+    """Gives a model the generation settings of another; a classifier has none."""
+    if (settings := getattr(old, "generation_config", None)) is not None:
+        new.generation_config = copy.deepcopy(settings)
 
 
 def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
@@ -128,25 +173,42 @@ def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (),
     return model
 
 
-def load_model(source: str, key: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+def load_model(
+    source: str,
+    key: str,
+    trust_remote_code: bool = False,
+    auto_class: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
     """A pretrained model: in FP32, a GGUF file dequantized, a folder in NF4 or INT8 as it is.
 
     Args:
         source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
+        auto_class: As for `load_config`.
+        settings: What the configuration says of a head that the model lacks; its weights are then random. None: it has one.
         options: Further arguments of transformers' `from_pretrained`.
 
     Raises:
         UserError: It cannot be loaded, is not of a supported family, or lacks weights.
     """
-    config = load_config(source, key, trust_remote_code)
+    config = load_config(source, key, trust_remote_code, auto_class, new_head=settings is not None)
+    check_family(config, key, predicts(config.architectures))
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
+    unread: tuple[str, ...] = ()
+    if settings is not None:
+        config.update(settings)
+        # The pooler of a base model may be trained: it is taken if it is there.
+        unread = (*_HEADS, *family_of(config).head_parts)
+        options["config"] = config
     if file := gguf_file(source):
         if "quantization_config" in options:
             raise UserError(f"{key}: {source} is quantized already (GGUF); give a folder with its weights in full")
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
-    model = _load(_model_class(config), source, key, **options)
+    model = _load(_model_class(config), source, key, unread, **options)
+    model.config.architectures = [type(model).__name__.removeprefix("Light")]
     if file:
         gguf_files.check_read(model, file, key)
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
@@ -171,8 +233,8 @@ def load_encoder(source: str, key: str) -> tuple[PreTrainedModel, PreTrainedToke
     if config.model_type not in ENCODERS:
         types = " or ".join(ENCODERS)
         raise UserError(f"{key}: {source} is of type {config.model_type!r}; use an encoder of type {types}")
-    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    model_class = AutoModelForSequenceClassification if classifies else AutoModel
+    classifies = predicts(config.architectures) == CLASSIFICATION
+    model_class = getattr(transformers, CLASSIFICATION) if classifies else AutoModel
     # A base model's pooler is not trained by every recipe, and nothing here reads it.
     unread = () if classifies else ("pooler.", *_HEADS)
     model = _load(model_class, source, key, unread, dtype=torch.float32)
@@ -192,8 +254,14 @@ def allow_packing(model: PreTrainedModel, allowed: bool) -> None:
             module.support_avx512bf16_for_cpu = allowed
 
 
-def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer that belongs to a model; a `UserError` if it has neither a beginning- nor an end-of-text token."""
+def load_tokenizer(
+    source: str, key: str, trust_remote_code: bool = False, separates: bool = True
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+        UserError: It cannot be loaded; or `separates`, and it has neither a beginning- nor an end-of-text token.
+    """
     tokenizer: PreTrainedTokenizerFast
     with explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
@@ -204,7 +272,7 @@ def load_tokenizer(source: str, key: str, trust_remote_code: bool = False) -> Pr
     # transformers gives an empty tokenizer for a folder that lacks the tokenizer's files.
     if backend.get_vocab_size(with_added_tokens=False) == 0:
         raise UserError(f"{key}: {source} has no tokenizer (tokenizer.json); add it, or name one with data.tokenizer")
-    if separator_id(tokenizer) is None:
+    if separates and separator_id(tokenizer) is None:
         raise UserError(f"{key}: the tokenizer of {source} has no bos_token and no eos_token to separate documents")
     return tokenizer
 

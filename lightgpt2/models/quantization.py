@@ -13,8 +13,8 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import LINEAR, block_linears, unquantized_head
-from lightgpt2.models.loading import allow_packing, load_config, load_model, new_model
+from lightgpt2.models.families import CLASSIFICATION, LINEAR, block_linears, family_of, predicts, unquantized_head
+from lightgpt2.models.loading import allow_packing, carry_generation, load_config, load_model, new_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
 
@@ -23,17 +23,20 @@ _BLOCK = 64  # weights that share one scale in NF4
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def settings(form: Format, cuda: bool | None = None) -> BitsAndBytesConfig:
-    """The library's settings for a format.
+def settings(form: Format, config: PretrainedConfig, cuda: bool | None = None) -> BitsAndBytesConfig:
+    """The library's settings for a format, with which a model's head stays as it is.
 
     NF4 weights are multiplied in half precision on CUDA (by default if there is a card), and in FP32 on processors, most of
     which are slow with less.
     """
+    # transformers leaves out a vocabulary head by itself
+    kept = [*family_of(config).head_parts] if predicts(config.architectures) == CLASSIFICATION else None
     if form == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     fast = torch.cuda.is_available() if cuda is None else cuda
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=kept,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if fast else torch.float32,
@@ -79,7 +82,7 @@ def load_for_inference(
         cuda = device != "cpu"  # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32
         fast = torch.float16 if form == "int8" else torch.bfloat16
         options |= {"dtype": fast if cuda else torch.float32, "device_map": {"": device}}
-        options["quantization_config"] = settings(form, cuda)
+        options["quantization_config"] = settings(form, config, cuda)
     model = load_model(source, key, trust_remote_code, **options).eval()
     if "device_map" not in options:
         return model.to(device)
@@ -91,9 +94,12 @@ def load_for_inference(
     return model
 
 
-def load_quantized(source: str, key: str, form: Format, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model in full precision whose linear layers are all quantized while it loads."""
-    model = load_model(source, key, trust_remote_code, quantization_config=settings(form))
+def load_quantized(
+    source: str, key: str, form: Format, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A model in full precision whose linear layers are all quantized while it loads; options as for `load_model`."""
+    config = load_config(source, key, trust_remote_code, options.get("auto_class"), new_head=True)
+    model = load_model(source, key, trust_remote_code, quantization_config=settings(form, config), **options)
     coverage(model, form)
     # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.
     for parameter in model.parameters():
@@ -156,7 +162,7 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     plain = new_model(config)
-    plain.generation_config = copy.deepcopy(model.generation_config)
+    carry_generation(model, plain)
     plain.name_or_path = model.name_or_path
     weights = model.state_dict()  # which also undoes the packing that some processors' kernels want
     for name, module in _quantized(model).items():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.models.families import FAMILIES, family_of, is_tied
+from lightgpt2.models.families import FAMILIES, family_of, is_tied, predicts
 from lightgpt2.models.files import atomic_folder, folder_megabytes
 from lightgpt2.models.sources import source_folder
 from lightgpt2.models.standalone import modeling_lightgpt2 as modeling
@@ -60,7 +60,7 @@ def save_model(
     put in its place.
     """
     with atomic_folder(folder) as temporary:
-        if (generation := model.generation_config) is not None:
+        if (generation := getattr(model, "generation_config", None)) is not None:  # a classifier has none
             # transformers refuses to save a changed one that it only warned of before: a person's is carried on as it is.
             generation._original_object_hash = hash(generation)
         model.save_pretrained(temporary, state_dict=weights)
@@ -108,9 +108,10 @@ def carry_licence(source: str, folder: Path) -> None:
 def bring_code(folder: Path, **settings: Any) -> None:
     """Put `standalone.modeling_lightgpt2` into a model folder, and settings for it into the folder's configuration."""
     with _edited(folder / "config.json") as config:
-        name = modeling.light_class(config["model_type"]).__name__
+        auto_class = predicts(config["architectures"])
+        name = modeling.light_class(config["model_type"], auto_class).__name__
         config["architectures"] = [name]
-        config["auto_map"] = {"AutoModelForCausalLM": f"{modeling.__name__.rpartition('.')[2]}.{name}"}
+        config["auto_map"] = {auto_class: f"{modeling.__name__.rpartition('.')[2]}.{name}"}
         config["lightgpt2"] = config.get("lightgpt2", {}) | settings
     complete_config(folder)
     for module in (modeling, stored_weights):
@@ -120,10 +121,11 @@ def bring_code(folder: Path, **settings: Any) -> None:
 def measure_sizes(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """The sizes of a model that was loaded from `folder`, as a ledger keeps them."""
     embedding = model.get_input_embeddings().weight.numel()
+    once = is_tied(model) or model.get_output_embeddings() is None
     quantized = getattr(model.config, "quantization_config", None) is not None
     return {
         "parameters": model.num_parameters(),  # tied ones counted once, quantized ones as what they stand for
         "nonzero": None if quantized else sum(int(p.count_nonzero()) for p in model.parameters()),
-        "embedding": embedding if is_tied(model) else 2 * embedding,
+        "embedding": embedding if once else 2 * embedding,
         "megabytes": folder_megabytes(folder),
     }

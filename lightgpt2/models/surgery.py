@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightgpt2.functional.layers import check_layers
 from lightgpt2.models.axes import Shape, block_units, uneven_sizes
 from lightgpt2.models.families import blocks, family_of
-from lightgpt2.models.loading import new_model
+from lightgpt2.models.loading import carry_generation, new_model
 from lightgpt2.models.operations import KINDS, Operation, kind_of
 from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, kept_in_blocks, remove
 
@@ -38,7 +38,7 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
                 index, _, rest = name.removeprefix(f"{path}.").partition(".")
                 name = f"{path}.{layers[int(index)]}.{rest}"
             parameter.copy_(old[name])
-    smaller.generation_config = copy.deepcopy(model.generation_config)
+    carry_generation(model, smaller)
     return smaller.train(model.training)
 
 

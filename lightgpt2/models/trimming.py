@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.axes import Named, Shape, named_axes, with_block_sizes
 from lightgpt2.models.families import blocks, family_of, recorded_states
-from lightgpt2.models.loading import new_model
+from lightgpt2.models.loading import carry_generation, new_model
 
 Importance = Literal["norm", "activation", "first"]
 
@@ -162,7 +162,7 @@ def cut(model: PreTrainedModel, config: PretrainedConfig, kept: Kept) -> PreTrai
             new.pop(named.name).copy_(value)
     assert not new, f"no weights for {', '.join(new)}"
     family_of(model).narrowed(smaller, old.width)
-    smaller.generation_config = copy.deepcopy(model.generation_config)
+    carry_generation(model, smaller)
     return smaller.train(model.training)
 
 
@@ -180,7 +180,8 @@ def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     config.vocab_size = int(kept.sum())
     _renumber(config, kept)
     smaller = cut(model, config, {(None, "vocabulary"): kept})
-    _renumber(smaller.generation_config, kept)
+    if hasattr(smaller, "generation_config"):
+        _renumber(smaller.generation_config, kept)
     return smaller
 
 

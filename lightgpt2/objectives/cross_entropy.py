@@ -20,7 +20,6 @@ class CrossEntropy(Objective):
         self, model: PreTrainedModel, batch: dict[str, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         found = self.task.predictions(model, batch)
-        loss, _, _ = vocabulary_loss(
-            found.hidden, found.weight, found.labels, LossWeights(), bias=found.bias, scale=found.scale
-        )
+        head = (found.bias, found.scale, found.weights)
+        loss, _, _ = vocabulary_loss(found.hidden, found.weight, found.labels, LossWeights(), None, *head)
         return loss, {}

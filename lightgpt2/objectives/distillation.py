@@ -20,6 +20,7 @@ from lightgpt2.functional.divergence import Divergence, masked_mse
 from lightgpt2.functional.layers import check_layers, even_layers
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
+from lightgpt2.models.families import family_of
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.teachers.base import Teacher
 from lightgpt2.teachers.model import ModelTeacher
@@ -100,6 +101,8 @@ class Distillation(Objective):
             self.teacher = ModelTeacher(binding.original, binding.source)
         self.task, trust = binding.task, binding.trust_remote_code
         self.teacher.load(binding.task, trust)
+        for model in self.teacher.models:
+            self.task.align(model, binding.student.config)
         teacher, student = self.teacher.config(trust), binding.student.config
         self.pairs = self._pair_layers(teacher, student, binding.layers)
         wide, narrow = teacher.hidden_size, student.hidden_size
@@ -115,8 +118,9 @@ class Distillation(Objective):
         student = self.task.predictions(model, batch, [ours for ours, _ in self.pairs])
         with torch.no_grad():
             targets = self.teacher.targets(batch, [theirs for _, theirs in self.pairs])
+        head = (student.bias, student.scale, student.weights)
         loss, ce, kd = vocabulary_loss(
-            student.hidden, student.weight, student.labels, self.weights, targets.logits, student.bias, student.scale
+            student.hidden, student.weight, student.labels, self.weights, targets.logits, *head
         )
         terms = {"ce": ce, "kd": kd}
         if self.pairs:
@@ -153,4 +157,5 @@ class Distillation(Objective):
         if len(chosen) != shallow:
             raise ValueError(f"it lists {len(chosen)} layers and the student has {shallow}")
         pairs = [(0, 0), *((ours + 1, theirs + 1) for ours, theirs in enumerate(chosen))]
-        return [(f"decoder.{ours}", f"decoder.{theirs}") for ours, theirs in pairs]
+        mine, other = (family_of(config).stack for config in (student, teacher))
+        return [(f"{mine}.{ours}", f"{other}.{theirs}") for ours, theirs in pairs]

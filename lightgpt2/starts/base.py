@@ -7,12 +7,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
 from lightgpt2.models.operations import Operation
+from lightgpt2.tasks.base import Task
+from lightgpt2.tasks.language_modeling import LanguageModeling
 
 
 class Start(ABC):
     """The origin of the model that is trained."""
 
     source: str | dict[str, Any]  # hub id, folder, GGUF file, or configuration values
+    task: Task = LanguageModeling()  # what the model has to predict; set by the method
     key: str = "start"  # its config key, for messages; its source has `key.model`
     trims_vocabulary: bool = False  # whether the model keeps only the tokens that the training split needs
     original: PreTrainedModel | None = None  # the model that the built one was cut out of, if it was; set by `build`

@@ -28,7 +28,7 @@ class ChosenLayers(Start):
         self.source, self.chosen = model, layers
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        original = load_config(self.source, f"{self.key}.model", trust_remote_code)
+        original = load_config(self.source, f"{self.key}.model", trust_remote_code, self.task.auto_class)
         smaller = copy.deepcopy(original)
         try:
             surgery.keep_layers(smaller, self.layers(original))
@@ -37,7 +37,7 @@ class ChosenLayers(Start):
         return {f"{self.key}.layers": smaller, f"{self.key}.model": original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        self.original = load_model(self.source, f"{self.key}.model", trust_remote_code)
+        self.original = load_model(self.source, f"{self.key}.model", trust_remote_code, self.task.auto_class)
         done = [KINDS["extract_layers"].record(layers=self.layers(self.original.config))]
         return surgery.apply(self.original, done).requires_grad_(True), done
 

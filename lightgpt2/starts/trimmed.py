@@ -33,7 +33,7 @@ class Trimmed(Start):
         width: Size of the hidden states. The default is the model's.
         heads: Attention heads of a layer. The default keeps the size of a head.
         ffn: Neurons of a layer. The default keeps their ratio to the width.
-        vocabulary: The tokens that stay: with `corpus` those that the training split needs, for a byte-level BPE tokenizer.
+        vocabulary: The tokens that stay: with `corpus` those that the training split needs, of byte-level BPE or WordPiece.
         importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
             (`activation`), or the first ones (`first`), as a control.
         calibration: Training inputs on which `activation` is measured.
@@ -61,7 +61,7 @@ class Trimmed(Start):
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
         key = f"{self.key}.model"
-        original = load_config(self.source, key, trust_remote_code)
+        original = load_config(self.source, key, trust_remote_code, self.task.auto_class)
         if uneven := uneven_sizes(original):
             names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
             what = f"the layers of {self.source} have different numbers of {names}, which Trim cannot cut"
@@ -81,7 +81,7 @@ class Trimmed(Start):
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        big = load_model(self.source, f"{self.key}.model", trust_remote_code)
+        big = load_model(self.source, f"{self.key}.model", trust_remote_code, self.task.auto_class)
         self.vocabulary_cut = self._cut_vocabulary(big.config.vocab_size, data)
         big = self.original = surgery.apply(big, self.vocabulary_cut).eval().requires_grad_(False)
         small, cuts = big, list[Operation]()

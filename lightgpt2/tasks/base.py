@@ -24,8 +24,8 @@ Row = dict[str, Any]  # figures of a part of an example; `source` names where it
 class Predictions:
     """N decisions over V classes, not multiplied out: `logits = scale * hidden @ weight.T + bias`.
 
-    `states` holds hidden states `[M, D]` and which of them are supervised `[M]`, by name: `decoder.3` is the output of block 3,
-    `decoder.0` the embedding's.
+    `states` holds hidden states `[M, D]` and the weight of each in its loss `[M]`, by name: `decoder.3` is the output of block
+    3, `decoder.0` the embedding's. The weights of an item's states add up to 1: those of tokens are true or false.
     """
 
     hidden: Tensor  # what the head reads [N, D]: tokens of a decoder, pooled vectors of a classifier
@@ -34,6 +34,7 @@ class Predictions:
     bias: Tensor | None = None  # [V]
     scale: float = 1.0
     states: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    weights: Tensor | None = None  # of each item in the loss [N]; None: all count alike
 
     def logits(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """The logits of a slice of the decisions `[n, V]`, computed in a dtype."""
@@ -49,6 +50,25 @@ class Task(ABC):
     better: ClassVar[Better] = "lower"  # whether a lower or a higher value of it is better
     predict: str = "scores"  # what `predict` writes: `scores`, or another output of the task
     prompt_length: int | None = None  # tokens of the prompts that `predict` reads; None if it scores
+
+    def bind(self, data: Any) -> None:  # noqa: B027 - most need nothing
+        """Takes what the task must know of the data, once that is set up and before a model is built."""
+
+    def restore(self, config: PretrainedConfig) -> None:  # noqa: B027 - most need nothing
+        """Takes what `bind` takes from the configuration of a model of this task, where there is no data."""
+
+    def head_settings(self, config: PretrainedConfig | None) -> dict[str, Any] | None:
+        """What a configuration says of the head that a model needs and does not have; None if it has one.
+
+        `config` is of the model on disk; None: it is new.
+        """
+        return None
+
+    def align(self, teacher: PreTrainedModel, student: PretrainedConfig) -> None:  # noqa: B027 - most need nothing
+        """Changes a teacher's head in place so that its logits stand in the student's order."""
+
+    def check(self, model: PreTrainedModel, key: str) -> None:  # noqa: B027 - most need nothing
+        """Raises a `UserError` naming `key` if a model's logits are not what `predictions` says, or do not fit the data."""
 
     @abstractmethod
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:

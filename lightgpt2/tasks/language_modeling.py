@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lightgpt2.errors import Problem
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
-from lightgpt2.models.families import backbone, family_of, head, recorded_states
+from lightgpt2.models.families import backbone, check_head, family_of, head, recorded_states
 from lightgpt2.models.quality import Metric
 from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
@@ -56,6 +56,9 @@ class LanguageModeling(Task):
         kept = {f"decoder.{layer}": (state.flatten(0, 1), supervised) for layer, state in found.items()}
         weight, bias, scale = head(model)
         return Predictions(final.flatten(0, 1), weight, labels, bias, scale, kept)
+
+    def check(self, model: PreTrainedModel, key: str) -> None:
+        check_head(model, key)
 
     @torch.no_grad()
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:

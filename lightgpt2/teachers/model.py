@@ -43,5 +43,6 @@ class PretrainedTeacher(ModelTeacher):
 
     def load(self, task: Task, trust_remote_code: bool) -> None:
         super().load(task, trust_remote_code)
-        self.models = [load_model(self.sources[0], self.key, trust_remote_code).eval().requires_grad_(False)]
+        model = load_model(self.sources[0], self.key, trust_remote_code, task.auto_class)
+        self.models = [model.eval().requires_grad_(False)]
         check_finite(self.models[0], self.key)

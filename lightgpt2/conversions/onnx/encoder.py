@@ -22,7 +22,7 @@ from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Forms, ModelWriter
 from lightgpt2.conversions.onnx.graph import Graph
 from lightgpt2.conversions.onnx.weights import Vocabulary, linear
 from lightgpt2.errors import Problem
-from lightgpt2.models.families import ENCODERS
+from lightgpt2.models.families import Encoder, family_of
 
 OPSET = 23  # the first with `Attention`
 
@@ -30,9 +30,9 @@ _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
 
 
 def encoder_problems(config: PretrainedConfig) -> list[Problem]:
-    """Why an encoder of one of the types of `models.families.ENCODERS` has no graph here."""
+    """Why an encoder has no graph here."""
     found = []
-    if (activation := getattr(config, ENCODERS[config.model_type].activation)) not in ACTIVATIONS:
+    if (activation := family_of(config).activation(config)) not in ACTIVATIONS:
         found.append(f"the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
     if getattr(config, "is_decoder", False):
         found.append("this model is a decoder (is_decoder); only encoders are written")
@@ -54,7 +54,7 @@ def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
 class _Encoder(ModelWriter):
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
         super().__init__(graph, model, forms)
-        self._family = ENCODERS[model.config.model_type]
+        self._family = cast(Encoder, family_of(model))
         self._pixels = forms.layers == "fp32"  # whether the layers see one image of all tokens
         self._shape: ir.Value  # of texts again, `[B, S, -1]`
 
@@ -69,7 +69,7 @@ class _Encoder(ModelWriter):
         # For each query one row: the operator wants it.
         bias = self._for_each_query(self._hidden(mask), length)
         hidden = self._tokens(hidden)
-        for block in self._family.layers(model):
+        for block in self._family.block_parts(model):
             hidden = self._block(block, hidden, bias)
         hidden = self._texts(hidden)
         if not hasattr(model, "classifier"):
@@ -103,7 +103,7 @@ class _Encoder(ModelWriter):
         seen = graph.op("Attention", *queries, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)
         # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
         x = self._normalize(first_norm, graph.op("Add", x, self._project(self._tokens(seen), attended)))
-        wide = self._activate(self._project(x, up), getattr(self.config, self._family.activation))
+        wide = self._activate(self._project(x, up), self._family.activation(self.config))
         return self._normalize(second_norm, graph.op("Add", x, self._project(wide, down)))
 
     def _tokens(self, x: ir.Value) -> ir.Value:

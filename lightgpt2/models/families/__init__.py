@@ -16,45 +16,65 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families.base import FAMILIES, Family, Head, Shape, check_family, family_of
-from lightgpt2.models.families.bert import ENCODERS
+from lightgpt2.models.families.base import (
+    CAUSAL_LM,
+    CLASSIFICATION,
+    FAMILIES,
+    Family,
+    Head,
+    Shape,
+    check_family,
+    class_for,
+    family_of,
+    predicts,
+)
+from lightgpt2.models.families.encoder import Encoder
 from lightgpt2.models.families.substitution import compute_with
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
+DECODERS = {name: family for name, family in FAMILIES.items() if CAUSAL_LM in family.auto_classes}
+ENCODERS = {name: family for name, family in FAMILIES.items() if isinstance(family, Encoder)}  # both by model type
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
 
 __all__ = [
-    "ENCODERS", "FAMILIES", "LINEAR", "Family", "Head", "Shape", "backbone", "block_linears", "blocks", "check_family",
-    "check_head", "compute_with", "family_of", "head", "is_tied", "recorded_states", "unquantized_head",
+    "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "FAMILIES", "LINEAR", "Encoder", "Family", "Head", "Shape",
+    "backbone", "block_linears", "blocks", "check_family", "check_head", "class_for", "compute_with", "family_of", "head",
+    "is_tied", "predicts", "recorded_states", "unquantized_head",
 ]  # fmt: skip
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """The model without its vocabulary head; called with `input_ids`, it gives `last_hidden_state`."""
+    """The model without its head; called with `input_ids`, it gives `last_hidden_state`."""
     return cast(nn.Module, model.base_model)
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks of a decoder in order."""
-    return family_of(model).stacks(model)["decoder"]
+    """The transformer blocks in order, of a model with one stack of them."""
+    (found,) = family_of(model).stacks(model).values()
+    return found
 
 
 def head(model: PreTrainedModel) -> Head:
-    """Weight, bias and scale of the vocabulary head, as it computes with them."""
+    """Weight, bias and scale of the head, as it computes with them."""
     return family_of(model).head(model)
 
 
 def is_tied(model: PreTrainedModel) -> bool:
     """True if embedding and vocabulary head are one tensor."""
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    found = model.get_output_embeddings()
+    return found is not None and found.weight is model.get_input_embeddings().weight
 
 
 def unquantized_head(model: PreTrainedModel) -> dict[str, str]:
-    """The vocabulary head's name, and why it stays in full precision where the blocks' layers do not."""
-    name = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-    return {name: "tied to the embedding" if is_tied(model) else "the vocabulary head"}
+    """The names of the head's linear layers, and why they stay in full precision where the blocks' layers do not."""
+    if (found := model.get_output_embeddings()) is not None:
+        name = next(name for name, module in model.named_modules() if module is found)
+        return {name: "tied to the embedding" if is_tied(model) else "the vocabulary head"}
+    parts = family_of(model).head_parts
+    inside = (name for name, module in model.named_modules() if name.startswith(parts) and isinstance(module, LINEAR))
+    return dict.fromkeys(inside, "the classification head")
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -93,6 +113,7 @@ def check_finite(model: PreTrainedModel, key: str) -> None:
         raise UserError(f"{key}: {what}; the model is damaged, fetch it or make it again")
 
 
+@torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
     """Raise a `UserError` if the logits of the first tokens are not what `head` says.
 

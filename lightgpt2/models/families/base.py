@@ -2,15 +2,19 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
+import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.families.substitution import computed
+
+CAUSAL_LM, CLASSIFICATION = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Shape:
 
 
 class Head(NamedTuple):
-    """The vocabulary head as it computes: logits = scale * hidden @ weight.T + bias."""
+    """The head as it computes: logits = scale * hidden @ weight.T + bias, over V tokens or classes."""
 
     weight: Tensor  # [V, D], the embedding itself where the two are tied
     bias: Tensor | None  # [V]
@@ -49,17 +53,22 @@ class Head(NamedTuple):
 
 
 class Family(ABC):
-    """A decoder that can be trained, trimmed and exported; each subclass with `model_types` is one that is supported.
+    """An architecture that can be trained, trimmed and exported; each subclass with `model_types` is one that is supported.
 
     `axes` says what each axis of a module's weight stands for, by a regular expression on names of modules; a bias has the axis
-    of the outputs. Roles are `width`, `vocabulary`, `position`; `query`, `key` and `value`, the channels of the heads as the
-    attention's projections give them, and `context`, those that its output projection takes; `channel`, those that every head
-    has; `ffn`, the neurons. Sections that lie behind one another are joined by `+`, those that alternate head by head by `/`.
+    of the outputs. Roles are `width`, `vocabulary`, `position`, `segment`, `class`; `query`, `key` and `value`, the channels of
+    the heads as the attention's projections give them, and `context`, those that its output projection takes; `channel`, those
+    that every head has; `ffn`, the neurons. Sections that lie behind one another are joined by `+`, those that alternate head
+    by head by `/`.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     axes: ClassVar[Mapping[str, tuple[str, ...]]]
+    auto_classes: ClassVar[tuple[str, ...]] = (CAUSAL_LM, CLASSIFICATION)  # transformers' classes by what they predict
+    stack: ClassVar[str] = "decoder"  # the kind of its blocks
     blocks: ClassVar[str] = "layers"  # path of their list in the base model
+    model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")  # of its forward pass, from a batch
+    head_parts: ClassVar[tuple[str, ...]] = ("score",)  # modules of a classification head, which always train
     layer_settings: ClassVar[tuple[str, ...]] = ("layer_types",)  # configuration keys with a value for each layer
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
@@ -73,13 +82,32 @@ class Family(ABC):
 
     def stacks(self, model: PreTrainedModel) -> dict[str, nn.ModuleList]:
         """The transformer blocks in order, by the name of their stack."""
-        return {"decoder": model.base_model.get_submodule(self.blocks)}
+        return {self.stack: model.base_model.get_submodule(self.blocks)}
+
+    def classifier(self, model: PreTrainedModel) -> nn.Module:
+        """The last layer of a classification head."""
+        return model.get_submodule("score")
+
+    def head_module(self, model: PreTrainedModel) -> nn.Module:
+        """The layer that gives the logits: of all tokens, or of the classes."""
+        found: nn.Module | None = model.get_output_embeddings()
+        return self.classifier(model) if found is None else found
 
     def head(self, model: PreTrainedModel) -> Head:
-        """The vocabulary head, with the parameters that it computes with."""
-        module = model.get_output_embeddings()
+        """The head, with the parameters that it computes with."""
+        module = self.head_module(model)
         bias = None if getattr(module, "bias", None) is None else computed(module, "bias")
         return Head(computed(module, "weight"), bias, 1.0)
+
+    def pooled_states(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the classifier reads of each text `[B, D]`: the last token's state, on whichever side the pads are."""
+        mask = batch["attention_mask"]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
+        found = model.base_model(**inputs, use_cache=False)
+        numbers = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * numbers).argmax(dim=1)
+        return cast(Tensor, found.last_hidden_state[torch.arange(len(mask), device=mask.device), last])
 
     def config_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What of a configuration is not supported, each with the fix: `what; fix`."""
@@ -172,10 +200,34 @@ def family_of(source: PretrainedConfig | PreTrainedModel) -> Family:
     return FAMILIES[getattr(source, "config", source).model_type]
 
 
-def check_family(config: PretrainedConfig, key: str) -> None:
-    """Raise a `UserError` naming `key` if the model's family, or what is special in its configuration, is not supported."""
-    if config.model_type not in FAMILIES:
-        types = ", ".join(sorted(FAMILIES))
-        raise UserError(f"{key}: models of type {config.model_type!r} are not supported; use a decoder of type {types}")
-    if problems := [Problem(key, *line.split("; ", 1)) for line in family_of(config).config_problems(config)]:
+def check_family(config: PretrainedConfig, key: str, auto_class: str | None = None) -> None:
+    """Raise a `UserError` naming `key` if the model's family, or what is special in its configuration, is not supported.
+
+    `auto_class` is what it has to predict, as the name of transformers' class; None: whatever it does.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None or auto_class not in (None, *family.auto_classes):
+        types = ", ".join(sorted(t for t, each in FAMILIES.items() if auto_class in (None, *each.auto_classes)))
+        for_this = " for this task" if family else ""
+        raise UserError(
+            f"{key}: models of type {config.model_type!r} are not supported{for_this}; use a model of type {types}"
+        )
+    if auto_class:
+        class_for(config, auto_class, key)
+    if problems := [Problem(key, *line.split("; ", 1)) for line in family.config_problems(config)]:
         raise UserError(problems)
+
+
+def class_for(config: PretrainedConfig, auto_class: str, key: str) -> str:
+    """The name of the class of transformers that predicts `auto_class` with such a model; a `UserError` if it has none."""
+    try:
+        return getattr(transformers, auto_class)._model_mapping[type(config)].__name__
+    except KeyError as error:
+        what = f"transformers has no {auto_class} for models of type {config.model_type}"
+        raise UserError([Problem(key, what, "choose another model")]) from error
+
+
+def predicts(architectures: Sequence[str] | None) -> str:
+    """The name of transformers' class for what a model predicts, by the architectures that its configuration names."""
+    classifies = any(name.endswith("ForSequenceClassification") for name in architectures or ())
+    return CLASSIFICATION if classifies else CAUSAL_LM

@@ -1,43 +1,32 @@
-"""BERT and DistilBERT, which can be exported and not trained."""
+"""BERT: learned positions, segments, norms after each part, a pooler before the classifier."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from torch import nn
-from transformers import PreTrainedModel
+from lightgpt2.models.families.encoder import Encoder
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """The paths of an encoder's modules."""
+class Bert(Encoder):
+    """BERT and MiniLM."""
 
-    blocks: str  # the list of layers in the base model
-    parts: tuple[str, ...]  # of a layer: query, key, value, attended, first norm, up, down, second norm
-    pooler: str  # the layer between the first token and the classifier
-    pooled: str  # its activation
-    activation: str  # the configuration's key for the neurons' activation
-
-    def layers(self, model: PreTrainedModel) -> list[list[nn.Module]]:
-        """The parts of each layer."""
-        layers: Any = model.base_model.get_submodule(self.blocks)
-        return [[layer.get_submodule(path) for path in self.parts] for layer in layers]
-
-
-ENCODERS = {
-    "bert": Encoder(
-        "encoder.layer",
-        (
-            "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-            "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
-        ),
-        "bert.pooler.dense", "tanh", "hidden_act",
-    ),
-    "distilbert": Encoder(
-        "transformer.layer",
-        (
-            "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm",
-            "ffn.lin1", "ffn.lin2", "output_layer_norm",
-        ),
-        "pre_classifier", "relu", "activation",
-    ),
-}  # fmt: skip
+    model_types, blocks = ("bert",), "encoder.layer"
+    model_inputs = ("input_ids", "attention_mask", "token_type_ids")
+    head_parts = ("classifier", "bert.pooler")
+    pooler, pooled = "bert.pooler.dense", "tanh"
+    parts = (
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+    )  # fmt: skip
+    axes: ClassVar = {
+        r"bert\.embeddings\.word_embeddings": ("vocabulary", "width"),
+        r"bert\.embeddings\.position_embeddings": ("position", "width"),
+        r"bert\.embeddings\.token_type_embeddings": ("segment", "width"),
+        r"bert\.(embeddings|encoder\.layer\.\d+\.(attention\.)?output)\.LayerNorm": ("width",),
+        r"bert\.encoder\.layer\.\d+\.attention\.self\.query": ("query", "width"),
+        r"bert\.encoder\.layer\.\d+\.attention\.self\.key": ("key", "width"),
+        r"bert\.encoder\.layer\.\d+\.attention\.self\.value": ("value", "width"),
+        r"bert\.encoder\.layer\.\d+\.attention\.output\.dense": ("width", "context"),
+        r"bert\.encoder\.layer\.\d+\.intermediate\.dense": ("ffn", "width"),
+        r"bert\.encoder\.layer\.\d+\.output\.dense": ("width", "ffn"),
+        r"bert\.pooler\.dense": ("width", "width"),
+        r"classifier": ("class", "width"),
+    }

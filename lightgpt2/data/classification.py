@@ -1,0 +1,371 @@
+"""The data of classification: labelled texts, as batches of equal length."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from lightgpt2.data.base import TaskData
+from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
+from lightgpt2.data.remarks import Remarks
+from lightgpt2.data.splits import Split
+from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
+from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
+from lightgpt2.errors import UserError, tell
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.models.families import CLASSIFICATION
+from lightgpt2.models.loading import has_head, load_tokenizer
+
+_CACHE = Path("checkpoints/.data")
+_BUCKET = 50  # steps whose texts are sorted by length together
+_UNNAMED = "LABEL_"  # how the names begin that transformers gives classes without one
+_FEW = 100  # held-out texts below which an interval says little
+
+
+class ClassificationData(TaskData):
+    """Labelled texts for a classifier.
+
+    Texts that a held-out split has are left out of the training split. Training order is a function of (seed, epoch); texts of
+    similar length share a batch.
+
+    Args:
+        source: `requirements` or `requirements:SIZE`, sentences of a grammar whose classes are functional, interface,
+            performance, security and usability; a hub dataset id (`name` or `name:config`, `glue:sst2`); or a CSV, TSV, JSON,
+            JSONL or Parquet file, or a folder of them, which keeps the splits that its files and folders name.
+        text_field: Field of the text. The default is the first of the usual names that is there (`text`, `sentence`, ...).
+        pair_field: Field of a second text that belongs to it, with `text_field`.
+        label_field: Field of the class, a name or a number.
+        class_names: Names of the classes in the order of their numbers. The default is the model's, the data set's, or those in
+            the field, sorted.
+        class_weights: `balanced` weighs each text by the inverse of its class's share of the training split.
+        max_length: Tokens of a text (of both of a pair) that are read.
+        longer: What to do with longer texts: `truncate`, or `refuse`.
+        batch_size: Training texts of one micro-batch on one device.
+        eval_batch_size: Texts of one scoring batch. It does not change any figure.
+        valid_fraction: Share of texts for validation, where the source names no such split.
+        test_fraction: Share of texts for testing, likewise.
+        tokenizer: Hub id or folder of the tokenizer. The default is the model's.
+        vocab_size: Train a WordPiece tokenizer of this many tokens on the training split instead.
+        predict_split: The split that `predict` reads.
+        seed: Seed of the training order. The default is the run's seed.
+    """
+
+    def __init__(
+        self,
+        source: str = "requirements",
+        text_field: str | None = None,
+        pair_field: str | None = None,
+        label_field: str = "label",
+        class_names: list[str] = [],  # noqa: B006
+        class_weights: Literal["balanced"] | None = None,
+        max_length: PositiveInt = 128,
+        longer: Literal["truncate", "refuse"] = "truncate",
+        batch_size: PositiveInt = 16,
+        eval_batch_size: PositiveInt = 32,
+        valid_fraction: ClosedUnitInterval = 0.1,
+        test_fraction: ClosedUnitInterval = 0.05,
+        tokenizer: str | None = None,
+        vocab_size: PositiveInt | None = None,
+        predict_split: Split = "test",
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.corpus = source, Corpus(source)
+        self.columns = ExampleColumns(text_field, pair_field, label_field)
+        self.class_names, self.class_weights = class_names, class_weights
+        self.max_length, self.longer, self.seed = max_length, longer, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
+        self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
+        self.kept_tokens = []
+        self._splits: dict[Split, LabelledTexts] = {}
+        self._examples: dict[Split, list[Example]] = {}
+
+    def problems(self) -> list[str]:
+        found: list[str] = [*self.corpus.problems()]
+        if self.columns.pair_field and not self.columns.text_field:
+            found.append("data.text_field: required with data.pair_field; name the first text's field")
+        if self.valid_fraction + self.test_fraction >= 1:
+            found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
+        if self.tokenizer_source and self.vocab_size:
+            found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
+        if len({*self.class_names}) < len(self.class_names):
+            found.append("data.class_names: two classes have one name; give each its own")
+        return found
+
+    def fits(self, positions: Mapping[str, int]) -> list[str]:
+        owners = {count: key for key, count in positions.items()}
+        what = "data.max_length: {} is longer than the {} positions of {}; give at most that"
+        return [what.format(self.max_length, n, key) for n, key in owners.items() if self.max_length > n]
+
+    def prepare_data(self) -> None:
+        """Trains the tokenizer unless that is done, and says what is left out."""
+        remarks = Remarks()
+        self._read(remarks)
+        for line in remarks.lines():
+            tell(f"{self.source}: {line}")
+        if self.vocab_size and not self._trained_tokenizer().is_dir():
+            texts = (text for example in self._examples["train"] for text in (example.text, example.pair) if text)
+            train_wordpiece(texts, self.vocab_size, self._trained_tokenizer())
+
+    def setup(self, stage: str) -> None:
+        """Tokenizes the splits that this stage needs; a `UserError` if one of them is too small."""
+        if not self._examples:
+            self._read(Remarks())
+        self.tokenizer, self.kept_tokens = self._load_tokenizer()
+        needed = {"fit": ["train", "valid"], "validate": ["valid"], "test": ["test"], "predict": [self.predict_split]}
+        for split in needed[stage]:
+            if not self._examples[cast(Split, split)]:
+                raise UserError(
+                    f"data.source: {self.source} has no {split} texts; give more, or set data.{split}_fraction"
+                )
+        for each, examples in self._examples.items():
+            if each not in self._splits:
+                self._splits[each] = self._tokenized(each, examples)
+        if stage == "fit":
+            self._check_fit()
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, in the order of their numbers."""
+        return self._classes.names
+
+    def train_dataloader(self) -> WindowLoader:
+        sampler = self._step_sampler()
+        return WindowLoader(sampler.dataset, sampler)
+
+    def val_dataloader(self) -> WindowLoader:
+        return self._loader("valid", *self._place())
+
+    def test_dataloader(self) -> WindowLoader:
+        return self._loader("test", *self._place())
+
+    def predict_dataloader(self) -> WindowLoader:
+        return self._loader(self.predict_split, *self._place())
+
+    def scoring_loader(self, split: str) -> WindowLoader:
+        return self._loader(split, 0, 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._step_sampler().steps_per_epoch
+
+    def calibration(self, count: int, key: str = "calibration") -> list[torch.Tensor]:
+        data = self._splits["train"]
+        if count > len(data.labels):
+            what = f"the training split has {len(data.labels)} texts, fewer than {count}"
+            raise UserError(f"{key}: {what}; give at most that, or more text")
+        chosen = np.arange(count) * len(data.labels) // count
+        return [torch.from_numpy(data.tokens(int(row)).astype(np.int64))[None] for row in chosen]
+
+    def describe(self) -> dict[str, Any]:
+        splits = {
+            split: {"documents": len(data.labels), "tokens": int(data.offsets[-1]), "classes": self._counts(split)}
+            for split, data in self._splits.items()
+        }
+        return {"source": self.source, "sha256": self._digest(), "splits": splits, "max_length": self.max_length}
+
+    def batching(self) -> dict[str, Any]:
+        return {
+            "sha256 of the data": self._digest(),
+            "classes": self.labels,
+            "data.class_weights": self.class_weights,
+            "data.max_length": int(self.max_length),
+            "data.seed": int(self.seed),
+            "data.batch_size": int(self.batch_size),
+        }
+
+    def _read(self, remarks: Remarks) -> None:
+        examples = read_examples(self.corpus, self.columns, remarks)
+        self._examples = split_examples(examples, self.valid_fraction, self.test_fraction, remarks)
+        known = self._model_names() or self.corpus.class_names(self.columns.label_field)
+        self._classes = Classes.of(self._examples, known, self.class_names)
+        counts = {split: Counter(self._number(each) for each in those) for split, those in self._examples.items()}
+        if len(self.labels) < 2:
+            fix = "give data with at least two classes"
+            raise UserError(f"data.label_field: all texts of {self.source} are of class {self.labels or 'none'}; {fix}")
+        names = self.labels
+        if untrained := [names[i] for i in {*counts["valid"], *counts["test"]} - {*counts["train"]}]:
+            what = f"no training text of {self.source} is of class {', '.join(sorted(untrained))}, which others are"
+            raise UserError(f"data.label_field: {what}; give training texts of that class, or remove it")
+        for split in ("valid", "test"):
+            absent = [name for i, name in enumerate(names) if counts[split] and not counts[split][i]]
+            for name in absent:
+                remarks.add(f"classes that the {split} split lacks", name)
+
+    def _number(self, example: Example) -> int:
+        return self._classes.numbers[example.label]
+
+    def _model_names(self) -> list[str]:
+        """The names that the model has for its classes; empty if it has none."""
+        config = self.connection.config if self.connection else None
+        if config is None or not isinstance(self.connection and self.connection.tokenizer, str):
+            return []
+        if not has_head(config, CLASSIFICATION) or not getattr(config, "id2label", None):
+            return []
+        names = [config.id2label[i] for i in sorted(config.id2label)]
+        return [] if all(name.startswith(_UNNAMED) for name in names) else names
+
+    def _tokenized(self, split: str, examples: Sequence[Example]) -> "LabelledTexts":
+        texts = [example.text for example in examples]
+        pairs = [example.pair for example in examples] if examples and examples[0].pair is not None else None
+        found: Any = self.tokenizer(texts, pairs, verbose=False) if texts else {"input_ids": []}
+        long = sum(len(ids) > self.max_length for ids in found["input_ids"])
+        if long and self.longer == "refuse":
+            what = f"{long} {split} texts of {self.source} have more than {self.max_length} tokens"
+            raise UserError(f"data.longer: {what}; set data.max_length, or data.longer to truncate")
+        if long:
+            tell(
+                f"{self.source}: {split} texts longer than {self.max_length} tokens, truncated: {long} of {len(texts)}"
+            )
+            found = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
+        labels = [self._number(example) for example in examples]
+        return LabelledTexts.of(found, labels, examples, self.tokenizer.pad_token_id or 0)
+
+    def _check_fit(self) -> None:
+        sampler, count = self._step_sampler(), len(self._splits["valid"].labels)
+        if len(sampler) == 0:
+            what = f"{self.source} has {sampler.epoch_windows} training texts and one step takes {sampler.step_windows}"
+            raise UserError(f"data.batch_size: {what}; give a smaller data.batch_size, or more text")
+        if count < _FEW:
+            tell(f"{self.source}: {count} validation texts; an interval over so few says little")
+
+    def _counts(self, split: Split) -> dict[str, int]:
+        counts = np.bincount(self._splits[split].labels, minlength=len(self.labels))
+        return {name: int(count) for name, count in zip(self.labels, counts, strict=True)}
+
+    def _digest(self) -> str:
+        parts = [
+            [split, [[e.text, e.pair, self._number(e)] for e in those]]
+            for split, those in sorted(self._examples.items())
+        ]
+        return hashlib.sha256(json.dumps([self.labels, parts]).encode()).hexdigest()
+
+    def _place(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _step_sampler(self) -> StepSampler:
+        trainer, data = self.trainer, self._splits["train"]
+        assert trainer is not None
+        weights = None
+        if self.class_weights:
+            counts = np.bincount(data.labels, minlength=len(self.labels))
+            weights = len(data.labels) / (len(self.labels) * np.maximum(counts, 1))
+        dataset: Any = TextDataset(data, weights)
+        cut = (self.batch_size, trainer.accumulate_grad_batches, *self._place())
+        return StepSampler(dataset, *cut, self.seed, lambda: trainer.global_step, bucket=_BUCKET)
+
+    def _loader(self, split: str, rank: int, world: int) -> WindowLoader:
+        dataset: Any = TextDataset(self._splits[split])  # type: ignore[index]
+        return WindowLoader(dataset, evaluation_order(dataset.windows, self.eval_batch_size, rank, world))
+
+    def _load_tokenizer(self) -> tuple[PreTrainedTokenizerFast, list[int]]:
+        """The tokenizer; if it is cut down to what the training split needs, also the old id of each token."""
+        tokenizer = self._plain_tokenizer()
+        if tokenizer.pad_token is None:  # a decoder's: its last token that is no pad is read
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        if self.connection is None or not self.connection.trims_vocabulary:
+            return tokenizer, []
+        check_trims(tokenizer)
+        texts = [text for each in self._examples["train"] for text in (each.text, each.pair) if text]
+        return trimmed(tokenizer, {id_ for ids in tokenizer(texts, verbose=False)["input_ids"] for id_ in ids})
+
+    def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
+        if self.vocab_size:
+            return load_tokenizer(str(self._trained_tokenizer()), "data.vocab_size", separates=False)
+        if self.tokenizer_source:
+            return load_tokenizer(self.tokenizer_source, "data.tokenizer", separates=False)
+        assert self.connection is not None, "connect() hands over the model's tokenizer"
+        source, key = self.connection.tokenizer, self.connection.key
+        if isinstance(source, dict):
+            what = f"{key} is a configuration and brings no tokenizer"
+            raise UserError(f"data.tokenizer: {what}; name one, or give data.vocab_size to train one")
+        return load_tokenizer(source, key, self.connection.trust_remote_code, separates=False)
+
+    def _trained_tokenizer(self) -> Path:
+        parts = [self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction), str(self.vocab_size)]
+        return _CACHE / f"wordpiece-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+
+
+class LabelledTexts:
+    """The tokens of a split, one text behind the other, and their classes."""
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        segments: NDArray[np.int8] | None,
+        offsets: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        examples: Sequence[Example],
+        pad: int,
+    ) -> None:
+        self.ids, self.segments, self.offsets, self.labels = ids, segments, offsets, labels
+        self.examples, self.pad = examples, pad
+
+    @classmethod
+    def of(cls, encoded: Any, labels: Sequence[int], examples: Sequence[Example], pad: int) -> "LabelledTexts":
+        """From what a tokenizer returns for the texts."""
+        rows = encoded["input_ids"]
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        ids = np.fromiter((token for row in rows for token in row), np.int32, offsets[-1])
+        segments = None
+        if "token_type_ids" in encoded:
+            segments = np.fromiter((each for row in encoded["token_type_ids"] for each in row), np.int8, offsets[-1])
+        return cls(ids, segments, offsets, np.array(labels, np.int64), examples, pad)
+
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+
+class TextDataset:
+    """Batches of texts.
+
+    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `labels` `[B]`,
+    or IGNORE; `example [B]`; `texts`, each with its second one; `weights [B]` where classes are weighed; and `step_items`.
+
+    Args:
+        data: The texts.
+        weights: The weight of each class.
+    """
+
+    def __init__(self, data: LabelledTexts, weights: NDArray[np.float64] | None = None) -> None:
+        self.data, self.weights = data, weights
+        count = len(data.labels)
+        numbers, lengths = np.arange(count, dtype=np.int64), np.diff(data.offsets)
+        none = np.zeros_like(numbers)
+        self.windows = Windows(numbers, lengths, none, numbers, sources=[0], counts=[count], slack=[0])
+
+    def supervised(self, rows: NDArray[np.int64], shift: Any) -> float:
+        """What the losses of these texts are divided by: their number, or the sum of their weights."""
+        return len(rows) if self.weights is None else float(self.weights[self.data.labels[rows]].sum())
+
+    def __getitem__(self, index: Slice) -> dict[str, Any]:
+        data, rows = self.data, index.indices
+        lengths = self.windows.lengths[rows]
+        shape = len(rows), int(lengths.max())
+        ids, mask = np.full(shape, data.pad, np.int64), np.zeros(shape, np.int64)
+        segments = np.zeros(shape, np.int64)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            ids[i, :length], mask[i, :length] = data.tokens(int(row)), 1
+            if data.segments is not None:
+                segments[i, :length] = data.segments[data.offsets[row] : data.offsets[row + 1]]
+        labels = np.full(len(rows), IGNORE) if index.silent else data.labels[rows]
+        columns = {"input_ids": ids, "attention_mask": mask, "labels": labels, "example": rows}
+        if data.segments is not None:
+            columns["token_type_ids"] = segments
+        if self.weights is not None:
+            columns["weights"] = self.weights[data.labels[rows]].astype(np.float32)
+        batch: dict[str, Any] = {name: torch.from_numpy(column) for name, column in columns.items()}
+        texts = [(data.examples[row].text, data.examples[row].pair) for row in rows]
+        return batch | {"texts": texts, "step_items": index.step_items}

@@ -1,0 +1,180 @@
+"""Classification: one class for a text, or for a pair of texts; scored by accuracy."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_f1_score,
+    multiclass_matthews_corrcoef,
+)
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.errors import Problem, UserError
+from lightgpt2.functional.divergence import IGNORE
+from lightgpt2.functional.vocabulary import token_nll
+from lightgpt2.models.families import CLASSIFICATION, family_of, head, recorded_states
+from lightgpt2.models.loading import has_head
+from lightgpt2.models.quality import Metric
+from lightgpt2.tasks.base import Batch, Predictions, Row, Task
+
+_BINS = 15  # of the expected calibration error
+
+
+class Classification(Task):
+    """One class for a text.
+
+    What the head reads is the family's: an encoder's pooled first token, a decoder's last token. The hidden states of a text's
+    tokens weigh as much together as one text.
+    """
+
+    auto_class = CLASSIFICATION
+    peft_type = "SEQ_CLS"
+    primary = "accuracy"
+    better = "higher"
+    predict = "classes"
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.pad: int | None = None
+
+    def bind(self, data: Any) -> None:
+        self.labels, self.pad = [*data.labels], data.tokenizer.pad_token_id
+
+    def restore(self, config: PretrainedConfig) -> None:
+        self.labels, self.pad = _names(config), config.pad_token_id
+
+    def head_settings(self, config: PretrainedConfig | None) -> dict[str, Any] | None:
+        if config is not None and has_head(config, self.auto_class):
+            return None
+        names = {"id2label": dict(enumerate(self.labels)), "label2id": {n: i for i, n in enumerate(self.labels)}}
+        pad = {} if self.pad is None else {"pad_token_id": self.pad}
+        return ({**names, "num_labels": len(self.labels)} if self.labels else {}) | pad
+
+    def align(self, teacher: PreTrainedModel, student: PretrainedConfig) -> None:
+        """Puts the rows of a teacher's head in the student's order of classes, by their names.
+
+        Raises:
+            UserError: The two have other classes.
+        """
+        theirs, mine = _names(teacher.config), _names(student)
+        if theirs == mine:
+            return
+        if {*theirs} != {*mine}:
+            what = f"it has the classes {', '.join(theirs)} and the student {', '.join(mine)}"
+            raise UserError([Problem("objective.teacher", what, "choose a teacher of the same classes")])
+        order = [theirs.index(name) for name in mine]
+        classifier: Any = family_of(teacher).classifier(teacher)
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.copy_(parameter[order].clone())
+        teacher.config.id2label = dict(enumerate(mine))
+
+    def check(self, model: PreTrainedModel, key: str) -> None:
+        """Raises a `UserError` if the model has not one logit for each class of the data, or computes them in another way."""
+        names, rows = _names(model.config), len(head(model).weight)
+        if self.labels and rows != len(self.labels):
+            what = f"its head has {rows} classes ({', '.join(names)}) and the data {len(self.labels)}"
+            raise UserError(
+                f"{key}: {what} ({', '.join(self.labels)}); give data of the same classes, or a model without a head"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self.pad  # transformers finds the last token of a text by it
+        ids = torch.arange(1, min(4, model.config.vocab_size), device=model.device)[None]
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(1, dtype=torch.long)}
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            logits = model(**{name: batch[name] for name in family_of(model).model_inputs if name in batch}).logits
+            expected = self.predictions(model, batch).logits(slice(None), torch.float32)
+        model.train(training)
+        if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max() + 1)):
+            raise UserError(f"{key}: the logits of this model are not hidden @ weight.T + bias; it is not supported")
+
+    def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
+        """Runs a model up to its classifier: one item a text, `N = B`."""
+        family, stack = family_of(model), f"{family_of(model).stack}."
+        with recorded_states(model, [int(name.removeprefix(stack)) for name in states]) as found:
+            pooled = family.pooled_states(model, batch)
+        mask = batch["attention_mask"]
+        share = (mask / mask.sum(dim=1, keepdim=True)).flatten()  # of each token of a text
+        kept = {f"{stack}{layer}": (state.flatten(0, 1), share) for layer, state in found.items()}
+        weight, bias, scale = head(model)
+        return Predictions(pooled, weight, batch["labels"], bias, scale, kept, batch.get("weights"))
+
+    @torch.no_grad()
+    def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
+        """One row a text: its `loss` in nats, its `label`, and `probabilities` of the classes."""
+        found = self.predictions(model, batch)
+        supervised = found.labels != IGNORE
+        loss = token_nll(found.hidden, found.weight, found.labels, found.bias, found.scale)
+        probabilities = found.logits(slice(None), torch.float32).softmax(dim=1)
+        columns = zip(
+            batch["example"].tolist(), loss.tolist(), found.labels.tolist(), probabilities.tolist(), supervised.tolist(),
+            strict=True,
+        )  # fmt: skip
+        return [
+            {"example": example, "loss": loss, "items": 1, "label": label, "probabilities": shares}
+            for example, loss, label, shares, counts in columns
+            if counts
+        ]
+
+    def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
+        """Accuracy; macro-F1, Matthews' correlation and the expected calibration error (15 bins); and each class's recall."""
+        ordered = sorted(rows, key=lambda row: int(row["example"]))
+        labels = torch.tensor([row["label"] for row in ordered], dtype=torch.long)
+        shares = torch.tensor([row["probabilities"] for row in ordered], dtype=torch.float64).reshape(len(ordered), -1)
+        if not len(ordered):
+            return {"accuracy": Metric("accuracy", "higher", np.zeros(0), np.zeros(0))}
+        right = (shares.argmax(dim=1) == labels).numpy().astype(np.float64)
+        ones, count = np.ones(len(right)), shares.shape[1]
+        figures: dict[str, tuple[Tensor, Any]] = {
+            "macro_f1": (multiclass_f1_score(shares, labels, count, average="macro"), "higher"),
+            "mcc": (multiclass_matthews_corrcoef(shares, labels, count), "higher"),
+            "ece": (multiclass_calibration_error(shares, labels, count, n_bins=_BINS, norm="l1"), "lower"),
+        }
+        found = {"accuracy": Metric("accuracy", "higher", right, ones)}
+        found |= {
+            name: Metric(name, better, np.array([float(value)]), np.ones(1))
+            for name, (value, better) in figures.items()
+        }
+        names = self.labels or [str(i) for i in range(count)]
+        for i, name in enumerate(names):
+            its = (labels == i).numpy().astype(np.float64)
+            found[f"recall/{name}"] = Metric(f"recall/{name}", "higher", right * its, its)
+        return found
+
+    def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
+        _, *others = configs.items()
+        found = []
+        for key, config in others:
+            if config.architectures and not has_head(config, self.auto_class):
+                what = f"it has no classification head (its architecture: {', '.join(config.architectures)})"
+                found.append(Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first"))
+        return found
+
+    def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
+        """Each text with its class, the most likely one, and the probabilities of all."""
+        found = self.predictions(model, batch)
+        probabilities = found.logits(slice(None), torch.float32).softmax(dim=1)
+        names = _names(model.config)
+        lines = []
+        for example, number, (text, second), shares in zip(
+            batch["example"].tolist(),
+            probabilities.argmax(dim=1).tolist(),
+            batch["texts"],
+            probabilities.tolist(),
+            strict=True,
+        ):
+            pair = {} if second is None else {"text_pair": second}
+            scores = {name: round(share, 6) for name, share in zip(names, shares, strict=True)}
+            lines.append({"example": example, "text": text, **pair, "label": names[number], "probabilities": scores})
+        return lines
+
+
+def _names(config: PretrainedConfig) -> list[str]:
+    """The names of a model's classes in their order."""
+    return [config.id2label[i] for i in sorted(config.id2label)]
