@@ -16,10 +16,11 @@ from lightgpt2.data.readers import READERS, cut, kind, read, reason
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
+from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_READING = 4  # the version of the reading and of what is cached, in fingerprints
+_READING = 5  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
@@ -148,7 +149,7 @@ class Corpus:
         names = [*(table.column_names or next(iter(table), {}))]  # a stream may not know them
         if not (chosen := fields(names, self.text_field)):
             raise no_fields(self.text_field, where, names)
-        rows = iter(table.select_columns(chosen))
+        rows = map(without_none, table.select_columns(chosen))
         if self.source.partition(":")[0] == "wikitext":  # one row a line; a document is an article
             return cut((row[self.text_field] or "" for row in rows), _WIKI_ARTICLE)
         return documents(_guarded(rows, self.source), self.text_field, where, remarks)

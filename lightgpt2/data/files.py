@@ -57,8 +57,8 @@ def split_named(name: str) -> Split | None:
 def by_split(names: Iterable[str], remarks: Remarks) -> dict[str, Split | None]:
     """The split of each file or table that is read, what is held out first; None for all if no name says one.
 
-    Beside training text, what says no split is left out (a `README.md`); where names say only what is held out, it is the
-    training text.
+    Beside training text, what says no split is left out (a `README.md`). Where names say only what is held out, it is the
+    training text, from which a held-out split that is not named is taken.
     """
     said = {name: split_named(name) for name in names}
     if not any(said.values()):
@@ -66,9 +66,11 @@ def by_split(names: Iterable[str], remarks: Remarks) -> dict[str, Split | None]:
     trained = "train" in said.values()
     found: dict[str, Split | None] = {}
     for name, split in said.items():
-        if split is None and trained:
-            remarks.add("files whose names say no split, beside others whose names do: not read", name)
-            continue
+        if split is None:
+            does = "not read" if trained else "training text"
+            remarks.add(f"files whose names say no split, beside others whose names do: {does}", name)
+            if trained:
+                continue
         found[name] = split or "train"
         if split in ("valid", "test"):
             remarks.add(f"{split} split by its name", name)

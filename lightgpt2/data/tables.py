@@ -110,4 +110,15 @@ def parquet_rows(file: Path, text_field: str, remarks: Remarks) -> Iterator[Row]
         if not (names := fields(table.schema_arrow.names, text_field)):
             raise no_fields(text_field, str(file), table.schema_arrow.names)
         for batch in table.iter_batches(columns=names, batch_size=1024):
-            yield from batch.to_pylist()
+            yield from map(without_none, batch.to_pylist())
+
+
+def without_none(row: Row) -> Row:
+    """A row of an Arrow table without what its types add inside of its values: each struct has all fields of its column."""
+    return {name: _without_none(value) for name, value in row.items()}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [*map(_without_none, value)] if isinstance(value, list) else value

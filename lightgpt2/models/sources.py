@@ -112,7 +112,7 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
         return what, "give a folder with *.safetensors"
     if "trust_remote_code" in str(error):
         where = "trust_remote_code (in a configuration model.trust_remote_code, for a command --trust-remote-code)"
-        return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
+        return f"{source} needs Python code in its folder", f"read that code, and if you trust it, set {where}"
     if "backend tokenizer" in str(error):
         return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -45,6 +45,32 @@ ASKED = turns(
 )
 
 
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": [*properties]}
+    return {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": parameters}}
+
+
+TOOLS = [
+    tool("add", a={"type": "integer"}, b={"type": "integer"}),
+    tool("look_up", word={"type": "string"}),
+    tool("now"),
+]
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "It is 3."},
+]
+TOOLS_TEMPLATE = (
+    "{% if tools %}<|tools|>{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls %}<call>{{ call.function | tojson }}{% endfor %}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -113,6 +139,14 @@ ROWS: dict[str, tuple[Row, Document | None]] = {
     ),
     "instruction, input and output": ({"instruction": "ask", "input": "this", "output": "told"}, MORE),
     "instruction and output": ({"instruction": "ask", "input": "", "output": "told"}, PAIR),
+    "tools": ({"messages": CALLED, "tools": TOOLS}, Conversation(tuple(CALLED), tools=tuple(TOOLS))),
+    "tools as text": ({"messages": CALLED, "tools": json.dumps(TOOLS)}, Conversation(tuple(CALLED), tools=tuple(TOOLS))),
+    "tools of a prompt and a completion that are turns": (
+        {"prompt": CALLED[:3], "completion": CALLED[3:], "tools": TOOLS},
+        Conversation((CALLED[0], {**CALLED[1], "weight": 0}, *CALLED[2:]), tools=tuple(TOOLS)),
+    ),
+    "no tools": ({"messages": ASKED, "tools": None}, Conversation(tuple(ASKED))),
+    "a text beside tools of another kind": ({"text": "some", "tools": "hammer, saw"}, "some"),
     "nothing": ({"text": None}, None),
     "no answer": ({"prompt": "ask", "completion": " "}, None),
     "no turn of the assistant": ({"messages": ASKED[:1]}, None),
@@ -127,11 +161,7 @@ def test_rows_of_every_form_in_every_format(tmp_path: Path, name: str, suffix: s
     row, wanted = ROWS[name]
     path = tmp_path / f"a.{suffix}"
     if suffix == "csv":
-        if name in (
-            "prompt and completion that are turns",
-            "half of a surrogate pair",
-            "messages in the field of the text",
-        ):
+        if "turns" in name or name in ("half of a surrogate pair", "messages in the field of the text"):
             pytest.skip("there is no such value in CSV")
         with path.open("w", newline="") as file:
             values = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
@@ -155,6 +185,18 @@ WRONG: dict[str, tuple[Row, str]] = {
     "a number": ({"messages": 3}, "'messages' of {} holds int, not text or a list of messages, in row 1; correct it"),
     "content": ({"messages": [{"role": "user", "content": 3}]}, "the content of message 1 must be text, got 3, in row 1"),
     "a completion": ({"prompt": "a", "completion": 3}, "data.source: 'completion' of {} holds int, not text, in row 1"),
+    "tools that are words": (
+        {"messages": ASKED, "tools": "hammer, saw"}, "data.source: 'tools' of {} holds no JSON (Expecting value",
+    ),
+    "tools that are names": (
+        {"messages": ASKED, "tools": ["add"]},
+        "data.source: 'tools' of {} must be a list of JSON schemas of functions, got ['add'], in row 1",
+    ),
+    "calls that are text": (
+        {"messages": [ASKED[0], {"role": "assistant", "content": None, "tool_calls": "add(1)"}]},
+        "the tool_calls of message 2 must be a list of calls, got 'add(1)', in row 1; correct it",
+    ),
+    "turns in text that are another text": ({"messages": '"a text"'}, "'messages' of {} holds str, not text or a list of"),
     "other fields": ({"question": "a", "answer": "b"}, "nor messages, or prompt and completion, or instruction and output"),
 }  # fmt: skip
 
@@ -241,6 +283,24 @@ def test_what_the_template_refuses_is_left_out_and_said(here: Path, capsys: pyte
     )
 
 
+def test_tools_are_rendered_as_transformers_does_and_not_learnt(here: Path) -> None:
+    data = prepared(here, [{"messages": CALLED, "tools": TOOLS}], template=TOOLS_TEMPLATE)
+    whole = data.tokenizer.apply_chat_template(CALLED, tools=TOOLS, tokenize=False)
+    assert data.tokenizer.decode(data._splits["train"].tokens[:]) == whole.rstrip("\n")
+    end = data.tokenizer.eos_token
+    assert learnt(data) == [f"<call>{json.dumps(CALL['function'])}{end}", f"It is 3.{end}"]
+
+
+def test_an_answer_that_begins_a_conversation_is_learnt(here: Path) -> None:
+    greeted = [{"role": "assistant", "content": "Hello!"}, *ASKED[:2]]
+    system = [{"role": "system", "content": "Be brief."}, *greeted]
+    rows = [{"messages": greeted}, {"messages": system}, {"prompt": greeted[:2], "completion": ASKED[1:2]}]
+    data = prepared(here, rows[:2])
+    assert learnt(data) == ["Hello!<|endoftext|>", "A template.<|endoftext|>"] * 2
+    data = prepared(here, rows[2:])
+    assert learnt(data) == ["A template.<|endoftext|>"], "of a prompt no answer is learnt"
+
+
 def test_a_template_from_a_file_is_used_and_kept(here: Path) -> None:
     Path("t.jinja").write_text(TEMPLATE)
     data = prepared(here, [{"messages": ASKED}], template=None, chat_template="t.jinja")
@@ -248,18 +308,23 @@ def test_a_template_from_a_file_is_used_and_kept(here: Path) -> None:
     assert data.tokenizer.chat_template == TEMPLATE
 
 
-def test_texts_and_conversations_share_a_stream(here: Path) -> None:
-    rows = [
-        {"text": "Some plain text."},
-        {"messages": ASKED},
-        {"text": "More of it."},
-        {"prompt": "a", "completion": "b"},
-    ]
-    special = {"bos_token": "<s>", "eos_token": "</s>"}
-    found = learnt(prepared(here, rows, special))
-    assert sorted(found) == sorted(
-        ["Some plain text.</s>", "A template.</s>", "A letter.</s>", "More of it.</s>", "b</s>"]
-    )
+@pytest.mark.parametrize("special", [{"bos_token": "<s>", "eos_token": "</s>"}, {"eos_token": "</s>"}])
+@pytest.mark.parametrize("settings", [{}, {"loss_on": "all"}, {"mode": "packed", "sequence_length": 20}])
+def test_texts_and_conversations_share_a_stream(here: Path, special: dict[str, str], settings: dict[str, Any]) -> None:
+    """The end of a text is learnt whatever follows it: a text, a conversation, or nothing."""
+    texts = ["Some plain text.", "More of it.", "The last."]
+    rows: list[Row] = [{"text": texts[0]}, {"messages": ASKED}, {"text": texts[1]}, {"text": texts[2]}]
+    data = prepared(here, [*rows, {"prompt": "a", "completion": "b"}], special, **settings)
+    found = learnt(data)
+    if not settings:
+        answers = ["A template.", "A letter.", "b"]
+        assert sorted(found) == sorted(f"{text}</s>" for text in [*texts, *answers])
+    elif "loss_on" in settings:
+        assert all(any(piece.endswith(f"{text}</s>") for piece in found) for text in texts)
+        assert len(found) == 5
+    else:
+        stream = "".join(found)
+        assert sum(f"{text[-6:]}</s>" in stream for text in texts) >= 2, "a window may cut one"
 
 
 def test_prompts_of_conversations_go_up_to_the_first_answer(here: Path) -> None:

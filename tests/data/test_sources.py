@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from lightgpt2.data.files import split_named
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 from tests.support.models import write_tokenizer
@@ -139,6 +141,21 @@ def test_what_names_no_split_beside_training_text_is_left_out_and_named(tmp_path
     assert found == ["two", "one"]
     assert "files whose names say no split, beside others whose names do: not read: 2 (README.md, infos.json)" in said
     assert "valid split by its name: 1 (data/dev.txt)" in said
+
+
+@pytest.mark.parametrize("named", ["test", "valid"])
+def test_beside_a_held_out_file_the_others_are_shared_out(tmp_path: Path, named: str) -> None:
+    texts = {name: [f"{name} {number}" for number in range(60)] for name in (named, "index", "notes")}
+    write(tmp_path, {f"{name}.txt": "\n\n".join(found) for name, found in texts.items()})
+    splits: dict[str, set[str]] = {"train": set(), "valid": set(), "test": set()}
+    for split, text in split_documents(Corpus(str(tmp_path)), 0.2, 0.2):
+        splits[split].add(str(text))
+    assert splits.pop(named) == set(texts.pop(named)), "no more is held out"
+    assert all(splits.values())
+    assert set().union(*splits.values()) == set().union(*texts.values())
+    said = read(tmp_path)[1]
+    assert "beside others whose names do: training text: 2 (index.txt, notes.txt)" in said
+    assert f"{named} split by its name: 1 ({named}.txt)" in said
 
 
 @pytest.mark.parametrize("name", ["test.txt", "valid.txt", "train.txt"])
@@ -329,6 +346,25 @@ def test_rows_of_a_file(tmp_path: Path, name: str) -> None:
     assert words or not said
 
 
+QUOTED = {
+    "a line break in a field": 'text\tlabel\n"one\ntwo"\t0\nthree\t1\n',
+    "two columns of several lines": 'text\tlabel\n"one\n\ntwo"\t"a\nb"\nthree\t1\n',
+    "the last column": 'id\ttext\n1\t"one\ntwo"\n2\tthree\n',
+    "one column": 'text\n"one\ntwo"\nthree\n',
+    "tabs and marks, too": 'text\tlabel\n"one\t""two""\n""three"""\t0\nfour\t1\n',
+    "Windows' ends of lines": 'text\tlabel\r\n"one\r\ntwo"\t0\r\nthree\t1\r\n',
+    "a quoted header": '"text"\t"label"\n"one\ntwo"\t"0"\n"three"\t"1"\n',
+    "the last line without an end": 'text\tlabel\nthree\t1\n"one\ntwo"\t0',
+    "marks inside of other fields": 'text\tlabel\n"one\ntwo"\t0\n5" pipe\t1\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_quoted_tsv_is_read_as_pandas_and_datasets_read_it(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {"a.tsv": QUOTED[name]})
+    assert read(tmp_path / "a.tsv") == (pd.read_csv(tmp_path / "a.tsv", sep="\t")["text"].tolist(), "")
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()]
 )
@@ -420,6 +456,15 @@ def test_token_ids_with_gaps_and_above_two_bytes(here: Path, first: int, trims: 
     if not trims:
         assert tokens[1:].tolist() == whole(TEXT, add_special_tokens=False)["input_ids"]
         assert tokens.max() >= first, "one of the last ids is in the text"
+
+
+def test_a_tokenizer_that_is_not_what_its_folder_s_ledger_says_is_refused(here: Path) -> None:
+    write(here, {"a.txt": TEXT})
+    wide(here / "t", 400)
+    Ledger([{"files": {}}]).write(here / "t")
+    (here / "t/tokenizer.json").write_text((here / "t/tokenizer.json").read_text() + "\n")
+    with pytest.raises(UserError, match=r"^data.tokenizer: tokenizer.json in t is not what was written"):
+        LanguageModelingData("a.txt", tokenizer="t").prepare_data()
 
 
 @pytest.mark.parametrize("largest", [65_535, 65_536])
