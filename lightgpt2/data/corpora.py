@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lightgpt2.data.documents import Document, documents, fields, no_fields
-from lightgpt2.data.files import by_split, find
+from lightgpt2.data.files import by_split, card_splits, find
 from lightgpt2.data.readers import READERS, cut, kind, read, reason
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
@@ -33,7 +33,7 @@ class Corpus:
     Args:
         source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
             (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
-        text_field: Field of the text in JSON, CSV, TSV, Parquet and hub datasets.
+        text_field: Field of the text in files that are no text files, and in hub datasets.
         separator: Regular expression at which text files are cut into documents.
         streaming: Read a hub dataset as it arrives, without a copy of it on disk.
         name: What metrics and remarks call the source. The default is the last part of `source`.
@@ -179,7 +179,7 @@ class Corpus:
         if files == [top]:
             return {top: None}
         named = {str(file.relative_to(top)): file for file in files}
-        return {named[name]: split for name, split in by_split(named, remarks).items()}
+        return {named[name]: split for name, split in by_split(named, remarks, card_splits(top, named)).items()}
 
     def _hub(self) -> dict[str, Any]:
         """The tables of a hub dataset by the name of their split."""

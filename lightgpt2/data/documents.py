@@ -82,7 +82,7 @@ def documents(rows: Iterable[Mapping[str, Any]], text_field: str, where: str, re
         try:
             document = _document(row, fields(row, text_field))
         except _WrongError as error:
-            if not _is_unicode(row):
+            if not is_unicode(_json(row)):
                 remarks.add("rows that are not valid Unicode, left out", where)
                 continue
             what = f"{error.field!r} of {where} {error}, in row {number}"
@@ -95,14 +95,15 @@ def documents(rows: Iterable[Mapping[str, Any]], text_field: str, where: str, re
             remarks.add("rows without text, left out", where)
         elif isinstance(document, Conversation) and not any(map(is_answer, document.messages)):
             remarks.add("conversations without an answer, left out", where)
-        elif not _is_unicode(document if isinstance(document, str) else [document.messages, document.tools]):
+        elif not is_unicode(document if isinstance(document, str) else _json([document.messages, document.tools])):
             remarks.add("rows that are not valid Unicode, left out", where)
         else:
             yield document
 
 
-def _is_unicode(value: Any) -> bool:
-    return is_unicode(json.dumps(value, ensure_ascii=False, default=str))
+def _json(value: Any) -> str:
+    """A value as JSON that holds its characters as they are."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def is_answer(turn: Message) -> bool:
@@ -131,8 +132,9 @@ def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
         return Conversation(_turns(names[0], _from_json(names[0], value)), tools=tools)
     if names[0] == "prompt" and not any(isinstance(value, str) for value in values.values() if value is not None):
         asked, told = (_turns(name, value) if value else () for name, value in values.items())
-        turns = ({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked)
-        return Conversation((*turns, *told), tools=tools)
+        return Conversation(
+            (*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told), tools=tools
+        )
     for name, value in values.items():
         if not isinstance(value, str | None):
             raise _WrongError(name, f"holds {type(value).__name__}, not text")
@@ -169,6 +171,13 @@ def _turns(field: str, value: Any) -> tuple[Message, ...]:
     turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in value]
     if any(isinstance(turn, dict) and not {"content", "tool_calls"} & turn.keys() for turn in turns):
         return ()  # a turn that says nothing, which many datasets have
-    if problem := message_problem(turns):
+    if problem := message_problem(turns) or _weight_problem(turns):
         raise _WrongError(field, f"is not a conversation: {problem}")
     return tuple(turns)
+
+
+def _weight_problem(turns: Iterable[Message]) -> str | None:
+    """What is wrong with the weights of answers, which say whether an answer is learnt; None if nothing is."""
+    weights = [turn.get("weight", 1) for turn in turns]
+    wrong = next((number for number, weight in enumerate(weights) if weight not in (0, 1)), None)
+    return None if wrong is None else f"the weight of message {wrong + 1} must be 0 or 1, got {weights[wrong]!r:.60}"

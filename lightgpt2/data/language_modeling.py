@@ -35,8 +35,8 @@ class LanguageModelingData(TaskData):
     Args:
         source: A built-in corpus (`pydoc`, the language reference inside CPython; `requirements` or `requirements:SIZE`,
             sentences of a grammar; `wikitext`), a hub dataset id (`name` or `name:config`), or the path of a text, Markdown,
-            JSON, JSONL, CSV, TSV or Parquet file, or of a folder of them, which keeps the splits that its files and folders
-            name. Several sources are a list of these, or of `{source, name, weight, text_field, separator, streaming}`.
+            JSON, JSONL, CSV, TSV, Parquet or Arrow file, or of a folder of them, which keeps the splits that its files and
+            folders name. Several sources are a list of these, or of `{source, name, weight, text_field, separator, streaming}`.
         text_field: Field that holds the text, for all but text files.
         separator: Regular expression that cuts text files into documents. The default is blank lines.
         streaming: Read hub datasets as they arrive, without a copy on disk; with `token_budget`, no more than that needs.
@@ -90,11 +90,8 @@ class LanguageModelingData(TaskData):
         self.corpora = corpora(source, text_field, separator, streaming)
         self.mode, self.seed = mode, seed
         self.token_budget, self.near_duplicates, self.processes = token_budget, near_duplicates, processes
-        self.cross_document_attention, self.loss_on, self.chat_template = (
-            cross_document_attention,
-            loss_on,
-            chat_template,
-        )
+        self.cross_document_attention, self.loss_on = cross_document_attention, loss_on
+        self.chat_template = chat_template
         self.sequence_length, self.stride = sequence_length, stride or max(1, sequence_length // 2)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
@@ -167,11 +164,9 @@ class LanguageModelingData(TaskData):
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
         split, length = self.predict_split, self.connection.prompt_tokens if self.connection else None
-        windows = (
-            self._scoring_windows(split)
-            if length is None
-            else prompt_windows(self._splits[split], length, self.sequence_length)
-        )
+        windows = self._scoring_windows(split)
+        if length is not None:
+            windows = prompt_windows(self._splits[split], length, self.sequence_length)
         return self._loader(split, windows, *self._place())
 
     @property
@@ -247,10 +242,8 @@ class LanguageModelingData(TaskData):
 
     def _dataset(self, split: str, windows: Windows, apart: bool = False) -> WindowDataset:
         names = [corpus.label for corpus in self.corpora] if len(self.corpora) > 1 else []
-        answers_only = self.loss_on == "answers"
-        return WindowDataset(
-            self._splits[split], windows, document_separator(self.tokenizer), answers_only, apart, names
-        )
+        separator, answers_only = document_separator(self.tokenizer), self.loss_on == "answers"
+        return WindowDataset(self._splits[split], windows, separator, answers_only, apart, names)
 
     def _check_steps(self) -> None:
         """Refuses an epoch without a whole optimizer step, or that ends before its first validation."""

@@ -100,7 +100,8 @@ class ChatTemplate:
             texts, places = render_jinja_template([said], tools, chat_template=self._source(tools), **options)
         except Exception as error:  # a template is code, and may raise anything
             raise ValueError(f"the chat template refuses it ({' '.join(str(error).split())})") from error
-        if any(isinstance(content := message.get("content"), list) and str(content) in texts[0] for message in said):
+        parts = [content for message in said if (content := message.get("content")) and isinstance(content, list)]
+        if any(str(content) in texts[0] for content in parts):
             raise ValueError("the chat template reads contents that are text, not lists of parts")
         return texts[0], places[0] if marked else []
 
@@ -146,7 +147,8 @@ class ChatTemplate:
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
     """The chat template of a tokenizer of transformers; None if it has none, or several and none that is the default."""
     source = getattr(tokenizer, "chat_template", None)
-    return _of({"default": source} if isinstance(source, str) else source or {}, tokenizer.special_tokens_map)
+    templates = source if isinstance(source, dict) else {"default": source} if isinstance(source, str) else {}
+    return _of(templates, tokenizer.special_tokens_map)
 
 
 def folder_template(folder: Path) -> ChatTemplate | None:
