@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data.base import TaskData
+from lightgpt2.data.batches import Slice, StepSampler, WindowLoader, evaluation_order
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
-from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
+from lightgpt2.data.windows import Windows
 from lightgpt2.errors import UserError, tell
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.families import CLASSIFICATION
