@@ -16,6 +16,7 @@ from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
+from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
