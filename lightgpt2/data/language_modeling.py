@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from lightgpt2.data.windows import (
 )
 from lightgpt2.errors import UserError, tell
 from lightgpt2.models.chat import chat_template
+from lightgpt2.models.files import is_whole
 from lightgpt2.models.loading import load_tokenizer, separator_id
 from lightgpt2.models.vocabulary import needed_rows
 
@@ -156,7 +158,7 @@ class LanguageModelingData(TaskData):
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and tokenizes the corpus unless that is done, and says what is left out."""
-        if self.vocab_size and not self._trained_tokenizer().is_dir():
+        if self.vocab_size and not _is_cached(self._trained_tokenizer()):
             splitter = self._splitter()
             with progress("Training the tokenizer", splitter) as advance:
                 train_tokenizer(_training_texts(splitter, advance), self.vocab_size, self._trained_tokenizer())
@@ -371,7 +373,7 @@ class LanguageModelingData(TaskData):
         )
         limits = self._limits()
         folder = self._cached("tokens", json.dumps([dataclasses.asdict(encoder), limits, self.near_duplicates]))
-        if not (folder / store.META).is_file():
+        if not _is_cached(folder):
             sizes = [corpus.size() for corpus in self.corpora]
             small = None not in sizes and sum(filter(None, sizes)) < _SMALL
             processes = self.processes or (1 if small else len(os.sched_getaffinity(0)))
@@ -398,6 +400,15 @@ class LanguageModelingData(TaskData):
         sources = [corpus.fingerprint() for corpus in self.corpora]
         text = "\n".join([*sources, str(self.valid_fraction), str(self.test_fraction), *parts])
         return _CACHE / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _is_cached(folder: Path) -> bool:
+    """True if a folder of the cache is there; of a damaged one it is said that it will be made again."""
+    if not (found := is_whole(folder)) and folder.exists():
+        tell(
+            f"{folder} is not what was written (a checksum differs, or a file is missing): making it again", sys.stderr
+        )
+    return found
 
 
 def _training_texts(splitter: Splitter, advance: Callable[[int], object]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.files import atomic_folder, write_checksums
 from lightgpt2.models.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -42,6 +42,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     )
     with atomic_folder(folder) as temporary:
         save_tokenizer(tokenizer, temporary)
+        write_checksums(temporary)
 
 
 def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:
