@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import yaml
 from lightning.pytorch import Callback
 
@@ -76,13 +77,15 @@ def watch(folder: Path, written: str, *args: str) -> list[Sample]:
 
 def row(name: str, units: float, samples: list[Sample]) -> list[str]:
     """First and last tenth: memory, its own, and milliseconds a unit; the peak."""
-    first, last = samples[0][1], samples[-1][1]
+    sizes = np.array([size for _, size, *_ in samples], float)
+    first, last = sizes[0], sizes[-1]
     tenths = []
     for low, high in ((0.0, 0.1), (0.9, 1.0)):
-        inside = [s for s in samples if low <= (s[1] - first) / (last - first) <= high]
-        share = (inside[-1][1] - inside[0][1]) / last
-        milliseconds = (inside[-1][0] - inside[0][0]) * 1e3 / (units * share)
-        tenths.append((median(s[2] for s in inside), median(s[3] for s in inside), milliseconds))
+        ends = first + np.array([low, high]) * (last - first)
+        begun, ended = np.interp(ends, sizes, [seconds for seconds, *_ in samples])
+        inside = [each for each in samples if ends[0] <= each[1] <= ends[1]]
+        milliseconds = (ended - begun) * 1e3 / (units * (ends[1] - ends[0]) / last)
+        tenths.append((median(each[2] for each in inside), median(each[3] for each in inside), milliseconds))
     pairs = [f"{a:,.{digits}f} - {b:,.{digits}f}" for digits, a, b in zip((0, 0, 2), *tenths, strict=True)]
     return [name, *pairs[:2], f"{max(s[2] for s in samples):,.0f}", pairs[2]]
 

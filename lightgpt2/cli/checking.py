@@ -184,7 +184,7 @@ def _unfit(key: str, value: Any) -> Iterator[Problem]:
     elif isinstance(value, list):
         for each in value:
             yield from _unfit(key, each)
-    elif what := _limit(value):
+    elif what := _limit(value) or (key.endswith(("path", "dir")) and _unnameable(str(value))):
         yield Problem(key, f"{what}, got {_shown(value)}")
 
 
@@ -197,6 +197,13 @@ def _limit(value: Any) -> str:
     if isinstance(value, str) and not is_unicode(value):
         return "must be valid Unicode"
     return "must hold no NUL character" if isinstance(value, str) and "\0" in value else ""
+
+
+def _unnameable(path: str) -> str:
+    """The limit of file systems that a path is beyond."""
+    names = [len(name.encode()) for name in path.split("/")]
+    too_long = max(names) > 255 or sum(names) + len(names) > 4096
+    return "must be a path of at most 4096 bytes, each of its names at most 255" if too_long else ""
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -161,7 +161,7 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
                 return 0, "is damaged"
             is_sealed = archive.comment == seal(archive)
         # Memory-mapped: of the tensors only the tables of contents are read. Never runs code.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = {**torch.load(path, map_location="cpu", weights_only=True, mmap=True)}
         differences, step = _differences(ours, checkpoint["run"]), int(checkpoint["global_step"])
     except (*_UNREADABLE, zipfile.BadZipFile):
         return 0, "is truncated or was not written by lightgpt2"

@@ -135,6 +135,7 @@ NAMED: list[tuple[dict[str, Any], str]] = [
     (new(vocab_size=10**9), "model.model: it has 32,000,027,520 parameters: 512.0 GB of memory are needed, and "),
     ({**new(), "data.vocab_size": 10**10}, "data.vocab_size: 720.0 GB of memory to train the tokenizer are needed, and "),
     (callback(_CHECKPOINT, save_top_k=3), "trainer.callbacks.ModelCheckpoint: ModelCheckpoint(save_top_k=3, "),
+    (callback(_CHECKPOINT, dirpath="x" * 300), "trainer.callbacks.dirpath: must be a path of at most 4096 bytes, each"),
     ({**callback("lightning.pytorch.callbacks.LearningRateMonitor"), "trainer.logger": False}, "trainer: Cannot use `Lear"),
     ({**_NEEDS, "data.source": "empty.txt"}, "data.source: empty.txt holds no text"),
     ({**_NEEDS, "data.source": "binary.txt"}, "data.source: binary.txt is binary, not text"),
