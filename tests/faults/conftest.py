@@ -1,11 +1,18 @@
-"""How many cases the attacks have tried: `make faults` prints it at the end."""
+"""How many cases the attacks try: a few in the suite, all by `make faults`, which prints their numbers at the end."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 
 Tried = Callable[[str], None]
+Case = TypeVar("Case")
+
+
+def cases(config: pytest.Config, every: Sequence[Case], few: int) -> Sequence[Case]:
+    """The cases of an attack: `--faults large` tries all of them, the suite the first few."""
+    return every if config.getoption("--faults") == "large" else every[:few]
 
 
 @pytest.fixture

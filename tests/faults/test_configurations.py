@@ -15,8 +15,7 @@ import yaml
 
 from lightgpt2.runs.configs import shipped_configs
 from lightgpt2.runs.yaml_text import YamlError, load_yaml
-from tests.faults.conftest import Tried
-from tests.faults.support import cases
+from tests.faults.conftest import Tried, cases
 from tests.support.mistakes import Bench, errors
 from tests.support.models import write_model
 
@@ -282,9 +281,10 @@ def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name, many in {"seed": (20, 300), "fit_seed": (3, 60)}.items():
+    ships = sorted(path.name for path in shipped_configs().glob("*.yaml"))
+    for name, (every, few) in {"seed": (range(300), 15), "fit_seed": (range(60), 2), "ships": (ships, 2)}.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, cases(metafunc.config, *many))
+            metafunc.parametrize(name, cases(metafunc.config, every, few))
 
 
 def mutant(seed: int) -> tuple[dict[str, Any], str, bool]:
@@ -313,10 +313,9 @@ def attempt(bench: Bench, config: dict[str, Any], verb: str) -> tuple[int, list[
     return code, messages, out
 
 
-def test_every_shipped_configuration_runs_before_it_is_mutated(wide: Bench) -> None:
-    for path in sorted(shipped_configs().glob("*.yaml")):
-        code, messages, _ = attempt(wide, shipped(path.name), "check")
-        assert code == 0, (path.name, messages)
+def test_every_shipped_configuration_runs_before_it_is_mutated(wide: Bench, ships: str) -> None:
+    code, messages, _ = attempt(wide, shipped(ships), "check")
+    assert code == 0, messages
 
 
 def test_a_mutation_runs_or_is_refused_in_lines_that_name_a_key(wide: Bench, seed: int, tried: Tried) -> None:

@@ -22,9 +22,8 @@ from lightgpt2.data import LanguageModelingData
 from lightgpt2.models import files, loading
 from lightgpt2.models.files import write_json
 from lightgpt2.runs import pipeline
-from tests.faults.conftest import Tried
+from tests.faults.conftest import Tried, cases
 from tests.faults.damage import damage, restore
-from tests.faults.support import cases
 from tests.support.cli import write_config
 from tests.support.mistakes import spoilt
 from tests.support.models import WHOLE_BLOCKS, write_corpus, write_model
@@ -198,7 +197,7 @@ def read(reader: Reader) -> tuple[Outcome, str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", cases(metafunc.config, len(READERS), int(os.environ.get("FAULTS", 400))))
+        metafunc.parametrize("seed", cases(metafunc.config, range(int(os.environ.get("FAULTS", 400))), len(READERS)))
 
 
 def test_a_damaged_file_is_named_or_does_no_harm(whole: Path, spare: Path, seed: int, tried: Tried) -> None:

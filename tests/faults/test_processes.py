@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,9 @@ from lightgpt2.runs.recipes import read_recipe
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.language_model import Continuation
 from lightgpt2.runtime.prompts import Texts
-from tests.faults.conftest import Tried
+from tests.faults.conftest import Tried, cases
 from tests.faults.dying import inject
 from tests.faults.small_disk import isolate
-from tests.faults.support import cases
 from tests.support.chats import write_chat_model
 from tests.support.cli import ENVIRONMENT, call, run_cli, succeed, write_config
 from tests.support.mistakes import spoilt
@@ -76,14 +75,6 @@ FAULTS = ("SIGKILL", *STOPS, "ENOSPC", "EROFS", "FSIZE", *["SIGKILL"] * 6, *STOP
 ATTACKS = [(name, FAULTS[(turn + n) % len(FAULTS)]) for turn in range(len(FAULTS)) for n, name in enumerate(COMMANDS)]
 ROOM = [1_000 * 3**step for step in range(10)]  # bytes that a disk has left
 DISKS = [(name, ROOM[(turn + n) % len(ROOM)]) for turn in range(3) for n, name in enumerate(COMMANDS)]
-
-# How many cases the suite tries, and `make faults`.
-_MANY = {"seed": (3, len(ATTACKS)), "disk": (1, len(DISKS)), "milliseconds": (2, 120), "more": (0, 1)}
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name in _MANY.keys() & {*metafunc.fixturenames}:
-        metafunc.parametrize(name, cases(metafunc.config, *_MANY[name]))
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +184,8 @@ def test_a_disk_without_room_loses_nothing(bench: Path, whole: Any, tmp_path: Pa
     done = run_cli(work, *args, module="tests.faults.small_disk")
     text = said(done)
     assert done.returncode in (0, 2), text
-    assert done.returncode == 0 or re.search(r"^lightgpt2: error: .*(the disk is full|of disk are needed)", text, re.MULTILINE), text
+    full = r"^lightgpt2: error: .*(the disk is full|of disk are needed)"
+    assert done.returncode == 0 or re.search(full, text, re.MULTILINE), text
     assert_old_or_new(bench, work / "first", expected)
     assert made(work / "second", name) == expected
     assert leftovers(work / "second") == []
@@ -347,7 +339,6 @@ TALKS: dict[str, tuple[list[tuple[str, str]], int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("talk", TALKS)
 def test_ctrl_c_stops_an_answer_and_other_signals_the_conversation(tmp_path: Path, talk: str, tried: Tried) -> None:
     tried("asked to stop in a conversation on a terminal")
     folder = write_chat_model(tmp_path / "model")
@@ -588,7 +579,6 @@ UNSAFE: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", UNSAFE)
 def test_a_safe_check_runs_no_code_of_others(bench: Path, tmp_path: Path, case: str, tried: Tried) -> None:
     tried("code that must not run")
     folder = tmp_path / "work"
@@ -603,3 +593,13 @@ def test_a_safe_check_runs_no_code_of_others(bench: Path, tmp_path: Path, case: 
 
 def test_a_safe_check_takes_what_ships(bench: Path) -> None:
     assert succeed(bench, "check", "--config", "lora.yaml", "--safe").endswith("ok\n")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All cases by the name of their fixture, and how many the suite tries."""
+    many: dict[str, tuple[Sequence[Any], int]] = {
+        "seed": (range(len(ATTACKS)), 3), "disk": (range(len(DISKS)), 1), "milliseconds": (range(120), 2),
+        "more": (range(1), 0), "case": ([*UNSAFE], 3), "talk": ([*TALKS], 2),
+    }  # fmt: skip
+    for name in many.keys() & {*metafunc.fixturenames}:
+        metafunc.parametrize(name, cases(metafunc.config, *many[name]))
