@@ -17,6 +17,7 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.data.batches import Slice, StepSampler, WindowLoader, evaluation_order
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
+from lightgpt2.data.preparation import is_cached
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
@@ -114,7 +115,7 @@ class ClassificationData(TaskData):
         self._read(remarks)
         for line in remarks.lines():
             tell(f"{self.source}: {line}")
-        if self.vocab_size and not self._trained_tokenizer().is_dir():
+        if self.vocab_size and not is_cached(self._trained_tokenizer()):
             texts = (text for example in self._examples["train"] for text in (example.text, example.pair) if text)
             train_wordpiece(texts, self.vocab_size, self._trained_tokenizer())
 

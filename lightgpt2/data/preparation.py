@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from lightgpt2.data import store
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.documents import plain_text
 from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splitter import Splitter
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.data.tokenizing import build, progress
-from lightgpt2.errors import UserError
+from lightgpt2.errors import UserError, tell
 from lightgpt2.models.chat import chat_template
+from lightgpt2.models.files import is_whole
 from lightgpt2.models.loading import separator_id
 from lightgpt2.models.vocabulary import needed_rows
 
@@ -47,7 +48,7 @@ class Preparation:
     def trained_tokenizer(self, vocab_size: int) -> Path:
         """The folder of a tokenizer of the training split, which is trained unless that is done."""
         folder = self._cached("tokenizer", json.dumps([vocab_size, self.near_duplicates]))
-        if not folder.is_dir():
+        if not is_cached(folder):
             splitter = self._splitter()
             with progress("Training the tokenizer", splitter) as advance:
                 train_tokenizer(_training_texts(splitter, advance), vocab_size, folder)
@@ -62,7 +63,7 @@ class Preparation:
         encoder = Encoder(backend, document_separator(tokenizer), end, dtype, undated)
         limits = self._limits()
         folder = self._cached("tokens", json.dumps([dataclasses.asdict(encoder), limits, self.near_duplicates]))
-        if not (folder / store.META).is_file():
+        if not is_cached(folder):
             sizes = [corpus.size() for corpus in self.corpora]
             small = None not in sizes and sum(filter(None, sizes)) < _SMALL
             processes = self.processes or (1 if small else len(os.sched_getaffinity(0)))
@@ -118,6 +119,15 @@ class Preparation:
         sources = [corpus.fingerprint() for corpus in self.corpora]
         text = "\n".join([*sources, str(self.valid_fraction), str(self.test_fraction), *parts])
         return _CACHE / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def is_cached(folder: Path) -> bool:
+    """True if a folder of the cache is there; of a damaged one it is said that it will be made again."""
+    if not (found := is_whole(folder)) and folder.exists():
+        tell(
+            f"{folder} is not what was written (a checksum differs, or a file is missing): making it again", sys.stderr
+        )
+    return found
 
 
 def document_separator(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -24,7 +24,7 @@ from lightgpt2.data.splits import SPLITS, Split
 from lightgpt2.data.splitter import Splitter
 from lightgpt2.data.store import META, TYPES, split_file, tokens_file
 from lightgpt2.errors import tell
-from lightgpt2.models.files import sha256_file, write_json, written
+from lightgpt2.models.files import is_whole, sha256_file, write_checksums, write_json, written
 
 _PROGRESS = "progress.json"  # of a store that is not finished
 _DOCUMENTS, _CHARACTERS = 512, 1 << 20  # the most documents, and about the most characters, that are encoded at once
@@ -50,7 +50,7 @@ def build(folder: Path, splitter: Splitter, encoder: Encoder, processes: int, li
     partial = folder.with_name(f".{folder.name}.partial")
     _remove_old(folder.parent)
     with _owned(partial) as lock:
-        if not (folder / META).is_file():  # else another process has written it meanwhile
+        if not is_whole(folder):  # else another process has written it meanwhile
             with written(folder):
                 writer = _Writer(partial, encoder.dtype)
                 _write(writer, splitter, encoder, processes, limits)
@@ -206,7 +206,7 @@ class _Writer:
             self._unsaved = 0
 
     def finish(self, read: Remarks) -> None:
-        """Writes `meta.json`: a store that has it is whole."""
+        """Writes `meta.json` and the checksums."""
         state = self._state
         files = [tokens_file(self._folder, split) for split in SPLITS]
         files += [split_file(self._folder, split, "answers") for split in SPLITS if state.chats[split]]
@@ -217,6 +217,7 @@ class _Writer:
         about = {"dtype": self._dtype.name, "sha256": digest, "splits": counts, "parts": state.parts}
         write_json(self._folder / META, about | {"remarks": read.lines() + self._remarks.lines()})
         (self._folder / _PROGRESS).unlink(missing_ok=True)
+        write_checksums(self._folder)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, cut
 from lightgpt2.models import adapters, hub
 from lightgpt2.models.files import exists, folder_megabytes
 from lightgpt2.models.ledger import Ledger
@@ -125,7 +125,7 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
     lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
     if lines[0].startswith("Validation error for field") and len(lines) > 1:  # which comes in the next line
         lines = [re.sub(r"<class '(\w+)'>", r"\1", lines[1].partition(": ")[2])]
-    reason = lines[0] if len(lines[0]) < 200 else f"{lines[0][:197]}..."
+    reason = cut(lines[0], 200)
     if named and not is_path(source):
         what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
         return what, "check the name and the network, or give the path of a local folder"
