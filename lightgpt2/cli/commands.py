@@ -125,21 +125,21 @@ def export(
         group: Inputs that share a scale in onnx-int4 (default: 32). With more a token is faster.
         prefill: Read prompts with onnx-int4's weights as INT8, converted when they are loaded: faster, in more memory.
         gguf_type: What gguf stores matrices as (default: F16).
-        data: Text to verify it with, as data.source (default: what the model was trained on, else pydoc).
-        documents: Documents of the validation split to score.
+        data: Texts to verify it with, as data.source; a classifier's are labelled (default: what the model was trained on, else pydoc).
+        documents: Documents, or labelled texts, of the validation split to score.
         trust_remote_code: Let code in the model's folder run.
     """
     from lightgpt2.conversions.export import check_model
     from lightgpt2.conversions.export import export as write
     from lightgpt2.conversions.onnx.encoder_export import export_encoder
     from lightgpt2.conversions.target import Target, default_output
-    from lightgpt2.data.validation import validation_data, validation_texts
+    from lightgpt2.data.validation import is_labelled, validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
     from lightgpt2.report.table import encoder_line, exported_line
 
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)
-    if is_encoder(model, "MODEL"):
+    if is_encoder(model, "MODEL") and not is_labelled(model, data):
         refuse(_taken(folder))
         texts, named = validation_texts(data, documents)
         print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
