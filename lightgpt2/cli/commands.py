@@ -125,7 +125,7 @@ def export(
         group: Inputs that share a scale in onnx-int4 (default: 32). With more a token is faster.
         prefill: Read prompts with onnx-int4's weights as INT8, converted when they are loaded: faster, in more memory.
         gguf_type: What gguf stores matrices as (default: F16).
-        data: Texts to verify it with, as data.source; a classifier's are labelled (default: what the model was trained on, else pydoc).
+        data: Text to verify it with, as data.source, labelled for a classifier (default: that of its training, else pydoc).
         documents: Documents, or labelled texts, of the validation split to score.
         trust_remote_code: Let code in the model's folder run.
     """

@@ -328,8 +328,9 @@ class LabelledTexts:
 class TextDataset:
     """Batches of texts.
 
-    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `lengths` `[B]`;
-    `labels` `[B]`, or IGNORE; `example [B]`; `texts`, each with its second one; `weights [B]` where classes are weighed; and `step_items`.
+    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `lengths` and
+    `example` `[B]`; `labels` `[B]`, or IGNORE; `texts`, each with its second one; `weights [B]` where classes are weighed; and
+    `step_items`.
 
     Args:
         data: The texts.

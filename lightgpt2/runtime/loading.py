@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.models.architectures import CLASSIFICATION, predicts
-from lightgpt2.models.chat import chat_template, folder_template
+from lightgpt2.models.chat import ChatTemplate, chat_template, folder_template
 from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.runtime.engines import Classifier, Engine
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
@@ -48,7 +48,8 @@ def load(
     source, folder = str(path), Path(path).expanduser()
     if folder.suffix == ".gguf" and is_exported(str(folder.parent)):
         folder = folder.parent  # which has what transformers does not find in the file
-    template, generation = None, {}
+    template: ChatTemplate | None = None
+    generation: dict[str, Any] = {}
     if is_exported(str(folder)):
         open_export(folder, key)
         engine: Any = exported_engine(folder, threads, key)
@@ -69,6 +70,9 @@ def load(
         tokenizer = whole.backend_tokenizer
         if not _classifies(config):
             generation, template = model.generation_config.to_dict(), chat_template(whole)
+    if (tokens := needed_rows(tokenizer)) > config["vocab_size"]:
+        what = f"the tokenizer of {source} has {tokens} tokens and the model {config['vocab_size']}"
+        raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if _classifies(config):
         return _text_classifier(source, engine, tokenizer, config, key)
     return _language_model(source, engine, tokenizer, config, generation, template, key)
@@ -86,9 +90,6 @@ def _language_model(
 ) -> LanguageModel:
     if generation.get("eos_token_id") is None:
         generation["eos_token_id"] = config.get("eos_token_id")
-    if (tokens := needed_rows(tokenizer)) > engine.vocabulary:
-        what = f"the tokenizer of {source} has {tokens} tokens and the model {engine.vocabulary}"
-        raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if passed_over := not_done(generation):
         asked = f"its generation_config.json asks for {', '.join(passed_over)}"
         tell(f"lightgpt2: {source}: {asked}, which is not done here", sys.stderr)

@@ -25,7 +25,7 @@ class OnnxClassifier:
         context = self._session.get_modelmeta().custom_metadata_map.get(CONTEXT)
         if "logits" not in {each.name for each in self._session.get_outputs()} or context is None:
             raise UserError(f"{name}: {model} must be a classifier (logits) that lightgpt2 exported")
-        self.context = int(context)
+        self.context: int | None = int(context)
 
     def logits(self, batch: Mapping[str, Ints]) -> Floats:
         none = np.zeros_like(batch["input_ids"])  # segments, where a tokenizer gives none

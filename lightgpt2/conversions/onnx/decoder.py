@@ -7,7 +7,7 @@ written in place.
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
-from lightgpt2.conversions.onnx.weights import Vocabulary, linear
+from lightgpt2.conversions.onnx.weights import Form, Vocabulary, linear
 from lightgpt2.conversions.onnx.writer import ACTIVATIONS, Forms, ModelWriter, Stored
 from lightgpt2.errors import Problem
 from lightgpt2.models.families import family_of, head, is_tied
@@ -34,7 +34,7 @@ class Decoder(ModelWriter):
     Outputs: `logits`, `present.N.key/value`. Layers without heads have no cache.
     """
 
-    int8 = "int8"
+    int8: ClassVar[Form] = "int8"
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
         super().__init__(graph, model, forms, stored)
@@ -240,7 +240,7 @@ class DecoderClassifier(Decoder):
     Inputs: `input_ids`, `attention_mask`. Outputs: `logits` `[B, C]`; the head is in FP32 always.
     """
 
-    int8 = "int8-tokens"
+    int8: ClassVar[Form] = "int8-tokens"
 
     def write(self) -> None:
         graph = self.graph

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.conversions.onnx.encoder import Encoder, write_encoder
 from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS, Array
-from lightgpt2.conversions.onnx.weights import GROUP
+from lightgpt2.conversions.onnx.weights import GROUP, Form
 from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Target
 from lightgpt2.errors import Problem, UserError, refuse
@@ -27,6 +27,7 @@ from lightgpt2.runtime.folder import describe
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
+_LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": Encoder.int8, "onnx-int4": "int4"}
 # The least cosine between the vectors of the export and of PyTorch, on average; and how far all that is put out may be off.
 _BOUNDS = {"onnx": (0.99999, 0.01), "onnx-int8": (0.97, 0.25), "onnx-int4": (0.9, 0.5)}
 _AROUND = ("sentence_*_config.json", "config_sentence_transformers.json")  # sentence-transformers' own settings
@@ -46,14 +47,14 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
     problems = target.as_options(target.problems())
-    if target.form not in _BOUNDS:
-        problems.append(Problem("--format", "encoders are written as ONNX", f"give {', '.join(_BOUNDS)}"))
+    if target.form not in _LAYERS:
+        problems.append(Problem("--format", "encoders are written as ONNX", f"give {', '.join(_LAYERS)}"))
     if problems:
         raise UserError(problems)
     verify(source, "MODEL")
     model, tokenizer = load_encoder(source, "MODEL")
     refuse(target.as_options([*Encoder.problems(model.config)]))
-    layers = {"onnx": "fp32", "onnx-int8": Encoder.int8, "onnx-int4": "int4"}[target.form]
+    layers = _LAYERS[target.form]
     forms = Forms() if layers == "fp32" else Forms(layers, target.embeddings or "int8", group=target.group or GROUP)
     with atomic_folder(output) as folder:
         write_encoder(model, folder, forms)
