@@ -151,6 +151,9 @@ class Classification(Task):
             found[f"recall/{name}"] = Metric(f"recall/{name}", "higher", right * its, its)
         return found
 
+    def trial(self, tokenizer: Any) -> tuple[str, str]:
+        return "classify", "--text 'The '"
+
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
         _, *others = configs.items()
         found = []

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -117,17 +116,6 @@ class Decoder(ModelWriter):
         self._residual = self.graph.op(
             "Mul", self._residual, self.graph.constant(np.float32(factor), "embedding_scale")
         )
-
-    def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.
-
-        `kind` names the kind of layer, in a model whose kinds of layers have different angles.
-        """
-        places = torch.arange(self._family.positions(self.config) or 0)[None]
-        tables = module(torch.zeros(1), places, *([kind] if kind else []))
-        size, name = tables[0].shape[-1] // 2, f"rotary.{kind}" if kind else "rotary"
-        cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
-        return self.graph.weight(cosines, f"{name}.cosines"), self.graph.weight(sines, f"{name}.sines")
 
     def attend(
         self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float,

@@ -12,15 +12,17 @@ DistilBERT's shape.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.graph import Graph
 from lightgpt2.conversions.onnx.weights import Vocabulary, linear
-from lightgpt2.conversions.onnx.writer import ACTIVATIONS, Forms, ModelWriter, Stored
+from lightgpt2.conversions.onnx.writer import ACTIVATIONS, MASKED, Forms, ModelWriter, Stored
 from lightgpt2.errors import Problem
+from lightgpt2.models import families
 from lightgpt2.models.families import Shape, family_of
 
 _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
@@ -40,16 +42,19 @@ class Encoder(ModelWriter):
         super().__init__(graph, model, forms, stored)
         self._pixels = forms.layers == "fp32"  # whether the layers see one image of all tokens
         self._head = Shape.of(self.config).head
+        self._outside: ir.Value | None = None
 
     @classmethod
     def problems(cls, config: PretrainedConfig) -> Iterator[Problem]:
-        known, family = f"known are {', '.join(ACTIVATIONS)}", family_of(config)
-        if (activation := family.activation(config)) not in ACTIVATIONS:
-            yield Problem("", f"the activation {activation} is not written", known)
+        known, family = f"known are {', '.join(ACTIVATIONS)}", cast(families.Encoder, family_of(config))
+        for activation in dict.fromkeys(family.activations(config)):
+            if activation not in ACTIVATIONS:
+                yield Problem("", f"the activation {activation} is not written", known)
         if getattr(config, "is_decoder", False):
             yield Problem("", "this model is a decoder (is_decoder)", "export an encoder")
         if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
             yield Problem("", f"positions of type {kind} are not written", "only absolute ones are")
+        yield from (Problem("", *line.split("; ", 1)) for line in family.onnx_problems(config))
 
     def write(self) -> None:
         graph, model = self.graph, self.model
@@ -97,16 +102,47 @@ class Encoder(ModelWriter):
         """`x` through an activation, by default that of the neurons."""
         return self._activate(x, name or self._family.activation(self.config))
 
-    def attend(self, x: ir.Value, *modules: Any) -> ir.Value:
-        """Attention of all tokens to each other; `modules` give queries, keys and values."""
-        if self._pixels:
+    def attend(
+        self, x: ir.Value, *modules: Any, rotary: tuple[ir.Value, ir.Value] | None = None, window: int | None = None
+    ) -> ir.Value:
+        """Attention of all tokens to each other, or to those that are at most `window` places away.
+
+        `modules` give queries, keys and values, or one gives all three; `rotary` turns queries and keys.
+        """
+        graph = self.graph
+        if self._pixels and len(modules) == 3:
             parts = [self._texts(self.project(x, module)) for module in modules]
         else:
-            parts = self.graph.ops("Split", self.project(x, *modules), outputs=3, axis=2, num_outputs=3)
-        heads = modules[0].out_features // self._head
+            parts = self.split(self._texts(self.project(x, *modules)), 3)
+        heads = sum(module.out_features for module in modules) // (3 * self._head)
+        if rotary:
+            turned = [self._turned(part, heads, rotary) for part in parts[:2]]
+            parts = [*turned, parts[2]]
         counts = {"q_num_heads": heads, "kv_num_heads": heads}
-        seen = self.graph.op("Attention", *parts, self._bias, **counts, scale=self._head**-0.5)
-        return self.tokens(seen, modules[-1].out_features)
+        bias = self._bias if window is None else graph.op("Add", self._bias, self._far(window))
+        seen = graph.op("Attention", *parts, bias, **counts, scale=self._head**-0.5)
+        return self.tokens(seen, heads * self._head)
+
+    def _turned(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
+        places = self.graph.op("Expand", self._places(), self.graph.op("Shape", self._ids))
+        return self.graph.op("RotaryEmbedding", x, *rotary, places, num_heads=heads)
+
+    def _places(self) -> ir.Value:
+        """The places of a text's tokens `[S]`."""
+        first, step = self.graph.constant(0, "from"), self.graph.constant(1, "by")
+        return self.graph.op("Range", first, self.graph.op("Squeeze", self._length), step)
+
+    def _far(self, window: int) -> ir.Value:
+        """What is added to the scores of keys that are further away, `[S, S]`."""
+        if self._outside is None:
+            graph = self.graph
+            rows, columns = (
+                graph.op("Unsqueeze", self._places(), graph.constant([axis], f"axis_{axis}")) for axis in (1, 0)
+            )
+            away = graph.op("Abs", graph.op("Sub", rows, columns))
+            far = graph.op("Cast", graph.op("Greater", away, graph.constant(window, "window")), to=_FLOAT)
+            self._outside = graph.op("Mul", far, graph.constant(np.float32(MASKED), "masked"))
+        return self._outside
 
     def added(self, x: ir.Value, inner: ir.Value | None, projection: Any) -> ir.Value:
         """`x` and a projection of what is inside a block; only the bias of one without inputs."""
@@ -132,6 +168,18 @@ class Encoder(ModelWriter):
         added = [] if bias is None else [graph.weight(bias.numpy(), f"{names[0]}.bias")]
         found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, *added)
         return graph.op("Transpose", found, perm=[0, 2, 3, 1])
+
+    def split(self, x: ir.Value, count: int) -> Any:
+        """The parts of `x` side by side, which are as wide."""
+        return self.graph.ops("Split", x, outputs=count, axis=-1, num_outputs=count)
+
+    def mean(self, hidden: ir.Value) -> ir.Value:
+        """The mean of each text's tokens `[B, D]`."""
+        graph, of_a_text = self.graph, self.graph.constant([1], "one")
+        mask = graph.op("Cast", self.mask, to=_FLOAT)
+        there = graph.op("Mul", hidden, graph.op("Unsqueeze", mask, graph.constant([2], "two")))
+        total = graph.op("ReduceSum", there, of_a_text, keepdims=0)
+        return graph.op("Div", total, graph.op("ReduceSum", mask, of_a_text, keepdims=1))
 
     def first(self, hidden: ir.Value) -> ir.Value:
         """The first token of each text `[B, D]`."""

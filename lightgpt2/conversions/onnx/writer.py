@@ -21,7 +21,7 @@ from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.engines import CONTEXT
 
 _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
-_MASKED = -1e9  # added to the scores of what must not be seen; with infinity, a row that sees nothing would have no sum
+MASKED = -1e9  # added to the scores of what must not be seen; with infinity, a row that sees nothing would have no sum
 
 # transformers' activations, as operators: (kind, domain, attributes)
 ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -141,9 +141,20 @@ class ModelWriter(ABC):
         """What is added to the scores of keys, `[B, 1, 1, S]`."""
         graph = self.graph
         hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
-        row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
+        row = graph.op("Mul", hidden, graph.constant(np.float32(MASKED), "masked"))
         return graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
 
     def _for_each_query(self, row: ir.Value, length: ir.Value) -> ir.Value:
         one = self.graph.constant([1], "one")
         return self.graph.op("Expand", row, self.graph.op("Concat", one, one, length, one, axis=0))
+
+    def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.
+
+        `kind` names the kind of layer, in a model whose kinds of layers have different angles.
+        """
+        places = torch.arange(self._family.positions(self.config) or 0)[None]
+        tables = module(torch.zeros(1), places, *([kind] if kind else []))
+        size, name = tables[0].shape[-1] // 2, f"rotary.{kind}" if kind else "rotary"
+        cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
+        return self.graph.weight(cosines, f"{name}.cosines"), self.graph.weight(sines, f"{name}.sines")

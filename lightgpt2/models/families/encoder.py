@@ -37,6 +37,10 @@ class Encoder(Family):
             hook.remove()
         return caught[0]
 
+    def activations(self, config: PretrainedConfig) -> tuple[str, ...]:
+        """The activations that a graph needs, by transformers' names."""
+        return self.activation(config), self.pooled
+
     def block_parts(self, model: PreTrainedModel) -> list[list[Any]]:
         """The modules of each block that `parts` names; None for those that a block without heads or neurons lacks."""
         found = []
