@@ -24,7 +24,7 @@ from lightgpt2.cli import verbs
 from lightgpt2.conversions.target import Format
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.families import ENCODERS, FAMILIES
+from lightgpt2.models.families import DECODERS, ENCODERS
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.surgery import keep_layers
 
@@ -75,14 +75,14 @@ def page() -> str:
         Path("corpus").mkdir()
         for part in range(12):
             Path(f"corpus/{part}.txt").write_text(text[part * 2000 : part * 2000 + 2000])
-        rows = [[f"`{name}`", _title(name), *_cells(name)] for name in sorted(FAMILIES)]
+        rows = [[f"`{name}`", _title(name), *_cells(name)] for name in sorted(DECODERS)]
     table = markdown(["type", "models", *METHODS, *EXPORTS], rows)
     return _TEXT.format(table=table, encoders=", ".join(f"`{name}`" for name in ENCODERS))
 
 
 def _title(model_type: str) -> str:
     """The models of a type, as its file's first line names them."""
-    return str(modules[type(FAMILIES[model_type]).__module__].__doc__).partition(":")[0]
+    return str(modules[type(DECODERS[model_type]).__module__].__doc__).partition(":")[0]
 
 
 def _cells(model_type: str) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _cells(model_type: str) -> Iterator[str]:
 
 def tiny(model_type: str) -> PreTrainedModel:
     """A random model with two heads of the default size."""
-    config, family = AutoConfig.for_model(model_type), FAMILIES[model_type]
+    config, family = AutoConfig.for_model(model_type), DECODERS[model_type]
     head = family.shape(config).head
     config = family.resized(config, Shape(2 * head, 2, 1, head, 128))
     keep_layers(config, range(_LAYERS))

@@ -26,7 +26,7 @@ from lightgpt2.conversions.target import Target
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.errors import UserError
 from lightgpt2.models.adapters import name_base
-from lightgpt2.models.families import FAMILIES
+from lightgpt2.models.families import DECODERS
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer
@@ -58,9 +58,9 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0],
     "original_max_position_embeddings": 16,
 }  # fmt: skip
-UNEVEN = {f"uneven {family}": family for family in FAMILIES}
+UNEVEN = {f"uneven {family}": family for family in DECODERS}
 NEED_CODE = ["int8", "int4", "packed", *UNEVEN]
-FOLDERS = [*FAMILIES, *ROPES, "long rope", *NEED_CODE]
+FOLDERS = [*DECODERS, *ROPES, "long rope", *NEED_CODE]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of each kind."""
     root = tmp_path_factory.mktemp("folders")
     tokenizer = write_tokenizer(root / "tokenizer")
-    for family in FAMILIES:
+    for family in DECODERS:
         save_model(make_model(family), tokenizer, root / family)
     phi = make_model("phi3", rope_parameters=LONG, original_max_position_embeddings=16)
     save_model(phi, tokenizer, root / "long rope")
@@ -200,7 +200,7 @@ def test_a_base_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_graphs_pass_the_standard_s_checker(tmp_path: Path, family: str, layers: Any) -> None:
     write_onnx(make_restless_model(family), tmp_path, Forms(layers, layers))
     onnx.checker.check_model(str(tmp_path / "model.onnx"))

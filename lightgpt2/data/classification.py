@@ -18,7 +18,7 @@ from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
-from lightgpt2.data.tokenizer import train_wordpiece
+from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
 from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
 from lightgpt2.errors import UserError, tell
 from lightgpt2.functional.divergence import IGNORE
@@ -123,7 +123,7 @@ class ClassificationData(TaskData):
         """Tokenizes the splits that this stage needs; a `UserError` if one of them is too small."""
         if not self._examples:
             self._read(Remarks())
-        self.tokenizer = self._load_tokenizer()
+        self.tokenizer, self.kept_tokens = self._load_tokenizer()
         needed = {"fit": ["train", "valid"], "validate": ["valid"], "test": ["test"], "predict": [self.predict_split]}
         for split in needed[stage]:
             if not self._examples[cast(Split, split)]:
@@ -271,12 +271,17 @@ class ClassificationData(TaskData):
         dataset: Any = TextDataset(self._splits[split])  # type: ignore[index]
         return WindowLoader(dataset, evaluation_order(dataset.windows, self.eval_batch_size, rank, world))
 
-    def _load_tokenizer(self) -> PreTrainedTokenizerFast:
+    def _load_tokenizer(self) -> tuple[PreTrainedTokenizerFast, list[int]]:
+        """The tokenizer; if it is cut down to what the training split needs, also the old id of each token."""
         tokenizer = self._plain_tokenizer()
         if tokenizer.pad_token is None:  # a decoder's: its last token that is no pad is read
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
-        return tokenizer
+        if self.connection is None or not self.connection.trims_vocabulary:
+            return tokenizer, []
+        check_trims(tokenizer)
+        texts = [text for each in self._examples["train"] for text in (each.text, each.pair) if text]
+        return trimmed(tokenizer, {id_ for ids in tokenizer(texts, verbose=False)["input_ids"] for id_ in ids})
 
     def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.vocab_size:

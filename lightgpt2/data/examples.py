@@ -53,13 +53,14 @@ class ExampleColumns:
 
     def missing(self, where: str, names: Iterable[str]) -> UserError:
         known = [*map(str, names)]
+        wanted = {"text_field": self.text_field, "pair_field": self.pair_field, "label_field": self.label_field}
+        key, field = next(
+            ((key, field) for key, field in wanted.items() if field and field not in known), ("text_field", "")
+        )
+        if not self.text_field and not self.texts(known):
+            key, field = "text_field", "text or sentence"
         listed = shorten(", ".join(known), 120, placeholder=" ...")
-        if not self.texts(known):
-            key = "data.text_field" if self.text_field in (None, *known) else "data.pair_field"
-            key = "data.text_field" if self.text_field and self.text_field not in known else key
-            wanted = self.pair_field if key == "data.pair_field" else self.text_field or "text or sentence"
-            return UserError(f"{key}: {where} has no field {wanted}; name one of {listed}")
-        return UserError(f"data.label_field: {where} has no field {self.label_field!r}; name one of {listed}")
+        return UserError(f"data.{key}: {where} has no field {field}; name one of {listed}")
 
 
 def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> Iterator[tuple[Split | None, Example]]:
@@ -70,7 +71,7 @@ def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> 
     """
     for split, where, rows in corpus.rows(columns, remarks):
         for number, row in enumerate(rows, 1):
-            *names, label_name = columns.of(row) or [*row]
+            names, label_name = columns.texts(row), columns.label_field  # rows of JSON may each have other fields
             texts = [row.get(name) for name in names]
             label = _label(row.get(label_name))
             wrong = next((n for n, value in zip(names, texts, strict=True) if not isinstance(value, str | None)), None)

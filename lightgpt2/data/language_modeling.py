@@ -21,7 +21,7 @@ from lightgpt2.data.documents import plain_text
 from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splits import Split
 from lightgpt2.data.splitter import Splitter
-from lightgpt2.data.tokenizer import check_byte_level, train_tokenizer, trimmed
+from lightgpt2.data.tokenizer import check_trims, train_tokenizer, trimmed
 from lightgpt2.data.tokenizing import build, progress
 from lightgpt2.data.windows import (
     StepSampler,
@@ -336,7 +336,7 @@ class LanguageModelingData(TaskData):
         whole = self._load_tokenizer()
         if self.connection is None or not self.connection.trims_vocabulary:
             return whole, []
-        check_byte_level(whole)
+        check_trims(whole)
         tokens = store.read(self._tokenized(whole))[1]["train"].tokens
         used = np.zeros(needed_rows(whole), dtype=bool)
         for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token

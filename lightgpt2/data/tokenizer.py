@@ -55,38 +55,50 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         save_tokenizer(BertTokenizer(vocab=trained.get_vocab()), temporary)
 
 
-def check_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise a `UserError` if a tokenizer is not of the kind that `trimmed` can cut."""
+def check_trims(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise a `UserError` if a tokenizer is not of a kind that `trimmed` can cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend else {"model": {}}
     model = parts["model"]
+    if model.get("type") == "WordPiece":
+        return
     whole = not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
     bytewise = all('"ByteLevel"' in json.dumps(parts.get(name)) for name in ("pre_tokenizer", "decoder"))
     if not (model.get("type") == "BPE" and whole and bytewise):
         raise UserError(
-            f"model.vocabulary: only a byte-level BPE tokenizer (as GPT-2's) can be cut down, and this one is "
+            f"model.vocabulary: only byte-level BPE (as GPT-2's) and WordPiece (BERT's) can be cut down, and this is "
             f"{type(tokenizer).__name__} ({model.get('type', 'no')} model); remove model.vocabulary"
         )
 
 
 def trimmed(tokenizer: PreTrainedTokenizerFast, used: Iterable[int]) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """Cut a byte-level BPE tokenizer down to the tokens that are used; also returns the old id of each token, in the old order.
+    """Cut a tokenizer down to the tokens that are used; also returns the old id of each token, in the old order.
 
-    Text of tokens that are used is cut exactly as before, and any other text can still be encoded. The result keeps those
-    tokens, whatever they are merged from, the bytes, all special and added tokens, and the merges among what it keeps. BPE
-    always applies the first merge of the list that fits. On text of used tokens each one that the old tokenizer applied is
-    still there, and no other comes before it: every step is the same. Other text ends in smaller pieces, at worst single bytes.
+    Text of tokens that are used is cut exactly as before, and any other text can still be encoded.
+
+    Byte-level BPE keeps those tokens, whatever they are merged from, the bytes, all special and added tokens, and the merges
+    among what it keeps. BPE always applies the first merge of the list that fits. On text of used tokens each one that the old
+    tokenizer applied is still there, and no other comes before it: every step is the same. Other text ends in smaller pieces,
+    at worst single bytes.
+
+    WordPiece keeps those tokens, all characters, and all special and added tokens. It takes the longest token that a word
+    begins with, again and again: on text of used tokens that is still there, and none that is longer.
     """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     model, added = parts["model"], parts["added_tokens"]
     old: dict[str, int] = model["vocab"]
     wanted = {*used, *tokenizer.all_special_ids}
-    always = {*ByteLevel.alphabet(), model["unk_token"], *(token["content"] for token in added)}
-    kept = _with_their_parts({token for token, id_ in old.items() if id_ in wanted or token in always}, model["merges"])
+    prefix = model.get("continuing_subword_prefix") or ""
+    characters = ByteLevel.alphabet() if "merges" in model else [t for t in old if len(t.removeprefix(prefix)) == 1]
+    always = {*characters, model["unk_token"], *(token["content"] for token in added)}
+    kept = {token for token, id_ in old.items() if id_ in wanted or token in always}
+    if "merges" in model:
+        kept = _with_their_parts(kept, model["merges"])
     ids = sorted({old[token] for token in kept} | {token["id"] for token in added})
     new = {id_: index for index, id_ in enumerate(ids)}
     model["vocab"] = {token: new[id_] for token, id_ in old.items() if token in kept}
-    model["merges"] = [[a, b] for a, b in model["merges"] if {a, b, a + b} <= kept]
+    if "merges" in model:
+        model["merges"] = [[a, b] for a, b in model["merges"] if {a, b, a + b} <= kept]
     for token in added:
         token["id"] = new[token["id"]]
     _renumber(parts["post_processor"], new)

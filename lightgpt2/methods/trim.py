@@ -22,7 +22,7 @@ class Trim(Method):
         width: Size of the hidden states. The default is the model's.
         heads: Attention heads of a layer. The default keeps the size of a head.
         ffn: Neurons of a layer. The default keeps their ratio to the width.
-        vocabulary: The tokens that stay: with `corpus` those that the training split needs, for a byte-level BPE tokenizer.
+        vocabulary: The tokens that stay: with `corpus` those that the training split needs, of byte-level BPE or WordPiece.
             Perplexities are then over these tokens, the uncut model's too; bits per byte compare with the full vocabulary.
         importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
             (`activation`), or the first ones (`first`), as a control.

@@ -203,6 +203,7 @@ def load_model(
         UserError: It cannot be loaded, is not of a supported family, or lacks weights.
     """
     config = load_config(source, key, trust_remote_code, auto_class, new_head=settings is not None)
+    check_family(config, key, predicts(config.architectures))
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
     unread: tuple[str, ...] = ()
     if settings is not None:

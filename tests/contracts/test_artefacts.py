@@ -7,7 +7,7 @@ import torch
 
 from lightgpt2.adaptations import MovementGates
 from lightgpt2.models.axes import block_sizes
-from lightgpt2.models.families import FAMILIES, block_linears
+from lightgpt2.models.families import DECODERS, block_linears
 from lightgpt2.models.families.substitution import computed
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import save_model, whole_weights
@@ -20,7 +20,7 @@ CASES = [
     *((family, name) for family in ("gpt2", "llama") for name in ADAPTATIONS if name != "int8"),
     *(
         (f, n)
-        for f in FAMILIES
+        for f in DECODERS
         if f not in ("gpt2", "llama")
         for n in ("gates and int8", "lora and int4 of everything")
     ),

@@ -16,13 +16,13 @@ from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.quantization import fake_quantize
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.methods import Method
-from lightgpt2.models.families import FAMILIES, LINEAR, block_linears, family_of
+from lightgpt2.models.families import DECODERS, block_linears, family_of
 from lightgpt2.models.integers import Integers
 from lightgpt2.objectives import CrossEntropy, Distillation, DistillLoss, Objective
 from lightgpt2.starts import Pretrained
-from lightgpt2.tasks import LanguageModeling, Task
+from lightgpt2.tasks import Classification, LanguageModeling, Task
 from lightgpt2.teachers import ModelTeacher
-from tests.support.models import LLAMAS, make_model
+from tests.support.models import ENCODERS, LLAMAS, make_classifier, make_model
 from tests.support.parity import Parity
 
 _LOSS = DistillLoss(ce=0.2, hidden=0.5, kd=0.7, temperature=2.0)
@@ -30,22 +30,32 @@ _QUIET: dict[str, dict[str, Any]] = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "opt": {"dropout": 0.0},
     "gpt_neox": {"hidden_dropout": 0.0},
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 1},
+    "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
 }
 
 
-def small(family: str, seed: int) -> PreTrainedModel:
+def small(family: str, seed: int, task: Task) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = make_model(family, **_QUIET.get(family, {})).double()
+    make = make_classifier if isinstance(task, Classification) else make_model
+    model = make(family, **_QUIET.get(family, {})).double()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
 
 
-def batch_of(task: Task, vocabulary: int) -> dict[str, Any]:
+def batch_of(task: Task, vocabulary: int, family: str = "gpt2") -> dict[str, Any]:
     torch.manual_seed(3)
     ids = torch.randint(vocabulary, (3, 9))
     if isinstance(task, Parity):
         return {"input_ids": ids, "labels": torch.tensor([3, 4, 3])}
+    if isinstance(task, Classification):  # weighed, and with pads
+        mask, pad = torch.arange(9) < torch.tensor([[9], [4], [6]]), 1 if family == "roberta" else 0
+        ids = torch.where(mask, ids.clamp(min=2), pad)
+        found = {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.tensor([2, 0, 1])}
+        found["token_type_ids"] = (torch.arange(9) > 3).long().expand(3, 9) * mask
+        return found | {"weights": torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64)}
     labels = torch.randint(vocabulary, (3, 9))
     labels[0, :4] = IGNORE
     return {"input_ids": ids, "labels": labels}
@@ -66,21 +76,27 @@ ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
 }  # fmt: skip
 OBJECTIVES = ("cross-entropy", "distillation")
 # Every part with two families and another task, and every family with parts that know about it.
-TASKS = [("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity())]
+TASKS = [("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity()), ("bert", Classification())]
 CASES = [
     *((*task, name) for task in TASKS for name in ADAPTATIONS if "everything" not in name),  # inputs are rounded too
-    *((f, LanguageModeling(), n) for f in FAMILIES if f not in ("gpt2", "llama") for n in ("gates and int8", "lora")),
+    *((f, LanguageModeling(), n) for f in DECODERS if f not in ("gpt2", "llama") for n in ("gates and int8", "lora")),
+    *(
+        (f, Classification(), n)
+        for f in (*ENCODERS, "gpt2", "llama")
+        if f != "bert"
+        for n in ("gates and int8", "lora")
+    ),
 ]
 
 
 def prepared(family: str, task: Task, objective: str, name: str) -> tuple[Method, PreTrainedModel, PreTrainedModel]:
     """A method ready for its first step, the plain model that it was made of, and a teacher."""
-    plain, teacher = small(family, 1), small(family, 2)
+    plain, teacher = small(family, 1, task), small(family, 2, task)
     chosen: Objective = (
         CrossEntropy() if objective == "cross-entropy" else Distillation(ModelTeacher(teacher, "t"), _LOSS)
     )
     method = Method(Pretrained("unused"), chosen, ADAPTATIONS[name](), task)
-    method.model = small(family, 1)
+    method.model = small(family, 1, task)
     method.assemble(total_steps=10)
     for part in method.adaptations:  # gates half closed, adapters off zero
         if isinstance(part, MovementGates):
@@ -100,20 +116,24 @@ def reference_loss(
     """The loss from its definition, through transformers' own logits and hidden states."""
 
     def outputs(net: PreTrainedModel, values: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        out = functional_call(net, values, kwargs={"input_ids": batch["input_ids"], "output_hidden_states": True})
+        inputs = {key: batch[key] for key in family_of(net).model_inputs if key in batch}
+        out = functional_call(net, values, kwargs={**inputs, "output_hidden_states": True})
         if isinstance(task, Parity):
             return out.logits[:, -1], []
-        return out.logits.flatten(0, 1), [state.flatten(0, 1) for state in out.hidden_states[:-1]]
+        return out.logits.flatten(0, -2), [state.flatten(0, 1) for state in out.hidden_states[:-1]]
 
     labels = batch["labels"].flatten()
     logits, states = outputs(model, weights)
-    ce = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+    each = batch.get("weights", torch.ones(len(labels), dtype=torch.float64))
+    ce = (F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE) * each).sum()
     if objective == "cross-entropy":
         return ce
     targets, theirs = (value for value in outputs(teacher, dict(teacher.named_parameters())))
     log_p, log_q = (F.log_softmax(x / 2.0, -1) for x in (targets, logits))
     supervised = labels != IGNORE
-    kd = 4.0 * ((log_p.exp() * (log_p - log_q)).sum(-1) * supervised).sum()
+    kd = 4.0 * ((log_p.exp() * (log_p - log_q)).sum(-1) * supervised * each).sum()
+    if "attention_mask" in batch:  # the states of a text's tokens count together as one text
+        supervised = (batch["attention_mask"] / batch["attention_mask"].sum(1, keepdim=True)).flatten()
     if not states:  # the parity task calls the final hidden state by all names
         return 0.2 * ce + 0.7 * kd
     # transformers' last state is after the final norm, and left out on both sides here
@@ -139,7 +159,7 @@ def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[st
         bits, group = (4, 16) if "int4" in name else (8, None)
         for path, module in linears.items() if name != "int8" else plain.named_modules():
             head = module is plain.get_output_embeddings()
-            if isinstance(module, (*LINEAR, torch.nn.Embedding)):
+            if path in linears or head or isinstance(module, torch.nn.Embedding):
                 key = f"{path}.weight"
                 if head and key not in weights:
                     continue
@@ -156,7 +176,7 @@ def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -
     method, plain, teacher = prepared(family, task, objective, name)
     if isinstance(task, Parity) and objective == "distillation":
         method.objective.pairs = []
-    batch = batch_of(task, plain.config.vocab_size)
+    batch = batch_of(task, plain.config.vocab_size, family)
     loss, terms = method.objective(method.model, batch, Progress(9, 10))
     if objective == "distillation" and method.objective.pairs:
         # The state after the last block is before the final norm, transformers' own is after it: out of both sides.
@@ -184,6 +204,7 @@ def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -
     compared = 0
     for key, parameter in method.model.named_parameters():
         short = key.replace(".base_layer", "").replace(".lora_A.default.weight", ".lora_A")
+        short = short.replace(".modules_to_save.default", "")  # a head that is trained whole
         short = short.replace(".lora_B.default.weight", ".lora_B")
         if parameter.requires_grad:
             wanted = leaves[short].grad

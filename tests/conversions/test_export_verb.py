@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "missing": (["./gone"], ["MODEL: ./gone does not exist"]),
     "exported": (["exported"], ["MODEL: exported is an exported folder already; give the model that it was made from"]),
     "adapters": (["adapters"], ["MODEL: adapters is a folder of adapters; give the model that they are merged into"]),
-    "family": (["bloom"], ["MODEL: models of type 'bloom' are not supported; use a decoder"]),
+    "family": (["bloom"], ["MODEL: models of type 'bloom' are not supported; use a model of type"]),
     "nf4": (["nf4"], ["--format onnx: the model is nf4 by another library, whose scales onnx does not have; export the model"]),
     "nf4 to gguf": (["nf4", "--format", "gguf"], ["--format gguf: "]),
     "int8 to fp32": (["int8"], ["--format onnx: the weights are int8 with scales that were trained; give onnx-int8"]),

@@ -28,7 +28,7 @@ from lightgpt2.conversions.gguf.writer import gguf_problems, write_gguf
 from lightgpt2.conversions.target import GgufType
 from lightgpt2.data.tokenizer import trimmed
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import FAMILIES
+from lightgpt2.models.families import DECODERS
 from lightgpt2.models.loading import load_exported_gguf, load_model, load_tokenizer
 from tests.support.models import LLAMA_CPP, WHOLE_BLOCKS, make_model, shake, write_tokenizer, write_uneven_model
 
@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
-WRITTEN = [family for family in FAMILIES if FAMILIES[family].gguf]
+WRITTEN = [family for family in DECODERS if DECODERS[family].gguf]
 
 
 def reread(file: Path, config: PretrainedConfig) -> Any:

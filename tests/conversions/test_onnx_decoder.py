@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, block_units
-from lightgpt2.models.families import FAMILIES
+from lightgpt2.models.families import DECODERS
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.trimming import remove
 from lightgpt2.runtime.onnx_engine import OnnxEngine
@@ -145,7 +145,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert largest_error(make_restless_model(family, **changes), tmp_path) < BOUND
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_all_greedy_tokens_are_those_of_torch_with_and_without_a_cache(tmp_path: Path, family: str) -> None:
     model = make_restless_model(family)
     write_onnx(model, tmp_path)
@@ -161,7 +161,7 @@ def test_all_greedy_tokens_are_those_of_torch_with_and_without_a_cache(tmp_path:
     np.testing.assert_array_equal(np.stack(found, axis=1), wanted[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_what_pruning_removed_and_layers_without_heads_or_neurons(tmp_path: Path, family: str) -> None:
     assert largest_error(uneven(family), tmp_path) < BOUND
     layers = {int(name.split(".")[1]) for name in Client(tmp_path).pasts}
@@ -172,7 +172,7 @@ def test_what_pruning_removed_and_layers_without_heads_or_neurons(tmp_path: Path
     assert largest_error(remove(model, *masks).eval(), tmp_path) < BOUND
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_logits_of_the_last_positions_only_and_of_a_prompt_in_pieces(tmp_path: Path, family: str) -> None:
     model = make_restless_model(family)
     client, ids = Client(write_onnx(model, tmp_path)), tokens(model, 2, 10)
@@ -222,7 +222,7 @@ def test_nothing_is_written_of_a_graph_that_fails(tmp_path: Path) -> None:
     assert not (tmp_path / "model.onnx").exists()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_neither_padding_nor_other_rows_change_a_text(tmp_path: Path, family: str) -> None:
     """A full context included: its last position is computed as well."""
     model = make_restless_model(family, max_position_embeddings=32)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFa
 
 from lightgpt2.data.base import Connection
 from lightgpt2.data.language_modeling import LanguageModelingData
-from lightgpt2.data.tokenizer import check_byte_level, trimmed
+from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
 from lightgpt2.errors import UserError
 from tests.support.models import write_tokenizer
 
@@ -125,8 +125,8 @@ def test_a_tokenizer_of_another_kind_is_refused(model: Any, pre_tokenizer: Any, 
     backend = Tokenizer(model)
     if pre_tokenizer is not None:
         backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoder
-    with pytest.raises(UserError, match=r"model\.vocabulary: only a byte-level BPE tokenizer"):
-        check_byte_level(PreTrainedTokenizerFast(tokenizer_object=backend))
+    with pytest.raises(UserError, match=r"model\.vocabulary: only byte-level BPE"):
+        check_trims(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
 def test_the_data_keep_what_training_text_needs_and_look_at_no_other(
@@ -165,3 +165,16 @@ def test_gpt2_s_own_tokenizer_on_real_text(real_data: Path) -> None:
     assert [[ids[token] for token in text] for text in encode(smaller, train)] == before
     assert smaller.batch_decode(encode(smaller, valid)) == valid
     assert len(smaller) < len(whole) / 2
+
+
+def test_word_pieces_are_cut_down_and_cut_text_as_before(tmp_path: Path) -> None:
+    train_wordpiece([topics["assignment"], topics["class"]], 600, tmp_path)
+    whole = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = topics["class"][:2000]
+    used = {*whole(text)["input_ids"]}
+    smaller, ids = trimmed(whole, used)
+    assert len(smaller) == len(ids) < len(whole)
+    assert [ids[token] for token in smaller(text)["input_ids"]] == whole(text)["input_ids"]
+    assert smaller.convert_ids_to_tokens(smaller("a", "b")["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    other = smaller.convert_ids_to_tokens(smaller("zqxjk assignment")["input_ids"])
+    assert "".join(token.removeprefix("##") for token in other[1:-1]) == "zqxjkassignment"  # in smaller pieces

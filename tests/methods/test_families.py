@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightgpt2.models.families import FAMILIES
+from lightgpt2.models.families import DECODERS
 from lightgpt2.models.loading import load_model
 from tests.support.cli import call
 from tests.support.mistakes import Bench
@@ -37,14 +37,14 @@ def fitted(bench: Bench, changes: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_each_method_trains_it(bench: Bench, family: str, method: str) -> None:
     write_model(Path("model"), family)
     fitted(bench, stage(method, "model", **METHODS[method]))
     assert entries()[-1]["operations"] or method == "FineTune"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_half_of_its_layers_learn_from_it_and_are_exported(
     bench: Bench, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,7 +56,7 @@ def test_half_of_its_layers_learn_from_it_and_are_exported(
     assert "out: " in out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(bench: Bench, family: str) -> None:
     write_model(Path("model"), family)
     bench.configure({**stage("FineTune", "model"), "trainer.max_steps": 3})

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightgpt2.adaptations import FakeQuantize, HeldMasks, Lora, LoraAdapters
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import FAMILIES
+from lightgpt2.models.families import DECODERS
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import allow_packing, load_config, new_model
 from lightgpt2.models.quantization import quantize_folder, settings
@@ -35,7 +35,7 @@ def test_published_setting_on_gpt2_trains_exactly_the_published_number() -> None
     assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == 294_912
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_every_family_says_what_gets_adapters(family: str) -> None:
     """PEFT, or the family where PEFT has no choice of its own: each block has some."""
     (operation,) = adapted(make_model(family))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from lightgpt2.errors import UserError
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import block_units
-from lightgpt2.models.families import FAMILIES, blocks, family_of, head
+from lightgpt2.models.families import DECODERS, blocks, family_of, head
 from lightgpt2.models.files import atomic_folder, clear_leftovers
 from lightgpt2.models.ledger import Parent, config_hash
 from lightgpt2.models.loading import check_tokenizer, load_model, load_tokenizer
@@ -21,7 +21,7 @@ from lightgpt2.models.trimming import remove
 from tests.support.models import IDS, assert_same_weights, logits, make_model, write_tokenizer, write_uneven_model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None:
     model = make_model(family)
     smaller = surgery.extract_layers(model, [0, 2, 3]).eval()
@@ -51,7 +51,7 @@ def test_layers_whose_scale_is_their_place_s_compute_what_is_saved(tmp_path: Pat
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(smaller))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_layers_of_unlike_sizes_keep_theirs(tmp_path: Path, family: str) -> None:
     model = load_model(str(write_uneven_model(tmp_path / "uneven", family)), "model.model").eval()
     operations = [{"op": "extract_layers", "layers": [3, 2, 0]}]
@@ -64,7 +64,7 @@ def test_layers_of_unlike_sizes_keep_theirs(tmp_path: Path, family: str) -> None
     assert torch.equal(logits(loaded), logits(smaller))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_replay_rebuilds_the_shape_that_the_artefact_s_weights_fit(tmp_path: Path, family: str) -> None:
     model = make_model(family)
     operations = [{"op": "extract_layers", "layers": [1, 3]}, {"op": "extract_layers", "layers": [0]}]
@@ -79,7 +79,7 @@ def test_replay_rebuilds_the_shape_that_the_artefact_s_weights_fit(tmp_path: Pat
     assert torch.equal(logits(loaded), logits(smaller))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_folder_of_transformers_and_one_of_ours_compute_the_same_in_both(tmp_path: Path, family: str) -> None:
     """Of a plain model, and of one whose layers have lost heads and neurons."""
     model = make_model(family)
@@ -99,7 +99,7 @@ def test_a_folder_of_transformers_and_one_of_ours_compute_the_same_in_both(tmp_p
 
 def test_a_tokenizer_that_is_read_as_another_beside_a_model_is_refused(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path)
-    for family in set(FAMILIES) - {"qwen2"}:
+    for family in set(DECODERS) - {"qwen2"}:
         check_tokenizer(tokenizer, make_model(family).config, "data.tokenizer")
     with pytest.raises(
         UserError, match=r"^data\.tokenizer: transformers reads it as Qwen2Tokenizer beside a model of type qwen2"
@@ -114,7 +114,7 @@ def test_unknown_operation_is_refused() -> None:
         surgery.apply(make_model("gpt2"), [{"op": "fold"}])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_saved_folder_is_a_plain_one_and_ties_count_once(tmp_path: Path, family: str) -> None:
     model, tokenizer = make_model(family), write_tokenizer(tmp_path / "t")
     with torch.no_grad():

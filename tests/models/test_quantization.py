@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import weights_mb
 from lightgpt2.models import quantization
-from lightgpt2.models.families import FAMILIES, block_linears
+from lightgpt2.models.families import DECODERS, block_linears
 from lightgpt2.models.loading import allow_packing, load_config, load_model
 from lightgpt2.models.quantization import (
     Format,
@@ -28,7 +28,7 @@ from tests.support.models import WHOLE_BLOCKS, logits, make_model, write_model, 
 
 
 @pytest.mark.parametrize("form", ["nf4", "int8"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_sibling_has_every_linear_layer_quantized_and_loads_plainly(tmp_path: Path, family: str, form: Format) -> None:
     source = write_model(tmp_path / "m", family, **WHOLE_BLOCKS[family])
     made = quantize_folder(source, tmp_path / "q", form, write_tokenizer(tmp_path / "t"))
@@ -61,7 +61,7 @@ def test_memory_counts_tied_weights_once_and_quantized_ones_as_stored(tmp_path: 
     assert linear * 3.4 < saved < linear * 3.5, "of 4 bytes half a byte stays, and the scales"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_dequantized_model_computes_what_the_nf4_model_computes(tmp_path: Path, family: str) -> None:
     source = write_model(tmp_path / "m", family, **WHOLE_BLOCKS[family])
     quantized = load_quantized(str(source), "model.model", "nf4").eval()

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
-from lightgpt2.models.families import FAMILIES, family_of, head, is_tied, recorded_states
+from lightgpt2.models.families import DECODERS, family_of, head, is_tied, recorded_states
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
@@ -28,7 +28,7 @@ def test_published_cut_of_gpt2_has_exactly_the_published_size() -> None:
     assert small.num_parameters() == 30_339_456
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("seed", range(2))
 def test_heads_and_neurons_that_do_nothing_are_cut_without_a_trace(family: str, seed: int) -> None:
     model = make_model(family, seed)
@@ -54,7 +54,7 @@ def silence(model: PreTrainedModel, kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 @torch.no_grad()
 def test_a_width_of_which_half_is_a_copy_is_cut_without_a_trace(family: str, tied: bool) -> None:
     """Norms see the same in half of the channels; what a family computes from the width, as Gemma's embedding, stays."""
@@ -80,7 +80,7 @@ def test_a_width_of_which_half_is_a_copy_is_cut_without_a_trace(family: str, tie
     torch.testing.assert_close(logits(small), logits(model), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats_it(family: str) -> None:
     model = make_model(family)
     old = Shape.of(model.config)
@@ -130,7 +130,7 @@ def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats
         assert torch.equal(small[name], wide[name][rows][(every, *columns) if columns else every]), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_large_weights_are_what_norm_keeps(family: str) -> None:
     model = make_model(family)
     old = Shape.of(model.config)
@@ -149,7 +149,7 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
     assert torch.equal(widths, loud_width)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
     """Loud weights that read a silent neuron do not save it."""
     model = make_model(family, activation_function="gelu_new")  # with ReLU others carry nothing too
@@ -191,7 +191,7 @@ STAY = [0, 3, 7, 8, 50, 120, 297]
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_smaller_vocabulary_is_the_same_model_that_chooses_among_fewer_tokens(family: str, tied: bool) -> None:
     model = make_model(family, tie_word_embeddings=tied, pad_token_id=7, bos_token_id=3, eos_token_id=[50, 51, 8])
     model.generation_config.eos_token_id, model.generation_config.bos_token_id = [8, 51], 9

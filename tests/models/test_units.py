@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightgpt2.models.axes import Named, Shape, block_sizes, block_units, named_axes
-from lightgpt2.models.families import FAMILIES, block_linears, family_of
+from lightgpt2.models.families import DECODERS, block_linears, family_of
 from lightgpt2.models.loading import load_model, new_model
 from lightgpt2.models.surgery import apply, removal, replay
 from lightgpt2.models.trimming import remove
@@ -46,7 +46,7 @@ def mask(units: nn.ModuleDict, heads: Masks, ffn: Masks) -> None:
         units[kind].masks.set({str(i): value for i, value in enumerate(masks)})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 100), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_masked_and_removed_models_agree(family: str, seeds: range) -> None:
     for seed in seeds:
@@ -70,7 +70,7 @@ def sections(named: Named, shape: Shape) -> Iterator[tuple[int, str, list[int]]]
             yield axis, *(("ffn", [1] * len(roles)) if roles[0] == "ffn" else ("attention", sizes))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_gate_at_the_output_is_a_mask_on_everything(family: str) -> None:
     """As if all of a unit's weights and biases were zero."""
     model = make_model(family, 3)
@@ -85,7 +85,7 @@ def test_a_gate_at_the_output_is_a_mask_on_everything(family: str) -> None:
     torch.testing.assert_close(logits(model), logits(naive), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_heads_score_sums_over_query_key_value_and_output(family: str) -> None:
     """And a neuron's over all that reads and writes it: gradient times weight, biases included."""
     model = make_model(family, 1)
@@ -114,7 +114,7 @@ def test_a_heads_score_sums_over_query_key_value_and_output(family: str) -> None
 
 
 @pytest.mark.parametrize("granularity", ["block", "weight"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_blocks_and_weights_are_of_the_blocks_linear_layers_only(family: str, granularity: Granularity) -> None:
     model = make_model(family, 4)
     plain = copy.deepcopy(model)
@@ -131,7 +131,7 @@ def test_blocks_and_weights_are_of_the_blocks_linear_layers_only(family: str, gr
     assert torch.equal(logits(model), logits(plain))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("granularity", ["structured", "block", "weight"])
 def test_magnitudes_are_norms_over_a_unit(family: str, granularity: Granularity) -> None:
     model = make_model(family, 5)
@@ -147,7 +147,7 @@ def test_magnitudes_are_norms_over_a_unit(family: str, granularity: Granularity)
         assert int(magnitudes(model, mapped)["ffn"]["1"].argmax()) == 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_removal_is_replayed_from_its_record(family: str) -> None:
     model = make_model(family, 6)
     heads, ffn = random_masks(model, 6)
@@ -159,7 +159,7 @@ def test_a_removal_is_replayed_from_its_record(family: str) -> None:
     assert counted["removed"] + sum(counted["left"]) == counted["of"] == 4 * Shape.of(model.config).heads
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_shapes_that_plain_transformers_can_say_stay_plain(family: str) -> None:
     model = make_model(family, 7)
     heads, neurons = block_units(model.config)
@@ -170,7 +170,7 @@ def test_shapes_that_plain_transformers_can_say_stay_plain(family: str) -> None:
     assert (type(fewer) is type(model)) == (not hasattr(fewer.config, "lightgpt2")) == (not shared)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_a_model_with_unlike_layers_is_one_like_any_other(family: str, tmp_path: Path) -> None:
     """Saved, loaded (also by plain transformers), generating with a cache, learning, pruned again.
 

@@ -105,7 +105,7 @@ BAD = {
     "top_k without sampling": (["--prompt", "A", "--top-k", "5"], "--top-k: must be left out at temperature 0"),
     "option": (["--prompt", "A", "--beams", "4"], "unrecognized arguments: --beams"),
     "no folder": (["--prompt", "A"], "MODEL: ./gone does not exist; give"),
-    "family": (["--prompt", "A"], "MODEL: models of type 'bert' are not supported; use a decoder"),
+    "family": (["--prompt", "A"], "MODEL: models of type 'bert' are not supported for this task; use a model"),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.models.families import CLASSIFICATION, class_for
 from lightgpt2.models.integers import Integers, integer_tensors
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.saving import save_model
@@ -59,6 +60,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "distilbert": {
         "vocab_size": 300, "dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 80, "max_position_embeddings": 40,
+    },
+    "roberta": {
+        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 80, "max_position_embeddings": 41, "type_vocab_size": 1,
     },
 }  # fmt: skip
 
@@ -112,6 +117,20 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     shape = copy.deepcopy({"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+def make_classifier(family: str, classes: int = 3, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A randomly initialised model with a classification head, with weights large enough to matter."""
+    torch.manual_seed(seed)
+    shape = copy.deepcopy({"vocab_size": 300, **(ENCODERS | SHAPES)[family], "pad_token_id": 0, **changes})
+    config = AutoConfig.for_model(family, **shape, num_labels=classes)
+    config.architectures = [class_for(config, CLASSIFICATION, "model")]
+    model = new_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

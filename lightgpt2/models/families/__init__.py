@@ -32,13 +32,14 @@ from lightgpt2.models.families.substitution import compute_with
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-ENCODERS = {name: family for name, family in FAMILIES.items() if isinstance(family, Encoder)}  # by model type
+DECODERS = {name: family for name, family in FAMILIES.items() if CAUSAL_LM in family.auto_classes}
+ENCODERS = {name: family for name, family in FAMILIES.items() if isinstance(family, Encoder)}  # both by model type
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
 
 __all__ = [
-    "CAUSAL_LM", "CLASSIFICATION", "ENCODERS", "FAMILIES", "LINEAR", "Encoder", "Family", "Head", "Shape", "backbone",
-    "block_linears", "blocks", "check_family", "check_head", "class_for", "compute_with", "family_of", "head", "is_tied",
-    "predicts", "recorded_states", "unquantized_head",
+    "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "FAMILIES", "LINEAR", "Encoder", "Family", "Head", "Shape",
+    "backbone", "block_linears", "blocks", "check_family", "check_head", "class_for", "compute_with", "family_of", "head",
+    "is_tied", "predicts", "recorded_states", "unquantized_head",
 ]  # fmt: skip
 
 
@@ -110,6 +111,7 @@ def check_finite(model: PreTrainedModel, key: str) -> None:
         raise UserError(f"{key}: {what}; the model is damaged, fetch it or make it again")
 
 
+@torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
     """Raise a `UserError` if the logits of the first tokens are not what `head` says.
 

@@ -13,6 +13,7 @@ class DistilBert(Encoder):
 
     model_types, blocks = ("distilbert",), "transformer.layer"
     head_parts = ("classifier", "pre_classifier")
+    adapted: ClassVar = ["q_lin", "v_lin"]
     pooler, pooled = "pre_classifier", "relu"
     parts = (
         "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm",
