@@ -131,11 +131,14 @@ class Closing(Callback):
         if changes := changed(Ledger.read(self.run.model)):
             print(f"\nchanged {changes[0]}", *(f"        {change}" for change in changes[1:]), sep="\n")
         page, model = self.run.folder / "report.html", self.run.model
-        asked = "--chat" if pl_module.data.tokenizer.chat_template else "--prompt 'The '"
+        trial = pl_module.task.trial(pl_module.data.tokenizer)
+        commands = [
+            *([" ".join([trial[0], str(model), trial[1]])] if trial else []),
+            f"export {model} --format onnx-int8",
+        ]
         print(
             f"report  {page if page.is_file() else f'lightgpt2 report {self.run.folder}'}",
-            f"next    lightgpt2 generate {model} {asked}",
-            f"        lightgpt2 export {model} --format onnx-int8",
+            *(f"{lead:8}lightgpt2 {command}" for lead, command in zip(("next", ""), commands, strict=False)),
             sep="\n",
             flush=True,
         )

@@ -61,6 +61,8 @@ class ClassificationData(TaskData):
         seed: Seed of the training order. The default is the run's seed.
     """
 
+    calibrates = 64  # texts, which are short
+
     def __init__(
         self,
         source: str = "requirements",
@@ -333,8 +335,9 @@ class LabelledTexts:
 class TextDataset:
     """Batches of texts.
 
-    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `labels` `[B]`,
-    or IGNORE; `example [B]`; `texts`, each with its second one; `weights [B]` where classes are weighed; and `step_items`.
+    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `lengths` and
+    `example` `[B]`; `labels` `[B]`, or IGNORE; `texts`, each with its second one; `weights [B]` where classes are weighed; and
+    `step_items`.
 
     Args:
         data: The texts.
@@ -363,7 +366,7 @@ class TextDataset:
             if data.segments is not None:
                 segments[i, :length] = data.segments[data.offsets[row] : data.offsets[row + 1]]
         labels = np.full(len(rows), IGNORE) if index.silent else data.labels[rows]
-        columns = {"input_ids": ids, "attention_mask": mask, "labels": labels, "example": rows}
+        columns = {"input_ids": ids, "attention_mask": mask, "lengths": lengths, "labels": labels, "example": rows}
         if data.segments is not None:
             columns["token_type_ids"] = segments
         if self.weights is not None:

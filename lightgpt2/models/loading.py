@@ -35,7 +35,15 @@ from lightgpt2.models.sources import arguments, check_folder, explained, gguf_fi
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
-_HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.", "lm_head.", "embed_out.")  # that a model was trained with
+_HEADS = (
+    "cls.",
+    "vocab_",
+    "classifier.",
+    "qa_outputs.",
+    "lm_head.",
+    "embed_out.",
+    "decoder.",
+)  # that a model was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
 _INTEGERS = ("I", "U", "BOOL")  # how the names of their types begin in safetensors
 _SIZES = (

@@ -116,6 +116,10 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} verifies no exported model")
 
+    def trial(self, tokenizer: Any) -> tuple[str, str] | None:
+        """The verb that shows what a trained model does, and its options; None if none does."""
+        return None
+
     def items(self, batch: Batch) -> Tensor:
         """The number of supervised items of a batch."""
         return (batch["labels"] != IGNORE).sum()

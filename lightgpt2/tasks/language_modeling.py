@@ -121,6 +121,9 @@ class LanguageModeling(Task):
         what = f"{self.prompt_tokens} leaves none of the model's {positions} positions for a continuation"
         return [Problem("prompt_tokens", what, f"give at most {positions - 1}")]
 
+    def trial(self, tokenizer: Any) -> tuple[str, str]:
+        return "generate", "--chat" if tokenizer.chat_template else "--prompt 'The '"
+
     def prompts(self, data: Any) -> list[list[int]]:
         found: list[list[int]] = data.prompts("valid", self.shown, self.prompt_tokens)
         return found

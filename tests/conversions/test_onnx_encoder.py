@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
 from lightgpt2.conversions.onnx.encoder_export import export_encoder
 from lightgpt2.conversions.onnx.weights import Form
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Format, Target
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_encoder

@@ -423,28 +423,28 @@ def test_a_benchmark_keeps_what_is_measured(
 def test_a_journal_of_other_texts_is_refused_and_kept(tmp_path: Path) -> None:
     rows, output = [{"prompt": "a"}, {"prompt": "b"}], tmp_path / "o.jsonl"
     done = Continuation(1, "\ud800\n", "length")
-    with Texts(rows, output, model="m") as texts:
+    with Texts(rows, output, Continuation, model="m") as texts:
         texts.add(done)
     journal = tmp_path / "o.jsonl.partial"
     kept = journal.read_bytes()
     for other in ({"model": "other"}, {"model": "m", "seed": 1}):
         with (
             pytest.raises(UserError, match=r"--output: .*partial is not what this call has left"),
-            Texts(rows, output, **other),
+            Texts(rows, output, Continuation, **other),
         ):
             pass
     journal.write_bytes(b"my notes")
-    with pytest.raises(UserError, match="not what this call has left"), Texts(rows, output, model="m"):
+    with pytest.raises(UserError, match="not what this call has left"), Texts(rows, output, Continuation, model="m"):
         pass
     assert journal.read_bytes() == b"my notes"
     for cut in range(len(kept)):
         journal.write_bytes(kept[:cut])
-        with Texts(rows, output, model="m") as texts:
+        with Texts(rows, output, Continuation, model="m") as texts:
             assert texts.texts == {}
     journal.write_bytes(kept)
-    with Texts(rows, output, model="m") as texts:
+    with Texts(rows, output, Continuation, model="m") as texts:
         assert texts.texts == {1: done}
-        with pytest.raises(UserError, match="another process writes"), Texts(rows, output, model="m"):
+        with pytest.raises(UserError, match="another process writes"), Texts(rows, output, Continuation, model="m"):
             pass
         texts.add(Continuation(0, "x", "stop"))
         texts.finish()

@@ -179,7 +179,7 @@ def test_what_json_allows_is_read_and_written_again(
     lines = [line for line in FILES[name].decode("utf-8-sig").split("\n") if line.strip()]
     assert str(rows) == str([json.loads(line) for line in lines])
     for output in (path, None):
-        with Texts(rows, output) as texts:
+        with Texts(rows, output, Continuation) as texts:
             for index in range(len(rows)):
                 texts.add(Continuation(index, "made\u2028text", "stop"))
             texts.finish()
