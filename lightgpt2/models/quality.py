@@ -124,6 +124,11 @@ def write_scores(folder: Path, scored: Mapping[str, Mapping[str, Metric]]) -> No
         np.savez_compressed(file, **arrays)
 
 
+def add_scores(folder: Path, quality: Mapping[str, Any], label: str, metrics: Mapping[str, Metric]) -> None:
+    """Add metrics under a label to those that a folder has; `quality` is what its ledger says about each label."""
+    write_scores(folder, {name: read_scores(folder, name, quality[name]) for name in quality} | {label: metrics})
+
+
 def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics that `write_scores` wrote for a label; `scored` is what the ledger says about that model's quality.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from lightgpt2.report.figures import dicts, is_throughput, label, number, part, plain, primary, setting, title
+from lightgpt2.report.figures import dicts, is_throughput, label, number, part, plain, primary, title
 from lightgpt2.report.rows import Model
 
 _COLOURS = ("#2f7ed8", "#e07b00", "#1a9a6c", "#c2427d", "#8a63d2", "#b3a000", "#5b8a9a", "#888888")
@@ -183,9 +183,9 @@ def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
 
 
 def _speeds(rows: Sequence[Model]) -> tuple[str, dict[str, float | None]]:
-    """The speed of most models that one machine measured: a throughput before a latency, at the smallest setting."""
+    """The speed of most models that one machine measured: the first throughput, else the first latency."""
     machines = Counter(machine for row in rows for machine in row.speeds)
     speeds = {row.name: row.speeds.get(max(machines, key=lambda name: machines[name]), {}) for row in rows if machines}
-    keys = {key for speed in speeds.values() for key in speed if " " in key}
-    key = min(keys, key=lambda key: (not is_throughput(key), setting(key)), default="")
+    keys = [key for speed in speeds.values() for key in speed if " " in key]
+    key = min(keys, key=lambda key: not is_throughput(key), default="")
     return (label(key), {name: speed.get(key) for name, speed in speeds.items()}) if key else ("", {})

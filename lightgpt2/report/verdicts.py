@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightgpt2.report.figures import SIZES, better, change, is_latency, is_throughput, setting
+from lightgpt2.report.figures import SIZES, better, change, is_latency, is_throughput
 from lightgpt2.report.rows import Model, Score
 
 Verdict = Literal["the start", "pays", "quality only", "does not pay", "outside the budget", "not measured"]
@@ -66,10 +66,10 @@ def judge(gains: Mapping[str, float | None], source: Rise | None, before: Rise |
 
 
 def resources(*models: Model) -> list[str]:
-    """The figures that a stage can pay in: sizes, and speeds at the smallest setting that was measured."""
-    speeds = sorted({key for model in models for each in model.speeds.values() for key in each}, key=setting)
-    smallest = (next(filter(kind, speeds), None) for kind in (is_latency, is_throughput))
-    return ["disk", "weights", *filter(None, smallest)]
+    """The figures that a stage can pay in: sizes, and the first latency and throughput that a benchmark has."""
+    speeds = [key for model in models for each in model.speeds.values() for key in each]
+    first = (next(filter(kind, speeds), None) for kind in (is_latency, is_throughput))
+    return ["disk", "weights", *filter(None, first)]
 
 
 def pair(key: str, model: Model, other: Model) -> tuple[float | None, float | None]:

@@ -13,15 +13,19 @@ from torchmetrics.functional.classification import (
 )
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import CLASSIFICATION, family_of, head, recorded_states
 from lightgpt2.models.loading import has_head
 from lightgpt2.models.quality import Metric
+from lightgpt2.models.workloads import Forward, Positions, Texts, Workload
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
 _BINS = 15  # of the expected calibration error
+_LENGTHS = (8, 32, 128, 256, 512)  # tokens of a text whose latency is measured
+_REPEATS = 40  # of each in a round: the slowest in twenty is a figure, too
+_TEXTS = 64  # of real lengths
 
 
 class Classification(Task):
@@ -147,6 +151,28 @@ class Classification(Task):
             found[f"recall/{name}"] = Metric(f"recall/{name}", "higher", right * its, its)
         return found
 
+    def workloads(
+        self,
+        positions: Positions,
+        data: Any = None,
+        *,
+        batches: Sequence[int] = (16,),
+        forward_tokens: Sequence[int] | None = None,
+        concurrency: Sequence[int] = (1, 2, 4, 8),
+    ) -> list[Workload]:
+        """One text of each length, by default those of 8, 32, 128, 256 and 512 tokens that fit; and texts of mixed lengths.
+
+        Mixed are those of the validation split, or random ones where there is no data. They are read in `batches`, and one by
+        one from `concurrency` threads.
+        """
+        lengths = [n for n in _LENGTHS if n <= positions.count] if forward_tokens is None else forward_tokens
+        given = {"batches": batches, "forward_tokens": lengths, "concurrency": concurrency}
+        found = [Problem(key, "must have at least one value") for key, values in given.items() if not values]
+        refuse([*found, *positions.problems("forward_tokens", lengths)])
+        mixed = _mixed_lengths(positions.count, data)
+        texts = [*(Texts(mixed, batch) for batch in batches), *(Texts(mixed, threads=n) for n in concurrency)]
+        return [*(Forward(1, n, _REPEATS) for n in lengths), *dict.fromkeys(texts)]
+
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
         _, *others = configs.items()
         found = []
@@ -178,3 +204,14 @@ class Classification(Task):
 def _names(config: PretrainedConfig) -> list[str]:
     """The names of a model's classes in their order."""
     return [config.id2label[i] for i in sorted(config.id2label)]
+
+
+def _mixed_lengths(most: int, data: Any) -> tuple[int, ...]:
+    """Tokens of some texts: of random ones of the validation split; without data log-normal around 20, as sentences have."""
+    generator = np.random.default_rng(0)
+    if data is None:
+        found = generator.lognormal(3.0, 0.6, _TEXTS).astype(int).clip(3, most)
+    else:
+        masks = (batch["attention_mask"] for batch in data.scoring_loader("valid"))
+        found = generator.choice(np.concatenate([mask.sum(dim=1).numpy() for mask in masks]), _TEXTS)
+    return tuple(map(int, found))
