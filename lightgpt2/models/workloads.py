@@ -183,7 +183,7 @@ class Texts(Workload):
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"texts": len(self.lengths), "tokens": sum(self.lengths), "longest": max(self.lengths)}
+        return {"count": len(self.lengths), "tokens": sum(self.lengths), "longest": max(self.lengths)}
 
     def step(self, runner: Runner) -> None:
         runner.forward(*self._batches(runner)[0])

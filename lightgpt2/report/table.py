@@ -122,14 +122,14 @@ def _sections(result: dict[str, Any], measured: list[Arm]) -> list[str]:
     names = [arm["name"] for arm in measured]
     spent = [_spent(arm) for arm in measured]
     ratios = f"median (lowest - highest) of the ratios inside {settings['rounds']} rounds"
-    about = [[key, *(f"{title(name)} {value}" for name, value in each.items())] for key, each in _described(settings)]
+    about = [f"{key}: {', '.join(f'{title(n)} {v}' for n, v in each.items())}" for key, each in _described(settings)]
     return [
         *_named(names, [_taken(arm) for arm in measured]),
         f"\nTimes as fast as {names[0]}: {ratios}\n",
         *_workloads(measured),
         "",
         *(["Wall clock; CPU time of all threads; 100 % is one core\n", *_named(names, spent), ""] if spent[0] else []),
-        *(", ".join(each) for each in about),
+        *about,
         f"{machine['name']}, {machine['threads']} threads on the CPU, torch {machine['versions']['torch']}; "
         "one process a model",
     ]
