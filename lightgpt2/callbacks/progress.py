@@ -131,11 +131,10 @@ class Closing(Callback):
         if changes := changed(Ledger.read(self.run.model)):
             print(f"\nchanged {changes[0]}", *(f"        {change}" for change in changes[1:]), sep="\n")
         page, model = self.run.folder / "report.html", self.run.model
-        asked = "--chat" if pl_module.data.tokenizer.chat_template else "--prompt 'The '"
+        first, export = pl_module.task.next_step(model, pl_module.data), f"lightgpt2 export {model} --format onnx-int8"
         print(
             f"report  {page if page.is_file() else f'lightgpt2 report {self.run.folder}'}",
-            f"next    lightgpt2 generate {model} {asked}",
-            f"        lightgpt2 export {model} --format onnx-int8",
+            "next    " + "\n        ".join(filter(None, [first, export])),
             sep="\n",
             flush=True,
         )

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lightgpt2.models.quality import metric_names
-from lightgpt2.report.figures import numbers, title, workloads
+from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
+from lightgpt2.report.figures import numbers, part, primary, title, workloads
 from lightgpt2.report.markup import table
 
 _SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache"}
@@ -27,6 +28,14 @@ def comparison(figures: Figures) -> str:
         for row in figures.values()
     ]
     return "\n".join(["", *_named(figures, cells)])
+
+
+def class_table(quality: Mapping[str, Any]) -> str:
+    """The classes as a terminal shows them, after an empty line; empty where the primary metric has no confusion matrix."""
+    about = part(quality, primary(quality))
+    if not (rows := class_rows(about)):
+        return ""
+    return "\n".join(["", "", intervals(about), "", *_aligned([CLASS_COLUMNS, *rows])])
 
 
 def precisions(figures: Figures) -> str:

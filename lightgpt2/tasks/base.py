@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -177,6 +178,10 @@ class Task(ABC):
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         """The lines that `predict` writes for a batch if those are not scores."""
         raise NotImplementedError(f"{type(self).__name__} predicts scores only")
+
+    def next_step(self, model: Path, data: Any) -> str:
+        """The command that uses the model which a run has written to a folder; empty if there is none."""
+        return ""
 
     def prompts(self, data: Any) -> list[Any]:
         """The inputs whose outputs are shown during training, if any."""

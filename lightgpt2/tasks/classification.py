@@ -1,6 +1,7 @@
 """Classification: one class for a text, or for a pair of texts; scored by accuracy."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
+    multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_matthews_corrcoef,
 )
@@ -127,29 +129,27 @@ class Classification(Task):
         ]
 
     def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
-        """Accuracy; macro-F1, Matthews' correlation and the expected calibration error (15 bins); and each class's recall."""
+        """Accuracy with the confusion matrix; macro-F1, Matthews' correlation, and the expected calibration error (15 bins)."""
         ordered = sorted(rows, key=lambda row: int(row["example"]))
         labels = torch.tensor([row["label"] for row in ordered], dtype=torch.long)
         shares = torch.tensor([row["probabilities"] for row in ordered], dtype=torch.float64).reshape(len(ordered), -1)
         if not len(ordered):
             return {"accuracy": Metric("accuracy", "higher", np.zeros(0), np.zeros(0))}
-        right = (shares.argmax(dim=1) == labels).numpy().astype(np.float64)
-        ones, count = np.ones(len(right)), shares.shape[1]
+        guesses, count = shares.argmax(dim=1), shares.shape[1]
+        right = (guesses == labels).numpy().astype(np.float64)
         figures: dict[str, tuple[Tensor, Any]] = {
             "macro_f1": (multiclass_f1_score(shares, labels, count, average="macro"), "higher"),
             "mcc": (multiclass_matthews_corrcoef(shares, labels, count), "higher"),
             "ece": (multiclass_calibration_error(shares, labels, count, n_bins=_BINS, norm="l1"), "lower"),
         }
-        found = {"accuracy": Metric("accuracy", "higher", right, ones)}
-        found |= {
+        classes = self.labels or [str(i) for i in range(count)]
+        counts = multiclass_confusion_matrix(guesses, labels, count).tolist()
+        confusion = {"confusion": {"classes": classes, "counts": counts}}  # rows are the labels
+        found = {"accuracy": Metric("accuracy", "higher", right, np.ones(len(right)), details=confusion)}
+        return found | {
             name: Metric(name, better, np.array([float(value)]), np.ones(1))
             for name, (value, better) in figures.items()
         }
-        names = self.labels or [str(i) for i in range(count)]
-        for i, name in enumerate(names):
-            its = (labels == i).numpy().astype(np.float64)
-            found[f"recall/{name}"] = Metric(f"recall/{name}", "higher", right * its, its)
-        return found
 
     def workloads(
         self,
@@ -181,6 +181,9 @@ class Classification(Task):
                 what = f"it has no classification head (its architecture: {', '.join(config.architectures)})"
                 found.append(Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first"))
         return found
+
+    def next_step(self, model: Path, data: Any) -> str:
+        return f"lightgpt2 predict --config {model.parent / 'config.yaml'}"
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         """Each text with its class, the most likely one, and the probabilities of all."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -178,6 +179,10 @@ class LanguageModeling(Task):
             pairs.append((begun, whole.removeprefix(begun)))
         model.train(training)
         return pairs
+
+    def next_step(self, model: Path, data: Any) -> str:
+        asked = "--chat" if data.tokenizer.chat_template else "--prompt 'The '"
+        return f"lightgpt2 generate {model} {asked}"
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]
