@@ -20,9 +20,10 @@ from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
 from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
-from lightgpt2.errors import UserError, tell
+from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.families import CLASSIFICATION
+from lightgpt2.models.files import exists
 from lightgpt2.models.loading import has_head, load_tokenizer
 from lightgpt2.models.quality import FEW
 
@@ -101,6 +102,14 @@ class ClassificationData(TaskData):
         if len({*self.class_names}) < len(self.class_names):
             found.append("data.class_names: two classes have one name; give each its own")
         return found
+
+    def unreadable(self, fetch: bool = True) -> list[Problem]:
+        if fetch or exists(self.source):
+            try:
+                self._read(Remarks())
+            except UserError as error:
+                return error.problems
+        return []
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
         owners = {count: key for key, count in positions.items()}

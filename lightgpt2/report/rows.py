@@ -41,6 +41,8 @@ class Score:
 
     def examples(self) -> Metric | None:
         """The primary metric example by example; None where that was not kept."""
+        if not self.folder:
+            return None
         return read_scores(Path(self.folder), self.label, self.quality).get(primary(self.quality))
 
 

@@ -105,14 +105,21 @@ def reference(model: Model) -> tuple[Score, str]:
     return (top.score, top.name) if top.parent is None else (top.start, top.parent.name)
 
 
+def _given(model: Model, parent: Model) -> Score:
+    """The score of the model that a stage was given; the stage's own of it where the other's text or single scores differ."""
+    known = parent.score.folder and parent.score.text == model.score.text
+    return parent.score if known or model.start.value is None else model.start
+
+
 def compare(model: Model, budget: float, gain: float) -> Comparison:
     """A stage's model or a copy against those before it, by a budget and a gain in per cent."""
     score, name = reference(model)
     parent = model.parent
     if parent is None:
         return Comparison(model, name)
-    source = rise(model.score, score)
-    before = rise(model.score, parent.score if parent.score.text == model.score.text else model.start)
+    given = _given(model, parent)
+    source = rise(model.score, given if score is parent.score else score)
+    before = rise(model.score, given)
     gains = {key: better(key, *pair(key, model, parent)) for key in resources(model, parent)}
     verdict = judge(gains, source, before, model.kind == "stage", budget, gain)
     return Comparison(model, name, source, before, gains, verdict)

@@ -94,7 +94,10 @@ def a_round(forward: list[float], first: float, others: list[float], peak: float
 def test_speed_leaves_the_first_token_out_and_percentiles_are_over_all_samples() -> None:
     rounds = [a_round([1.0, 2.0, 9.0], 50.0, [10.0, 20.0], 5.0), a_round([4.0, 4.0, 4.0], 70.0, [40.0, 40.0], 7.0)]
     workloads = [Forward(1, 16), Generation(4, 4)]
-    assert speeds_of(rounds, workloads) == {"forward 1x16": [500.0, 250.0], "generate 4": pytest.approx([2000 / 30, 25.0])}
+    assert speeds_of(rounds, workloads) == {
+        "forward 1x16": [500.0, 250.0],
+        "generate 4": pytest.approx([2000 / 30, 25.0]),
+    }
     figures = summary(rounds, workloads)
     times = [1.0, 2.0, 9.0, 4.0, 4.0, 4.0]
     assert figures["forward"]["1x16"] == {"p50_ms": 4.0, "p95_ms": pytest.approx(np.quantile(times, 0.95))}

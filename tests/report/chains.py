@@ -31,10 +31,13 @@ def arm(stage: str, folder: str, precision: str, weights: float, forward: float,
     made |= {"weights_mb": weights, "peak_memory_mb": weights + 340, "peak_reserved_mb": None, "trace": "trace.json"}
     return made | {
         "attention_kernel": "aten::_scaled_dot_product_flash",
-        "forward": {"1x128": {"p50_ms": forward, "p95_ms": forward * 1.1}, "16x128": {"p50_ms": 14 * forward, "p95_ms": 15 * forward}},
+        "forward": {
+            "1x128": {"p50_ms": forward, "p95_ms": forward * 1.1},
+            "16x128": {"p50_ms": 14 * forward, "p95_ms": 15 * forward},
+        },
         "generate": {"128": {"tokens_per_s": tokens} | spent, "256": {"tokens_per_s": tokens * 0.95} | spent},
         "load_seconds": 0.25,
-        "ratio": dict.fromkeys(WORKLOADS, {"median": 1.02, "low": 0.97, "high": 1.08}),
+        "ratio": {key: {"median": 1.02, "low": 0.97, "high": 1.08} for key in WORKLOADS},
         "operators": [{"name": "aten::addmm", "calls": 24, "self_ms": forward / 2, "share": 0.5, "device": "cpu"}],
         **more,
     }
