@@ -7,10 +7,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents
+from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents, plain_text
 from lightgpt2.data.files import by_split, card_splits, find
 from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
@@ -310,3 +311,15 @@ def _pydoc() -> list[str]:
 
     sections = (part for name in sorted(topics) for part in _PYDOC_HEADING.split("\n" + topics[name]))
     return [text for section in sections if (text := _PYDOC_UNDERLINE.sub("\n", section).strip())]
+
+
+@cache  # the stages of a recipe share a text
+def unreadable(corpus: Corpus) -> list[Problem]:
+    """What is wrong with the documents of a corpus, all of which are read."""
+    try:
+        # Not any(), which would stop at the first.
+        if sum(bool(plain_text(document).strip()) for _, document in corpus.documents()):
+            return []
+    except UserError as error:
+        return error.problems
+    return [Problem("data.source", f"{corpus.source} holds no text", "give a corpus with at least a few documents")]

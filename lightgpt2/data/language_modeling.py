@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerFast
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
 from lightgpt2.data.batches import StepSampler, WindowDataset, WindowLoader, epoch_shares, evaluation_order
-from lightgpt2.data.corpora import Corpus, corpora
+from lightgpt2.data.corpora import Corpus, corpora, unreadable
 from lightgpt2.data.preparation import Preparation, document_separator
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, trimmed
 from lightgpt2.data.windows import Windows, document_windows, packed_windows, prompt_windows
-from lightgpt2.errors import UserError, tell
+from lightgpt2.errors import Problem, UserError, tell
+from lightgpt2.models.files import exists
 from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.sources import verify
 from lightgpt2.models.vocabulary import needed_rows
@@ -98,6 +99,10 @@ class LanguageModelingData(TaskData):
         self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
         self.source, self.kept_tokens = self._preparation.source, []
         self._splits: dict[str, store.TokenSplit] = {}
+
+    def unreadable(self, fetch: bool = True) -> list[Problem]:
+        at_hand = [corpus for corpus in self.corpora if fetch or exists(corpus.source)]
+        return [problem for corpus in at_hand for problem in unreadable(corpus)]
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
         length, owners = self.sequence_length, {count: key for key, count in positions.items()}

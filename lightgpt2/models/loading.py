@@ -334,13 +334,20 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return token
 
 
+def folder_config(folder: Path, key: str) -> PretrainedConfig:
+    """The configuration in an exported folder."""
+    config: PretrainedConfig
+    with explained(str(folder), key):
+        config = AutoConfig.from_pretrained(folder)
+    return config
+
+
 def load_exported_gguf(folder: Path, key: str) -> PreTrainedModel:
     """The model of a GGUF file with the configuration that lies beside it, in eval mode.
 
     transformers reads neither GPT-2's positions nor biases or rotary scaling from the file, and some architectures not at all.
     """
-    with explained(str(folder), key):
-        config = AutoConfig.from_pretrained(folder)
+    config = folder_config(folder, key)
     if gguf_files.transformers_reads(config):
         return load_model(str(folder / "model.gguf"), key, config=config).eval()
     model = new_model(config, key)

@@ -42,14 +42,15 @@ def is_latency(key: str) -> bool:
     return " " in key and not is_throughput(key)
 
 
-def setting(key: str) -> list[int]:
-    """What a speed was measured at, for sorting: [1, 128] of `forward 1x128`."""
-    return [int(n) for n in key.rpartition(" ")[2].split("x") if n.isdecimal()]
+def workloads(arm: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of each workload of an arm by its key, `forward 1x128`, in the order in which they were measured."""
+    places = ((key, *key.split(" ", 1)) for key in part(arm, "ratio") if " " in key)
+    return {key: part(arm, section, setting) for key, section, setting in places}
 
 
 def label(key: str) -> str:
     """What a resource is called, with its unit."""
-    return key.replace(" ", " at ") if is_throughput(key) else f"{key}, ms" if is_latency(key) else _LABELS[key]
+    return key.replace(" ", " at ", 1) if is_throughput(key) else f"{key}, ms" if is_latency(key) else _LABELS[key]
 
 
 def change(before: float | None, after: float | None) -> float | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from lightgpt2.report.figures import dicts, is_throughput, label, number, part, plain, primary, setting, title
+from lightgpt2.report.confusion import confusion_of
+from lightgpt2.report.figures import dicts, is_throughput, label, number, part, plain, primary, title
 from lightgpt2.report.rows import Model
 
 _COLOURS = ("#2f7ed8", "#e07b00", "#1a9a6c", "#c2427d", "#8a63d2", "#b3a000", "#5b8a9a", "#888888")
@@ -100,8 +101,12 @@ def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | 
         else:
             left, top = _LEFT + i % 2 * (_RIGHT - _LEFT) / 2, _TOP + i // 2 * _LINE
             svg += [_line(mine, colour), _dot(left, top - 4, colour), _text(left + 9, top, _short(key), "start")]
+    return _whole(name, about, svg)
+
+
+def _whole(name: str, about: str, svg: Sequence[str], height: float = _HEIGHT) -> Plot:
     about = plain(about)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-size="12" '
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img" font-size="12" '
     head += f'font-family="system-ui, sans-serif" fill="currentColor"><title>{escape(about)}</title>'
     return Plot(name, about, f"{head}{''.join(svg)}</svg>\n")
 
@@ -146,6 +151,33 @@ def sweep_plot(sweep: Mapping[str, Any], key: str, run: str, name: str = "sweep"
     return _plot(name, f"{title(metric)} against {key}, {run}", lines, key, title(metric))
 
 
+def confusion_plot(about: Mapping[str, Any], name: str, model: str) -> Plot | None:
+    """A metric's confusion matrix, each row shaded by shares of its class; None if it has none."""
+    found = confusion_of(about)
+    if found is None:
+        return None
+    left, top = 150, 20
+    side = (_RIGHT - left) / len(found.classes)
+    high = min(side, 60)
+    svg = []
+    for cell in found.cells():
+        x, y = left + cell.column * side, top + cell.row * high
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{high:.1f}"'
+        svg.append(f'<rect {box} fill="{_COLOURS[0]}" fill-opacity="{cell.share:.3f}" stroke="var(--line)"/>')
+        if side >= 24:
+            svg.append(_text(x + side / 2, y + high / 2 + 4, f"{cell.texts:,}"))
+    bottom = top + high * len(found.classes)
+    for i, each in enumerate(found.classes):
+        svg.append(_text(left - 8, top + (i + 0.5) * high + 4, _short(each), "end"))
+        if side >= 24:
+            svg.append(_text(left + (i + 0.5) * side, bottom + 16, plain(each)[: int(side / _LETTER)]))
+    svg += [
+        _text(left - 8, 12, "class of the text", "end"),
+        _text((left + _RIGHT) / 2, bottom + 36, "class that was given"),
+    ]
+    return _whole(name, f"Which classes {model} takes for which", svg, bottom + 44)
+
+
 def curves(rows: Sequence[Model]) -> list[Plot]:
     """How the stages were trained, a plot for each primary metric, and their sweeps."""
     stages = [row for row in rows if row.kind == "stage"]
@@ -183,9 +215,9 @@ def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
 
 
 def _speeds(rows: Sequence[Model]) -> tuple[str, dict[str, float | None]]:
-    """The speed of most models that one machine measured: a throughput before a latency, at the smallest setting."""
+    """The speed of most models that one machine measured: the first throughput, else the first latency."""
     machines = Counter(machine for row in rows for machine in row.speeds)
     speeds = {row.name: row.speeds.get(max(machines, key=lambda name: machines[name]), {}) for row in rows if machines}
-    keys = {key for speed in speeds.values() for key in speed if " " in key}
-    key = min(keys, key=lambda key: (not is_throughput(key), setting(key)), default="")
+    keys = [key for speed in speeds.values() for key in speed if " " in key]
+    key = min(keys, key=lambda key: not is_throughput(key), default="")
     return (label(key), {name: speed.get(key) for name, speed in speeds.items()}) if key else ("", {})

@@ -22,7 +22,7 @@ from tests.support.models import write_model
 
 STRATEGY = "lightning.pytorch.strategies."
 OTHERS = {"model.layers": None, "model.student": {"n_layer": 2}}
-BENCHMARK = {"prompt_tokens": 32, "new_tokens": [4, 256], "forward_tokens": 16}
+BENCHMARK = {"prompt_tokens": 32, "new_tokens": [4, 256], "forward_tokens": [16]}
 
 
 def strategy(**changes: Any) -> dict[str, Any]:
