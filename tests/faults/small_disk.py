@@ -1,7 +1,7 @@
 """Runs the command on a disk without room, and again with room if it has failed.
 
-`python -m tests.faults.small_disk BYTES N ARGS MORE`: the disk holds what the working folder does and has so many BYTES free. MORE
-are the last N arguments, for the second time. What the disk holds after each time is in `first` and `second`.
+`python -m tests.faults.small_disk BYTES N ARGS MORE`: the disk holds what the working folder does, and has so many BYTES free.
+MORE are the last N arguments, for the second time. What the disk holds after each time is in `first` and `second`.
 """
 
 import ctypes
