@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from lightgpt2.errors import UserError
+from lightgpt2.errors import Problem, UserError
 from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
 from lightgpt2.measure.memory import embedding_mb, stored_tensors, weights_mb
-from lightgpt2.models.files import atomic_file
+from lightgpt2.models.files import scratch_folder
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.quantization import DYNAMIC, Format, load_for_inference
 
@@ -80,8 +80,12 @@ class TorchWorker(Worker):
         averages: list[Any] = []
 
         def finish(profiler: profile) -> None:
-            with atomic_file(trace) as temporary:
-                profiler.export_chrome_trace(str(temporary))
+            with scratch_folder(trace.parent, trace.name) as folder:  # in which torch has a temporary file of its own
+                profiler.export_chrome_trace(str(folder / trace.name))
+                if not (folder / trace.name).exists():  # of which torch says nothing
+                    what = "cannot be written: the disk is full, or does not allow it"
+                    raise UserError([Problem(str(trace), what, "give another folder with --traces")])
+                (folder / trace.name).replace(trace)
             averages.extend(profiler.key_averages())
 
         order = schedule(wait=1, warmup=1, active=PROFILED_STEPS, repeat=1)

@@ -1,7 +1,7 @@
-"""Runs the command on a disk without room, and again with room: `python -m tests.faults.small_disk BYTES N ARGS MORE`.
+"""Runs the command on a disk without room, and again with room if it has failed.
 
-The disk holds what the working folder does and has so many BYTES free. MORE are the last N arguments, for the second time. What
-the disk holds after each time is in `first` and `second`.
+`python -m tests.faults.small_disk BYTES N ARGS MORE`: the disk holds what the working folder does, and has so many BYTES free.
+MORE are the last N arguments, for the second time. What the disk holds after each time is in `first` and `second`.
 """
 
 import ctypes
@@ -56,6 +56,6 @@ if __name__ == "__main__":
     code = _run(disk, args[: len(args) - more])
     shutil.copytree(disk, work / "first")
     _mount(disk, 2**30, _REMOUNT)
-    again = _run(disk, args)
+    again = _run(disk, args) if code else 0
     shutil.copytree(disk, work / "second")
     sys.exit(code if again == 0 else 99)
