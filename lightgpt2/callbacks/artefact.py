@@ -22,7 +22,8 @@ from lightgpt2.models.operations import Operation
 from lightgpt2.models.quality import Metric, write_scores
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.models.sources import stored_size
-from lightgpt2.report.table import comparison
+from lightgpt2.report.confusion import confusion_image
+from lightgpt2.report.table import class_table, comparison
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import flat
 
@@ -162,7 +163,7 @@ class Artefact(Callback):
         names = {"before": f"{student}before", "after": f"{student}after"}
         rows = {names.get(label, label): {**scored, **self.sizes[label]} for label, scored in self.quality.items()}
         self.table = comparison(rows)
-        print(self.table, flush=True)
+        print(self.table, class_table(self.quality["after"]), sep="", flush=True)
         code = any(self.run.model.glob("modeling_*.py"))
         how = " (in plain transformers with trust_remote_code=True)" if code else ""
         print(f"\nmodel: {self.run.model}{how}", flush=True)
@@ -175,6 +176,8 @@ class Artefact(Callback):
             final["final/megabytes"] = float(self.sizes["after"]["megabytes"])
             settings = {key: _plain(value) for key, value in flat(self.config).items() if value is not None}
             trainer.logger.log_hyperparams(settings, final)
+            if (image := confusion_image(self.quality["after"])) is not None:
+                trainer.logger.experiment.add_image("confusion", image, trainer.global_step, dataformats="HWC")
             trainer.logger.save()
 
     def _is_whole(self) -> bool:

@@ -131,14 +131,10 @@ class Closing(Callback):
         if changes := changed(Ledger.read(self.run.model)):
             print(f"\nchanged {changes[0]}", *(f"        {change}" for change in changes[1:]), sep="\n")
         page, model = self.run.folder / "report.html", self.run.model
-        trial = pl_module.task.trial(pl_module.data.tokenizer)
-        commands = [
-            *([" ".join([trial[0], str(model), trial[1]])] if trial else []),
-            f"export {model} --format onnx-int8",
-        ]
+        first, export = pl_module.task.next_step(model, pl_module.data), f"lightgpt2 export {model} --format onnx-int8"
         print(
             f"report  {page if page.is_file() else f'lightgpt2 report {self.run.folder}'}",
-            *(f"{lead:8}lightgpt2 {command}" for lead, command in zip(("next", ""), commands, strict=False)),
+            "next    " + "\n        ".join(filter(None, [first, export])),
             sep="\n",
             flush=True,
         )

@@ -14,7 +14,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.methods.method import Method
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_model
-from lightgpt2.models.quality import read_scores, write_scores
+from lightgpt2.models.quality import add_scores
 from lightgpt2.models.quantization import Format
 
 
@@ -57,6 +57,6 @@ class PostTrainingQuantization(Convert):
         # Processors without instructions for bfloat16 take up to 60 times as long. What is stored is rounded all the same.
         metrics = converter.evaluate(model.float(), "bf16")
         half = converter.task.quality(metrics)
-        write_scores(folder, {name: read_scores(folder, name, quality[name]) for name in quality} | {"bf16": metrics})
+        add_scores(folder, quality, "bf16", metrics)
         ledger.amended(quality={"bf16": half}).write(folder)
         return {"fp32": quality["after"] | sizes[0], "bf16": half | sizes[1] | {"megabytes": None}}  # which no file has

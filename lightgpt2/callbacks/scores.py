@@ -8,11 +8,12 @@ from lightning import Callback, Trainer
 from lightgpt2.methods.method import Method
 from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.files import atomic_file
+from lightgpt2.report.table import class_table
 from lightgpt2.runs.run import Run
 
 
 class ScorePrinter(Callback):
-    """Prints each metric of a split with its 95 % interval, and what was scored."""
+    """Prints each metric of a split with its 95 % interval, and what was scored; of classes, a table."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         self._print(trainer, pl_module, "valid")
@@ -32,7 +33,8 @@ class ScorePrinter(Callback):
                 text += f" (95 % interval {shown})"
             parts.append(text)
         counts = [f"{count:,} {what}" for what, count in method.task.counts(method.metrics).items()]
-        print(f"{split}: {', '.join([*parts, ' in '.join(counts)])}", flush=True)
+        classes = class_table(method.task.quality(method.metrics))
+        print(f"{split}: {', '.join([*parts, ' in '.join(counts)])}{classes}", flush=True)
 
 
 class PredictionWriter(Callback):

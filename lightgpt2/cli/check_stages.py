@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lightgpt2.cli.checking import check
-from lightgpt2.cli.trainer import LightGPT2CLI, launch, text_problems
+from lightgpt2.cli.trainer import LightGPT2CLI, launch
 from lightgpt2.errors import UserError
 from lightgpt2.runs.settings import Settings
 
@@ -24,7 +24,7 @@ class _Checked(LightGPT2CLI):
         pass
 
     def _check_models(self, problems: list[str]) -> None:
-        raise UserError(problems or text_problems(self.resolved, fetch=False))
+        raise UserError(problems or self.datamodule.unreadable(fetch=False))
 
 
 def check_stages(configs: dict[str, Settings]) -> list[str]:

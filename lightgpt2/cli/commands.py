@@ -46,13 +46,14 @@ def report(
 def benchmark(
     models: list[str],
     *,
-    precision: list[Literal["fp32", "bf16", "fp16", "int8", "nf4"]] | None = None,
+    precision: list[Literal["fp32", "bf16", "fp16", "int8", "nf4", "dynamic-int8"]] | None = None,
     attention: list[Literal["sdpa", "eager", "flash"]] = ["sdpa"],  # noqa: B006 - nobody changes it
     rounds: PositiveInt = 5,
-    new_tokens: list[PositiveInt] = [128, 256],  # noqa: B006
-    prompt_tokens: PositiveInt = 32,
-    batches: list[PositiveInt] = [1, 16],  # noqa: B006
-    forward_tokens: PositiveInt = 128,
+    new_tokens: list[PositiveInt] | None = None,
+    prompt_tokens: PositiveInt | None = None,
+    batches: list[PositiveInt] | None = None,
+    forward_tokens: list[PositiveInt] | None = None,
+    concurrency: list[PositiveInt] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     output: str = "benchmark.json",
     traces: str = "tb-logs/benchmark",
@@ -61,33 +62,40 @@ def benchmark(
 ) -> None:
     """Measure speed and memory of models side by side, each in a fresh process.
 
+    What is run is what the models are for: decoders generate, classifiers read texts.
+
     Args:
         models: Model folders, exported folders, GGUF files or hub models. The first is the baseline.
-        precision: Precisions to measure every model in (default: fp32, or what a folder is quantized to or exported as).
+        precision: Precisions to measure every model in (default: fp32, or what a folder is quantized to or exported as);
+            dynamic-int8 is PyTorch's own.
         attention: Kinds of attention; flash is sdpa held to its flash kernel.
         rounds: How often every model is measured, in turns.
-        new_tokens: Numbers of new tokens to generate.
-        prompt_tokens: Length of the random prompt.
-        batches: Batch sizes of the forward pass.
-        forward_tokens: Length of the sequences of the forward pass.
+        new_tokens: Numbers of new tokens to generate (default: 128 256).
+        prompt_tokens: Length of the random prompt (default: 32).
+        batches: Batch sizes of the forward pass (default: 1 16); of a classifier, in which texts are read (default: 16).
+        forward_tokens: Lengths of the texts of the forward pass (default: 128; of a classifier 8 32 128 256 512).
+        concurrency: Numbers of threads from which a classifier is called (default: 1 2 4 8).
         device: Where to measure.
         output: File for the figures.
         traces: Folder for the profiler's traces.
         verify: Compare every file of the models' folders with its checksum first.
         trust_remote_code: Let code in the models' folders run.
     """
-    from lightgpt2.measure.arms import Settings, plan
     from lightgpt2.measure.benchmark import Stopped, choose_device, measure
+    from lightgpt2.measure.plan import plan
     from lightgpt2.models.files import write_json
     from lightgpt2.report.table import benchmark_table
 
-    settings = Settings(prompt_tokens, new_tokens, forward_tokens, batches, rounds)
+    settings = {
+        "new_tokens": new_tokens, "prompt_tokens": prompt_tokens, "batches": batches,
+        "forward_tokens": forward_tokens, "concurrency": concurrency,
+    }  # fmt: skip
     refuse(_unwritable("--output", Path(output), Path(output).parent))
     refuse(_unwritable("--traces", Path(traces), Path(traces)))
     chosen = choose_device(device)
-    arms = plan(models, precision, attention, settings, trust_remote_code, chosen, verify)
+    arms, workloads = plan(models, precision, attention, settings, trust_remote_code, chosen, verify)
     try:
-        result = measure(arms, settings, chosen, Path(traces))
+        result = measure(arms, workloads, rounds, chosen, Path(traces))
     except Stopped as stop:
         if not (result := stop.result):
             raise Interrupted(f"stopped; {output} was not written") from None
@@ -271,14 +279,8 @@ def generate(
                 pass
             print(flush=True)
             return
-        made = {
-            "model": model,
-            "stamp": stamp(model),
-            "options": options,
-            "threads": threads,
-            "chat": chat,
-            "head": head,
-        }
+        made: dict[str, Any] = {"model": model, "stamp": stamp(model), "options": options, "threads": threads}
+        made |= {"chat": chat, "head": head}
         with Texts(rows, None if output is None else Path(output), Continuation, **made) as kept:
             _keep(kept, loaded.texts(asked, options, known={*kept.texts}), len(rows), "prompt")
 
@@ -324,7 +326,7 @@ def classify(
         loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
         if not isinstance(loaded, TextClassifier):
             raise UserError(f"MODEL: {model} generates text; use lightgpt2 generate")
-        made = {"model": model, "stamp": stamp(model), "batch": batch, "threads": threads}
+        made: dict[str, Any] = {"model": model, "stamp": stamp(model), "batch": batch, "threads": threads}
         with Texts(rows, None if output is None else Path(output), Classified, "text", **made) as kept:
             _keep(kept, loaded.results([*map(text_of, rows)], batch, {*kept.texts}), len(rows), "text")
 

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,16 +28,12 @@ from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.schema import TRUSTED
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.data.corpora import Corpus
-from lightgpt2.data.documents import plain_text
-from lightgpt2.errors import Problem, UserError, refuse, tell
+from lightgpt2.errors import Problem, UserError, cut, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
 from lightgpt2.models import hub
-from lightgpt2.models.files import exists
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.fits import make_missing, missing
-from lightgpt2.runs.recipes import text
 from lightgpt2.runs.run import Run, check_folder, find_checkpoint, has_model, identity
 from lightgpt2.runs.settings import flat
 
@@ -193,7 +188,7 @@ class LightGPT2CLI(LightningCLI):
         """Makes what the stage needs unless there are mistakes already: it may take hours. Then looks at the models."""
         model = self._settings.model
         if absent := missing(self._settings.needs, model.init_args.as_dict()):
-            problems += [*_unmakeable(absent), *text_problems(self.resolved)]
+            problems += [*_unmakeable(absent), *self.datamodule.unreadable()]
             if self.subcommand != "fit":
                 makers = ", ".join(f"{path} (fit makes it with {config})" for path, config in absent.items())
                 problems.append(f"needs: not there yet: {makers}")
@@ -240,26 +235,6 @@ def _unmakeable(absent: dict[str, str]) -> Iterator[Problem]:
             load_config(config, f"needs.{path}")
         except UserError as error:
             yield from error.problems
-
-
-def text_problems(settings: dict[str, Any], fetch: bool = True) -> list[Problem]:
-    """What is wrong with the text of a configuration, where no tokenizer can say it yet: all of it is read.
-
-    Without `fetch`, only what is at hand is.
-    """
-    at_hand = [corpus for corpus in text(settings) if fetch or exists(corpus.source)]
-    return [problem for corpus in at_hand for problem in _unreadable(corpus)]
-
-
-@cache  # the stages of a recipe share a text
-def _unreadable(corpus: Corpus) -> list[Problem]:
-    try:
-        # Not any(), which would stop at the first.
-        if sum(bool(plain_text(document).strip()) for _, document in corpus.documents()):
-            return []
-    except UserError as error:
-        return error.problems
-    return [Problem("data.source", f"{corpus.source} holds no text", "give a corpus with at least a few documents")]
 
 
 def _made(kind: type, *args: Any, **kwargs: Any) -> Any:
@@ -333,7 +308,7 @@ def _problem(message: str) -> Problem:
         return Problem(key, f"{denied[1]} is code of another package than {', '.join(TRUSTED)}", _UNSAFE)
     lines = [line.strip(" -") for line in message.splitlines()]
     reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), "names no class of this kind")
-    return Problem(key, reason if len(reason) < 300 else f"{reason[:297]}...")
+    return Problem(key, cut(reason, 300))
 
 
 def _unsafe(config: dict[str, Any]) -> list[Problem]:

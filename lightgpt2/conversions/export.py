@@ -11,11 +11,10 @@ from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import predicts
 from lightgpt2.models.loading import load_config, load_tokenizer
 from lightgpt2.models.sources import verify
 from lightgpt2.runtime.folder import is_exported
-from lightgpt2.tasks import TASKS
+from lightgpt2.tasks import task_of
 
 
 def conversion_of(target: Target) -> Exported:
@@ -65,7 +64,7 @@ def export(
     conversion = conversion_of(target)
     conversion.trust_remote_code = trust_remote_code
     config = load_config(source, "MODEL", trust_remote_code)
-    task = TASKS[predicts(config.architectures)]()
+    task = task_of(config)
     task.bind(data)
     try:
         return Converter(data, task, "Export", documents=documents).convert(conversion, source, output).about

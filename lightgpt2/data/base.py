@@ -9,6 +9,8 @@ import torch
 from lightning import LightningDataModule
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from lightgpt2.errors import Problem
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -43,6 +45,10 @@ class TaskData(LightningDataModule):
     @abstractmethod
     def problems(self) -> list[str]:
         """The mistakes in the settings, one line each."""
+
+    def unreadable(self, fetch: bool = True) -> list[Problem]:
+        """What is wrong with the text where no tokenizer can say it yet: all of it is read; without `fetch`, if it is here."""
+        return []
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
         """The problems with models of these numbers of positions, by config key, one line each."""

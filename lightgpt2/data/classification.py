@@ -14,21 +14,24 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data.base import TaskData
+from lightgpt2.data.batches import Slice, StepSampler, WindowLoader, evaluation_order
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
+from lightgpt2.data.preparation import is_cached
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
-from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
-from lightgpt2.errors import UserError, tell
+from lightgpt2.data.windows import Windows
+from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.families import CLASSIFICATION
+from lightgpt2.models.files import exists
 from lightgpt2.models.loading import has_head, load_tokenizer
+from lightgpt2.models.quality import FEW
 
 _CACHE = Path("checkpoints/.data")
 _BUCKET = 50  # steps whose texts are sorted by length together
 _UNNAMED = "LABEL_"  # how the names begin that transformers gives classes without one
-_FEW = 100  # held-out texts below which an interval says little
 
 
 class ClassificationData(TaskData):
@@ -104,6 +107,14 @@ class ClassificationData(TaskData):
             found.append("data.class_names: two classes have one name; give each its own")
         return found
 
+    def unreadable(self, fetch: bool = True) -> list[Problem]:
+        if fetch or exists(self.source):
+            try:
+                self._read(Remarks())
+            except UserError as error:
+                return error.problems
+        return []
+
     def fits(self, positions: Mapping[str, int]) -> list[str]:
         owners = {count: key for key, count in positions.items()}
         what = "data.max_length: {} is longer than the {} positions of {}; give at most that"
@@ -115,7 +126,7 @@ class ClassificationData(TaskData):
         self._read(remarks)
         for line in remarks.lines():
             tell(f"{self.source}: {line}")
-        if self.vocab_size and not self._trained_tokenizer().is_dir():
+        if self.vocab_size and not is_cached(self._trained_tokenizer()):
             texts = (text for example in self._examples["train"] for text in (example.text, example.pair) if text)
             train_wordpiece(texts, self.vocab_size, self._trained_tokenizer())
 
@@ -238,7 +249,7 @@ class ClassificationData(TaskData):
         if len(sampler) == 0:
             what = f"{self.source} has {sampler.epoch_windows} training texts and one step takes {sampler.step_windows}"
             raise UserError(f"data.batch_size: {what}; give a smaller data.batch_size, or more text")
-        if count < _FEW:
+        if count < FEW:
             tell(f"{self.source}: {count} validation texts; an interval over so few says little")
 
     def _counts(self, split: Split) -> dict[str, int]:

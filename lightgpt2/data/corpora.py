@@ -7,19 +7,21 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents
-from lightgpt2.data.files import by_split, find
+from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents, plain_text
+from lightgpt2.data.files import by_split, card_splits, find
 from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
+from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_READING = 4  # the version of the reading and of what is cached, in fingerprints
+_READING = 5  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
@@ -32,7 +34,7 @@ class Corpus:
     Args:
         source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
             (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
-        text_field: Field of the text in JSON, CSV, TSV, Parquet and hub datasets.
+        text_field: Field of the text in files that are no text files, and in hub datasets.
         separator: Regular expression at which text files are cut into documents.
         streaming: Read a hub dataset as it arrives, without a copy of it on disk.
         name: What metrics and remarks call the source. The default is the last part of `source`.
@@ -156,7 +158,7 @@ class Corpus:
         names = [*(table.column_names or next(iter(table), {}))]  # a stream may not know them
         if not (chosen := columns.of(names)):
             raise columns.missing(where, names)
-        return _guarded(iter(table.select_columns(chosen)), self.source)
+        return _guarded(map(without_none, table.select_columns(chosen)), self.source)
 
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
         """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
@@ -215,7 +217,7 @@ class Corpus:
         if files == [top]:
             return {top: None}
         named = {str(file.relative_to(top)): file for file in files}
-        return {named[name]: split for name, split in by_split(named, remarks).items()}
+        return {named[name]: split for name, split in by_split(named, remarks, card_splits(top, named)).items()}
 
     def _hub(self) -> dict[str, Any]:
         """The tables of a hub dataset by the name of their split."""
@@ -309,3 +311,15 @@ def _pydoc() -> list[str]:
 
     sections = (part for name in sorted(topics) for part in _PYDOC_HEADING.split("\n" + topics[name]))
     return [text for section in sections if (text := _PYDOC_UNDERLINE.sub("\n", section).strip())]
+
+
+@cache  # the stages of a recipe share a text
+def unreadable(corpus: Corpus) -> list[Problem]:
+    """What is wrong with the documents of a corpus, all of which are read."""
+    try:
+        # Not any(), which would stop at the first.
+        if sum(bool(plain_text(document).strip()) for _, document in corpus.documents()):
+            return []
+    except UserError as error:
+        return error.problems
+    return [Problem("data.source", f"{corpus.source} holds no text", "give a corpus with at least a few documents")]

@@ -20,7 +20,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def stored_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:
-    """Parameters, buffers, and what bitsandbytes keeps beside its quantized weights; tied ones come more than once."""
+    """Parameters, buffers, and what quantized layers keep elsewhere; tied ones come more than once."""
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
         yield name, tensor.detach()
         # Scales and code tables, nested ones too where the scales are quantized themselves.
@@ -28,6 +28,9 @@ def stored_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:
         states = [state, getattr(state, "state2", None)]
         parts = [getattr(each, part, None) for each in states for part in ("absmax", "code", "offset")]
         yield from ((f"{name} (quantization)", p) for p in (*parts, getattr(tensor, "SCB", None)) if p is not None)
+    for name, module in model.named_modules():  # PyTorch's own packs its weights
+        if callable(packed := getattr(module, "weight", None)):
+            yield f"{name}.weight", packed().int_repr()
 
 
 def megabytes(tensors: Iterable["Tensor"]) -> float:

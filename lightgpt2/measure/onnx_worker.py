@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,26 @@ from torch import Tensor
 
 from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import cuda_problem
-from lightgpt2.measure.base import PROFILED_STEPS, PROFILED_TOKENS, Operator, Worker
+from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
+from lightgpt2.models.families import CAUSAL_LM, predicts
 from lightgpt2.models.files import atomic_file
+from lightgpt2.models.loading import folder_config
 from lightgpt2.runtime.engines import Ints
 from lightgpt2.runtime.folder import ONNX, open_export
-from lightgpt2.runtime.loading import context_of
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from lightgpt2.runtime.ort import runtime
+from lightgpt2.runtime.ort import open_session, runtime
+
+
+class Graph:
+    """A graph without a cache: `input_ids`, `attention_mask` and perhaps `token_type_ids` to `logits`."""
+
+    def __init__(self, model: Path, threads: int, profile: str | None = None) -> None:
+        self.sessions = [open_session(model, threads, profile)]
+        self._inputs = {each.name for each in self.sessions[0].get_inputs()}
+
+    def logits(self, ids: Ints, mask: Ints) -> Any:
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        return self.sessions[0].run(["logits"], {name: given[name] for name in self._inputs})[0]
 
 
 class OnnxWorker(Worker):
@@ -30,23 +44,32 @@ class OnnxWorker(Worker):
             raise UserError([cuda_problem(self.arm.source)])
         folder = Path(self.arm.source).expanduser()
         self._graph, self._bytes = folder / ONNX, sum(open_export(folder)["bytes"].values())
-        self._context, self._threads = context_of(folder, "MODEL"), torch.get_num_threads()
+        self._config, self._threads = folder_config(folder, "MODEL"), torch.get_num_threads()
+
+    def _open(self, profile: str | None = None) -> Any:
+        if predicts(self._config.architectures) != CAUSAL_LM:
+            return Graph(self._graph, self._threads, profile)
+        return OnnxEngine(self._graph, self._config.max_position_embeddings, self._threads, profile=profile)
 
     def _load(self) -> dict[str, float | None]:
-        self.engine = OnnxEngine(self._graph, self._context, self._threads)
-        self.vocabulary = self.engine.vocabulary
+        self.engine = self._open()
+        self.vocabulary = self._config.vocab_size
         return {"weights_mb": self._bytes / 1e6, "embedding_mb": None}  # which is a matter of how the graph holds it
 
-    def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
-        forward, prompt = ids.numpy(), self.prompt.numpy()
-        return profiled(self._graph, self._context, forward, prompt, PROFILED_TOKENS, self._threads, trace)
+    def _profile(self, steps: Steps, trace: Path) -> tuple[list[Operator], str]:
+        def step(engine: Any) -> None:
+            self.engine = engine
+            for each in steps.values():
+                each()
 
-    def _forward(self, ids: Tensor) -> None:
-        self.engine.logits(ids.numpy(), np.ones(ids.shape, np.int64))
+        return profiled(self._open, step, trace)
 
-    def _generate(self, count: int) -> tuple[list[float], float]:
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
+        self.engine.logits(ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy())
+
+    def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         """Greedy, as for the other arms."""
-        ids, times = self.prompt.numpy(), list[float]()
+        ids, times = prompt.numpy(), list[float]()
         spent, started = time.process_time(), time.perf_counter()
         logits = self.engine.prefill(ids, np.ones_like(ids), count)
         while True:
@@ -57,20 +80,15 @@ class OnnxWorker(Worker):
             logits = self.engine.decode(tokens)
 
 
-def profiled(
-    graph: Path, context: int, forward: Ints, prompt: Ints, tokens: int, threads: int, trace: Path
-) -> tuple[list[Operator], str]:
-    """Profile a few steps, after one that is thrown away: a forward pass of `[1, T]`, and `tokens` new ones after a prompt.
+def profiled(open_engine: Callable[[str], Any], step: Callable[[Any], None], trace: Path) -> tuple[list[Operator], str]:
+    """Profile a few steps of an engine, after one that is thrown away; the operators, and the kind of attention that ran.
 
-    ONNX Runtime profiles whole sessions only, so an engine is made for it.
+    ONNX Runtime profiles whole sessions only, so an engine is opened for it, with the prefix of its profile's files.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        engine = OnnxEngine(graph, context, threads, profile=str(Path(scratch) / "profile"))
+        engine = open_engine(str(Path(scratch) / "profile"))
         for _ in range(1 + PROFILED_STEPS):
-            engine.logits(forward, np.ones_like(forward))
-            logits = engine.prefill(prompt, np.ones_like(prompt), tokens)
-            for _ in range(tokens - 1):
-                logits = engine.decode(logits.argmax(axis=1))
+            step(engine)
         first = min(session.get_profiling_start_time_ns() for session in engine.sessions)
         kept = [event for session in engine.sessions for event in _events(session, first)]
     with atomic_file(trace) as temporary:

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, schedule
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from lightgpt2.errors import UserError
-from lightgpt2.measure.base import PROFILED_STEPS, PROFILED_TOKENS, Operator, Worker
+from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
 from lightgpt2.measure.memory import embedding_mb, stored_tensors, weights_mb
 from lightgpt2.models.files import atomic_file
-from lightgpt2.models.loading import load_config
-from lightgpt2.models.quantization import Format, load_for_inference
+from lightgpt2.models.loading import load_config, new_model
+from lightgpt2.models.quantization import DYNAMIC, Format, load_for_inference
 
 _ATTENTION = "aten::_scaled_dot_product_"
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_mm")
@@ -51,11 +51,11 @@ class TorchWorker(Worker):
             torch.cuda.init()
         config = load_config(arm.source, "MODEL", arm.trust_remote_code)
         with torch.device("meta"), contextlib.suppress(Exception):  # what is wrong shows when it is loaded
-            AutoModelForCausalLM.from_config(config, trust_remote_code=arm.trust_remote_code)
-        if arm.precision in get_args(Format):
-            with contextlib.suppress(ImportError):
-                for name in ("accelerate", "bitsandbytes"):
-                    importlib.import_module(name)
+            new_model(config)
+        needed = dict.fromkeys(get_args(Format), ("accelerate", "bitsandbytes")) | {DYNAMIC: ("torch.ao.quantization",)}
+        with contextlib.suppress(ImportError):
+            for name in needed.get(arm.precision, ()):
+                importlib.import_module(name)
 
     def _load(self) -> dict[str, float | None]:
         arm, attention = self.arm, "sdpa" if self.arm.attention == "flash" else self.arm.attention
@@ -71,9 +71,10 @@ class TorchWorker(Worker):
         # The folder's own settings could stop or slow generation: its end-of-text token, a repetition penalty.
         self.model.generation_config = GenerationConfig(pad_token_id=0)
         self.vocabulary = self.model.config.vocab_size
+        self._plain = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
         return {"weights_mb": weights_mb(self.model), "embedding_mb": embedding_mb(self.model)}
 
-    def _profile(self, ids: Tensor, trace: Path) -> tuple[list[Operator], str]:
+    def _profile(self, steps: Steps, trace: Path) -> tuple[list[Operator], str]:
         """Profiles a few steps, after one that is thrown away and one that warms the profiler up."""
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         averages: list[Any] = []
@@ -83,13 +84,12 @@ class TorchWorker(Worker):
                 profiler.export_chrome_trace(str(temporary))
             averages.extend(profiler.key_averages())
 
-        steps = schedule(wait=1, warmup=1, active=PROFILED_STEPS, repeat=1)
-        with profile(activities=activities, schedule=steps, on_trace_ready=finish) as profiler:
+        order = schedule(wait=1, warmup=1, active=PROFILED_STEPS, repeat=1)
+        with profile(activities=activities, schedule=order, on_trace_ready=finish) as profiler:
             for _ in range(2 + PROFILED_STEPS):
-                with torch.profiler.record_function("forward"):
-                    self._forward(ids)
-                with torch.profiler.record_function("generate"):
-                    self._generate(PROFILED_TOKENS)
+                for name, step in steps.items():
+                    with torch.profiler.record_function(name):
+                        step()
                 self._synchronize()
                 profiler.step()
         # Operators have a namespace; the rest are marks, and CUDA's own functions and kernels.
@@ -107,21 +107,22 @@ class TorchWorker(Worker):
         return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if flash else contextlib.nullcontext()
 
     @torch.inference_mode()
-    def _forward(self, ids: Tensor) -> None:
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
         with self._attention():
-            self.model(input_ids=ids, use_cache=False)
+            self.model(input_ids=ids, attention_mask=mask, **self._plain)
+        self._synchronize()
 
     @torch.inference_mode()
-    def _generate(self, count: int) -> tuple[list[float], float]:
+    def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         clock = Clock(self._synchronize)
         forced = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1)
         self._synchronize()
         spent, started = time.process_time(), time.perf_counter()
         with self._attention():
             whole = self.model.generate(
-                self.prompt, attention_mask=torch.ones_like(self.prompt), generation_config=forced, streamer=clock
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=forced, streamer=clock
             )
-        new = whole.shape[1] - self.prompt.shape[1]
+        new = whole.shape[1] - prompt.shape[1]
         if new != count or len(clock.marks) != 1 + count:
             raise RuntimeError(f"generated {new} tokens in place of {count}")
         return [started, *(wall for wall, _ in clock.marks[1:])], clock.marks[-1][1] - spent

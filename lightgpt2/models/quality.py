@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,10 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_file
 from lightgpt2.models.ledger import SCORES
 
+FEW = 100  # examples below which an interval says little
 _RESAMPLES = 2000
+_Z = 1.959964  # of a normal distribution 95 % lie within so many deviations
+_KNOWN = ("value", "interval_95", "wilson_95", "better", "link", "digits")  # of a metric, in a ledger
 
 Better = Literal["lower", "higher"]
 Link = Literal["identity", "exp"]
@@ -26,6 +30,7 @@ class Change:
 
     ratio: float  # 1 where both are equal
     interval_95: tuple[float, float] | None  # by paired bootstrap; None for fewer than two examples
+    p: float | None = None  # of shares: how likely models that are equally good differ as much (McNemar 1947, exact)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,13 @@ class Metric:
     denominators: Floats  # likewise
     link: Link = "identity"  # `exp` for a perplexity
     digits: int = 4  # after the point in tables
+    details: Mapping[str, Any] = field(default_factory=dict)  # what else a ledger keeps of it, as plain values
+
+    @property
+    def is_share(self) -> bool:
+        """True if it is the share of examples that are right."""
+        whole = len(self.numerators) > 1 and bool((self.denominators == 1).all())
+        return whole and self.link == "identity" and bool(np.isin(self.numerators, (0, 1)).all())
 
     def value(self) -> float:
         return self._linked(self.numerators.sum() / max(self.denominators.sum(), 1.0))
@@ -51,6 +63,15 @@ class Metric:
             return None
         low, high = np.quantile([self._ratio(draw) for draw in self._draws()], [(1 - 0.95) / 2, (1 + 0.95) / 2])
         return self._linked(low), self._linked(high)
+
+    def wilson(self) -> tuple[float, float] | None:
+        """The 95 % interval of a share by Wilson's score (1927): without a seed, and inside 0 to 1; None for other metrics."""
+        if not self.is_share:
+            return None
+        count, right = len(self.numerators), float(self.numerators.sum())
+        centre = (right + _Z**2 / 2) / (count + _Z**2)
+        half = _Z / (count + _Z**2) * (right * (count - right) / count + _Z**2 / 4) ** 0.5
+        return centre - half, centre + half
 
     def against(self, other: "Metric") -> Change:
         """This metric as a multiple of another model's; a ValueError if the two have not the same number of examples."""
@@ -63,18 +84,21 @@ class Metric:
             pairs = ((self._ratio(draw), other._ratio(draw)) for draw in self._draws())
             ratios = [np.float64(self._linked(mine)) / other._linked(theirs) for mine, theirs in pairs]
             low, high = np.quantile(ratios, [0.025, 0.975])
-        return Change(ratio, (float(low), float(high)))
+        p = _mcnemar(self.numerators, other.numerators) if self.is_share and other.is_share else None
+        return Change(ratio, (float(low), float(high)), p)
 
     def as_dict(self) -> dict[str, Any]:
         """The metric as a ledger keeps it."""
+        wilson = {"wilson_95": bounds} if (bounds := self.wilson()) else {}
         about = {"better": self.better, "link": self.link, "digits": self.digits}
-        return {"value": self.value(), "interval_95": self.interval(), **about}
+        return {"value": self.value(), "interval_95": self.interval(), **wilson, **about, **self.details}
 
     @classmethod
     def restored(cls, name: str, about: Mapping[str, Any], numerators: Any, denominators: Any) -> "Metric":
         """The metric that `as_dict` described, with its examples."""
         arrays = (np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
-        return cls(name, about["better"], *arrays, about.get("link", "identity"), about.get("digits", 4))
+        details = {key: value for key, value in about.items() if key not in _KNOWN}
+        return cls(name, about["better"], *arrays, about.get("link", "identity"), about.get("digits", 4), details)
 
     def _draws(self) -> Any:
         """Counts of each example in one resample after another; all at once they would take 16 KB an example."""
@@ -89,6 +113,15 @@ class Metric:
             return float(ratio)
         with np.errstate(over="ignore"):  # infinite where a model knows nothing
             return float(np.exp(ratio))
+
+
+def _mcnemar(mine: Floats, theirs: Floats) -> float:
+    """The two-sided p-value that of the examples which one alone has right, each has it with probability 1/2."""
+    first, second = int((mine > theirs).sum()), int((mine < theirs).sum())
+    count, ways, tail = first + second, 1, 0
+    for k in range(min(first, second) + 1):
+        tail, ways = tail + ways, ways * (count - k) // (k + 1)
+    return float(min(Fraction(1), Fraction(2 * tail, 2**count)))
 
 
 def quality(metrics: Mapping[str, Metric], primary: str, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -122,6 +155,11 @@ def write_scores(folder: Path, scored: Mapping[str, Mapping[str, Metric]]) -> No
             arrays[f"{label}/{name}/denominators"] = metric.denominators
     with atomic_file(folder / SCORES) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def add_scores(folder: Path, quality: Mapping[str, Any], label: str, metrics: Mapping[str, Metric]) -> None:
+    """Add metrics under a label to those that a folder has; `quality` is what its ledger says about each label."""
+    write_scores(folder, {name: read_scores(folder, name, quality[name]) for name in quality} | {label: metrics})
 
 
 def read_scores(folder: Path, label: str, scored: Mapping[str, Any]) -> dict[str, Metric]:

@@ -5,6 +5,7 @@ a scale for each output channel, columns with outliers in half precision (Dettme
 """
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +20,7 @@ from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
 
 Format = Literal["nf4", "int8"]
+DYNAMIC = "dynamic-int8"  # PyTorch's own: INT8 weights, inputs rounded as they come, on processors
 _BLOCK = 64  # weights that share one scale in NF4
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,14 +71,16 @@ def load_for_inference(
 ) -> PreTrainedModel:
     """A pretrained model as it is deployed, on its device (`cpu` or `cuda:N`), in eval mode.
 
-    `precision` is `fp32`, `bf16`, `fp16`, or bitsandbytes' `int8` or `nf4`; a quantized folder keeps its own quantization.
+    `precision` is `fp32`, `bf16`, `fp16`, bitsandbytes' `int8` or `nf4`, or `DYNAMIC`; a quantized folder keeps its own.
     `attention` is transformers' `attn_implementation`; `key` is named in errors.
     """
     config, form = load_config(source, key, trust_remote_code), cast(Format, precision)
     options: dict[str, Any] = {"attn_implementation": attention}
     if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
-    elif precision in _DTYPES or quantization_of(config) == precision:  # this project's integers: computed in FP32
+    elif (
+        precision in (*_DTYPES, DYNAMIC) or quantization_of(config) == precision
+    ):  # this project's integers: computed in FP32
         options["dtype"] = _DTYPES.get(precision, torch.float32)
     else:
         cuda = device != "cpu"  # bitsandbytes' INT8 kernels compute in FP16; a CPU is faster in FP32
@@ -84,6 +88,8 @@ def load_for_inference(
         options |= {"dtype": fast if cuda else torch.float32, "device_map": {"": device}}
         options["quantization_config"] = settings(form, config, cuda)
     model = load_model(source, key, trust_remote_code, **options).eval()
+    if precision == DYNAMIC:
+        return _quantized_dynamically(model)
     if "device_map" not in options:
         return model.to(device)
     if "quantization_config" in options:
@@ -92,6 +98,21 @@ def load_for_inference(
 
     allow_packing(model, has_avx512bf16())  # the kernel that `load_model` forbids, if the processor has it
     return model
+
+
+def _quantized_dynamically(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the blocks' linear layers quantized by PyTorch (`torch.ao`); a `UserError` if it passes one over."""
+    from torch.ao.nn.quantized.dynamic import Linear
+    from torch.ao.quantization import quantize_dynamic
+
+    names = block_linears(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will move to torchao
+        made: PreTrainedModel = quantize_dynamic(model, {*names}, dtype=torch.qint8, inplace=True)
+    if left := [name for name in names if not isinstance(made.get_submodule(name), Linear)]:
+        what = f"PyTorch quantizes nn.Linear, and {left[0]} is {type(made.get_submodule(left[0])).__name__}"
+        raise UserError(f"{DYNAMIC}: {what}; choose another precision")
+    return made
 
 
 def load_quantized(

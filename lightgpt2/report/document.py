@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightgpt2.report import figures
+from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
 from lightgpt2.report.figures import MISSING, better, change, dicts, label, part, write, write_change, write_metric
 from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
-from lightgpt2.report.plots import Plot, curves, scatters
+from lightgpt2.report.plots import Plot, confusion_plot, curves, scatters
 from lightgpt2.report.rows import MADE, Entry, Model, clause, converted
 from lightgpt2.report.verdicts import Comparison, Rise, compare, pair, resources
 
@@ -25,18 +26,21 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, lis
     measured = [part(benchmark, "machine") for row in rows for benchmark in row.benchmarks]
     machines = {", ".join(f"{key} {value}" for key, value in each.items() if key != "versions") for each in measured}
     scattered, trained = scatters(rows, budget), curves(rows)
+    last = [_last(chain).model for chain in chains.values()]
+    confused = [confusion_plot(m.score.about, f"confusion-{i}", m.name) for i, m in enumerate(last, start=1)]
     blocks = [
         "# What each stage bought",
         *(_headline(chain) for chain in chains.values()),
         pictures(scattered),
         *(_samples(_last(chain).model) for chain in chains.values()),
+        *(_classes(_last(chain).model, plot) for chain, plot in zip(chains.values(), confused, strict=True)),
         f"## Models\n\n{_models(rows)}",
         f"## Verdicts\n\n{_verdicts(compared)}" if compared else "",
         folded("Training curves and sweeps", pictures(trained)),
         folded("The rule and the definitions", rule, items(f"Measured on: {text}." for text in sorted(machines))),
         folded("Details of each model", *(block for row in rows for block in _details(row))),
     ]
-    return "\n\n".join(filter(None, blocks)) + "\n", [*scattered, *trained]
+    return "\n\n".join(filter(None, blocks)) + "\n", [*scattered, *trained, *filter(None, confused)]
 
 
 def _last(chain: Sequence[Comparison]) -> Comparison:
@@ -81,6 +85,15 @@ def _samples(model: Model) -> str:
     return shown and f"## Samples\n\n{styled('samples', shown)}"
 
 
+def _classes(model: Model, plot: Plot | None) -> str:
+    """The classes of a classifier one by one, and which it takes for which."""
+    if plot is None:
+        return ""
+    about = model.score.about
+    shown = table(CLASS_COLUMNS, class_rows(about))
+    return f"## Classes\n\n{escape(intervals(about))}\n\n{shown}\n\n{pictures([plot])}"
+
+
 def _models(rows: Sequence[Model]) -> str:
     """One row a model; only columns that were measured."""
     names = list(dict.fromkeys(name for row in rows for name in figures.metrics(row.score.quality)))[:_METRICS]
@@ -112,7 +125,10 @@ def _verdicts(compared: Sequence[Comparison]) -> str:
 def _rise(rise: Rise | None) -> str:
     if rise is None or rise.interval is None:
         return write_change(rise.change if rise else None)
-    return f"{write_change(rise.change)} ({' to '.join(write_change(end).removesuffix(' %') for end in rise.interval)})"
+    said = [" to ".join(write_change(end).removesuffix(" %") for end in rise.interval)]
+    said += [] if rise.p is None else [f"p {rise.p:.2g}"]
+    said += [] if rise.shown else ["no difference"]
+    return f"{write_change(rise.change)} ({', '.join(said)})"
 
 
 def did(entry: Entry) -> str:

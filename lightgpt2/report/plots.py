@@ -2,12 +2,26 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
-from lightgpt2.report.figures import dicts, is_throughput, label, number, part, plain, primary, setting, title
+from lightgpt2.report.confusion import confusion_of
+from lightgpt2.report.figures import (
+    dicts,
+    interval,
+    is_latency,
+    is_throughput,
+    label,
+    number,
+    part,
+    plain,
+    primary,
+    title,
+)
 from lightgpt2.report.rows import Model
 
 _COLOURS = ("#2f7ed8", "#e07b00", "#1a9a6c", "#c2427d", "#8a63d2", "#b3a000", "#5b8a9a", "#888888")
@@ -73,8 +87,16 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"  # the tables have it whole
 
 
-def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | None = None) -> Plot | None:
-    """Lines with a legend; with a level, which is dashed, points with their names beside them."""
+def _plot(
+    name: str,
+    about: str,
+    series: Series,
+    x: str,
+    y: str,
+    level: float | None = None,
+    intervals: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Plot | None:
+    """Lines with a legend; with a level, which is dashed, points with their names beside them and their intervals."""
     known: dict[str, list[Place]] = {}
     for key, pairs in series.items():
         for a, b in pairs:
@@ -83,9 +105,11 @@ def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | 
     if sum(map(len, known.values())) < 2:
         return None
     levels = [] if level is None else [level]
+    spans = {key: ends for key, ends in intervals.items() if key in known and all(map(math.isfinite, ends))}
     across = _Axis([a for points in known.values() for a, _ in points], _LEFT, _RIGHT)
     legend = 0 if levels else math.ceil(len(known) / 2) * _LINE
-    up = _Axis([*levels, *(b for points in known.values() for _, b in points)], _BOTTOM, _TOP + legend)
+    heights = [*levels, *chain(*spans.values()), *(b for points in known.values() for _, b in points)]
+    up = _Axis(heights, _BOTTOM, _TOP + legend)
     svg = [*_grid(across, up, x, y)]
     for place in map(up.at, levels):
         svg.append(_line([(_LEFT, place), (_RIGHT, place)], "currentColor", ' stroke-dasharray="4 4"'))
@@ -95,13 +119,18 @@ def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | 
     for i, (key, mine) in enumerate(places.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         svg += [_dot(*place, colour) for place in mine]
+        svg += [_line([(mine[0][0], up.at(end)) for end in spans[key]], colour)] if key in spans else []
         if levels:
             svg.append(_beside(*mine[0], _short(key), boxes))
         else:
             left, top = _LEFT + i % 2 * (_RIGHT - _LEFT) / 2, _TOP + i // 2 * _LINE
             svg += [_line(mine, colour), _dot(left, top - 4, colour), _text(left + 9, top, _short(key), "start")]
+    return _whole(name, about, svg)
+
+
+def _whole(name: str, about: str, svg: Sequence[str], height: float = _HEIGHT) -> Plot:
     about = plain(about)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-size="12" '
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img" font-size="12" '
     head += f'font-family="system-ui, sans-serif" fill="currentColor"><title>{escape(about)}</title>'
     return Plot(name, about, f"{head}{''.join(svg)}</svg>\n")
 
@@ -146,6 +175,33 @@ def sweep_plot(sweep: Mapping[str, Any], key: str, run: str, name: str = "sweep"
     return _plot(name, f"{title(metric)} against {key}, {run}", lines, key, title(metric))
 
 
+def confusion_plot(about: Mapping[str, Any], name: str, model: str) -> Plot | None:
+    """A metric's confusion matrix, each row shaded by shares of its class; None if it has none."""
+    found = confusion_of(about)
+    if found is None:
+        return None
+    left, top = 150, 20
+    side = (_RIGHT - left) / len(found.classes)
+    high = min(side, 60)
+    svg = []
+    for cell in found.cells():
+        x, y = left + cell.column * side, top + cell.row * high
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{high:.1f}"'
+        svg.append(f'<rect {box} fill="{_COLOURS[0]}" fill-opacity="{cell.share:.3f}" stroke="var(--line)"/>')
+        if side >= 24:
+            svg.append(_text(x + side / 2, y + high / 2 + 4, f"{cell.texts:,}"))
+    bottom = top + high * len(found.classes)
+    for i, each in enumerate(found.classes):
+        svg.append(_text(left - 8, top + (i + 0.5) * high + 4, _short(each), "end"))
+        if side >= 24:
+            svg.append(_text(left + (i + 0.5) * side, bottom + 16, plain(each)[: int(side / _LETTER)]))
+    svg += [
+        _text(left - 8, 12, "class of the text", "end"),
+        _text((left + _RIGHT) / 2, bottom + 36, "class that was given"),
+    ]
+    return _whole(name, f"Which classes {model} takes for which", svg, bottom + 44)
+
+
 def curves(rows: Sequence[Model]) -> list[Plot]:
     """How the stages were trained, a plot for each primary metric, and their sweeps."""
     stages = [row for row in rows if row.kind == "stage"]
@@ -175,17 +231,20 @@ def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
         metric, higher = title(primary(mine[0].score.quality)), mine[0].score.about.get("better") == "higher"
         y = f"{metric} ({'higher' if higher else 'lower'} is better)"
         level = first * (1 + (-budget if higher else budget) / 100)
+        bounds = {row.name: interval(row.score.about) for row in mine}
+        intervals = {name: ends for name, ends in bounds.items() if ends}
         disk = {row.name: row.figures.get("disk") for row in mine if row.kind != "half precision"}
-        for name, x, values in (("size", label("disk"), disk), ("speed", *_speeds(mine))):
+        several = [("size", label("disk"), disk), ("speed", *_speeds(mine, is_throughput))]
+        for name, x, values in (*several, ("latency", *_speeds(mine, is_latency))):
             points = {row: [(value, quality[row])] for row, value in values.items()}
-            found.append(_plot(f"{name}-{len(found) // 2 + 1}", f"{metric} against {x}", points, x, y, level))
+            about = f"{metric} against {x}"
+            found.append(_plot(f"{name}-{len(found) // 3 + 1}", about, points, x, y, level, intervals))
     return [plot for plot in found if plot]
 
 
-def _speeds(rows: Sequence[Model]) -> tuple[str, dict[str, float | None]]:
-    """The speed of most models that one machine measured: a throughput before a latency, at the smallest setting."""
+def _speeds(rows: Sequence[Model], kind: Callable[[str], bool]) -> tuple[str, dict[str, float | None]]:
+    """The first throughput, or latency, of most models that one machine measured."""
     machines = Counter(machine for row in rows for machine in row.speeds)
     speeds = {row.name: row.speeds.get(max(machines, key=lambda name: machines[name]), {}) for row in rows if machines}
-    keys = {key for speed in speeds.values() for key in speed if " " in key}
-    key = min(keys, key=lambda key: (not is_throughput(key), setting(key)), default="")
+    key = next((key for speed in speeds.values() for key in speed if kind(key)), "")
     return (label(key), {name: speed.get(key) for name, speed in speeds.items()}) if key else ("", {})

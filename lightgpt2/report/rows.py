@@ -9,14 +9,14 @@ from typing import Any, Literal
 from lightgpt2.errors import UserError
 from lightgpt2.models.operations import Operation, OperationKind, kind_of
 from lightgpt2.models.quality import Metric, read_scores
-from lightgpt2.report.figures import SIZES, dicts, number, numbers, part, primary
+from lightgpt2.report.figures import SIZES, dicts, number, numbers, part, primary, workloads
 
 Entry = dict[str, Any]
 Benchmark = dict[str, Any]
 Kind = Literal["source", "stage", "half precision", "measured", "quantized", "packed", "exported"]
 
 _FULL = ("fp32", "float32")
-_HALF = {"bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16")}
+_HALF = {"bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16"), "dynamic-int8": ("dynamic-int8",)}
 _COPIES: tuple[Kind, ...] = ("quantized", "packed", "exported")
 MADE: tuple[Kind, ...] = ("stage", *_COPIES)  # what has an entry of a ledger to itself
 
@@ -41,6 +41,8 @@ class Score:
 
     def examples(self) -> Metric | None:
         """The primary metric example by example; None where that was not kept."""
+        if not self.folder:
+            return None
         return read_scores(Path(self.folder), self.label, self.quality).get(primary(self.quality))
 
 
@@ -106,10 +108,11 @@ def _score(entry: Entry, label: str, folder: str) -> Score:
 def _speed(arm: dict[str, Any]) -> dict[str, float]:
     """Memory, and of each setting the median latency and whatever was done a second."""
     found = numbers({"weights": arm.get("weights_mb"), "peak": arm.get("peak_memory_mb")})
-    for section, setting in [(name, key) for name in arm for key in part(arm, name)]:
-        for name, value in numbers(part(arm, section, setting)).items():
-            key = section if name == "p50_ms" else f"{name[:-6]}/s" if name.endswith("_per_s") else ""
-            found |= {f"{key} {setting}": value} if key else {}
+    for workload, figures in workloads(arm).items():
+        setting = workload.partition(" ")[2]
+        for name, value in numbers(figures).items():
+            key = workload if name == "p50_ms" else f"{name[:-6]}/s {setting}" if name.endswith("_per_s") else ""
+            found |= {key: value} if key else {}
     return found
 
 

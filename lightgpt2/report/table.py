@@ -1,11 +1,12 @@
 """What the terminal shows at the end of a run, a quantization, a sweep, an export and a benchmark."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightgpt2.models.quality import metric_names
-from lightgpt2.report.figures import numbers, title
+from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
+from lightgpt2.report.figures import numbers, part, primary, title, workloads
 from lightgpt2.report.markup import table
 
 _SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache", "same": "classes as in PyTorch"}
@@ -27,6 +28,14 @@ def comparison(figures: Figures) -> str:
         for row in figures.values()
     ]
     return "\n".join(["", *_named(figures, cells)])
+
+
+def class_table(quality: Mapping[str, Any]) -> str:
+    """The classes as a terminal shows them, after an empty line; empty where the primary metric has no confusion matrix."""
+    about = part(quality, primary(quality))
+    if not (rows := class_rows(about)):
+        return ""
+    return "\n".join(["", "", intervals(about), "", *_aligned([CLASS_COLUMNS, *rows])])
 
 
 def precisions(figures: Figures) -> str:
@@ -101,7 +110,7 @@ def _megabytes(about: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(result: dict[str, Any]) -> str:
-    """Tables with one row an arm that was measured: figures, what a generation takes, ratios to the first; then what failed."""
+    """What each arm takes, each workload arm by arm, what a generation takes; then what failed."""
     failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
     measured = [arm for arm in result["arms"] if "error" not in arm]
     return "\n".join(["", *(_sections(result, measured) if measured else []), *failed])
@@ -119,45 +128,63 @@ def operators_markdown(arm: Arm) -> str:
 
 def _sections(result: dict[str, Any], measured: list[Arm]) -> list[str]:
     settings, machine = result["settings"], result["machine"]
-
-    def lines(cells: Callable[[Arm], Cells]) -> list[str]:
-        return [*_named([arm["name"] for arm in measured], [cells(arm) for arm in measured]), ""]
-
+    names = [arm["name"] for arm in measured]
+    spent = [_spent(arm) for arm in measured]
+    ratios = f"median (lowest - highest) of the ratios inside {settings['rounds']} rounds"
+    about = [f"{key}: {', '.join(f'{title(n)} {v}' for n, v in each.items())}" for key, each in _described(settings)]
     return [
-        *lines(_figures),
-        f"Generation with its prompt of {settings['prompt_tokens']} tokens: wall clock; CPU time of all threads; "
-        "100 % is one core\n",
-        *lines(_spent),
-        f"Times as fast as {measured[0]['name']}: median (lowest - highest) of the ratios inside {settings['rounds']} rounds\n",
-        *lines(_ratios),
+        *_named(names, [_taken(arm) for arm in measured]),
+        f"\nTimes as fast as {names[0]}: {ratios}\n",
+        *_workloads(measured),
+        "",
+        *(["Wall clock; CPU time of all threads; 100 % is one core\n", *_named(names, spent), ""] if spent[0] else []),
+        *about,
         f"{machine['name']}, {machine['threads']} threads on the CPU, torch {machine['versions']['torch']}; "
         "one process a model",
     ]
 
 
-def _figures(arm: Arm) -> Cells:
-    generated = arm["generate"].items()
-    first = next(each["first_token_ms"] for _, each in generated)  # the prompt is the same for all
+def _described(settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The workloads whose key does not say all; of those that share the rest, the first."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for key, about in settings["workloads"].items():
+        if about:
+            found.setdefault(str(about), (key.partition(" ")[0], about))
+    return [*found.values()]
+
+
+def _taken(arm: Arm) -> Cells:
     return {
         "weights MB": f"{arm['weights_mb']:.1f}",
         "peak MB": f"{arm['peak_memory_mb']:.1f}",
-        **{f"{shape} ms": f"{times['p50_ms']:.2f}" for shape, times in arm["forward"].items()},
-        "first token ms": f"{first:.2f}",
-        **{f"{count}: tokens/s": f"{each['tokens_per_s']:.1f}" for count, each in generated},
+        "load s": f"{arm['load_seconds']:.2f}",
         "attention": arm.get("attention_kernel", "not profiled").replace("aten::_scaled_dot_product_", ""),
     }
 
 
+def _workloads(measured: Sequence[Arm]) -> list[str]:
+    """A table with a block for each workload, in it one row an arm."""
+    columns = {"p50 ms": "p50_ms", "p95 ms": "p95_ms", "first token ms": "first_token_ms"}
+    rows: list[list[str]] = []
+    for key in workloads(measured[0]):
+        rows.append([key, *[""] * (len(columns) + 2)])
+        for arm in measured:
+            figures, ratio = workloads(arm)[key], arm["ratio"][key]
+            cells = [f"{figures[name]:.2f}" if name in figures else "" for name in columns.values()]
+            rate = next((f"{v:.1f} {n.removesuffix('_per_s')}" for n, v in figures.items() if n.endswith("_per_s")), "")
+            faster = f"{ratio['median']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})"
+            rows.append([f"  {arm['name']}", *cells, rate, faster])
+    header = ["", *columns, "a second", "times as fast"]
+    kept = [i for i, _ in enumerate(header) if i == 0 or any(row[i] for row in rows)]
+    return [line.rstrip() for line in _aligned([[row[i] for i in kept] for row in [header, *rows]])]
+
+
 def _spent(arm: Arm) -> Cells:
     cells: Cells = {}
-    for count, each in arm["generate"].items():
-        cells[f"{count}: seconds"] = f"{each['seconds']:.3f}"
-        cells[f"{count}: CPU seconds"] = f"{each['cpu_seconds']:.3f}"
-        cells[f"{count}: CPU %"] = f"{each['cpu_percent']:.0f}"
+    for key, each in workloads(arm).items():
+        if "cpu_seconds" in each:
+            count = key.partition(" ")[2]
+            cells[f"{count}: seconds"] = f"{each['seconds']:.3f}"
+            cells[f"{count}: CPU seconds"] = f"{each['cpu_seconds']:.3f}"
+            cells[f"{count}: CPU %"] = f"{each['cpu_percent']:.0f}"
     return cells
-
-
-def _ratios(arm: Arm) -> Cells:
-    return {
-        what: f"{each['median']:.2f} ({each['low']:.2f} - {each['high']:.2f})" for what, each in arm["ratio"].items()
-    }

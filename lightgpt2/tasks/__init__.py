@@ -1,11 +1,16 @@
 """Tasks: what is predicted and how it is scored."""
 
+from transformers import PretrainedConfig
+
+from lightgpt2.models.families import predicts
 from lightgpt2.tasks.base import Predictions, Task
 from lightgpt2.tasks.classification import Classification
 from lightgpt2.tasks.language_modeling import LanguageModeling
 
-TASKS: dict[str, type[Task]] = {
-    task.auto_class: task for task in (LanguageModeling, Classification)
-}  # of models on disk
+__all__ = ["Classification", "LanguageModeling", "Predictions", "Task", "task_of"]
 
-__all__ = ["TASKS", "Classification", "LanguageModeling", "Predictions", "Task"]
+
+def task_of(config: PretrainedConfig) -> Task:
+    """The task of a model, with its defaults, by what its configuration says that it predicts."""
+    predicted = predicts(config.architectures)
+    return next(kind for kind in (LanguageModeling, Classification) if kind.auto_class == predicted)()

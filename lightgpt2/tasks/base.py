@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.errors import Problem
+from lightgpt2.errors import Problem, refuse
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import head_logits
 from lightgpt2.models.quality import Better, Metric, quality
+from lightgpt2.models.workloads import Forward, Positions, Workload
 
 Batch = dict[str, Any]
 Row = dict[str, Any]  # figures of a part of an example; `source` names where it comes from, if there are several
@@ -116,10 +118,6 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} verifies no exported model")
 
-    def trial(self, tokenizer: Any) -> tuple[str, str] | None:
-        """The verb that shows what a trained model does, and its options; None if none does."""
-        return None
-
     def items(self, batch: Batch) -> Tensor:
         """The number of supervised items of a batch."""
         return (batch["labels"] != IGNORE).sum()
@@ -151,9 +149,39 @@ class Task(ABC):
         """The problems with the models or the data; keys relative to the task."""
         return []
 
+    def workloads(
+        self,
+        positions: Positions,
+        data: Any = None,
+        *,
+        batches: Sequence[int] = (1, 16),
+        forward_tokens: Sequence[int] = (128,),
+    ) -> list[Workload]:
+        """What is measured of the speed of its models, the most telling settings first.
+
+        The keywords are the settings of a benchmark that mean something to the task, with its defaults.
+
+        Args:
+            positions: Those of the model.
+            data: The data module, once it is set up; None if there is none.
+            batches: Batch sizes of the forward pass.
+            forward_tokens: Lengths of its texts.
+
+        Raises:
+            UserError: Settings do not fit the model; with all such problems, their keys as here.
+        """
+        given = {"batches": batches, "forward_tokens": forward_tokens}
+        found = [Problem(key, "must have at least one value") for key, values in given.items() if not values]
+        refuse([*found, *positions.problems("forward_tokens", forward_tokens)])
+        return [Forward(batch, tokens) for tokens in forward_tokens for batch in batches]
+
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         """The lines that `predict` writes for a batch if those are not scores."""
         raise NotImplementedError(f"{type(self).__name__} predicts scores only")
+
+    def next_step(self, model: Path, data: Any) -> str:
+        """The command that uses the model which a run has written to a folder; empty if there is none."""
+        return ""
 
     def prompts(self, data: Any) -> list[Any]:
         """The inputs whose outputs are shown during training, if any."""

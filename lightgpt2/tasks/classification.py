@@ -1,6 +1,7 @@
 """Classification: one class for a text, or for a pair of texts; scored by accuracy."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,20 +9,25 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
+    multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_matthews_corrcoef,
 )
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.families import CLASSIFICATION, family_of, head, recorded_states
 from lightgpt2.models.loading import has_head
 from lightgpt2.models.quality import Metric
+from lightgpt2.models.workloads import Forward, Positions, Texts, Workload
 from lightgpt2.tasks import exported_classifier
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
 _BINS = 15  # of the expected calibration error
+_LENGTHS = (8, 32, 128, 256, 512)  # tokens of a text whose latency is measured
+_REPEATS = 40  # of each in a round: the slowest in twenty is a figure, too
+_TEXTS = 64  # of real lengths
 
 
 class Classification(Task):
@@ -127,32 +133,49 @@ class Classification(Task):
         ]
 
     def metrics(self, rows: Iterable[Row]) -> dict[str, Metric]:
-        """Accuracy; macro-F1, Matthews' correlation and the expected calibration error (15 bins); and each class's recall."""
+        """Accuracy with the confusion matrix; macro-F1, Matthews' correlation, and the expected calibration error (15 bins)."""
         ordered = sorted(rows, key=lambda row: int(row["example"]))
         labels = torch.tensor([row["label"] for row in ordered], dtype=torch.long)
         shares = torch.tensor([row["probabilities"] for row in ordered], dtype=torch.float64).reshape(len(ordered), -1)
         if not len(ordered):
             return {"accuracy": Metric("accuracy", "higher", np.zeros(0), np.zeros(0))}
-        right = (shares.argmax(dim=1) == labels).numpy().astype(np.float64)
-        ones, count = np.ones(len(right)), shares.shape[1]
+        guesses, count = shares.argmax(dim=1), shares.shape[1]
+        right = (guesses == labels).numpy().astype(np.float64)
         figures: dict[str, tuple[Tensor, Any]] = {
             "macro_f1": (multiclass_f1_score(shares, labels, count, average="macro"), "higher"),
             "mcc": (multiclass_matthews_corrcoef(shares, labels, count), "higher"),
             "ece": (multiclass_calibration_error(shares, labels, count, n_bins=_BINS, norm="l1"), "lower"),
         }
-        found = {"accuracy": Metric("accuracy", "higher", right, ones)}
-        found |= {
+        classes = self.labels or [str(i) for i in range(count)]
+        counts = multiclass_confusion_matrix(guesses, labels, count).tolist()
+        confusion = {"confusion": {"classes": classes, "counts": counts}}  # rows are the labels
+        found = {"accuracy": Metric("accuracy", "higher", right, np.ones(len(right)), details=confusion)}
+        return found | {
             name: Metric(name, better, np.array([float(value)]), np.ones(1))
             for name, (value, better) in figures.items()
         }
-        names = self.labels or [str(i) for i in range(count)]
-        for i, name in enumerate(names):
-            its = (labels == i).numpy().astype(np.float64)
-            found[f"recall/{name}"] = Metric(f"recall/{name}", "higher", right * its, its)
-        return found
 
-    def trial(self, tokenizer: Any) -> tuple[str, str]:
-        return "classify", "--text 'The '"
+    def workloads(
+        self,
+        positions: Positions,
+        data: Any = None,
+        *,
+        batches: Sequence[int] = (16,),
+        forward_tokens: Sequence[int] | None = None,
+        concurrency: Sequence[int] = (1, 2, 4, 8),
+    ) -> list[Workload]:
+        """One text of each length, by default those of 8, 32, 128, 256 and 512 tokens that fit; and texts of mixed lengths.
+
+        Mixed are those of the validation split, or random ones where there is no data. They are read in `batches`, and one by
+        one from `concurrency` threads.
+        """
+        lengths = [n for n in _LENGTHS if n <= positions.count] if forward_tokens is None else forward_tokens
+        given = {"batches": batches, "forward_tokens": lengths, "concurrency": concurrency}
+        found = [Problem(key, "must have at least one value") for key, values in given.items() if not values]
+        refuse([*found, *positions.problems("forward_tokens", lengths)])
+        mixed = _mixed_lengths(positions.count, data)
+        texts = [*(Texts(mixed, batch) for batch in batches), *(Texts(mixed, threads=n) for n in concurrency)]
+        return [*(Forward(1, n, _REPEATS) for n in lengths), *dict.fromkeys(texts)]
 
     def problems(self, configs: Mapping[str, PretrainedConfig], data: Any) -> list[Problem]:
         _, *others = configs.items()
@@ -162,6 +185,9 @@ class Classification(Task):
                 what = f"it has no classification head (its architecture: {', '.join(config.architectures)})"
                 found.append(Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first"))
         return found
+
+    def next_step(self, model: Path, data: Any) -> str:
+        return f"lightgpt2 classify {model} --text 'The '"
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         """Each text with its class, the most likely one, and the probabilities of all."""
@@ -185,3 +211,14 @@ class Classification(Task):
 def _names(config: PretrainedConfig) -> list[str]:
     """The names of a model's classes in their order."""
     return [config.id2label[i] for i in sorted(config.id2label)]
+
+
+def _mixed_lengths(most: int, data: Any) -> tuple[int, ...]:
+    """Tokens of some texts: of random ones of the validation split; without data log-normal around 20, as sentences have."""
+    generator = np.random.default_rng(0)
+    if data is None:
+        found = generator.lognormal(3.0, 0.6, _TEXTS).astype(int).clip(3, most)
+    else:
+        masks = (batch["attention_mask"] for batch in data.scoring_loader("valid"))
+        found = generator.choice(np.concatenate([mask.sum(dim=1).numpy() for mask in masks]), _TEXTS)
+    return tuple(map(int, found))

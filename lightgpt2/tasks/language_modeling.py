@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +12,12 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.errors import Problem
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import backbone, check_head, family_of, head, recorded_states
 from lightgpt2.models.quality import Metric
+from lightgpt2.models.workloads import Generation, Positions, Workload
 from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
@@ -121,8 +123,36 @@ class LanguageModeling(Task):
         what = f"{self.prompt_tokens} leaves none of the model's {positions} positions for a continuation"
         return [Problem("prompt_tokens", what, f"give at most {positions - 1}")]
 
-    def trial(self, tokenizer: Any) -> tuple[str, str]:
-        return "generate", "--chat" if tokenizer.chat_template else "--prompt 'The '"
+    def workloads(
+        self,
+        positions: Positions,
+        data: Any = None,
+        *,
+        batches: Sequence[int] = (1, 16),
+        forward_tokens: Sequence[int] = (128,),
+        new_tokens: Sequence[int] = (128, 256),
+        prompt_tokens: int = 32,
+    ) -> list[Workload]:
+        """Forward passes with all logits, and the generation of `new_tokens` after a prompt."""
+        passes, problems = list[Workload](), list[Problem]()
+        try:
+            passes = super().workloads(positions, data, batches=batches, forward_tokens=forward_tokens)
+        except UserError as error:
+            problems += error.problems
+        longest, room = max(new_tokens, default=0), positions.count - prompt_tokens
+        if not new_tokens:
+            problems.append(Problem("new_tokens", "must have at least one value"))
+        elif min(new_tokens) < 2:
+            what = f"must be at least 2, got {min(new_tokens)}"
+            problems.append(Problem("new_tokens", what, "the first token is timed apart from the others"))
+        if room < 2:
+            what = f"must leave room for new tokens in {positions}, got {prompt_tokens}"
+            problems.append(Problem("prompt_tokens", what, f"give at most {positions.count - 2}"))
+        elif longest > room:
+            what = f"must be within {positions} after a prompt of {prompt_tokens}, got {longest}"
+            problems.append(Problem("new_tokens", what, f"give at most {room}"))
+        refuse(problems)
+        return [*passes, *(Generation(prompt_tokens, count) for count in new_tokens)]
 
     def prompts(self, data: Any) -> list[list[int]]:
         found: list[list[int]] = data.prompts("valid", self.shown, self.prompt_tokens)
@@ -149,6 +179,10 @@ class LanguageModeling(Task):
             pairs.append((begun, whole.removeprefix(begun)))
         model.train(training)
         return pairs
+
+    def next_step(self, model: Path, data: Any) -> str:
+        asked = "--chat" if data.tokenizer.chat_template else "--prompt 'The '"
+        return f"lightgpt2 generate {model} {asked}"
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         prompts = [row[:n].tolist() for row, n in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)]

@@ -18,16 +18,19 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lightgpt2.errors import UserError
-from lightgpt2.measure.arms import Arm, Settings, plan
+from lightgpt2.measure.arms import Arm
 from lightgpt2.measure.benchmark import measure, ratios, speeds_of, summary
 from lightgpt2.measure.child import ArmFailed, Child, turns
+from lightgpt2.measure.plan import plan
 from lightgpt2.measure.torch_worker import TorchWorker, attention_kernel, residency_problem
 from lightgpt2.models.quantization import load_for_inference
+from lightgpt2.models.workloads import Forward, Generation, Workload
 from lightgpt2.report.table import benchmark_table
 from tests.support.models import write_model
 
 WORKER = "lightgpt2.measure.worker"
-SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
+SETTINGS: dict[str, Any] = {"prompt_tokens": 4, "new_tokens": [4, 8], "forward_tokens": [16], "batches": [1, 2]}
+WORKLOADS: list[Workload] = [Forward(1, 16), Forward(2, 16), Generation(4, 4), Generation(4, 8)]
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -51,21 +54,21 @@ def result(folder: Path) -> dict[str, Any]:
         Arm("small", str(folder / "gpt2"), "nf4", "flash"),
         Arm("slow", str(folder / "gpt2"), "bf16", "eager"),
     ]
-    return measure(arms, SETTINGS, "cpu", folder / "traces", bar=False)
+    return measure(arms, WORKLOADS, 2, "cpu", folder / "traces", bar=False)
 
 
 def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
     return next(arm for arm in result["arms"] if arm["name"] == name)
 
 
-def request(folder: Path, settings: Settings = SETTINGS) -> dict[str, Any]:
+def request(folder: Path, workloads: list[Workload] = WORKLOADS) -> dict[str, Any]:
     """What a child loads a Llama with."""
     arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
-    return {"arm": arm, "settings": settings, "device": "cpu"}
+    return {"arm": arm, "workloads": workloads, "device": "cpu"}
 
 
 def worker(model: Path) -> TorchWorker:
-    return TorchWorker(Arm("a", str(model), "fp32", "sdpa"), SETTINGS, "cpu")
+    return TorchWorker(Arm("a", str(model), "fp32", "sdpa"), WORKLOADS, "cpu")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------------
@@ -83,15 +86,19 @@ def test_ratios_are_taken_inside_the_rounds() -> None:
 
 def a_round(forward: list[float], first: float, others: list[float], peak: float) -> dict[str, Any]:
     return {
-        "forward": {"1x16": forward}, "generate": {"4": {"first": first, "others": others, "cpu_seconds": first / 2e3}},
+        "forward 1x16": forward, "generate 4": {"first": first, "others": others, "cpu_seconds": first / 2e3},
         "peaks": {"peak_memory_mb": peak, "peak_above_start_mb": peak - 1, "peak_reserved_mb": None},
     }  # fmt: skip
 
 
 def test_speed_leaves_the_first_token_out_and_percentiles_are_over_all_samples() -> None:
     rounds = [a_round([1.0, 2.0, 9.0], 50.0, [10.0, 20.0], 5.0), a_round([4.0, 4.0, 4.0], 70.0, [40.0, 40.0], 7.0)]
-    assert speeds_of(rounds) == {"forward 1x16": [500.0, 250.0], "generate 4": pytest.approx([2000 / 30, 25.0])}
-    figures = summary(rounds)
+    workloads = [Forward(1, 16), Generation(4, 4)]
+    assert speeds_of(rounds, workloads) == {
+        "forward 1x16": [500.0, 250.0],
+        "generate 4": pytest.approx([2000 / 30, 25.0]),
+    }
+    figures = summary(rounds, workloads)
     times = [1.0, 2.0, 9.0, 4.0, 4.0, 4.0]
     assert figures["forward"]["1x16"] == {"p50_ms": 4.0, "p95_ms": pytest.approx(np.quantile(times, 0.95))}
     assert figures["generate"]["4"] == {
@@ -208,7 +215,7 @@ def test_cpu_time_is_what_all_threads_spend_up_to_the_last_token(folder: Path, b
         return torch.cat([prompt, prompt.new_zeros(1, generation_config.max_new_tokens)], dim=1)
 
     measured.model.generate = generate
-    found = measured.round()["generate"]["8"]
+    found = measured.round()["generate 8"]
     seconds = (found["first"] + sum(found["others"])) / 1e3
     assert 8 * 0.02 <= found["cpu_seconds"] < 0.3 if busy else found["cpu_seconds"] < seconds / 4
 
@@ -220,7 +227,7 @@ def test_end_of_text_stops_nothing(tmp_path: Path) -> None:
     measured = worker(model)
     measured.load()
     found = measured.round()
-    assert {count: len(times["others"]) for count, times in found["generate"].items()} == {"4": 3, "8": 7}
+    assert [len(found[f"generate {count}"]["others"]) for count in (4, 8)] == [3, 7]
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(folder: Path, monkeypa
 
     monkeypatch.setattr(Child, "ask", killing)
     arms = [Arm(name, str(folder / "llama"), "fp32", "sdpa") for name in ("first", "second")]
-    result = measure(arms, SETTINGS, "cpu", folder / "killed", bar=False)
+    result = measure(arms, WORKLOADS, 2, "cpu", folder / "killed", bar=False)
     assert arm(result, "first")["error"] == "killed (SIGKILL), as the system does when memory runs out"
     # The first that could be measured takes the place of the baseline.
     assert all(ratio["median"] == 1.0 for ratio in arm(result, "second")["ratio"].values())
@@ -269,7 +276,7 @@ def test_a_child_does_not_inherit_its_parents_peak_and_says_that_memory_ran_out(
     assert peaks["peak_reserved_mb"] is None
     child.close()
     child = Child(WORKER)
-    huge = Settings(prompt_tokens=4, new_tokens=[4], forward_tokens=64, batches=[10**10], rounds=1)
+    huge: list[Workload] = [Forward(10**10, 64)]
     with pytest.raises(ArmFailed, match=r"^ran out of memory$"):
         child.ask("load", **request(folder, huge))
     child.close()
@@ -281,26 +288,26 @@ def test_a_child_does_not_inherit_its_parents_peak_and_says_that_memory_ran_out(
 def test_names_tell_all_arms_apart(folder: Path) -> None:
     other = write_model(folder / "again" / "gpt2")
     models = [str(folder / "gpt2"), str(other), str(folder / "llama"), str(folder / "llama")]
-    names = [each.name for each in plan(models, ["fp32", "bf16"], ["sdpa"], SETTINGS)]
+    names = [each.name for each in plan(models, ["fp32", "bf16"], ["sdpa"], SETTINGS)[0]]
     assert len(set(names)) == len(names) == 8
     assert names[0] == f"{folder}/gpt2 fp32"
     assert names[4:] == ["llama fp32", "llama bf16", "llama fp32 (2)", "llama bf16 (2)"]
-    names = [each.name for each in plan([str(folder / "llama")], None, ["sdpa", "flash"], SETTINGS)]
+    names = [each.name for each in plan([str(folder / "llama")], None, ["sdpa", "flash"], SETTINGS)[0]]
     assert names == ["llama fp32 sdpa", "llama fp32 flash"]
 
 
 def test_all_mistakes_are_named_at_once(folder: Path) -> None:
     gpt2, llama = str(folder / "gpt2"), str(folder / "llama")
-    settings = Settings(prompt_tokens=32, new_tokens=[1, 40], forward_tokens=65, batches=[1], rounds=1)
+    settings = {"prompt_tokens": 32, "new_tokens": [1, 40], "forward_tokens": [65], "batches": None}
     with pytest.raises(UserError) as caught:
         plan(["nowhere/at/all", gpt2], ["fp32"], ["sdpa"], settings)
     assert caught.value.problems == [
         "MODEL: nowhere/at/all does not exist; give a hub id, a model folder or a .gguf file",
-        "--new-tokens: must be at least 2, got 1; the first token is timed apart from the others",
         f"--forward-tokens: must be within {gpt2}'s 64 positions, got 65; give at most 64",
+        "--new-tokens: must be at least 2, got 1; the first token is timed apart from the others",
         f"--new-tokens: must be within {gpt2}'s 64 positions after a prompt of 32, got 40; give at most 32",
     ]
-    settings = Settings(prompt_tokens=63, new_tokens=[2], forward_tokens=1, batches=[1], rounds=1)
+    settings = {"prompt_tokens": 63, "new_tokens": [2], "forward_tokens": [1]}
     with pytest.raises(UserError, match=r"--prompt-tokens: must leave room for new tokens in .*; give at most 62"):
         plan([llama], None, ["sdpa"], settings)
 
@@ -309,9 +316,9 @@ def test_all_mistakes_are_named_at_once(folder: Path) -> None:
 def test_what_is_quantized_is_measured_as_it_is_and_not_quantized_again(folder: Path, tmp_path: Path) -> None:
     stored = tmp_path / "model-nf4"
     load_for_inference(str(folder / "gpt2"), "MODEL", "nf4", "sdpa", "cpu").save_pretrained(stored)
-    arms = plan([str(folder / "gpt2"), str(stored)], None, ["sdpa"], SETTINGS)
+    arms, _ = plan([str(folder / "gpt2"), str(stored)], None, ["sdpa"], SETTINGS)
     assert [each.name for each in arms] == ["gpt2 fp32", "model-nf4 nf4"]
-    assert [each.precision for each in plan([str(stored)], ["nf4"], ["sdpa"], SETTINGS)] == ["nf4"]
+    assert [each.precision for each in plan([str(stored)], ["nf4"], ["sdpa"], SETTINGS)[0]] == ["nf4"]
     for wanted in (["nf4", "int8"], ["fp32"]):
         message = rf"^--precision: must be nf4 for .*model-nf4, which is nf4, got {wanted[-1]}; leave it out"
         with pytest.raises(UserError, match=message):

@@ -15,16 +15,20 @@ from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
-from lightgpt2.measure.arms import Arm, Settings, plan
+from lightgpt2.measure.arms import Arm
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.onnx_worker import OnnxWorker, profiled
+from lightgpt2.measure.plan import plan
+from lightgpt2.models.workloads import Forward, Generation, Workload, random_tokens
 from lightgpt2.report.table import benchmark_table, operators_markdown
 from lightgpt2.runs.run import Run
+from lightgpt2.runtime.onnx_engine import OnnxEngine
 from tests.support.models import make_restless_model, write_corpus, write_model
 from tests.support.onnx_client import write_onnx
 from tests.support.onnx_decoder import seal, write_decoder
 
-SETTINGS = Settings(prompt_tokens=4, new_tokens=[4, 8], forward_tokens=16, batches=[1, 2], rounds=2)
+SETTINGS: dict[str, Any] = {"prompt_tokens": 4, "new_tokens": [4, 8], "forward_tokens": [16], "batches": [1, 2]}
+WORKLOADS: list[Workload] = [Forward(1, 16), Forward(2, 16), Generation(4, 4), Generation(4, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worker_of(folder: Path, device: str) -> OnnxWorker:
     arm = Arm("a", str(folder / "gpt2-onnx-int8"), "onnx-int8", "graph")
-    return OnnxWorker(arm, SETTINGS, device)
+    return OnnxWorker(arm, WORKLOADS, device)
 
 
 def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     exported = str(folder / "gpt2-onnx-int8")
-    arms = plan([str(folder / "gpt2"), exported, str(folder / "gpt2-gguf")], None, ["sdpa", "eager"], SETTINGS)
+    arms, _ = plan([str(folder / "gpt2"), exported, str(folder / "gpt2-gguf")], None, ["sdpa", "eager"], SETTINGS)
     assert [arm.name for arm in arms] == [
         "gpt2 fp32 sdpa", "gpt2 fp32 eager", "gpt2-onnx-int8 onnx-int8", "model.gguf fp32 sdpa", "model.gguf fp32 eager",
     ]  # fmt: skip
@@ -61,7 +65,7 @@ def test_an_exported_folder_is_an_arm_as_it_is(folder: Path) -> None:
     ]
     with pytest.raises(UserError, match=r"is exported for processors"):
         worker_of(folder, "cuda:0").load()
-    long = Settings(prompt_tokens=4, new_tokens=[61], forward_tokens=16, batches=[1], rounds=1)
+    long = {"prompt_tokens": 4, "new_tokens": [61], "forward_tokens": [16]}
     with pytest.raises(UserError, match=r"^--new-tokens: must be within .* 64 positions after a prompt of 4, got 61"):
         plan([exported], None, ["sdpa"], long)
 
@@ -93,8 +97,9 @@ def test_a_damaged_export_is_refused_before_anything_is_measured(folder: Path, t
 
 @pytest.mark.slow
 def test_it_is_measured_beside_the_others(folder: Path) -> None:
-    arms = plan([str(folder / "gpt2"), str(folder / "gpt2-onnx-int8")], None, ["sdpa"], SETTINGS)
-    result = measure(arms, SETTINGS, "cpu", folder / "traces", bar=False)
+    arms, workloads = plan([str(folder / "gpt2"), str(folder / "gpt2-onnx-int8")], None, ["sdpa"], SETTINGS)
+    assert workloads == WORKLOADS
+    result = measure(arms, workloads, 2, "cpu", folder / "traces", bar=False)
     plain, mine = result["arms"]
     assert "error" not in mine, mine
     assert {"embedding_mb": None, "attention_kernel": "GroupQueryAttention"}.items() <= mine.items()
@@ -122,7 +127,17 @@ def test_it_is_measured_beside_the_others(folder: Path) -> None:
 def test_a_profile_is_of_the_graph_that_reads_and_of_the_one_that_steps(tmp_path: Path) -> None:
     graph = write_onnx(make_restless_model("gpt2"), tmp_path / "out", Forms("int4", "int4", prefill=[])) / "model.onnx"
     ids = np.ones((1, 8), np.int64)
-    operators, attention = profiled(graph, 64, ids, ids[:, :4], 5, 1, tmp_path / "trace.json")
+
+    def step(engine: OnnxEngine) -> None:
+        engine.logits(ids, np.ones_like(ids))
+        engine.prefill(ids[:, :4], np.ones((1, 4), np.int64), 5)
+        for _ in range(4):
+            engine.decode(np.ones(1, np.int64))
+
+    def opened(prefix: str) -> OnnxEngine:
+        return OnnxEngine(graph, 64, 1, profile=prefix)
+
+    operators, attention = profiled(opened, step, tmp_path / "trace.json")
     calls = {name: count for name, count, _ in operators}
     reads, steps, products = 3 * 2, 3 * 4, 4 * 4 + 16  # of each pass: four in each of 4 layers, and the head's 16 parts
     assert calls["DynamicQuantizeMatMul"] == reads * products
@@ -144,8 +159,8 @@ def test_its_tokens_are_the_likeliest_ones_and_as_many_as_asked(folder: Path) ->
     steps: list[Any] = []
     decode = worker.engine.decode
     worker.engine.decode = lambda tokens: steps.append(tokens.copy()) or decode(tokens)  # type: ignore[method-assign]
-    measured = worker.round()["generate"]
-    assert {count: len(times["others"]) for count, times in measured.items()} == {"4": 3, "8": 7}
-    ids = np.concatenate([worker.prompt.numpy(), np.array(steps[-7:]).T], axis=1)
+    measured = worker.round()
+    assert [len(measured[f"generate {count}"]["others"]) for count in (4, 8)] == [3, 7]
+    ids = np.concatenate([random_tokens(worker, 1, 4).numpy(), np.array(steps[-7:]).T], axis=1)
     again = worker.engine.logits(ids, np.ones_like(ids))[0].argmax(axis=1)
     assert (again[3:-1] == ids[0, 4:]).mean() >= 5 / 7, "greedy, but for rounding"

@@ -62,3 +62,34 @@ def test_quality_describes_itself_and_is_read_again_example_by_example(tmp_path:
     assert again["accuracy"].against(metrics["accuracy"]).ratio == 1
     assert list(read_scores(tmp_path, "before", scored)) == ["accuracy"]
     assert read_scores(tmp_path / "elsewhere", "after", scored) == {}
+
+
+def test_a_share_has_wilsons_interval_and_other_metrics_have_none() -> None:
+    """Of 10 with 9 right: (0.596, 0.982), as in Wilson (1927) and every table of it."""
+    assert accuracy(np.array([1] * 9 + [0])).wilson() == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    low, high = accuracy(np.zeros(50)).wilson() or (1, 0)
+    assert (low, high) == pytest.approx((0, 0.0714), abs=1e-4), "inside 0 to 1, and wider than a point"
+    assert perplexity(np.ones(5), np.ones(5)).wilson() is None
+    assert Metric("rouge", "higher", np.array([0.5, 1.0]), np.ones(2)).wilson() is None
+    assert "wilson_95" in accuracy(np.array([1, 0])).as_dict()
+
+
+def test_shares_are_compared_by_mcnemars_exact_test() -> None:
+    """Of 10 texts that one model alone has right, 9 are the first's: p = 2 (1 + 10) / 2^10."""
+    first, second = np.array([1] * 9 + [0] + [1] * 30), np.array([0] * 9 + [1] + [1] * 30)
+    assert accuracy(first).against(accuracy(second)).p == pytest.approx(22 / 1024)
+    assert accuracy(first).against(accuracy(first)).p == 1
+    one_more = np.array([1] + [0] * 39), np.zeros(40)
+    assert accuracy(one_more[0]).against(accuracy(one_more[1])).p == 1
+    thousands = np.arange(6000) % 2
+    assert accuracy(thousands).against(accuracy(1 - thousands)).p == 1
+    assert perplexity(np.ones(5), np.ones(5)).against(perplexity(np.ones(5), np.ones(5))).p is None
+
+
+def test_what_else_a_metric_says_is_kept() -> None:
+    metric = Metric("accuracy", "higher", np.ones(2), np.ones(2), details={"confusion": {"counts": [[2]]}})
+    about = metric.as_dict()
+    assert about["confusion"] == {"counts": [[2]]}
+    again = Metric.restored("accuracy", about, [1, 1], [1, 1])
+    assert again.details == metric.details
+    assert again.as_dict() == about

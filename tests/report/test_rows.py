@@ -158,7 +158,7 @@ def test_benchmark_files_give_figures_to_models_and_rows_to_those_without_a_ledg
 def test_whatever_a_task_measures_a_second_is_a_throughput() -> None:
     first = entry("first", 40)
     first["benchmark"] = benchmark({"source": "checkpoints/first/model", "precision": "fp32", "classify": {
-        "16x32": {"p50_ms": 3.5, "texts_per_s": 900.0}}})  # fmt: skip
+        "16x32": {"p50_ms": 3.5, "texts_per_s": 900.0}}, "ratio": {"classify 16x32": {"median": 1.0}}})  # fmt: skip
     assert rows_of([first])["first"].figures == {
         "parameters": 100, "nonzero": 100, "disk": 0.0004, "training": 412.5, "classify 16x32": 3.5, "texts/s 16x32": 900.0
     }  # fmt: skip

@@ -4,9 +4,12 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lightgpt2.errors import UserError
+from lightgpt2.models.quality import Metric, quality, write_scores
+from lightgpt2.report.document import compose
 from lightgpt2.report.rows import Model, models
 from lightgpt2.report.verdicts import Comparison, Rise, compare, judge
 from tests.report.chains import Entry, arm, benchmark, chain, entry, foreign, paired, score
@@ -71,6 +74,25 @@ def test_only_a_change_that_is_clear_of_zero_condemns(
     low, high = found.source.interval
     assert low - 1e-9 <= found.source.change <= high + 1e-9
     assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(("lost", "shown"), [(6, True), (5, False)])
+def test_a_share_is_worse_where_mcnemars_test_says_so(tmp_path: Path, lost: int, shown: bool) -> None:
+    """Of 100 texts: 6 right ones lost and none won has p = 0.031, 5 has 0.0625."""
+    first, second = entry("first", 0), entry("second", 0, 50, entry("first", 0))
+    for made, right in ((first, 90), (second, 90 - lost)):
+        folder = tmp_path / "checkpoints" / made["stage"] / "model"
+        folder.mkdir(parents=True)
+        metric = Metric("accuracy", "higher", np.array([1.0] * right + [0.0] * (100 - right)), np.ones(100))
+        write_scores(folder, {"after": {"accuracy": metric}})
+        made["quality"]["after"] = quality({"accuracy": metric}, "accuracy", {"examples": 100})
+    folders = [str(tmp_path / f"checkpoints/{name}/model") for name in ("first", "second")]
+    ledgers = {folders[0]: [first], folders[1]: [first, second]}
+    found = of({row.name: row for row in models(ledgers)}, "second")
+    assert found.source is not None
+    assert found.source.shown == shown
+    assert found.verdict == ("outside the budget" if shown else "pays")
+    assert ("no difference)" in compose(models(ledgers), 2, 10)[0]) == (not shown)
 
 
 def test_without_scores_of_the_same_examples_the_change_alone_decides(tmp_path: Path) -> None:

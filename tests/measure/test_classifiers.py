@@ -1,0 +1,117 @@
+"""Classifiers as arms of a benchmark: in PyTorch, with its dynamic INT8, and as graphs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.encoder import write_encoder
+from lightgpt2.errors import UserError
+from lightgpt2.measure.base import Worker
+from lightgpt2.measure.plan import plan
+from lightgpt2.measure.worker import worker_of
+from lightgpt2.models.quantization import DYNAMIC, load_for_inference
+from lightgpt2.models.workloads import Forward, Texts, Workload
+from lightgpt2.report.table import benchmark_table
+from tests.support.models import make_classifier, write_model
+from tests.support.onnx_decoder import seal
+
+SETTINGS: dict[str, Any] = {"forward_tokens": [8], "batches": [2], "concurrency": [2]}
+WORKLOADS: list[Workload] = [Forward(1, 8, 40), Texts((5, 9, 3, 7), 2), Texts((5, 9, 3, 7), threads=2)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT and a GPT-2 that classify, the BERT's graph, and a GPT-2 that writes."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    for family in ("bert", "gpt2"):
+        make_classifier(family).save_pretrained(folder / family)
+    write_model(folder / "writer")
+    model = make_classifier("bert")
+    (folder / "graph").mkdir()
+    write_encoder(model, folder / "graph", Forms())
+    model.config.save_pretrained(folder / "graph")
+    seal(folder / "graph", {"format": "onnx", "bytes": {"model.onnx": 1000}})
+    return folder
+
+
+def test_the_arms_of_classifiers_read_texts(folder: Path) -> None:
+    models = [str(folder / "bert"), str(folder / "graph")]
+    arms, workloads = plan(models, None, ["sdpa"], SETTINGS)
+    assert [arm.name for arm in arms] == ["bert fp32", "graph onnx"]
+    assert [work.key for work in workloads] == ["forward 1x8", "texts batch 2", "texts 2 threads"]
+    arms, _ = plan(models[:1], ["fp32", DYNAMIC], ["sdpa"], SETTINGS)
+    assert [arm.precision for arm in arms] == ["fp32", DYNAMIC]
+
+
+def test_what_a_classifier_does_not_do_and_models_of_two_tasks_are_refused(folder: Path) -> None:
+    bert, writer = str(folder / "bert"), str(folder / "writer")
+    with pytest.raises(UserError, match=r"^--new-tokens: has no meaning for Classification; remove it$"):
+        plan([bert], None, ["sdpa"], {"new_tokens": [4], "prompt_tokens": None})
+    with pytest.raises(UserError, match=r"^--concurrency: has no meaning for LanguageModeling; remove it$"):
+        plan([writer], None, ["sdpa"], SETTINGS | {"batches": None})
+    with pytest.raises(
+        UserError, match=r"^MODEL: the models have different tasks: .*bert \(Classification\), .*writer"
+    ):
+        plan([bert, writer], None, ["sdpa"], {})
+    with pytest.raises(UserError, match=r"^--precision: must be fp32 or bf16 or fp16 or nf4 or int8 for"):
+        plan([bert], [DYNAMIC], ["sdpa"], SETTINGS, device="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "attention"),
+    [("bert", "fp32", "sdpa"), ("bert", DYNAMIC, "sdpa"), ("gpt2", "fp32", "eager"), ("graph", "onnx", "graph")],
+)
+def test_each_is_measured_and_profiled(
+    folder: Path, tmp_path: Path, model: str, precision: str, attention: str
+) -> None:
+    (arm,) = (each for each in plan([str(folder / model)], [precision], [attention], SETTINGS)[0])
+    worker: Worker = worker_of(arm, WORKLOADS, "cpu")
+    sizes = worker.load()
+    assert sizes["weights_mb"]
+    found = worker.round()
+    assert len(found["forward 1x8"]) == 40
+    assert len(found["texts batch 2"]["calls"]) == 2
+    assert len(found["texts 2 threads"]["calls"]) == 4
+    profile = worker.profile(tmp_path / "trace.json")
+    assert (tmp_path / "trace.json").stat().st_size
+    assert any(name in profile["operators"][0]["name"] for name in ("aten::", "quantized::", "Conv", "Gemm", "Mat"))
+
+
+def test_dynamic_int8_leaves_the_head_and_takes_a_quarter_of_the_layers(folder: Path) -> None:
+    plain, rounded = (load_for_inference(str(folder / "bert"), "m", p, "sdpa", "cpu") for p in ("fp32", DYNAMIC))
+    assert isinstance(rounded.classifier, torch.nn.Linear)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected, found = plain(ids).logits, rounded(ids).logits
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+    with pytest.raises(UserError, match=r"^dynamic-int8: PyTorch quantizes nn.Linear, and .* is Conv1D; choose"):
+        load_for_inference(str(folder / "gpt2"), "m", DYNAMIC, "sdpa", "cpu")
+
+
+def test_the_table_has_a_block_for_each_workload_and_no_generation() -> None:
+    figures = {"1x8": {"p50_ms": 1.25, "p95_ms": 2.5}}
+    texts = {"batch 16": {"texts_per_s": 810.0, "p50_ms": 20.0, "p95_ms": 30.0}}
+    arm = {
+        "name": "m fp32", "weights_mb": 9.0, "peak_memory_mb": 99.0, "load_seconds": 0.5, "forward": figures,
+        "texts": texts, "ratio": {key: {"median": 1, "low": 1, "high": 1} for key in ("forward 1x8", "texts batch 16")},
+    }  # fmt: skip
+    about = {"count": 64, "tokens": 1400, "longest": 60}
+    result = {
+        "machine": {"name": "x", "threads": 2, "versions": {"torch": "2"}},
+        "settings": {"rounds": 3, "workloads": {"forward 1x8": {}, "texts batch 16": about, "texts 1 thread": about}},
+        "arms": [arm],
+    }
+    lines = benchmark_table(result).splitlines()
+    assert [line for line in lines if line.startswith(("forward", "texts"))] == [
+        "forward 1x8", "texts batch 16", "texts: count 64, tokens 1400, longest 60",
+    ]  # fmt: skip
+    rows = [line.split() for line in lines if line.startswith("  m fp32")]
+    assert rows == [
+        ["m", "fp32", "1.25", "2.50", "1.00", "(1.00", "-", "1.00)"],
+        ["m", "fp32", "20.00", "30.00", "810.0", "texts", "1.00", "(1.00", "-", "1.00)"],
+    ]
+    assert max(map(len, lines)) <= 100
