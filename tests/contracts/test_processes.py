@@ -217,7 +217,9 @@ def test_two_processes_are_one_and_resume(folder: Path, on_one: Callable[[str], 
         return
     expected = on_one(case)
     assert finish_killed(folder, case, run, strategy=strategy) == pytest.approx(expected, rel=1e-5)
-    weights = [checkpoint(folder, name)["state_dict"] for name in (run, case)]
+    # The gradient of a key's bias is noise around zero, which Adam scales up.
+    held = (checkpoint(folder, name)["state_dict"] for name in (run, case))
+    weights = [{name: value for name, value in each.items() if not name.endswith("key.bias")} for each in held]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
     masks = [value for name, value in weights[0].items() if ".masks." in name]
     assert not masks or not all(value.all() for value in masks), "nothing was pruned"
