@@ -17,10 +17,14 @@ class OnnxClassifier:
         model: The `.onnx` file.
         threads: Threads that compute; default: the physical cores that this process may use.
         name: The model's name in errors, which are `UserError`s.
+        profile: Prefix of the file of its profile; None: no profile.
     """
 
-    def __init__(self, model: Path, threads: int | None = None, name: str = "MODEL") -> None:
-        self._session = load_session(model, threads or physical_cores(), name)
+    def __init__(
+        self, model: Path, threads: int | None = None, name: str = "MODEL", profile: str | None = None
+    ) -> None:
+        self._session = load_session(model, threads or physical_cores(), name, profile)
+        self.sessions = [self._session]
         self._inputs = [each.name for each in self._session.get_inputs()]
         context = self._session.get_modelmeta().custom_metadata_map.get(CONTEXT)
         if "logits" not in {each.name for each in self._session.get_outputs()} or context is None:

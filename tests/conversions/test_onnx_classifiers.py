@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightgpt2.cli.verbs import run as run_verb
 from lightgpt2.conversions.convert import Converter
 from lightgpt2.conversions.export import conversion_of
 from lightgpt2.conversions.onnx.conversion import writer_of
@@ -194,6 +195,27 @@ def test_what_was_trained_is_what_ships(tmp_path: Path, labelled: Path, family: 
     batch = texts(model, [7, 19, 2])
     expected = wanted(model, batch)
     assert np.abs(run(tmp_path / "out", batch) - expected).max() < (1e-2 if bits == 8 else 0.1) * expected.std()
+
+
+def test_the_verb_verifies_with_the_texts_of_the_training_or_others(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for family in ("bert", "gpt2"):
+        save(restless(family), Path(family))
+    run_verb(["export", "bert", "--format", "onnx", "--data", str(labelled)])
+    assert "classes as in PyTorch 100.0%" in capsys.readouterr().out
+    data = {"class_path": "lightgpt2.data.ClassificationData", "init_args": {"source": str(labelled), "batch_size": 8}}
+    Path("bert/ledger.json").write_text(json.dumps([{"config": {"data": data}}]))
+    run_verb(["export", "bert", "--format", "onnx-int8", "--documents", "9"])
+    assert f"(9 examples of {labelled})" in capsys.readouterr().out
+    Path("bert/ledger.json").unlink()
+    run_verb(["export", "bert", "--format", "onnx-int8", "--output", "by vectors", "--documents", "9"])
+    assert "cosine to PyTorch" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_verb(["export", "gpt2", "--format", "onnx"])
+    said = "lightgpt2: error: --data: the ledger of gpt2 names no labelled texts; give some, as data.source\n"
+    assert capsys.readouterr().err == said
 
 
 def test_formats_and_options_that_a_classifier_does_not_have(tmp_path: Path, labelled: Path) -> None:

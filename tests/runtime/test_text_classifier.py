@@ -194,6 +194,7 @@ def test_each_verb_names_the_other(
 ) -> None:
     monkeypatch.chdir(folder)
     write_model(Path("language"))
+    capsys.readouterr()
     for args, message in {
         ("generate", "bert-onnx", "--prompt", "A"): "MODEL: bert-onnx classifies texts; use lightgpt2 classify",
         ("generate", "gpt2", "--prompt", "A"): "MODEL: gpt2 classifies texts; use lightgpt2 classify",

@@ -171,7 +171,7 @@ class Decoder(ModelWriter):
         # SkipLayerNormalization would add as well, five times as slowly (its sums are not vectorized in ONNX Runtime 1.32).
         if self._added is not None:
             self._residual, self._added = self.graph.op("Add", self._added, self._residual), None
-        return self._normalize(module, self._residual)
+        return self.normalize(module, self._residual)
 
     def rms_norm(self, module: Any) -> ir.Value:
         """The residual stream normalized without mean and bias."""

@@ -11,6 +11,7 @@ DistilBERT's shape.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,9 +96,6 @@ class Encoder(ModelWriter):
             return self.graph.op("Gather", self._parameter(table, "weight"), ids)
         return self.graph.weight(table.weight[0].detach().numpy(), f"{self._names[id(table)]}.weight")
 
-    def normalize(self, module: Any, x: ir.Value) -> ir.Value:
-        return self._normalize(module, x)
-
     def activate(self, x: ir.Value, name: str | None = None) -> ir.Value:
         """`x` through an activation, by default that of the neurons."""
         return self._activate(x, name or self._family.activation(self.config))
@@ -124,9 +122,10 @@ class Encoder(ModelWriter):
         return self.tokens(seen, heads * self._head)
 
     def _turned(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
-        places = self.graph.op("Expand", self._places(), self.graph.op("Shape", self._ids))
+        places = self.graph.op("Expand", self._places, self.graph.op("Shape", self._ids))
         return self.graph.op("RotaryEmbedding", x, *rotary, places, num_heads=heads)
 
+    @cached_property
     def _places(self) -> ir.Value:
         """The places of a text's tokens `[S]`."""
         first, step = self.graph.constant(0, "from"), self.graph.constant(1, "by")
@@ -137,7 +136,7 @@ class Encoder(ModelWriter):
         if self._outside is None:
             graph = self.graph
             rows, columns = (
-                graph.op("Unsqueeze", self._places(), graph.constant([axis], f"axis_{axis}")) for axis in (1, 0)
+                graph.op("Unsqueeze", self._places, graph.constant([axis], f"axis_{axis}")) for axis in (1, 0)
             )
             away = graph.op("Abs", graph.op("Sub", rows, columns))
             far = graph.op("Cast", graph.op("Greater", away, graph.constant(window, "window")), to=_FLOAT)
@@ -184,10 +183,6 @@ class Encoder(ModelWriter):
     def first(self, hidden: ir.Value) -> ir.Value:
         """The first token of each text `[B, D]`."""
         return self.graph.op("Gather", hidden, self.graph.constant(0, "first"), axis=1)
-
-    def whole(self, x: ir.Value, module: Any) -> ir.Value:
-        """`x` through a linear layer in FP32."""
-        return self._whole(x, module)
 
     def _texts(self, x: ir.Value) -> ir.Value:
         return self.graph.op("Reshape", x, self._shape) if self._pixels else x

@@ -94,9 +94,9 @@ class ModelWriter(ABC):
         """The logits of what a classification head reads of each text `[B, D]`, as the output."""
         self.graph.metadata[CONTEXT] = str(self._family.positions(self.config))
         module = self._family.classifier(self.model)
-        self.graph.output("logits", self._whole(pooled, module), _FLOAT, ["batch", len(module.weight)])
+        self.graph.output("logits", self.whole(pooled, module), _FLOAT, ["batch", len(module.weight)])
 
-    def _whole(self, x: ir.Value, module: Any) -> ir.Value:
+    def whole(self, x: ir.Value, module: Any) -> ir.Value:
         """`x` through a linear layer in FP32."""
         (name,), matrix, bias = self._joined([module])
         return linear(self.graph, name, x, matrix, "fp32", bias)
@@ -104,7 +104,8 @@ class ModelWriter(ABC):
     def _parameter(self, module: Any, name: str) -> ir.Value:
         return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
 
-    def _normalize(self, module: Any, x: ir.Value) -> ir.Value:
+    def normalize(self, module: Any, x: ir.Value) -> ir.Value:
+        """`x` through a layer norm."""
         # ONNX Runtime 1.32 dies of a normalization without a bias.
         gamma, beta = (self._norm_part(module, *part) for part in (("weight", 1), ("bias", 0)))
         return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
