@@ -1,5 +1,6 @@
 """What the artefact of a run costs to use: measured at fit end, in fresh processes."""
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lightgpt2.models.files import write_json
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quality import add_scores
 from lightgpt2.models.quantization import DYNAMIC, load_for_inference
+from lightgpt2.models.saving import positions_of
 from lightgpt2.models.workloads import Positions
 from lightgpt2.report.figures import workloads
 from lightgpt2.report.table import benchmark_table, operators_markdown
@@ -81,11 +83,12 @@ class InferenceBenchmark(RunCallback):
         if stage != "fit":
             return
         trained, problems = next(iter(pl_module.configs().values())), list[Problem]()
-        if self.dynamic_int8 and (family_of(trained).conv1d or trainer.strategy.root_device.type != "cpu"):
-            what = "PyTorch quantizes linear layers on processors only, and no Conv1D"
+        device = trainer.strategy.root_device.type
+        if self.dynamic_int8 and (family_of(trained).conv1d or pl_module.precision or device != "cpu"):
+            what = "PyTorch quantizes linear layers in full precision, on processors, and no Conv1D"
             problems.append(Problem("dynamic_int8", what, "remove it"))
         try:
-            positions = Positions(trained.max_position_embeddings)
+            positions = Positions(positions_of(trained) or sys.maxsize)
             self._workloads = workloads_of(pl_module.task, self.settings, positions, pl_module.data)
         except UserError as error:
             problems += error.problems

@@ -1,6 +1,7 @@
 """What a benchmark measures: arms and workloads, checked before anything heavy starts."""
 
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.measure.arms import GRAPH, Arm, cuda_problem, is_graph, own_precision
 from lightgpt2.models.loading import folder_config, load_config
 from lightgpt2.models.quantization import DYNAMIC, Format
+from lightgpt2.models.saving import positions_of
 from lightgpt2.models.sources import verify
 from lightgpt2.models.workloads import Positions, Workload
 from lightgpt2.runtime.folder import GGUF, is_exported
@@ -51,7 +53,7 @@ def plan(
         except UserError as error:
             problems += error.problems
             continue
-        tasks[model] = task_of(config), Positions(config.max_position_embeddings, f"{model}'s")
+        tasks[model] = task_of(config), Positions(positions_of(config) or sys.maxsize, f"{model}'s")
         kinds = [GRAPH] if is_graph(model) else attentions
         chosen += [(model, precision, attention) for precision in mine for attention in kinds]
     workloads: list[Workload] = []

@@ -101,15 +101,17 @@ def load_for_inference(
 
 
 def _quantized_dynamically(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with the blocks' linear layers quantized by PyTorch (`torch.ao`), which knows no `Conv1D`."""
+    """The model with the blocks' linear layers quantized by PyTorch (`torch.ao`); a `UserError` if it passes one over."""
+    from torch.ao.nn.quantized.dynamic import Linear
     from torch.ao.quantization import quantize_dynamic
 
     names = block_linears(model)
-    if left := [name for name, module in names.items() if isinstance(module, Conv1D)]:
-        raise UserError(f"{DYNAMIC}: {left[0]} is a Conv1D, which PyTorch does not quantize; choose another precision")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it will move to torchao
         made: PreTrainedModel = quantize_dynamic(model, {*names}, dtype=torch.qint8, inplace=True)
+    if left := [name for name in names if not isinstance(made.get_submodule(name), Linear)]:
+        what = f"PyTorch quantizes nn.Linear, and {left[0]} is {type(made.get_submodule(left[0])).__name__}"
+        raise UserError(f"{DYNAMIC}: {what}; choose another precision")
     return made
 
 

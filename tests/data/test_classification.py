@@ -338,3 +338,13 @@ def test_calibration_is_training_text() -> None:
     assert np.unique([len(ids) for ids in inputs]).tolist() == [1]
     with pytest.raises(UserError, match="calibration: the training split has"):
         data.calibration(1000)
+
+
+def test_what_cannot_be_read_is_said_without_a_tokenizer() -> None:
+    """As before a stage whose model is not there yet; labelled text has other fields than text that is only read."""
+    whole = write("whole.tsv", ROWS, ("sentence", "label"))
+    assert ClassificationData(whole).unreadable(fetch=False) == []
+    lacking = write("lacking.tsv", ROWS, ("sentence", "class"))
+    (problem,) = ClassificationData(lacking).unreadable()
+    assert problem.startswith("data.label_field: ")
+    assert ClassificationData("glue:sst2").unreadable(fetch=False) == [], "which is not at hand"

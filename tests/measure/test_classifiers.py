@@ -88,7 +88,7 @@ def test_dynamic_int8_leaves_the_head_and_takes_a_quarter_of_the_layers(folder: 
         expected, found = plain(ids).logits, rounded(ids).logits
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
-    with pytest.raises(UserError, match=r"^dynamic-int8: .* is a Conv1D, which PyTorch does not quantize"):
+    with pytest.raises(UserError, match=r"^dynamic-int8: PyTorch quantizes nn.Linear, and .* is Conv1D; choose"):
         load_for_inference(str(folder / "gpt2"), "m", DYNAMIC, "sdpa", "cpu")
 
 

@@ -92,7 +92,7 @@ def test_a_share_is_worse_where_mcnemars_test_says_so(tmp_path: Path, lost: int,
     assert found.source is not None
     assert found.source.shown == shown
     assert found.verdict == ("outside the budget" if shown else "pays")
-    assert ("no difference" in compose(models(ledgers), 2, 10)[0]) == (not shown)
+    assert ("no difference)" in compose(models(ledgers), 2, 10)[0]) == (not shown)
 
 
 def test_without_scores_of_the_same_examples_the_change_alone_decides(tmp_path: Path) -> None:
