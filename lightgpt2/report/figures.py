@@ -86,13 +86,19 @@ def metrics(scored: Mapping[str, Any]) -> list[str]:
     return [name for name in metric_names(scored) if number(scored[name]["value"]) is not None]
 
 
+def interval(about: Mapping[str, Any]) -> list[float]:
+    """The ends of a metric's interval; empty if it has none."""
+    ends = about.get("interval_95")
+    known = [end for bound in ends if (end := number(bound)) is not None] if isinstance(ends, list | tuple) else []
+    return known if len(known) == 2 else []
+
+
 def write_metric(about: Mapping[str, Any], bounds: bool = True) -> str:
     """A metric, with its interval if it has one: `44.22 (39.80 to 48.64)`."""
-    asked, ends = number(about.get("digits")), about.get("interval_95")
+    asked, known = number(about.get("digits")), interval(about)
     places = int(asked) if asked is not None and 0 <= asked <= 9 else 4
-    known = [end for bound in ends if (end := number(bound)) is not None] if isinstance(ends, list | tuple) else []
     text = _write(number(about.get("value")), places)
-    return f"{text} ({' to '.join(_write(end, places) for end in known)})" if bounds and len(known) == 2 else text
+    return f"{text} ({' to '.join(_write(end, places) for end in known)})" if bounds and known else text
 
 
 def _write(value: float | None, places: int) -> str:

@@ -2,13 +2,26 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 from lightgpt2.report.confusion import confusion_of
-from lightgpt2.report.figures import dicts, is_throughput, label, number, part, plain, primary, title
+from lightgpt2.report.figures import (
+    dicts,
+    interval,
+    is_latency,
+    is_throughput,
+    label,
+    number,
+    part,
+    plain,
+    primary,
+    title,
+)
 from lightgpt2.report.rows import Model
 
 _COLOURS = ("#2f7ed8", "#e07b00", "#1a9a6c", "#c2427d", "#8a63d2", "#b3a000", "#5b8a9a", "#888888")
@@ -74,8 +87,16 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"  # the tables have it whole
 
 
-def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | None = None) -> Plot | None:
-    """Lines with a legend; with a level, which is dashed, points with their names beside them."""
+def _plot(
+    name: str,
+    about: str,
+    series: Series,
+    x: str,
+    y: str,
+    level: float | None = None,
+    intervals: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Plot | None:
+    """Lines with a legend; with a level, which is dashed, points with their names beside them and their intervals."""
     known: dict[str, list[Place]] = {}
     for key, pairs in series.items():
         for a, b in pairs:
@@ -84,9 +105,11 @@ def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | 
     if sum(map(len, known.values())) < 2:
         return None
     levels = [] if level is None else [level]
+    spans = {key: ends for key, ends in intervals.items() if key in known and all(map(math.isfinite, ends))}
     across = _Axis([a for points in known.values() for a, _ in points], _LEFT, _RIGHT)
     legend = 0 if levels else math.ceil(len(known) / 2) * _LINE
-    up = _Axis([*levels, *(b for points in known.values() for _, b in points)], _BOTTOM, _TOP + legend)
+    heights = [*levels, *chain(*spans.values()), *(b for points in known.values() for _, b in points)]
+    up = _Axis(heights, _BOTTOM, _TOP + legend)
     svg = [*_grid(across, up, x, y)]
     for place in map(up.at, levels):
         svg.append(_line([(_LEFT, place), (_RIGHT, place)], "currentColor", ' stroke-dasharray="4 4"'))
@@ -96,6 +119,7 @@ def _plot(name: str, about: str, series: Series, x: str, y: str, level: float | 
     for i, (key, mine) in enumerate(places.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         svg += [_dot(*place, colour) for place in mine]
+        svg += [_line([(mine[0][0], up.at(end)) for end in spans[key]], colour)] if key in spans else []
         if levels:
             svg.append(_beside(*mine[0], _short(key), boxes))
         else:
@@ -207,17 +231,20 @@ def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
         metric, higher = title(primary(mine[0].score.quality)), mine[0].score.about.get("better") == "higher"
         y = f"{metric} ({'higher' if higher else 'lower'} is better)"
         level = first * (1 + (-budget if higher else budget) / 100)
+        bounds = {row.name: interval(row.score.about) for row in mine}
+        intervals = {name: ends for name, ends in bounds.items() if ends}
         disk = {row.name: row.figures.get("disk") for row in mine if row.kind != "half precision"}
-        for name, x, values in (("size", label("disk"), disk), ("speed", *_speeds(mine))):
+        several = [("size", label("disk"), disk), ("speed", *_speeds(mine, is_throughput))]
+        for name, x, values in (*several, ("latency", *_speeds(mine, is_latency))):
             points = {row: [(value, quality[row])] for row, value in values.items()}
-            found.append(_plot(f"{name}-{len(found) // 2 + 1}", f"{metric} against {x}", points, x, y, level))
+            about = f"{metric} against {x}"
+            found.append(_plot(f"{name}-{len(found) // 3 + 1}", about, points, x, y, level, intervals))
     return [plot for plot in found if plot]
 
 
-def _speeds(rows: Sequence[Model]) -> tuple[str, dict[str, float | None]]:
-    """The speed of most models that one machine measured: the first throughput, else the first latency."""
+def _speeds(rows: Sequence[Model], kind: Callable[[str], bool]) -> tuple[str, dict[str, float | None]]:
+    """The first throughput, or latency, of most models that one machine measured."""
     machines = Counter(machine for row in rows for machine in row.speeds)
     speeds = {row.name: row.speeds.get(max(machines, key=lambda name: machines[name]), {}) for row in rows if machines}
-    keys = [key for speed in speeds.values() for key in speed if " " in key]
-    key = min(keys, key=lambda key: not is_throughput(key), default="")
+    key = next((key for speed in speeds.values() for key in speed if kind(key)), "")
     return (label(key), {name: speed.get(key) for name, speed in speeds.items()}) if key else ("", {})

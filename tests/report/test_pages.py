@@ -136,14 +136,18 @@ def test_text_of_ledgers_is_shown_and_does_nothing() -> None:
 def test_plots_show_the_figures_that_there_are() -> None:
     ledgers = chain()
     found = {plot.name: plot.svg for plot in (*scatters(models(ledgers), 2), *curves(models(ledgers)))}
-    assert set(found) == {"size-1", "speed-1", "curves-1", "sweep-2"}
+    assert set(found) == {"size-1", "speed-1", "latency-1", "curves-1", "sweep-2"}
     for name, texts in {
         "size-1": ("tuned nf4", "baseline", "budget", "MB on disk", "perplexity (lower is better)"),
         "speed-1": ("tuned nf4", "tokens/s at 128"),
+        "latency-1": ("tuned nf4", "forward 1x128, ms"),
         "curves-1": ("baseline", "tuned", "optimizer steps"),
         "sweep-2": ("l1", "random", "sparsity"),
     }.items():
         assert {*texts} <= {*ElementTree.fromstring(found[name]).itertext()}
+    lines = re.findall(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)" fill="none" stroke="#', found["size-1"])
+    assert len(lines) == found["size-1"].count("<circle"), "each point has its interval"
+    assert all(x == x2 and float(low) > float(high) for x, low, x2, high in lines)
     for each in (each for entries in ledgers.values() for each in entries):
         each["curve"] = []
         each["quality"]["after"]["perplexity"]["value"] = float("inf")
