@@ -1,16 +1,18 @@
 """Corpora of 10 MB, 100 MB and 1 GB: preparing them, the first step, a step, resuming, and the memory of each.
 
-    python -m benchmarks.corpora [--megabytes 10 100 1000] [--steps 200]
+    python -m benchmarks.corpora [--megabytes 10 100 1000] [--steps 200] [--rounds 3]
 
 The text is made by this script: shuffled sentences of CPython's language reference, about 2 KB a document, none of
 them twice. The tokenizer is trained on that reference, the model is a small GPT-2 with random weights, and a run scores as much
-text at every size, so that only the size of the corpus differs. Each figure is of a process of its own.
+text at every size, so that only the size of the corpus differs. Each figure is of a process of its own; those of training are
+medians over rounds that take the sizes in turn.
 """
 
 import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -78,7 +80,7 @@ def write_corpus(path: Path, megabytes: int) -> None:
 
 def settings(megabytes: int, processes: int | None) -> dict[str, Any]:
     held_out = {"valid_fraction": _SCORED / megabytes, "test_fraction": 0.0}
-    return {"source": f"{megabytes}.txt", "tokenizer": "model", "processes": processes, **held_out}
+    return {"source": f"{megabytes}.txt", "tokenizer": "../model", "processes": processes, **held_out}
 
 
 def prepare(megabytes: int, processes: int) -> None:
@@ -96,7 +98,7 @@ def train(megabytes: int, steps: int, checkpoint: str) -> None:
     every = {"val_check_interval": steps, "check_val_every_n_epoch": None}
     config = {
         "seed_everything": 1,
-        "model": {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "model"}},
+        "model": {"class_path": "lightgpt2.methods.FineTune", "init_args": {"model": "../model"}},
         "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": settings(megabytes, None)},
         "trainer": {"max_steps": steps, **every, "callbacks": [{"class_path": "benchmarks.corpora.Clock"}]},
     }
@@ -121,26 +123,35 @@ def run(folder: Path, *args: object) -> dict[str, float]:
 
 
 def main() -> None:
-    options = parser(__doc__, megabytes=[10, 100, 1000], steps=200).parse_args()
+    options = parser(__doc__, megabytes=[10, 100, 1000], steps=200, rounds=3).parse_args()
     processes = len(os.sched_getaffinity(0))
-    preparing, training = [], []
+    preparing: list[list[str]] = []
+    trained: dict[int, list[list[float]]] = {megabytes: [] for megabytes in options.megabytes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train_tokenizer((str(text) for _, text in Corpus("pydoc").documents()), _VOCABULARY, folder / "tokenizer")
         tokenizer = load_tokenizer(str(folder / "tokenizer"), "tokenizer")
         save_model(gpt2(2, 128, 2, 128, len(tokenizer)), tokenizer, folder / "model")
         for megabytes in options.megabytes:
-            write_corpus(folder / f"{megabytes}.txt", megabytes)
+            place = folder / str(megabytes)
+            place.mkdir()
+            write_corpus(place / f"{megabytes}.txt", megabytes)
             for number in (1, processes):
-                subprocess.run(["rm", "-rf", str(folder / "checkpoints/.data")], check=True)
-                found = run(folder, "prepare", megabytes, number)
+                subprocess.run(["rm", "-rf", str(place / "checkpoints")], check=True)
+                found = run(place, "prepare", megabytes, number)
                 speed = f"{found['tokens'] / found['seconds']:,.0f}", f"{megabytes / found['seconds']:.2f}"
                 preparing.append([f"{megabytes} MB", str(number), *speed, f"{found['peak']:.0f}"])
-            fit = run(folder, "train", megabytes, options.steps, "")
-            resumed = run(folder, "train", megabytes, options.steps + 20, "last")
-            figures = f"{fit['first']:.2f}", f"{fit['step']:.2f}", f"{resumed['first']:.2f}", f"{fit['peak']:.0f}"
-            training.append([f"{megabytes} MB", *figures])
-            (folder / f"{megabytes}.txt").unlink()
+        for _ in range(options.rounds):  # in turn, so that all sizes see the same machine
+            for megabytes, rounds in trained.items():
+                fit = run(folder / str(megabytes), "train", megabytes, options.steps, "")
+                resumed = run(folder / str(megabytes), "train", megabytes, options.steps + 20, "last")
+                rounds.append([fit["first"], fit["step"], resumed["first"], fit["peak"]])
+    training = []
+    for megabytes, rounds in trained.items():
+        figures = [statistics.median(column) for column in zip(*rounds, strict=True)]
+        training.append(
+            [f"{megabytes} MB", *(f"{figure:.{digits}f}" for figure, digits in zip(figures, (2, 2, 2, 0), strict=True))]
+        )
     print(machine(), end="\n\n")
     print(markdown(["corpus", "processes", "tokens/s", "MB/s", "peak MB"], preparing), end="\n\n")
     print(markdown(["corpus", "s to the first step", "ms a step", "s to resume", "peak MB"], training))

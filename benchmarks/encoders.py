@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModel
 from benchmarks import rounds
 from benchmarks.common import parser
 from benchmarks.rounds import Arm
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import write_encoder
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.models.families import ENCODERS
 from lightgpt2.models.loading import load_encoder
 from lightgpt2.runtime.engines import Ints

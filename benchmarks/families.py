@@ -29,7 +29,7 @@ from lightgpt2.models.loading import new_model
 from lightgpt2.models.surgery import keep_layers
 
 _ERROR = "lightgpt2: error: "
-_LAYERS, _VOCABULARY, _POSITIONS = 6, 300, 8192
+_LAYERS, _HEAD, _VOCABULARY, _POSITIONS = 6, 64, 300, 8192  # in every sixth layer of Gemma 3 is another attention
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "train": ("FineTune", {}),
@@ -74,7 +74,7 @@ def page() -> str:
         text = "\n".join(topics[name] for name in sorted(topics)[:12])
         Path("corpus").mkdir()
         for part in range(12):
-            Path(f"corpus/{part}.txt").write_text(text[part * 2000 : part * 2000 + 2000])
+            Path(f"corpus/{part}.txt").write_text(text[part * 800 : part * 800 + 800])
         rows = [[f"`{name}`", _title(name), *_cells(name)] for name in sorted(DECODERS)]
     table = markdown(["type", "models", *METHODS, *EXPORTS], rows)
     return _TEXT.format(table=table, encoders=", ".join(f"`{name}`" for name in ENCODERS))
@@ -108,12 +108,14 @@ def _cells(model_type: str) -> Iterator[str]:
 
 
 def tiny(model_type: str) -> PreTrainedModel:
-    """A random model with two heads of the default size."""
+    """A random model with two heads of the default size, but at most `_HEAD`."""
     config, family = AutoConfig.for_model(model_type), DECODERS[model_type]
-    head = family.shape(config).head
+    head = min(family.shape(config).head, _HEAD)
     config = family.resized(config, Shape(2 * head, 2, 1, head, 128))
     keep_layers(config, range(_LAYERS))
     config.vocab_size, config.max_position_embeddings = _VOCABULARY, min(_POSITIONS, config.max_position_embeddings)
+    if hasattr(config, "query_pre_attn_scalar"):  # the size of a head, in the default configuration of Gemma 3
+        config.query_pre_attn_scalar = head
     config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
     return new_model(config)
 
@@ -124,7 +126,7 @@ def _config(model: str, method: str, settings: dict[str, Any]) -> dict[str, Any]
     return {
         "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"model": model, "task": task, **settings}},
         "data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": data},
-        "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 2, "enable_progress_bar": False},
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 1, "enable_progress_bar": False},
     }
 
 

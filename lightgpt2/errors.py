@@ -74,6 +74,11 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+def cut(text: str, most: int = 80) -> str:
+    """A text of a person's, as short as a message needs it."""
+    return text if len(text) < most else f"{text[: most - 3]}..."
+
+
 def full_disk(path: object) -> Problem:
     """What is said where something cannot be written for lack of room."""
     fix = "Free some space and run it again, a training with --ckpt_path last"

@@ -31,10 +31,10 @@ def restore(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, whatever the signal; a second one ends the process without a word.
+    """Raise KeyboardInterrupt, whatever the signal; a second signal ends the process silently.
 
-    In the middle of an import the process ends at once: what breaks off there leaves half of a module, and Python prints a
-    traceback and goes on where it happens in one of its own callbacks. What is written is whole at any time.
+    During an import the process ends at once, because an exception there would leave a module half loaded. In some of its own
+    callbacks Python would even print a traceback and continue. No file is damaged: each is complete at any time.
     """
     for each in ASKING:
         signal.signal(each, signal.SIG_DFL)

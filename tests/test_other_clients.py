@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder_export import _carry_modules, export_encoder
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.packing import pack_folder
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.tokenizer import train_tokenizer

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Interrupted, UserError
 from lightgpt2.methods.method import Method, NonFiniteLossError
 from lightgpt2.models.files import atomic_file
-from lightgpt2.runs.run import FORMAT, Identity, Run
+from lightgpt2.runs.run import FORMAT, Identity, Run, seal
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,6 +31,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with atomic_file(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.comment = seal(archive)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -58,6 +61,10 @@ class Checkpointing(Checkpoint):
 
     def attach(self, run: Run, identity: Identity) -> None:
         self.run, self.identity = run, identity
+
+    def setup(self, trainer: Trainer, pl_module: Method, stage: str) -> None:
+        """Has checkpoints written whole, by a plain `Trainer` too."""
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:
         self._saved_step = trainer.global_step

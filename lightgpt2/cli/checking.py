@@ -16,8 +16,8 @@ from jsonargparse.typing import restricted_number_type
 
 from lightgpt2.cli.schema import Section, Setting, UnknownError, item, names_in, settings_of, union
 from lightgpt2.data.readers import kind
-from lightgpt2.errors import Problem, UserError, refuse
-from lightgpt2.models.files import exists
+from lightgpt2.errors import Problem, UserError, cut, refuse
+from lightgpt2.models.files import exists, is_file
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runs.configs import load_config
 from lightgpt2.runs.settings import merge, section
@@ -146,7 +146,7 @@ def _item(key: str, number: int, value: Any, page: str) -> Iterator[Problem]:
 def _group(key: str, value: Any, section: Section, page: str) -> Iterator[Problem]:
     if isinstance(value, str) and not section.data:
         yield from _chosen(key, {"class_path": value}, page)
-    elif not isinstance(value, str) or not Path(value).is_file():
+    elif not isinstance(value, str) or not is_file(Path(value)):
         try:
             loaded = load_yaml(value) if isinstance(value, str) else value
         except YamlError:
@@ -184,7 +184,7 @@ def _unfit(key: str, value: Any) -> Iterator[Problem]:
     elif isinstance(value, list):
         for each in value:
             yield from _unfit(key, each)
-    elif what := _limit(value):
+    elif what := _limit(value) or (key.endswith(("path", "dir")) and _unnameable(str(value))):
         yield Problem(key, f"{what}, got {_shown(value)}")
 
 
@@ -199,6 +199,13 @@ def _limit(value: Any) -> str:
     return "must hold no NUL character" if isinstance(value, str) and "\0" in value else ""
 
 
+def _unnameable(path: str) -> str:
+    """The limit of file systems that a path is beyond."""
+    names = [len(name.encode()) for name in path.split("/")]
+    too_long = max(names) > 255 or sum(names) + len(names) > 4096
+    return "must be a path of at most 4096 bytes, each of its names at most 255" if too_long else ""
+
+
 def _near(name: str, known: Iterable[str]) -> str:
     return "".join(f"did you mean {close}?" for close in difflib.get_close_matches(name, known, 1))
 
@@ -210,7 +217,7 @@ def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator
         if not isinstance(each, str):
             yield from _missing(inside, each, what, needs)
         elif name in _SOURCE_NAMES and each not in needs and _is_path(each) and not exists(each):
-            yield Problem(inside, f"{_cut(each)} does not exist", f"give {what}")
+            yield Problem(inside, f"{cut(each)} does not exist", f"give {what}")
 
 
 def _is_path(text: str) -> bool:
@@ -229,13 +236,11 @@ def typed(key: str, value: Any, kind: Any, fix: str = "", also: str = "") -> Any
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     wrong = f"must be {describe(kind)}{also}"
-    try:
+    with suppress(ArgumentError):  # whose words are those of Python's types
         found = parser.parse_object({"value": value}).value
         # To the parser null means "not given", and stays in the place of a value.
         fits = found is not None or kind is Any or NoneType in (kind, *get_args(kind))
         wrong = _limit(found) if fits else wrong
-    except ArgumentError:
-        pass
     if wrong:
         raise UserError([Problem(key, f"{wrong}, got {_shown(value)}", fix)])
     return found
@@ -267,8 +272,4 @@ def describe(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _cut("null" if value is None else repr(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) < 80 else f"{text[:77]}..."
+    return cut("null" if value is None else repr(value))

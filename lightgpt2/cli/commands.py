@@ -133,21 +133,21 @@ def export(
         group: Inputs that share a scale in onnx-int4 (default: 32). With more a token is faster.
         prefill: Read prompts with onnx-int4's weights as INT8, converted when they are loaded: faster, in more memory.
         gguf_type: What gguf stores matrices as (default: F16).
-        data: Text to verify it with, as data.source (default: what the model was trained on, else pydoc).
-        documents: Documents of the validation split to score.
+        data: Text to verify it with, as data.source, labelled for a classifier (default: that of its training, else pydoc).
+        documents: Documents, or labelled texts, of the validation split to score.
         trust_remote_code: Let code in the model's folder run.
     """
     from lightgpt2.conversions.export import check_model
     from lightgpt2.conversions.export import export as write
     from lightgpt2.conversions.onnx.encoder_export import export_encoder
     from lightgpt2.conversions.target import Target, default_output
-    from lightgpt2.data.validation import validation_data, validation_texts
+    from lightgpt2.data.validation import is_labelled, validation_data, validation_texts
     from lightgpt2.models.loading import is_encoder
     from lightgpt2.report.table import encoder_line, exported_line
 
     target = Target(format, embeddings, group, gguf_type, prefill)
     folder = Path(output).expanduser() if output else default_output(model, target)
-    if is_encoder(model, "MODEL"):
+    if is_encoder(model, "MODEL") and not is_labelled(model, data):
         refuse(_taken(folder))
         texts, named = validation_texts(data, documents)
         print(encoder_line(folder, export_encoder(model, target, folder, texts, named)), flush=True)
@@ -238,6 +238,7 @@ def generate(
         trust_remote_code: Let code in the model's folder run.
     """
     from lightgpt2.runtime.folder import is_exported
+    from lightgpt2.runtime.language_model import Continuation, LanguageModel
     from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import resolve
     from lightgpt2.runtime.prompts import Texts, conversation, read_prompts, stamp
@@ -257,13 +258,15 @@ def generate(
         raise UserError("--prompt: it is empty; give some text to continue")
     if output is not None and prompts is None:
         raise UserError("--output: it is for --prompts; a single text goes to standard output, remove it")
-    with _named_as_options():
+    with _named_as_options(generate, "prompt"):
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
         rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
         if not is_exported(model):
             quiet_transformers()
         loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
+        if not isinstance(loaded, LanguageModel):
+            raise UserError(f"MODEL: {model} classifies texts; use lightgpt2 classify")
         head = [] if system is None else [{"role": "system", "content": system}]
         if given == 0:
             from lightgpt2.runtime.conversation import converse
@@ -276,30 +279,72 @@ def generate(
                 pass
             print(flush=True)
             return
-        from tqdm import tqdm
+        made: dict[str, Any] = {"model": model, "stamp": stamp(model), "options": options, "threads": threads}
+        made |= {"chat": chat, "head": head}
+        with Texts(rows, None if output is None else Path(output), Continuation, **made) as kept:
+            _keep(kept, loaded.texts(asked, options, known={*kept.texts}), len(rows), "prompt")
 
-        made = {
-            "model": model,
-            "stamp": stamp(model),
-            "options": options,
-            "threads": threads,
-            "chat": chat,
-            "head": head,
-        }
-        with Texts(rows, None if output is None else Path(output), **made) as texts:
-            known = {*texts.texts}
-            done = loaded.texts(asked, options, known=known)
-            bar: Any = {"initial": len(known), "total": len(rows), "unit": "prompt", "disable": None}
-            try:
-                for each in tqdm(done, desc="Generating", **bar):
-                    texts.add(each)
-            except KeyboardInterrupt:
-                raise Interrupted(f"stopped; {texts.state}") from None
-            texts.finish()
+
+def classify(
+    model: str,
+    *,
+    text: str | None = None,
+    texts: str | None = None,
+    output: str | None = None,
+    batch: PositiveInt = 16,
+    threads: PositiveInt | None = None,
+    verify: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Classify a text, or each text of a file.
+
+    A line of the output is the text's with `label`, its `score` and the `probabilities` of all classes.
+
+    Args:
+        model: An exported folder, a model folder or a hub model, of a classifier.
+        text: Text to classify.
+        texts: A JSONL file of texts, one {"text": "..."} a line, with "text_pair" for a second one.
+        output: JSONL file for the lines (default: standard output).
+        batch: Number of texts that are computed together.
+        threads: Threads to compute with (default: all cores).
+        verify: Compare every file of the model's folder with its checksum first. (Exported folders always are.)
+        trust_remote_code: Let code in the model's folder run.
+    """
+    from lightgpt2.runtime.folder import is_exported
+    from lightgpt2.runtime.loading import load
+    from lightgpt2.runtime.prompts import Texts, read_texts, stamp, text_of
+    from lightgpt2.runtime.text_classifier import Classified, TextClassifier
+
+    if (text is None) == (texts is None):
+        raise UserError("--text: give it or --texts, one of the two")
+    if output is not None:
+        refuse(_unwritable("--output", Path(output), Path(output).parent))
+    with _named_as_options(classify, "text"):
+        rows = [{"text": text}] if texts is None else read_texts(Path(texts))
+        if not is_exported(model):
+            quiet_transformers()
+        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
+        if not isinstance(loaded, TextClassifier):
+            raise UserError(f"MODEL: {model} generates text; use lightgpt2 generate")
+        made: dict[str, Any] = {"model": model, "stamp": stamp(model), "batch": batch, "threads": threads}
+        with Texts(rows, None if output is None else Path(output), Classified, "text", **made) as kept:
+            _keep(kept, loaded.results([*map(text_of, rows)], batch, {*kept.texts}), len(rows), "text")
+
+
+def _keep(kept: Any, results: Iterator[Any], total: int, unit: str) -> None:
+    """Keep results as they are done, with a progress bar."""
+    from tqdm import tqdm
+
+    try:
+        for each in tqdm(results, initial=len(kept.texts), total=total, unit=unit, disable=None):
+            kept.add(each)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {kept.state}") from None
+    kept.finish()
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (pipeline, benchmark, generate, export, sweep, report)
+    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, export, sweep, report)
 }
 
 
@@ -315,13 +360,13 @@ def quiet_transformers() -> None:
 
 
 @contextlib.contextmanager
-def _named_as_options() -> Iterator[None]:
-    """Names the settings of a generation, and one of several prompts, as the command line does."""
-    names = {name: f"--{name.replace('_', '-')}" for name in generate.__annotations__} | {"model": "MODEL"}
+def _named_as_options(verb: Callable[..., None], unit: str) -> Iterator[None]:
+    """Names the settings of a verb, and one of several prompts or texts, as the command line does."""
+    names = {name: f"--{name.replace('_', '-')}" for name in verb.__annotations__} | {"model": "MODEL"}
     try:
         yield
     except UserError as error:
-        problems = [f"--prompts: {p}" if p.key.startswith("prompt ") else p.renamed(names) for p in error.problems]
+        problems = [f"--{unit}s: {p}" if p.key.startswith(f"{unit} ") else p.renamed(names) for p in error.problems]
         raise type(error)(problems) from error
 
 

@@ -28,7 +28,7 @@ from lightgpt2.cli import trainer_settings
 from lightgpt2.cli.commands import quiet_transformers
 from lightgpt2.cli.schema import TRUSTED
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
-from lightgpt2.errors import Problem, UserError, refuse, tell
+from lightgpt2.errors import Problem, UserError, cut, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
 from lightgpt2.models import hub
@@ -308,7 +308,7 @@ def _problem(message: str) -> Problem:
         return Problem(key, f"{denied[1]} is code of another package than {', '.join(TRUSTED)}", _UNSAFE)
     lines = [line.strip(" -") for line in message.splitlines()]
     reason = next((line for line in lines if line and not line.startswith(_HEADINGS)), "names no class of this kind")
-    return Problem(key, reason if len(reason) < 300 else f"{reason[:297]}...")
+    return Problem(key, cut(reason, 300))
 
 
 def _unsafe(config: dict[str, Any]) -> list[Problem]:

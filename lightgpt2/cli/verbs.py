@@ -32,7 +32,7 @@ def main() -> None:
     codecs.register_error("json", _escaped)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="json")
-    product = sys.argv[1:2] == ["generate"]  # what it prints is what it is called for
+    product = sys.argv[1:2] in (["generate"], ["classify"])  # what it prints is what it is called for
     sys.stdout, sys.stderr = _Stream(sys.stdout, product), _Stream(sys.stderr)
     run(sys.argv[1:])
 

@@ -17,7 +17,7 @@ from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quality import Metric, read_scores, write_scores
 from lightgpt2.models.saving import measure_sizes
-from lightgpt2.runtime.engines import Engine
+from lightgpt2.runtime.engines import Classifier, Engine
 
 
 @dataclass
@@ -97,7 +97,13 @@ class Converter:
         return cast(dict[str, Metric], self.task.evaluate(moved, self.data, "valid", f"Scoring {label}"))
 
     def _verify(
-        self, made: Converted, conversion: Conversion, engine: Engine, source: str, folder: Path, known: Any
+        self,
+        made: Converted,
+        conversion: Conversion,
+        engine: Engine | Classifier,
+        source: str,
+        folder: Path,
+        known: Any,
     ) -> None:
         """Score what an engine runs, beside its source in PyTorch."""
         model = load_model(source, "MODEL", conversion.trust_remote_code).eval()

@@ -14,7 +14,7 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_config, load_tokenizer
 from lightgpt2.models.sources import verify
 from lightgpt2.runtime.folder import is_exported
-from lightgpt2.tasks.language_modeling import LanguageModeling
+from lightgpt2.tasks import task_of
 
 
 def conversion_of(target: Target) -> Exported:
@@ -29,7 +29,7 @@ def check_model(source: str, target: Target, trust_remote_code: bool = False) ->
             raise UserError(f"MODEL: {source} is an exported folder already; give the model that it was made from")
         verify(source, "MODEL")
         config = load_config(source, "MODEL", trust_remote_code)
-        data: Any = SimpleNamespace(tokenizer=load_tokenizer(source, "MODEL", trust_remote_code))
+        data: Any = SimpleNamespace(tokenizer=load_tokenizer(source, "MODEL", trust_remote_code, separates=False))
     except UserError as error:
         raise UserError([*target.as_options(target.problems()), *error.problems]) from error
     if problems := conversion_of(target).problems(config, data):
@@ -45,7 +45,7 @@ def export(
     documents: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Write a language model that `check_model` has passed in another format, and verify what was written.
+    """Write a model that `check_model` has passed in another format, and verify what was written.
 
     Args:
         source: Hub id, folder or GGUF file.
@@ -63,9 +63,10 @@ def export(
     """
     conversion = conversion_of(target)
     conversion.trust_remote_code = trust_remote_code
+    config = load_config(source, "MODEL", trust_remote_code)
+    task = task_of(config)
+    task.bind(data)
     try:
-        return (
-            Converter(data, LanguageModeling(), "Export", documents=documents).convert(conversion, source, output).about
-        )
+        return Converter(data, task, "Export", documents=documents).convert(conversion, source, output).about
     except UserError as error:
         raise UserError(target.as_options(error.problems)) from error

@@ -53,8 +53,8 @@ class Exported(Conversion):
             plain.pop(key, None)
         type(model.config).from_dict(plain).save_pretrained(target)
         complete_config(target)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(target)
+        if (generation := getattr(model, "generation_config", None)) is not None:  # a classifier has none
+            generation.save_pretrained(target)
         save_tokenizer(data.tokenizer, target, positions_of(model.config))
         carry_licence(str(source), target)
         return KINDS["export"].record(format=self.name, **written)
@@ -66,10 +66,11 @@ class Exported(Conversion):
         whole = {"position"} | ({"vocabulary"} if self.target.embeddings == "fp32" else set())
         share = _SHRINKS_SOME if fallback else _SHRINKS
         kinds = len({*(getattr(model.config, "layer_types", None) or [""])})  # of layers, which may turn differently
-        tables = (family_of(model).positions(model.config) or 0) * Shape.of(model.config).head  # of angles
+        family = family_of(model)
+        tables = (family.positions(model.config) or 0) * Shape.of(model.config).head  # of angles
         most = 4.0 * kinds * tables
         for each in named_axes(model):
             size, roles = 4 * each.value.numel(), {role for axis in each.axes for role in axis}
-            small = each.value.ndim == 2 and not roles & whole
+            small = each.value.ndim == 2 and not roles & whole and not each.name.startswith(family.head_parts)
             most += size * share + _ROW * max(each.value.shape) if small else size
         return most

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -35,6 +35,7 @@ class TaskData(LightningDataModule):
     tokenizer: PreTrainedTokenizerBase  # once `setup` has run
     kept_tokens: list[int]  # with a trimmed vocabulary the old id of each token; else empty
     predict_split: str  # the split that `predict` reads
+    calibrates: ClassVar[int] = 4  # the training inputs that say what the inputs of layers are like
     connection: Connection | None = None
 
     def connect(self, connection: Connection) -> None:

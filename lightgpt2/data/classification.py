@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data.base import TaskData
+from lightgpt2.data.batches import Slice, StepSampler, WindowLoader, evaluation_order
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
+from lightgpt2.data.preparation import is_cached
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
-from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
+from lightgpt2.data.windows import Windows
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.families import CLASSIFICATION
@@ -59,6 +61,8 @@ class ClassificationData(TaskData):
         predict_split: The split that `predict` reads.
         seed: Seed of the training order. The default is the run's seed.
     """
+
+    calibrates = 64  # texts, which are short
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ class ClassificationData(TaskData):
         self._read(remarks)
         for line in remarks.lines():
             tell(f"{self.source}: {line}")
-        if self.vocab_size and not self._trained_tokenizer().is_dir():
+        if self.vocab_size and not is_cached(self._trained_tokenizer()):
             texts = (text for example in self._examples["train"] for text in (example.text, example.pair) if text)
             train_wordpiece(texts, self.vocab_size, self._trained_tokenizer())
 
@@ -340,8 +344,9 @@ class LabelledTexts:
 class TextDataset:
     """Batches of texts.
 
-    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `labels` `[B]`,
-    or IGNORE; `example [B]`; `texts`, each with its second one; `weights [B]` where classes are weighed; and `step_items`.
+    A batch holds `input_ids`, `attention_mask` and, where the tokenizer gives them, `token_type_ids` `[B, T]`; `lengths` and
+    `example` `[B]`; `labels` `[B]`, or IGNORE; `texts`, each with its second one; `weights [B]` where classes are weighed; and
+    `step_items`.
 
     Args:
         data: The texts.
@@ -370,7 +375,7 @@ class TextDataset:
             if data.segments is not None:
                 segments[i, :length] = data.segments[data.offsets[row] : data.offsets[row + 1]]
         labels = np.full(len(rows), IGNORE) if index.silent else data.labels[rows]
-        columns = {"input_ids": ids, "attention_mask": mask, "labels": labels, "example": rows}
+        columns = {"input_ids": ids, "attention_mask": mask, "lengths": lengths, "labels": labels, "example": rows}
         if data.segments is not None:
             columns["token_type_ids"] = segments
         if self.weights is not None:

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents, plain_text
-from lightgpt2.data.files import by_split, find
+from lightgpt2.data.files import by_split, card_splits, find
 from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
 from lightgpt2.data.splits import SPLITS, Split
+from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_READING = 4  # the version of the reading and of what is cached, in fingerprints
+_READING = 5  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
@@ -33,7 +34,7 @@ class Corpus:
     Args:
         source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
             (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
-        text_field: Field of the text in JSON, CSV, TSV, Parquet and hub datasets.
+        text_field: Field of the text in files that are no text files, and in hub datasets.
         separator: Regular expression at which text files are cut into documents.
         streaming: Read a hub dataset as it arrives, without a copy of it on disk.
         name: What metrics and remarks call the source. The default is the last part of `source`.
@@ -157,7 +158,7 @@ class Corpus:
         names = [*(table.column_names or next(iter(table), {}))]  # a stream may not know them
         if not (chosen := columns.of(names)):
             raise columns.missing(where, names)
-        return _guarded(iter(table.select_columns(chosen)), self.source)
+        return _guarded(map(without_none, table.select_columns(chosen)), self.source)
 
     def _made(self) -> Iterator[tuple[Split | None, str]] | None:
         """Documents of a corpus that comes with Python or this package, or of a function; None for other sources."""
@@ -216,7 +217,7 @@ class Corpus:
         if files == [top]:
             return {top: None}
         named = {str(file.relative_to(top)): file for file in files}
-        return {named[name]: split for name, split in by_split(named, remarks).items()}
+        return {named[name]: split for name, split in by_split(named, remarks, card_splits(top, named)).items()}
 
     def _hub(self) -> dict[str, Any]:
         """The tables of a hub dataset by the name of their split."""

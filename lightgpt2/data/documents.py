@@ -11,8 +11,15 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.chat import Message, message_problem
 from lightgpt2.models.vocabulary import is_unicode
 
+_TOOLS = "tools"
 # The fields of rows that hold a conversation, and those that such rows may lack.
-_CONVERSATIONS = ((("messages",), ()), (("prompt", "completion"), ()), (("instruction", "output"), ("input",)))
+_CONVERSATIONS = (
+    (("messages",), (_TOOLS,)),
+    (("prompt", "completion"), (_TOOLS,)),
+    (("instruction", "output"), ("input",)),
+)
+# What templates write of a turn.
+_RENDERED = ("role", "content", "tool_calls", "reasoning", "reasoning_content", "thinking")
 ANSWERS = "assistant"  # the role whose turns are learnt
 
 
@@ -22,6 +29,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     is_pair: bool = False  # of a prompt and a completion, which may be joined without a chat template
+    tools: tuple[Mapping[str, Any], ...] | None = None  # JSON schemas of the functions that the assistant may call
 
 
 Document = str | Conversation
@@ -29,7 +37,7 @@ Document = str | Conversation
 
 def content(document: Document) -> str:
     """The text that makes a document the same as another."""
-    return document if isinstance(document, str) else _said(document.messages)
+    return document if isinstance(document, str) else _said(document, document.messages)
 
 
 def plain_text(document: Document, system: bool = True) -> str:
@@ -44,13 +52,13 @@ def question(document: Document) -> str:
     """The text that decides on the split: that of a conversation is what is asked, so that all answers to it share one."""
     if isinstance(document, str):
         return document
-    return _said([turn for turn in document.messages if turn["role"] != ANSWERS])
+    return _said(document, [turn for turn in document.messages if turn["role"] != ANSWERS])
 
 
-def _said(messages: Iterable[Message]) -> str:
-    """Turns without what else a row may say of them, as their number or time."""
-    kept = [{key: turn[key] for key in ("role", "content", "tool_calls") if key in turn} for turn in messages]
-    return json.dumps(kept, sort_keys=True)
+def _said(conversation: Conversation, turns: Iterable[Message]) -> str:
+    """The tools and some turns of a conversation, without what else a row may say of a turn, as its number or time."""
+    kept = [{key: turn[key] for key in _RENDERED if key in turn} for turn in turns]
+    return json.dumps([kept, conversation.tools] if conversation.tools else kept, sort_keys=True, default=str)
 
 
 class Columns(Protocol):
@@ -77,14 +85,12 @@ class DocumentColumns:
 
 
 def fields(names: Iterable[str], text_field: str) -> list[str]:
-    """The fields of a table that hold its documents: that of the text, else of a conversation; empty if it has neither."""
+    """The fields to read of a table: the text field, else those of a conversation; empty if the table has neither."""
     known = [*names]
-    if text_field in known:
-        return [text_field]
-    found = (
-        [*needed, *(name for name in more if name in known)] for needed, more in _CONVERSATIONS if {*needed} <= {*known}
-    )
-    return next(found, [])
+    for needed, more in (((text_field,), (_TOOLS,)), *_CONVERSATIONS):
+        if {*needed} <= {*known}:
+            return [*needed, *(name for name in more if name in known and name not in needed)]
+    return []
 
 
 def no_fields(text_field: str, where: str, names: Iterable[str]) -> UserError:
@@ -99,7 +105,7 @@ def documents(rows: Iterable[Mapping[str, Any]], text_field: str, where: str, re
         try:
             document = _document(row, fields(row, text_field))
         except _WrongError as error:
-            if not is_unicode(json.dumps(row, ensure_ascii=False, default=str)):
+            if not is_unicode(_json(row)):
                 remarks.add("rows that are not valid Unicode, left out", where)
                 continue
             what = f"{error.field!r} of {where} {error}, in row {number}"
@@ -112,12 +118,15 @@ def documents(rows: Iterable[Mapping[str, Any]], text_field: str, where: str, re
             remarks.add("rows without text, left out", where)
         elif isinstance(document, Conversation) and not any(map(is_answer, document.messages)):
             remarks.add("conversations without an answer, left out", where)
-        elif not is_unicode(
-            document if isinstance(document, str) else json.dumps(document.messages, ensure_ascii=False)
-        ):
+        elif not is_unicode(document if isinstance(document, str) else _json([document.messages, document.tools])):
             remarks.add("rows that are not valid Unicode, left out", where)
         else:
             yield document
+
+
+def _json(value: Any) -> str:
+    """A value as JSON that holds its characters as they are."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def is_answer(turn: Message) -> bool:
@@ -133,28 +142,49 @@ class _WrongError(Exception):
 
 
 def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
-    values = [row[name] for name in names]
-    if len(values) < 2:  # a text, or the turns of a conversation
-        (value,) = values or [None]
+    values = {name: row[name] for name in names if name != _TOOLS or name == names[0]}
+    is_alone = len(values) < 2  # a text, or the turns of a conversation
+    if is_alone:
+        (value,) = values.values() or [None]
         if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             return None
-        if names == ["messages"] and isinstance(value, str):  # in CSV
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise _WrongError(names[0], f"holds no JSON ({error})") from error
-        return value if isinstance(value, str) else Conversation(_turns(names[0], value))
-    if names[0] == "prompt" and not any(isinstance(value, str) for value in values if value is not None):
-        asked, told = (_turns(name, value) if value else () for name, value in zip(names, values, strict=True))
-        return Conversation((*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told))
-    for name, value in zip(names, values, strict=True):
+        if isinstance(value, str) and names[0] != "messages":
+            return value
+    tools = _tools(row[_TOOLS]) if _TOOLS in names[1:] else None
+    if is_alone:
+        return Conversation(_turns(names[0], _from_json(names[0], value)), tools=tools)
+    if names[0] == "prompt" and not any(isinstance(value, str) for value in values.values() if value is not None):
+        asked, told = (_turns(name, value) if value else () for name, value in values.items())
+        return Conversation(
+            (*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told), tools=tools
+        )
+    for name, value in values.items():
         if not isinstance(value, str | None):
             raise _WrongError(name, f"holds {type(value).__name__}, not text")
-    first, answer, more = (*(value or "" for value in values), "")[:3]
+    first, answer, more = (*(value or "" for value in values.values()), "")[:3]
     if not answer.strip():
         return None
     prompt = f"{first}\n\n{more}" if more.strip() else first
-    return Conversation(({"role": "user", "content": prompt}, {"role": ANSWERS, "content": answer}), is_pair=True)
+    turns = {"role": "user", "content": prompt}, {"role": ANSWERS, "content": answer}
+    return Conversation(turns, is_pair=not tools, tools=tools)
+
+
+def _from_json(field: str, value: Any) -> Any:
+    """The value of a field that may hold JSON as text, as it must in CSV."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise _WrongError(field, f"holds no JSON ({error})") from error
+
+
+def _tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+    """The JSON schemas of functions; None if a row has none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    found = _from_json(_TOOLS, value)
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise _WrongError(_TOOLS, f"must be a list of JSON schemas of functions, got {found!r:.60}")
+    return tuple(found)
 
 
 def _turns(field: str, value: Any) -> tuple[Message, ...]:
@@ -164,6 +194,13 @@ def _turns(field: str, value: Any) -> tuple[Message, ...]:
     turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in value]
     if any(isinstance(turn, dict) and not {"content", "tool_calls"} & turn.keys() for turn in turns):
         return ()  # a turn that says nothing, which many datasets have
-    if problem := message_problem(turns):
+    if problem := message_problem(turns) or _weight_problem(turns):
         raise _WrongError(field, f"is not a conversation: {problem}")
     return tuple(turns)
+
+
+def _weight_problem(turns: Iterable[Message]) -> str | None:
+    """What is wrong with the weights of answers, which say whether an answer is learnt; None if nothing is."""
+    weights = [turn.get("weight", 1) for turn in turns]
+    wrong = next((number for number, weight in enumerate(weights) if weight not in (0, 1)), None)
+    return None if wrong is None else f"the weight of message {wrong + 1} must be 0 or 1, got {weights[wrong]!r:.60}"

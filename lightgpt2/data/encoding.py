@@ -82,7 +82,7 @@ class Encoder:
             prompt, answer = (turn["content"] for turn in document.messages)
             return _Laid(prompt + answer, [(len(prompt), len(prompt) + len(answer))])
         try:
-            text, spans = self.template.answers(document.messages)
+            text, spans = self.template.answers(document.messages, document.tools)
         except ValueError as error:
             return str(error)
         answers = [turn for turn in document.messages if turn["role"] == ANSWERS]
@@ -188,7 +188,7 @@ def workers(encoder: Encoder, processes: int) -> Iterator[Encode]:
 
 @contextmanager
 def _worker() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that answers batches; not one of multiprocessing, which would run a person's script anew."""
+    """Start a process that encodes batches. `multiprocessing` is not used: it would run the user's script again."""
     command = [sys.executable, "-P", "-c", f"from {__name__} import _answer; _answer()"]
     environment = {
         **os.environ,
@@ -196,7 +196,7 @@ def _worker() -> Iterator[subprocess.Popen[bytes]]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     pipe = subprocess.PIPE
-    # A session of its own: the signals of a terminal are for the process that started it.
+    # In a new session: Ctrl-C in a terminal must reach the main process alone, which then ends its workers.
     worker = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, start_new_session=True)
     try:
         yield worker

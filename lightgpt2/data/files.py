@@ -1,8 +1,14 @@
 """The files of a folder that are read as text, and the splits that names say."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from yaml import YAMLError
 
 from lightgpt2.data.readers import kind
 from lightgpt2.data.remarks import Remarks
@@ -14,6 +20,8 @@ _SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("test", "tests", "testing", "testa", "testb", "devtest", "eval", "evaluation"), "test"),
     **dict.fromkeys(("heldout", "holdout"), "test"),
 }
+# Files of `Dataset.save_to_disk`, and of the hub's older cards, that tell of a dataset and hold none of it.
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _HIDDEN = (".", "~$")  # how the names of hidden files and of an office program's locks begin
 
 
@@ -34,12 +42,41 @@ def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -
                 yield from _found(path, top, (*above, real), remarks)
         elif not path.is_file():
             remarks.add("links to nothing and other things that are no files, not read", name)
+        elif path.name in _ABOUT or (path.name == "state.json" and path.with_name(_ABOUT[0]).is_file()):
+            remarks.add("files about a dataset, not read", name)
         elif not kind(path):
             remarks.add("files of other kinds, not read", name)
         else:
             if not path.stat().st_size:
                 remarks.add("empty files", name)
             yield path
+
+
+def card_splits(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The name of the split of each file that the folder's dataset card puts into one: `configs` in the YAML of `README.md`."""
+    found: dict[str, str] = {}
+    for name, (split, pattern) in product(names, _card(folder / "README.md")):
+        if fnmatchcase(name, pattern.removeprefix("./")) and split_named(found.get(name, "train")) == "train":
+            found[name] = split
+    return found
+
+
+def _card(path: Path) -> list[tuple[str, str]]:
+    """The splits and the patterns of their files in a card; none if it is no card, or of another form than the hub reads."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        about: Any = metadata_load(path) if path.is_file() else None
+        configs = [config for config in (about or {}).get("configs") or [] if "data_files" in config]
+        entries = [entry for config in configs for entry in _listed(config["data_files"])]
+        pairs = [(entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry) for entry in entries]
+        return [(str(split), str(pattern)) for split, patterns in pairs for pattern in _listed(patterns)]
+    except (YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def split_named(name: str) -> Split | None:
@@ -54,21 +91,26 @@ def split_named(name: str) -> Split | None:
     return next((split for split in reversed(said) if split != "train"), "train" if said else None)
 
 
-def by_split(names: Iterable[str], remarks: Remarks) -> dict[str, Split | None]:
+def by_split(
+    names: Iterable[str], remarks: Remarks, card: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Split | None]:
     """The split of each file or table that is read, what is held out first; None for all if no name says one.
 
-    Beside training text, what says no split is left out (a `README.md`); where names say only what is held out, it is the
-    training text.
+    A file that a dataset card puts into a split has that one, whatever its own name says.
+    Beside training text, what says no split is left out (a `README.md`). Where names say only what is held out, it is the
+    training text, from which a held-out split that is not named is taken.
     """
-    said = {name: split_named(name) for name in names}
+    said = {name: split_named(card.get(name, name)) for name in names}
     if not any(said.values()):
         return said
     trained = "train" in said.values()
     found: dict[str, Split | None] = {}
     for name, split in said.items():
-        if split is None and trained:
-            remarks.add("files whose names say no split, beside others whose names do: not read", name)
-            continue
+        if split is None:
+            does = "not read" if trained else "training text"
+            remarks.add(f"files whose names say no split, beside others whose names do: {does}", name)
+            if trained:
+                continue
         found[name] = split or "train"
         if split in ("valid", "test"):
             remarks.add(f"{split} split by its name", name)

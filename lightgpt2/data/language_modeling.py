@@ -1,11 +1,6 @@
 """The data of language modeling: a corpus, tokenized once, as training and scoring windows."""
 
-import dataclasses
-import hashlib
-import json
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,32 +11,19 @@ from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
+from lightgpt2.data.batches import StepSampler, WindowDataset, WindowLoader, epoch_shares, evaluation_order
 from lightgpt2.data.corpora import Corpus, corpora, unreadable
-from lightgpt2.data.documents import plain_text
-from lightgpt2.data.encoding import Encoder
+from lightgpt2.data.preparation import Preparation, document_separator
 from lightgpt2.data.splits import Split
-from lightgpt2.data.splitter import Splitter
-from lightgpt2.data.tokenizer import check_trims, train_tokenizer, trimmed
-from lightgpt2.data.tokenizing import build, progress
-from lightgpt2.data.windows import (
-    StepSampler,
-    WindowDataset,
-    WindowLoader,
-    Windows,
-    document_windows,
-    evaluation_order,
-    packed_windows,
-    prompt_windows,
-)
+from lightgpt2.data.tokenizer import check_trims, trimmed
+from lightgpt2.data.windows import Windows, document_windows, packed_windows, prompt_windows
 from lightgpt2.errors import Problem, UserError, tell
-from lightgpt2.models.chat import chat_template
 from lightgpt2.models.files import exists
-from lightgpt2.models.loading import load_tokenizer, separator_id
+from lightgpt2.models.loading import load_tokenizer
+from lightgpt2.models.sources import verify
 from lightgpt2.models.vocabulary import needed_rows
 
-_CACHE = Path("checkpoints/.data")
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
-_SMALL = 1 << 24  # bytes of files for which other processes are not worth their start
 
 
 class LanguageModelingData(TaskData):
@@ -54,8 +36,8 @@ class LanguageModelingData(TaskData):
     Args:
         source: A built-in corpus (`pydoc`, the language reference inside CPython; `requirements` or `requirements:SIZE`,
             sentences of a grammar; `wikitext`), a hub dataset id (`name` or `name:config`), or the path of a text, Markdown,
-            JSON, JSONL, CSV, TSV or Parquet file, or of a folder of them, which keeps the splits that its files and folders
-            name. Several sources are a list of these, or of `{source, name, weight, text_field, separator, streaming}`.
+            JSON, JSONL, CSV, TSV, Parquet or Arrow file, or of a folder of them, which keeps the splits that its files and
+            folders name. Several sources are a list of these, or of `{source, name, weight, text_field, separator, streaming}`.
         text_field: Field that holds the text, for all but text files.
         separator: Regular expression that cuts text files into documents. The default is blank lines.
         streaming: Read hub datasets as they arrive, without a copy on disk; with `token_budget`, no more than that needs.
@@ -107,19 +89,15 @@ class LanguageModelingData(TaskData):
     ) -> None:
         super().__init__()
         self.corpora = corpora(source, text_field, separator, streaming)
-        self.source = " + ".join(corpus.source for corpus in self.corpora)
         self.mode, self.seed = mode, seed
         self.token_budget, self.near_duplicates, self.processes = token_budget, near_duplicates, processes
-        self.cross_document_attention, self.loss_on, self.chat_template = (
-            cross_document_attention,
-            loss_on,
-            chat_template,
-        )
+        self.cross_document_attention, self.loss_on = cross_document_attention, loss_on
+        self.chat_template = chat_template
         self.sequence_length, self.stride = sequence_length, stride or max(1, sequence_length // 2)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
-        self.kept_tokens = []
+        self.source, self.kept_tokens = self._preparation.source, []
         self._splits: dict[str, store.TokenSplit] = {}
 
     def unreadable(self, fetch: bool = True) -> list[Problem]:
@@ -161,11 +139,7 @@ class LanguageModelingData(TaskData):
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and tokenizes the corpus unless that is done, and says what is left out."""
-        if self.vocab_size and not self._trained_tokenizer().is_dir():
-            splitter = self._splitter()
-            with progress("Training the tokenizer", splitter) as advance:
-                train_tokenizer(_training_texts(splitter, advance), self.vocab_size, self._trained_tokenizer())
-        meta, _ = store.read(self._tokenized(self._tokenizer()[0]))
+        meta, _ = store.read(self._preparation.tokenized(self._tokenizer()[0]))
         for corpus in self.corpora:
             for line in corpus.remarks():
                 tell(f"{corpus.source}: {line}")
@@ -175,8 +149,9 @@ class LanguageModelingData(TaskData):
     def setup(self, stage: str) -> None:
         """Opens the tokenized corpus; a `UserError` if a split that this stage needs is too small."""
         self.tokenizer, self.kept_tokens = self._tokenizer()
-        self.meta, self._splits = store.read(self._tokenized(self.tokenizer))
-        self._check_splits(stage)
+        self.meta, self._splits = store.read(self._preparation.tokenized(self.tokenizer))
+        needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
+        self._preparation.check(self.meta, needed.get(stage, [stage]))
         if stage == "fit":
             self._check_steps()
             self._say_cuts()
@@ -194,11 +169,9 @@ class LanguageModelingData(TaskData):
     def predict_dataloader(self) -> WindowLoader:
         """Windows of `predict_split`: scoring windows, or one prompt a document, as the task wants."""
         split, length = self.predict_split, self.connection.prompt_tokens if self.connection else None
-        windows = (
-            self._scoring_windows(split)
-            if length is None
-            else prompt_windows(self._splits[split], length, self.sequence_length)
-        )
+        windows = self._scoring_windows(split)
+        if length is not None:
+            windows = prompt_windows(self._splits[split], length, self.sequence_length)
         return self._loader(split, windows, *self._place())
 
     @property
@@ -242,6 +215,11 @@ class LanguageModelingData(TaskData):
             "data.batch_size": int(self.batch_size),
         }
 
+    @property
+    def _preparation(self) -> Preparation:
+        fractions = self.valid_fraction, self.test_fraction
+        return Preparation(self.corpora, *fractions, self.near_duplicates, self.token_budget, self.processes)
+
     def _place(self) -> tuple[int, int]:
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
@@ -256,18 +234,10 @@ class LanguageModelingData(TaskData):
         )
         dataset = self._dataset("train", windows, apart=not self.cross_document_attention)
         cut = (self.batch_size, trainer.accumulate_grad_batches, *self._place())
-        return StepSampler(dataset, *cut, self.seed, lambda: trainer.global_step, self._shares(windows))
-
-    def _shares(self, windows: Windows) -> list[int] | None:
-        """How many training windows of each source an epoch takes; None: all there are."""
-        if len(self.corpora) == 1 and self.token_budget is None:
-            return None
-        tokens = np.array([_fed(windows, part) for part in range(len(windows.counts))])
-        weights = np.array([self.corpora[source].weight for source in windows.sources]) * (tokens > 0)
-        weights /= weights.sum() or 1.0
-        budget = self.token_budget or min((t / w for t, w in zip(tokens, weights, strict=True) if w), default=0)
-        counts = zip(windows.counts, tokens, weights, strict=True)
-        return [round(budget * weight * count / size) if size else 0 for count, size, weight in counts]
+        is_mixed = len(self.corpora) > 1 or self.token_budget is not None
+        weights = [corpus.weight for corpus in self.corpora]
+        shares = epoch_shares(windows, weights, self.token_budget) if is_mixed else None
+        return StepSampler(dataset, *cut, self.seed, lambda: trainer.global_step, shares)
 
     def _scoring_windows(self, split: str) -> Windows:
         return document_windows(self._splits[split], self.sequence_length, self.stride)
@@ -277,35 +247,8 @@ class LanguageModelingData(TaskData):
 
     def _dataset(self, split: str, windows: Windows, apart: bool = False) -> WindowDataset:
         names = [corpus.label for corpus in self.corpora] if len(self.corpora) > 1 else []
-        answers_only = self.loss_on == "answers"
-        return WindowDataset(self._splits[split], windows, _separator(self.tokenizer), answers_only, apart, names)
-
-    def _check_splits(self, stage: str) -> None:
-        counts = self.meta["splits"]
-        documents = sum(split["documents"] for split in counts.values())
-        if documents == 0:
-            what = "; ".join([f"{self.source} holds no text", *self.meta["remarks"]])
-            raise UserError(f"data.source: {what}; give a corpus with at least a few documents")
-        filled = {source for parts in self.meta["parts"].values() for source, _ in parts}
-        if empty := [corpus.source for number, corpus in enumerate(self.corpora) if number not in filled]:
-            raise UserError(f"data.source: {', '.join(empty)} holds no text beside the other sources; remove it")
-        needed = {"fit": ["train", "valid"], "validate": ["valid"], "predict": [self.predict_split]}
-        for split in needed.get(stage, [stage]):
-            if counts[split]["documents"] == 0:
-                raise UserError(self._empty(split, documents))
-
-    def _empty(self, split: str, documents: int) -> str:
-        source, named = self.source, set[str]().union(*(corpus.splits() for corpus in self.corpora))
-        made = source.partition(":")[0] == "requirements"
-        if named and not made and "train" not in named:
-            what = f"{source} has no training text: all of it is named {' or '.join(sorted(named))}"
-            return f"data.source: {what}; name what is to be trained on train, or give the file itself"
-        if split in named and not made:
-            return f"data.source: the {split} split of {source} has no text of at least one token; give it some"
-        key = "data.source" if made or split == "train" else f"data.{split}_fraction"
-        fix = "another fraction, or cut text files into smaller documents with data.separator"
-        what = f"the {documents} documents of {source} leave none for the {split} split"
-        return f"{key}: {what}; give {'more of them' if made else f'more documents, {fix}'}"
+        separator, answers_only = document_separator(self.tokenizer), self.loss_on == "answers"
+        return WindowDataset(self._splits[split], windows, separator, answers_only, apart, names)
 
     def _check_steps(self) -> None:
         """Refuses an epoch without a whole optimizer step, or that ends before its first validation."""
@@ -342,7 +285,7 @@ class LanguageModelingData(TaskData):
         if self.connection is None or not self.connection.trims_vocabulary:
             return whole, []
         check_trims(whole)
-        tokens = store.read(self._tokenized(whole))[1]["train"].tokens
+        tokens = store.read(self._preparation.tokenized(whole))[1]["train"].tokens
         used = np.zeros(needed_rows(whole), dtype=bool)
         for start in range(0, len(tokens), 1 << 20):  # as an index it takes 8 bytes a token
             used[tokens[start : start + (1 << 20)]] = True
@@ -356,8 +299,9 @@ class LanguageModelingData(TaskData):
 
     def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.vocab_size:
-            return load_tokenizer(str(self._trained_tokenizer()), "data.vocab_size")
+            return load_tokenizer(str(self._preparation.trained_tokenizer(self.vocab_size)), "data.vocab_size")
         if self.tokenizer_source:
+            verify(self.tokenizer_source, "data.tokenizer")
             return load_tokenizer(self.tokenizer_source, "data.tokenizer")
         assert self.connection is not None, "connect() hands over the model's tokenizer"
         source, key = self.connection.tokenizer, self.connection.key
@@ -365,61 +309,3 @@ class LanguageModelingData(TaskData):
             what = f"{key} is a configuration and brings no tokenizer"
             raise UserError(f"data.tokenizer: {what}; name one, or give data.vocab_size to train one")
         return load_tokenizer(source, key, self.connection.trust_remote_code)
-
-    def _tokenized(self, tokenizer: PreTrainedTokenizerFast) -> Path:
-        """The folder with the tokens of the corpora, which are written unless that is done."""
-        dtype = "uint16" if needed_rows(tokenizer) <= 2**16 else "uint32"
-        backend, end = tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id
-        template = chat_template(tokenizer)
-        encoder = Encoder(
-            backend, _separator(tokenizer), end, dtype, template and dataclasses.replace(template, is_dated=False)
-        )
-        limits = self._limits()
-        folder = self._cached("tokens", json.dumps([dataclasses.asdict(encoder), limits, self.near_duplicates]))
-        if not (folder / store.META).is_file():
-            sizes = [corpus.size() for corpus in self.corpora]
-            small = None not in sizes and sum(filter(None, sizes)) < _SMALL
-            processes = self.processes or (1 if small else len(os.sched_getaffinity(0)))
-            build(folder, self._splitter(), encoder, processes, limits)
-        return folder
-
-    def _limits(self) -> list[int | None]:
-        """The training tokens that are read of each source: of a stream no more than an epoch takes."""
-        shares = [corpus.weight / sum(each.weight for each in self.corpora) for corpus in self.corpora]
-        budget = self.token_budget
-        return [
-            math.ceil(budget * share) if budget and corpus.streaming else None
-            for corpus, share in zip(self.corpora, shares, strict=True)
-        ]
-
-    def _splitter(self) -> Splitter:
-        return Splitter(self.corpora, self.valid_fraction, self.test_fraction, self.near_duplicates)
-
-    def _trained_tokenizer(self) -> Path:
-        return self._cached("tokenizer", json.dumps([self.vocab_size, self.near_duplicates]))
-
-    def _cached(self, kind: str, *parts: str) -> Path:
-        """The folder of what the corpora, the fractions and these parts determine."""
-        sources = [corpus.fingerprint() for corpus in self.corpora]
-        text = "\n".join([*sources, str(self.valid_fraction), str(self.test_fraction), *parts])
-        return _CACHE / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _training_texts(splitter: Splitter, advance: Callable[[int], object]) -> Iterator[str]:
-    for split, document in splitter.documents():
-        text = plain_text(document)
-        advance(len(text))
-        if split == "train":
-            yield text
-
-
-def _fed(windows: Windows, part: int) -> int:
-    """The tokens of the windows of a part."""
-    first = sum(windows.counts[:part])
-    return int(windows.lengths[first : first + windows.counts[part]].sum())
-
-
-def _separator(tokenizer: PreTrainedTokenizerFast) -> int:
-    found = separator_id(tokenizer)
-    assert found is not None  # load_tokenizer has checked it
-    return found

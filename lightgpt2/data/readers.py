@@ -1,4 +1,4 @@
-"""The documents of a file: plain text, JSON, CSV, TSV or Parquet, each also compressed by gzip."""
+"""The documents of a file: plain text, JSON, CSV, TSV, Parquet or Arrow, each also compressed by gzip."""
 
 import re
 import textwrap
@@ -10,7 +10,7 @@ from typing import cast
 from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.streams import lines
-from lightgpt2.data.tables import Row, csv_rows, json_rows, parquet_rows, tsv_rows
+from lightgpt2.data.tables import Row, arrow_rows, csv_rows, json_rows, parquet_rows, tsv_rows
 from lightgpt2.errors import UserError
 
 _BLOCK = 1 << 20  # characters that are cut into documents at once
@@ -93,4 +93,5 @@ def reason(error: BaseException) -> str:
 READERS: dict[str, Callable[[Path, Columns, Remarks], Iterator[Row]] | None] = {
     ".txt": None, ".md": None,
     ".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows, ".parquet": parquet_rows,
+    ".arrow": arrow_rows,
 }  # fmt: skip

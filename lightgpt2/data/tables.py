@@ -1,4 +1,4 @@
-"""The rows of JSON, CSV, TSV and Parquet files, with the fields that hold documents; the others may hold anything."""
+"""The rows of JSON, CSV, TSV, Parquet and Arrow files, with the fields that hold documents; the others may hold anything."""
 
 import csv
 import gzip
@@ -18,6 +18,7 @@ from lightgpt2.data.tsv import is_quoted
 from lightgpt2.errors import UserError
 
 Row = dict[str, Any]
+_ARROW_FILE = b"ARROW1"  # how a file of Arrow that is no stream begins
 
 
 def json_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
@@ -40,10 +41,10 @@ def _objects(found: Iterator[str]) -> Iterator[Any]:
     if start is None:
         return
     try:
-        whole = isinstance(json.loads(start[1]), list)
+        is_line = not isinstance(json.loads(start[1]), list)
     except ValueError:
-        whole = not start[1].rstrip().endswith("}")
-    if whole:
+        is_line = False
+    if not is_line:
         value = json.loads(start[1] + "".join(line for _, line in numbered))
         yield from value if isinstance(value, list) else [value]
         return
@@ -85,8 +86,7 @@ def _columns(rows: Iterator[list[str]], columns: Columns, file: Path) -> Iterato
     header = next(filled, None)
     if header is None:
         return
-    if not (names := columns.of(header)):
-        raise columns.missing(str(file), header)
+    names = _found(header, columns, file)
     if twice := [name for name in names if header.count(name) > 1]:
         raise UserError(f"data.source: {file} has {header.count(twice[0])} columns {twice[0]!r}; rename the others")
     places = [(name, header.index(name)) for name in names]
@@ -107,7 +107,43 @@ def parquet_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row
         if content.seek(0, io.SEEK_END) == 0:
             return
         table = ParquetFile(content)
-        if not (names := columns.of(table.schema_arrow.names)):
-            raise columns.missing(str(file), table.schema_arrow.names)
+        names = _found(table.schema_arrow.names, columns, file)
         for batch in table.iter_batches(columns=names, batch_size=1024):
-            yield from batch.to_pylist()
+            yield from map(without_none, batch.to_pylist())
+
+
+def arrow_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
+    """The rows of a stream, as `Dataset.save_to_disk` writes it, or of a file in Arrow's other format (Feather)."""
+    from pyarrow import ipc
+
+    with opened(file, remarks) as stream:
+        mark = stream.read(len(_ARROW_FILE))
+        stream.seek(0)
+        if not mark:
+            return
+        if mark == _ARROW_FILE:
+            table = ipc.open_file(stream)
+            batches = map(table.get_batch, range(table.num_record_batches))
+        else:
+            batches = table = ipc.open_stream(stream)
+        names = _found(table.schema.names, columns, file)
+        for batch in batches:
+            yield from map(without_none, batch.select(names).to_pylist())
+
+
+def _found(names: list[str], columns: Columns, file: Path) -> list[str]:
+    """The columns to read of a table, which must have some."""
+    if found := columns.of(names):
+        return found
+    raise columns.missing(str(file), names)
+
+
+def without_none(row: Row) -> Row:
+    """A row of an Arrow table without what its types add inside of its values: each struct has all fields of its column."""
+    return {name: _without_none(value) for name, value in row.items()}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [*map(_without_none, value)] if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.files import atomic_folder
+from lightgpt2.models.files import atomic_folder, write_checksums
 from lightgpt2.models.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -42,6 +42,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
     )
     with atomic_folder(folder) as temporary:
         save_tokenizer(tokenizer, temporary)
+        write_checksums(temporary)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -53,6 +54,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     trained.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False)
     with atomic_folder(folder) as temporary:
         save_tokenizer(BertTokenizer(vocab=trained.get_vocab()), temporary)
+        write_checksums(temporary)
 
 
 def check_trims(tokenizer: PreTrainedTokenizerFast) -> None:

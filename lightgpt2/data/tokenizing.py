@@ -24,7 +24,7 @@ from lightgpt2.data.splits import SPLITS, Split
 from lightgpt2.data.splitter import Splitter
 from lightgpt2.data.store import META, TYPES, split_file, tokens_file
 from lightgpt2.errors import tell
-from lightgpt2.models.files import sha256_file, write_json, written
+from lightgpt2.models.files import is_whole, sha256_file, write_checksums, write_json, written
 
 _PROGRESS = "progress.json"  # of a store that is not finished
 _DOCUMENTS, _CHARACTERS = 512, 1 << 20  # the most documents, and about the most characters, that are encoded at once
@@ -50,9 +50,9 @@ def build(folder: Path, splitter: Splitter, encoder: Encoder, processes: int, li
     partial = folder.with_name(f".{folder.name}.partial")
     _remove_old(folder.parent)
     with _owned(partial) as lock:
-        if not (folder / META).is_file():  # else another process has written it meanwhile
+        if not is_whole(folder):  # else another process has written it meanwhile
             with written(folder):
-                writer = _Writer(partial, encoder.dtype, encoder.separator)
+                writer = _Writer(partial, encoder.dtype)
                 _write(writer, splitter, encoder, processes, limits)
                 writer.finish(splitter.remarks)
             shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +115,7 @@ class _State:
     chats: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(SPLITS, False))  # whether it has `answers`
     open: dict[str, bool] = field(
         default_factory=lambda: dict.fromkeys(SPLITS, False)
-    )  # whether the next token ends the last
+    )  # whether the last document has no end among its tokens, so that the beginning of the next asks for it
     taken: dict[str, int] = field(default_factory=dict)  # documents of each pass over a source, those left out included
     trained: dict[str, int] = field(default_factory=dict)  # training tokens of each source
     remarks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -124,8 +124,8 @@ class _State:
 class _Writer:
     """Appends documents to the files of a store, and remembers how far it is."""
 
-    def __init__(self, folder: Path, dtype: str, separator: int) -> None:
-        self._folder, self._dtype, self._separator, self._unsaved = folder, np.dtype(dtype), separator, 0
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self._folder, self._dtype, self._unsaved = folder, np.dtype(dtype), 0
         path = folder / _PROGRESS
         self._state = _State(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else _State()
         self._remarks = Remarks(self._state.remarks)
@@ -178,8 +178,7 @@ class _Writer:
             state.chats[split] = True
         if state.chats[split]:
             learnt = np.ones(count, dtype=bool) if document.answers is None else document.answers
-            ends_last = state.open[split] and int(document.tokens[0]) == self._separator
-            self._files[split, "answers"].write(bytes([ends_last]) + learnt[1:].tobytes())
+            self._files[split, "answers"].write(bytes([state.open[split]]) + learnt[1:].tobytes())
         state.open[split] = document.closed == 0
         self._files[split, "tokens"].write(document.tokens.tobytes())
         state.documents[split] += 1
@@ -207,7 +206,7 @@ class _Writer:
             self._unsaved = 0
 
     def finish(self, read: Remarks) -> None:
-        """Writes `meta.json`: a store that has it is whole."""
+        """Writes `meta.json` and the checksums."""
         state = self._state
         files = [tokens_file(self._folder, split) for split in SPLITS]
         files += [split_file(self._folder, split, "answers") for split in SPLITS if state.chats[split]]
@@ -218,6 +217,7 @@ class _Writer:
         about = {"dtype": self._dtype.name, "sha256": digest, "splits": counts, "parts": state.parts}
         write_json(self._folder / META, about | {"remarks": read.lines() + self._remarks.lines()})
         (self._folder / _PROGRESS).unlink(missing_ok=True)
+        write_checksums(self._folder)
 
 
 @contextmanager

@@ -2,41 +2,63 @@
 
 import inspect
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
+from lightgpt2.data.base import Connection, TaskData
+from lightgpt2.data.classification import ClassificationData
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.documents import plain_text
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.errors import UserError
+from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, family_of, predicts
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
-_KEPT = (
-    "source", "text_field", "separator", "streaming", "token_budget", "near_duplicates", "loss_on",
-    "valid_fraction", "test_fraction", "sequence_length", "stride",
-)  # fmt: skip
-_LENGTH = 512  # of windows, unless the ledger says or the model has fewer positions
+
+class _Kind(NamedTuple):
+    """The data of a task."""
+
+    data: type[TaskData]
+    length: str  # the setting for the length of an input in tokens
+    tokens: int  # its value, unless the ledger says or the model has fewer positions
+    source: str | None  # its source where the ledger names none
+    kept: tuple[str, ...]  # the settings that decide what is scored
 
 
-def validation_data(model: str, source: str | None, trust_remote_code: bool = False) -> LanguageModelingData:
-    """The corpus of a model's last training, or another, tokenized by its tokenizer and ready to score with.
+_KINDS = {
+    CAUSAL_LM: _Kind(LanguageModelingData, "sequence_length", 512, Corpus.source, (
+        "source", "text_field", "separator", "streaming", "token_budget", "near_duplicates", "loss_on",
+        "valid_fraction", "test_fraction", "sequence_length", "stride",
+    )),
+    CLASSIFICATION: _Kind(ClassificationData, "max_length", 128, None, (
+        "source", "text_field", "pair_field", "label_field", "class_names", "valid_fraction", "test_fraction", "max_length",
+    )),
+}  # fmt: skip
+
+
+def validation_data(model: str, source: str | None, trust_remote_code: bool = False) -> Any:
+    """The data of a model's last training, or other data, tokenized by its tokenizer and ready to score with.
 
     Args:
         model: Hub id, folder or GGUF file.
-        source: As `LanguageModelingData.source`; None: as the model's ledger says, else the default.
+        source: As `source` of the data module; None: as the model's ledger says, else the default of language models.
         trust_remote_code: Whether code in the model's folder may run.
 
     Raises:
-        UserError: The model or the text cannot be loaded.
+        UserError: The model or the data cannot be loaded, or no data is known.
     """
-    positions = load_config(model, "MODEL", trust_remote_code).max_position_embeddings
-    settings: dict[str, Any] = {"sequence_length": _LENGTH}
-    settings |= _trained_on(model) if source is None else {"source": source}
-    settings["sequence_length"] = min(settings["sequence_length"], positions)
-    if (settings.get("stride") or 0) >= settings["sequence_length"]:
+    config = load_config(model, "MODEL", trust_remote_code)
+    kind = _KINDS[predicts(config.architectures)]
+    settings: dict[str, Any] = {"source": source} if source else _trained_on(model, kind)
+    if not settings:
+        raise UserError(f"--data: the ledger of {model} names no labelled texts; give some, as data.source")
+    positions = family_of(config).positions(config)
+    settings[kind.length] = min(filter(None, (settings.get(kind.length, kind.tokens), positions)))
+    if (settings.get("stride") or 0) >= settings[kind.length]:
         del settings["stride"]
-    load_tokenizer(model, "MODEL", trust_remote_code)
-    data = LanguageModelingData(**settings, tokenizer=model)
+    load_tokenizer(model, "MODEL", trust_remote_code, separates=kind.data is LanguageModelingData)
+    data = kind.data(**settings)
+    data.connect(Connection(model, "MODEL", trust_remote_code, config=config))
     try:
         data.prepare_data()
         data.setup("validate")
@@ -49,15 +71,22 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
     return data
 
 
-def _trained_on(model: str) -> dict[str, Any]:
-    """The settings of the data of the last stage that had some, from the ledger."""
-    known = set(inspect.signature(LanguageModelingData.__init__).parameters)
+def is_labelled(model: str, source: str | None) -> bool:
+    """True for a classifier with labelled texts: those of `source`, or of its training."""
+    auto_class = predicts(load_config(model, "MODEL").architectures)
+    return auto_class == CLASSIFICATION and bool(source or _trained_on(model, _KINDS[auto_class]))
+
+
+def _trained_on(model: str, kind: _Kind) -> dict[str, Any]:
+    """The settings of the data of the last stage that had some, from the ledger; empty if there are none."""
+    known = {*inspect.signature(kind.data.__init__).parameters}
     for entry in reversed(Ledger.read(model)):
         found = (entry.get("config") or {}).get("data") or {}
         settings = found.get("init_args", {})
-        if settings.get("source") and set(settings) <= known:
-            return {key: settings[key] for key in _KEPT if settings.get(key) is not None}
-    return {"source": Corpus.source}
+        named = found.get("class_path", "").rpartition(".")[2]
+        if named == kind.data.__name__ and settings.get("source") and {*settings} <= known:
+            return {key: settings[key] for key in kind.kept if settings.get(key) is not None}
+    return {"source": kind.source} if kind.source else {}
 
 
 def validation_texts(source: str | None, count: int) -> tuple[list[str], str]:

@@ -79,7 +79,7 @@ class ChatTemplate:
 
     def end_of_turn(self) -> str:
         """The text behind an answer's content, without white space around it; empty if the template writes none."""
-        return self._behind([_ASKED], [], None).strip()
+        return self._around([_ASKED], [], None)[1].strip()
 
     def _source(self, tools: _Tools) -> str:
         source = self.source if tools is None else self.tool_use or self.source
@@ -100,14 +100,16 @@ class ChatTemplate:
             texts, places = render_jinja_template([said], tools, chat_template=self._source(tools), **options)
         except Exception as error:  # a template is code, and may raise anything
             raise ValueError(f"the chat template refuses it ({' '.join(str(error).split())})") from error
+        parts = [content for message in said if (content := message.get("content")) and isinstance(content, list)]
+        if any(str(content) in texts[0] for content in parts):
+            raise ValueError("the chat template reads contents that are text, not lists of parts")
         return texts[0], places[0] if marked else []
 
     def _turn(self, whole: str, messages: Sequence[Message], place: int, tools: _Tools) -> tuple[int, int]:
         """The beginning and the end of one answer in the text of a conversation."""
         head = messages[:place]
-        if not head:
-            raise ValueError("the first message must not be the assistant's")
-        before = self.render(head, reply=True, tools=tools)
+        # No template begins an answer to nothing: that of the first message is found by what stands before its content.
+        before = self.render(head, True, tools) if head else self._around([], messages[1:], tools)[0]
         if not whole.startswith(before):
             raise ValueError(f"the chat template writes what precedes message {place + 1} differently in what follows")
         stops = self._stops(whole, head, messages[place], messages[place + 1 :], tools)
@@ -122,7 +124,7 @@ class ChatTemplate:
     ) -> Iterator[int]:
         """The places where an answer may end, the most exact one first."""
         with suppress(ValueError):  # of a template that expects something else between these messages
-            alone, followed = (self._behind(head, after, tools) for after in ([], tail or [_ASKED]))
+            alone, followed = (self._around(head, after, tools)[1] for after in ([], tail or [_ASKED]))
             rest, end = followed if tail else alone, alone.rstrip()
             # Some write eos_token behind the whole conversation, too.
             for text in (end, end.removesuffix(self.special.get("eos_token", "")).rstrip() or end):
@@ -133,18 +135,20 @@ class ChatTemplate:
         if whole.startswith(text):
             yield len(text)
 
-    def _behind(self, head: Sequence[Message], tail: Sequence[Message], tools: _Tools) -> str:
-        """What the template writes behind the content of an answer between other messages."""
+    def _around(self, head: Sequence[Message], tail: Sequence[Message], tools: _Tools) -> tuple[str, str]:
+        """What the template writes before and behind the content of an answer between other messages."""
         text = self.render([*head, {"role": "assistant", "content": _STAND_IN}, *tail], tools=tools)
         if text.count(_STAND_IN) != 1:
             raise ValueError("the chat template does not write each answer once")
-        return text.partition(_STAND_IN)[2]
+        before, _, behind = text.partition(_STAND_IN)
+        return before, behind
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
     """The chat template of a tokenizer of transformers; None if it has none, or several and none that is the default."""
     source = getattr(tokenizer, "chat_template", None)
-    return _of({"default": source} if isinstance(source, str) else source or {}, tokenizer.special_tokens_map)
+    templates = source if isinstance(source, dict) else {"default": source} if isinstance(source, str) else {}
+    return _of(templates, tokenizer.special_tokens_map)
 
 
 def folder_template(folder: Path) -> ChatTemplate | None:
@@ -188,8 +192,11 @@ def message_problem(messages: Any, reply: bool = False) -> str | None:
             got = message.get("role") if isinstance(message, dict) else message
             return f"the role of message {number} must be one of {', '.join(ROLES)}, got {got!r:.60}"
         content = message.get("content")
-        if content is None and message.get("tool_calls"):
-            continue
+        if calls := message.get("tool_calls"):
+            if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+                return f"the tool_calls of message {number} must be a list of calls, got {calls!r:.60}"
+            if content is None:
+                continue
         parts = content if isinstance(content, list) else [{"text": content}]
         texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
         if not all(isinstance(text, str) for text in texts):

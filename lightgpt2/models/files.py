@@ -15,6 +15,7 @@ from typing import Any
 
 from lightgpt2.errors import FULL, UserError, full_disk
 
+_CHECKSUMS = "checksums.json"
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\w+\.(tmp|old)", re.DOTALL)
 
 
@@ -28,6 +29,11 @@ def exists(name: str) -> bool:
         return Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a NUL
         return False
+
+
+def is_file(path: Path) -> bool:
+    """True if a file is there; False also for a path that none can have."""
+    return exists(str(path)) and path.is_file()
 
 
 def _sync(path: Path) -> None:
@@ -196,6 +202,20 @@ def digest(path: Path) -> str:
 @lru_cache
 def _digest_of(path: Path, *stamp: int) -> str:
     return sha256_file(path)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of a folder's files, those whose names have a suffix, beside them."""
+    write_json(folder / _CHECKSUMS, {path.name: digest(path) for path in sorted(folder.glob("[!.]*.*"))})
+
+
+def is_whole(folder: Path) -> bool:
+    """True if the files that a folder was left with are there, each as it was."""
+    try:
+        checksums = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+        return all(digest(folder / name) == checksum for name, checksum in checksums.items())
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def folder_megabytes(folder: Path) -> float:

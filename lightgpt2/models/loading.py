@@ -31,12 +31,21 @@ from lightgpt2.models.families import (
     family_of,
     predicts,
 )
-from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path
+from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path, source_folder, stored_types
 from lightgpt2.models.standalone.modeling_lightgpt2 import light_class
 
 _PROBE = "It's 12345, naïve — \n\n\t 東京  é 😀 end.\n"  # text that tokenizers cut in different ways
-_HEADS = ("cls.", "vocab_", "classifier.", "qa_outputs.", "lm_head.", "embed_out.")  # that a model was trained with
+_HEADS = (
+    "cls.",
+    "vocab_",
+    "classifier.",
+    "qa_outputs.",
+    "lm_head.",
+    "embed_out.",
+    "decoder.",
+)  # that a model was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
+_INTEGERS = ("I", "U", "BOOL")  # how the names of their types begin in safetensors
 _SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
     "n_inner", "ffn_dim", "word_embed_proj_dim", "max_position_embeddings", "vocab_size",
@@ -159,7 +168,10 @@ def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (),
         model, info = model_class.from_pretrained(**arguments(source), **how)
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
-        raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; fetch it again")
+        fix = "fetch it again"
+        if others := sorted(info["unexpected_keys"]):
+            fix = f"it has {len(others)} others, first {others[0]}: rename them if that is the same, or {fix}"
+        raise UserError(f"{key}: {source} lacks {len(missing)} of its weights, first {missing[0]}; {fix}")
     if wrong := sorted(info["mismatched_keys"]):
         name, found, wanted = wrong[0][0], *(tuple(shape) for shape in wrong[0][1:])
         what = f"{source} has {len(wrong)} weights of other shapes than its config.json says"
@@ -171,6 +183,19 @@ def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (),
         what = f"{source} has {len(left)} weights that its config.json has no place for: {', '.join(left[:5])}"
         raise UserError(f"{key}: {what}{', ...' if len(left) > 5 else ''}; correct config.json, or remove them")
     return model
+
+
+def _check_types(source: str, config: PretrainedConfig, key: str) -> None:
+    """Refuse integers where nothing says what numbers they stand for: transformers would take them as they are."""
+    if hasattr(config, "quantization_config") or hasattr(config, "lightgpt2"):
+        return
+    with explained(source, key):
+        types = stored_types(source_folder(source))
+    wrong = sorted(name for name, kind in types.items() if name.endswith(".weight") and kind.startswith(_INTEGERS))
+    if wrong:
+        what = f"{source} has {len(wrong)} weights that are integers, first {wrong[0]} ({types[wrong[0]]})"
+        fix = "add the quantization_config that says how they are read, or give its weights in full"
+        raise UserError(f"{key}: {what}, and its config.json does not say how to read them; {fix}")
 
 
 def load_model(
@@ -195,6 +220,7 @@ def load_model(
         UserError: It cannot be loaded, is not of a supported family, or lacks weights.
     """
     config = load_config(source, key, trust_remote_code, auto_class, new_head=settings is not None)
+    check_family(config, key, predicts(config.architectures))
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
     unread: tuple[str, ...] = ()
     if settings is not None:
@@ -208,7 +234,9 @@ def load_model(
         options = {"config": config, **options, "quantization_config": GgufConfig(dequantize=True)}
     model = _load(_model_class(config), source, key, unread, **options)
     model.config.architectures = [type(model).__name__.removeprefix("Light")]
-    if file:
+    if not file:
+        _check_types(source, config, key)
+    else:
         gguf_files.check_read(model, file, key)
         model.name_or_path = source  # transformers notes the folder, where adapters of this model would look in vain
         model.config.__dict__.pop("quantization_config", None)  # it refuses to save what still says it is GGUF
@@ -264,6 +292,7 @@ def load_tokenizer(
     tokenizer: PreTrainedTokenizerFast
     with explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
+        tokenizer("a")  # some settings that mean nothing show only when it is used
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         what = f"the tokenizer of {source} ({type(tokenizer).__name__}) is written in Python and has no tokenizer.json"

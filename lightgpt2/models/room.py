@@ -53,8 +53,8 @@ def free_disk(folder: Path) -> int:
 
 def lack(needed: int, free: int, of: str) -> str | None:
     """What to say where more is needed than is free; `of` is what."""
-    return f"{_gigabytes(needed)} of {of} are needed, and {_gigabytes(free)} are free" if needed > free else None
+    return f"{_size(needed)} of {of} are needed, and {_size(free)} are free" if needed > free else None
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.3f} MB"

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, cut
 from lightgpt2.models import adapters, hub
 from lightgpt2.models.files import exists, folder_megabytes
 from lightgpt2.models.ledger import Ledger
@@ -57,11 +57,17 @@ def stored_size(source: str) -> tuple[float, set[str]]:
     """The size of a source's own weight files in 10^6 bytes, 0 if it is not known; and the types of their tensors."""
     if file := gguf_file(source):
         return file.stat().st_size / 1e6, {"GGUF"}
-    folder, types = source_folder(source), set[str]()
+    folder = source_folder(source)
+    return folder_megabytes(folder), {*stored_types(folder).values()}
+
+
+def stored_types(folder: Path) -> dict[str, str]:
+    """The type of each tensor in the safetensors files of a folder, by its name."""
+    types: dict[str, str] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
-            types |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
-    return folder_megabytes(folder), types
+            types |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
+    return types
 
 
 def verify(source: str, key: str, recorded: bool = False) -> None:
@@ -112,13 +118,14 @@ def _explanation(error: Exception, source: str, named: bool) -> tuple[str, str]:
         return what, "give a folder with *.safetensors"
     if "trust_remote_code" in str(error):
         where = "trust_remote_code (in a configuration model.trust_remote_code, for a command --trust-remote-code)"
-        return f"{source} brings code of its own", f"read it, and if you trust it set {where}"
+        return f"{source} needs Python code in its folder", f"read that code, and if you trust it, set {where}"
     if "backend tokenizer" in str(error):
         return f"{source} has no tokenizer (tokenizer.json) that can be read", "add it, or name one with data.tokenizer"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
     if lines[0].startswith("Validation error for field") and len(lines) > 1:  # which comes in the next line
         lines = [re.sub(r"<class '(\w+)'>", r"\1", lines[1].partition(": ")[2])]
-    reason = lines[0] if len(lines[0]) < 200 else f"{lines[0][:197]}..."
+    reason = cut(lines[0], 200)
     if named and not is_path(source):
         what = f"{source!r} could not be loaded from the hub or its local cache ({reason})"
         return what, "check the name and the network, or give the path of a local folder"

@@ -9,7 +9,7 @@ from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
 from lightgpt2.report.figures import numbers, part, primary, title, workloads
 from lightgpt2.report.markup import table
 
-_SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache"}
+_SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache", "same": "classes as in PyTorch"}
 Arm = dict[str, Any]
 Cells = dict[str, str]  # of a row, by their columns
 Figures = Mapping[str, Mapping[str, Any]]

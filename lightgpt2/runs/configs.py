@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, cut
+from lightgpt2.models.files import is_file
 from lightgpt2.runs.settings import Settings
 from lightgpt2.runs.yaml_text import YamlError, load_yaml
 
@@ -28,10 +29,10 @@ def load_recipe(name: str) -> tuple[Path, Settings]:
 def _load(name: str, key: str, elsewhere: list[Path], shipped: Path) -> tuple[Path, Settings]:
     """The file at a path, else elsewhere, else the one that ships: NAME, or FOLDER/NAME with the name of their folder."""
     inside = [shipped / Path(name).name] if str(Path(name).parent) in (".", shipped.name) else []
-    path = next((candidate for candidate in [Path(name), *elsewhere, *inside] if candidate.is_file()), None)
+    path = next(filter(is_file, [Path(name), *elsewhere, *inside]), None)
     if path is None:
         known = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
-        raise UserError(f"{key}: {name} does not exist; give a path or one that ships with lightgpt2: {known}")
+        raise UserError(f"{key}: {cut(name)} does not exist; give a path or one that ships with lightgpt2: {known}")
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except (YamlError, UnicodeDecodeError) as error:

@@ -1,5 +1,6 @@
 """A run's place on disk: who owns the folder, and which checkpoint to resume from."""
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -12,7 +13,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs.settings import flat, section
 
-FORMAT = 3  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
+FORMAT = 4  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
 
 _LONGEST = 200  # bytes; of the 255 that file systems allow, endings and temporary names take some
 
@@ -139,6 +140,15 @@ def _unfinished(run: Run, ours: Identity) -> bool:
     return not run.model.exists() or (problem is None and bool(entry) and entry.get("steps") != step)
 
 
+def seal(archive: zipfile.ZipFile) -> bytes:
+    """The digest that a checkpoint's archive has for its comment: of the names and checksums of its parts.
+
+    A checkpoint that other software has changed is valid in itself: without this it would be trained on from where no run was.
+    """
+    parts = sorted((entry.filename, entry.CRC) for entry in archive.infolist())
+    return hashlib.sha256(repr(parts).encode()).hexdigest().encode()
+
+
 def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
     """The optimizer step of a checkpoint, and what is wrong with it."""
     import torch  # here: it takes seconds, and most who import this module load no checkpoint
@@ -149,13 +159,16 @@ def _inspect(path: Path, ours: Identity) -> tuple[int, str | None]:
         with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums that it writes
             if archive.testzip() is not None:
                 return 0, "is damaged"
+            is_sealed = archive.comment == seal(archive)
         # Memory-mapped: of the tensors only the tables of contents are read. Never runs code.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = {**torch.load(path, map_location="cpu", weights_only=True, mmap=True)}
         differences, step = _differences(ours, checkpoint["run"]), int(checkpoint["global_step"])
     except (*_UNREADABLE, zipfile.BadZipFile):
         return 0, "is truncated or was not written by lightgpt2"
     if checkpoint.get("format") != FORMAT:
         return step, _OLD
+    if not is_sealed:
+        return 0, "was changed since lightgpt2 wrote it"
     return step, f"is of another run ({differences})" if differences else None
 
 

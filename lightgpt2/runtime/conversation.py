@@ -1,11 +1,14 @@
 """A conversation on the terminal: a line is a message, and the answer is shown while it is written."""
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
+from types import FrameType
 from typing import Any
 
+from lightgpt2 import signals
 from lightgpt2.errors import UserError, tell
 from lightgpt2.models.chat import Message
 from lightgpt2.runtime.language_model import LanguageModel
@@ -26,12 +29,25 @@ def converse(model: LanguageModel, options: Mapping[str, Any], system: Sequence[
     """
     model.room([*system, _by("user", "?")])
     turns: list[Message] = []
-    for line in _lines():
-        try:
-            asked = _fitting(model, system, [*turns, _by("user", line)])
-            turns = [*asked, _by("assistant", _answer(model, [*system, *asked], options))]
-        except UserError as error:
-            tell(f"lightgpt2: {'; '.join(problem.what for problem in error.problems)}", sys.stderr)
+    handlers = signals.on_request(_stop)
+    try:
+        for line in _lines():
+            try:
+                asked = _fitting(model, system, [*turns, _by("user", line)])
+                turns = [*asked, _by("assistant", _answer(model, [*system, *asked], options))]
+            except UserError as error:
+                tell(f"lightgpt2: {'; '.join(problem.what for problem in error.problems)}", sys.stderr)
+    finally:
+        signals.restore(handlers)
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    """Interrupts an answer at each Ctrl-C; what else asks the process to stop ends the conversation."""
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    print(file=sys.stderr)
+    tell("lightgpt2: asked to stop; the conversation is over", sys.stderr)
+    sys.exit(130)
 
 
 def _answer(model: LanguageModel, messages: Sequence[Message], options: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""The interface of what runs a decoder, and what all engines need."""
+"""The interfaces of what runs a decoder and a classifier, and what all engines need."""
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ Ints = NDArray[np.int64]
 
 # Key of an exported graph's metadata: a JSON list of the matrices that keep their 4 bits where prompts are read with 8.
 PREFILL = "prefill"
+CONTEXT = "context"  # key likewise, of a classifier: how many positions it has
 
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -40,6 +42,19 @@ class Engine(Protocol):
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         """The logits `[B, T, V]` at all positions of a batch, valid until the next call; `decode` does not go on from here."""
+
+
+class Classifier(Protocol):
+    """A classifier of texts, for one batch at a time.
+
+    Attributes:
+        context: How many positions it has; None: there is no limit.
+    """
+
+    context: int | None
+
+    def logits(self, batch: Mapping[str, Ints]) -> Floats:
+        """The logits of the classes `[B, C]` for `input_ids`, `attention_mask` and perhaps `token_type_ids`, `[B, T]`."""
 
 
 def positions(mask: Ints) -> Ints:

@@ -1,21 +1,23 @@
-"""A model to generate text with, from any folder that holds one."""
+"""A model to generate or classify text with, from any folder that holds one."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError, tell
-from lightgpt2.models.chat import chat_template, folder_template
+from lightgpt2.models.architectures import CLASSIFICATION, predicts
+from lightgpt2.models.chat import ChatTemplate, chat_template, folder_template
 from lightgpt2.models.vocabulary import needed_rows
-from lightgpt2.runtime.engines import Engine
+from lightgpt2.runtime.engines import Classifier, Engine
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.runtime.options import resolve
 from lightgpt2.runtime.processors import not_done
+from lightgpt2.runtime.text_classifier import TextClassifier
 
 
 def load(
@@ -25,8 +27,8 @@ def load(
     verify: bool = False,
     trust_remote_code: bool = False,
     key: str = "path",
-) -> LanguageModel:
-    """Load a model to generate text with, on the processor.
+) -> Any:
+    """Load a model to use on the processor.
 
     Args:
         path: An exported folder (or the GGUF file in one), or what transformers loads: a model folder, a GGUF file, a hub id.
@@ -34,6 +36,9 @@ def load(
         verify: True to compare every file of the folder with its checksum; an exported folder's always are.
         trust_remote_code: True if code in the model's folder may run.
         key: The model's name in errors.
+
+    Returns:
+        A `LanguageModel`, which generates text; of a model that classifies texts a `TextClassifier`.
 
     Raises:
         UserError: It cannot be loaded, is damaged, or is of a family that is not supported.
@@ -43,9 +48,11 @@ def load(
     source, folder = str(path), Path(path).expanduser()
     if folder.suffix == ".gguf" and is_exported(str(folder.parent)):
         folder = folder.parent  # which has what transformers does not find in the file
+    template: ChatTemplate | None = None
+    generation: dict[str, Any] = {}
     if is_exported(str(folder)):
         open_export(folder, key)
-        engine = _exported_engine(folder, threads, key)
+        engine: Any = exported_engine(folder, threads, key)
         tokenizer = _read(folder / "tokenizer.json", key, Tokenizer.from_str)
         path, config = folder / "generation_config.json", _read(folder / "config.json", key)
         generation = _read(path, key) if path.exists() else {}
@@ -58,15 +65,31 @@ def load(
         if verify:
             sources.verify(source, key, recorded=True)
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
-        engine = _torch_engine(model, threads)
-        whole = load_tokenizer(source, key, trust_remote_code)
-        tokenizer, template = whole.backend_tokenizer, chat_template(whole)
-        generation, config = model.generation_config.to_dict(), model.config.to_dict()
+        engine, config = _torch_engine(model, threads), model.config.to_dict()
+        whole = load_tokenizer(source, key, trust_remote_code, separates=not _classifies(config))
+        tokenizer = whole.backend_tokenizer
+        if not _classifies(config):
+            generation, template = model.generation_config.to_dict(), chat_template(whole)
+    if (tokens := needed_rows(tokenizer)) > config["vocab_size"]:
+        what = f"the tokenizer of {source} has {tokens} tokens and the model {config['vocab_size']}"
+        raise UserError([Problem(key, what, "give the model its own tokenizer")])
+    if _classifies(config):
+        return _text_classifier(source, engine, tokenizer, config, key)
+    return _language_model(source, engine, tokenizer, config, generation, template, key)
+
+
+def _text_classifier(source: str, engine: Classifier, tokenizer: Tokenizer, config: Any, key: str) -> TextClassifier:
+    names = {int(number): name for number, name in config["id2label"].items()}
+    if len(names) < 2:
+        raise UserError([Problem(key, f"{source} has one output, and no classes", "give a model with at least two")])
+    return TextClassifier(engine, tokenizer, [names[i] for i in sorted(names)], config.get("pad_token_id") or 0)
+
+
+def _language_model(
+    source: str, engine: Engine, tokenizer: Tokenizer, config: Any, generation: Any, template: Any, key: str
+) -> LanguageModel:
     if generation.get("eos_token_id") is None:
         generation["eos_token_id"] = config.get("eos_token_id")
-    if (tokens := needed_rows(tokenizer)) > engine.vocabulary:
-        what = f"the tokenizer of {source} has {tokens} tokens and the model {engine.vocabulary}"
-        raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if passed_over := not_done(generation):
         asked = f"its generation_config.json asks for {', '.join(passed_over)}"
         tell(f"lightgpt2: {source}: {asked}, which is not done here", sys.stderr)
@@ -90,22 +113,35 @@ def context_of(folder: Path, key: str) -> int:
     return int(context)
 
 
-def _exported_engine(folder: Path, threads: int | None, key: str) -> Engine:
+def _classifies(config: Mapping[str, Any]) -> bool:
+    return predicts(config.get("architectures")) == CLASSIFICATION
+
+
+def exported_engine(folder: Path, threads: int | None, key: str) -> Engine | Classifier:
+    """What runs the model of an exported folder."""
     if (folder / GGUF).exists():
         from lightgpt2.models.loading import load_exported_gguf
 
         return _torch_engine(load_exported_gguf(folder, key), threads)
+    if _classifies(_read(folder / "config.json", key)):
+        from lightgpt2.runtime.onnx_classifier import OnnxClassifier
+
+        return OnnxClassifier(folder / ONNX, threads, key)
     from lightgpt2.runtime.onnx_engine import OnnxEngine
 
     return OnnxEngine(folder / ONNX, context_of(folder, key), threads, key)
 
 
-def _torch_engine(model: Any, threads: int | None) -> Engine:
+def _torch_engine(model: Any, threads: int | None) -> Engine | Classifier:
     import torch
 
+    torch.set_num_threads(threads or torch.get_num_threads())
+    if _classifies(model.config.to_dict()):
+        from lightgpt2.runtime.transformers_classifier import TransformersClassifier
+
+        return TransformersClassifier(model)
     from lightgpt2.runtime.transformers_engine import TransformersEngine
 
-    torch.set_num_threads(threads or torch.get_num_threads())
     return TransformersEngine(model)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.runtime.engines import PREFILL, Floats, Ints, physical_cores, positions
-from lightgpt2.runtime.ort import open_session, runtime
+from lightgpt2.runtime.ort import line_of, load_session, runtime
 
 _PAST = "past_key_values."
 
@@ -34,10 +34,7 @@ class OnnxEngine:
         self, model: Path, context: int, threads: int | None = None, name: str = "MODEL", profile: str | None = None
     ) -> None:
         threads = threads or physical_cores()
-        try:
-            self._session = open_session(model, threads, profile)
-        except Exception as error:  # ONNX Runtime has a class for each error code, and no common base
-            raise UserError(f"{name}: {model} could not be loaded ({_line(error)}); export it again") from error
+        self._session = load_session(model, threads, name, profile)
         shapes = {each.name: each.shape for each in self._session.get_inputs()}
         outputs = {each.name: each.shape for each in self._session.get_outputs()}
         # name of the past, name of the present, heads, width of a head
@@ -52,7 +49,7 @@ class OnnxEngine:
             try:
                 self._reader = prefill_session(model, json.loads(kept), threads, profile and f"{profile}-prefill")
             except OSError as error:
-                what = f"the weights that read prompts could not be written to a temporary file ({_line(error)})"
+                what = f"the weights that read prompts could not be written to a temporary file ({line_of(error)})"
                 raise UserError([Problem(name, what, "make room, or set TMPDIR to a folder that has some")]) from error
         self._layers = pasts
         self.vocabulary, self.context = int(outputs["logits"][2]), context
@@ -123,7 +120,3 @@ class OnnxEngine:
 def _shared(array: NDArray[Any]) -> runtime.OrtValue:
     """An array for a binding, which reads or writes it where it lies and keeps it alive; a copy if it is not contiguous."""
     return runtime.OrtValue.ortvalue_from_numpy(np.require(array, requirements="C"))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

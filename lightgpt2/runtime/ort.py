@@ -15,7 +15,9 @@ os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
 
 import onnxruntime as runtime
 
-__all__ = ["clips_products", "open_session", "runtime", "session_options"]
+from lightgpt2.errors import UserError
+
+__all__ = ["clips_products", "line_of", "load_session", "open_session", "runtime", "session_options"]
 
 _CPU = ["CPUExecutionProvider"]
 _MADV_PAGEOUT = 21  # of Linux, from 5.4 on
@@ -64,6 +66,19 @@ def open_session(graph: Path, threads: int, profile: str | None = None) -> runti
     with contextlib.suppress(OSError):  # where there is no such file: not on Linux, or not in every sandbox
         _page_out(f"{graph.parent.resolve()}{os.sep}")
     return session
+
+
+def load_session(graph: Path, threads: int, name: str, profile: str | None = None) -> runtime.InferenceSession:
+    """As `open_session`; a `UserError` under `name` if the graph cannot be loaded."""
+    try:
+        return open_session(graph, threads, profile)
+    except Exception as error:  # ONNX Runtime has a class for each error code, and no common base
+        raise UserError(f"{name}: {graph} could not be loaded ({line_of(error)}); export it again") from error
+
+
+def line_of(error: Exception) -> str:
+    """The beginning of what an error says, in one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _page_out(folder: str) -> None:

@@ -1,22 +1,21 @@
-"""Files of prompts and of their texts: JSONL, a line for each."""
+"""Files of prompts or texts, and of what a model says to them: JSONL, a line for each."""
 
-import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.chat import Message, message_problem
 from lightgpt2.models.files import atomic_file, written
 from lightgpt2.models.vocabulary import is_unicode
-from lightgpt2.runtime.language_model import Continuation
 
-_OPTION = "--prompts"
+_OPTION, _TEXTS = "--prompts", "--texts"
 _SHOWN = 5  # of the mistakes in a file
+_TEXT_FORM = '{"text": "some text"}'
 _FORM, _CHAT_FORM = '{"prompt": "some text"}', '{"messages": [{"role": "user", "content": "some text"}]}'
 
 
@@ -28,11 +27,39 @@ def read_prompts(path: Path, chat: bool = False) -> list[dict[str, Any]]:
     Raises:
         UserError: It cannot be read, or a line has no text under `prompt` and no conversation under `messages`.
     """
+    return _read_rows(path, _OPTION, _FORM, lambda value, line: _problem(value, line, chat))
+
+
+def read_texts(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file, each with `text`, perhaps a second one as `text_pair`, and whatever else belongs to it.
+
+    Raises:
+        UserError: It cannot be read, or a line has no text.
+    """
+
+    def problem(value: Any, line: str) -> Problem | None:
+        texts = text_of(value) if isinstance(value, dict) else None
+        if all(isinstance(text, str) and text.strip() for text in (texts if isinstance(texts, tuple) else (texts,))):
+            return None
+        return Problem(_TEXTS, f"{line} must be of the form {_TEXT_FORM}, of a pair with text_pair", "correct it")
+
+    return _read_rows(path, _TEXTS, _TEXT_FORM, problem)
+
+
+def text_of(row: Mapping[str, Any]) -> Any:
+    """The text of a line, or its two texts."""
+    return (row.get("text"), row["text_pair"]) if row.get("text_pair") is not None else row.get("text")
+
+
+def _read_rows(
+    path: Path, option: str, form: str, problem: Callable[[Any, str], Problem | None]
+) -> list[dict[str, Any]]:
+    """The lines of a file that are not blank; `problem` says what is wrong with the value of one."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # JSON's strings may hold what else ends a line
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError([Problem(_OPTION, f"{path} cannot be read ({reason})", "give a JSONL file")]) from error
+        raise UserError([Problem(option, f"{path} cannot be read ({reason})", "give a JSONL file")]) from error
     found, wrong = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -41,14 +68,14 @@ def read_prompts(path: Path, chat: bool = False) -> list[dict[str, Any]]:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
-        if problem := _problem(value, f"line {number} of {path}", chat):
-            wrong.append(problem)
+        if mistake := problem(value, f"line {number} of {path}"):
+            wrong.append(mistake)
         else:
             found.append(value)
     if more := wrong[_SHOWN:]:
-        wrong[_SHOWN:] = [Problem(_OPTION, f"{len(more)} more lines of {path} are like this")]
+        wrong[_SHOWN:] = [Problem(option, f"{len(more)} more lines of {path} are like this")]
     if not wrong and not found:
-        wrong = [Problem(_OPTION, f"{path} has no lines", f"give one {_FORM} for each prompt")]
+        wrong = [Problem(option, f"{path} has no lines", f"give one {form} for each")]
     if wrong:
         raise UserError(wrong)
     return found
@@ -86,25 +113,40 @@ def stamp(model: str) -> list[tuple[str, int, int]]:
     return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
-class Texts:
-    """The texts of a file's prompts, kept as they are done; a context manager.
+class Result(Protocol):
+    """What a model says to a line: a dataclass, whose other fields are added to the line."""
+
+    @property
+    def index(self) -> int:
+        """The number of the line."""
+
+
+R = TypeVar("R", bound=Result)
+
+
+class Texts(Generic[R]):
+    """The results of a file's lines, kept as they are done; a context manager.
 
     For standard output a line is printed once all before it are. For a file they go to a journal beside it, `OUTPUT.partial`,
     from which the same call goes on after it was stopped or killed; `finish` writes the file whole, and removes the journal.
 
     Args:
-        rows: The lines of the prompts.
+        rows: The lines.
         output: The file to write; None for standard output.
-        call: Everything else that decides the texts; the journal of another call is refused.
+        kind: The class of the results.
+        unit: The word for a line.
+        call: Everything else that decides the results; the journal of another call is refused.
 
     Attributes:
-        texts: The texts that are done, by the index of their prompt.
+        texts: The results that are done, by the index of their line.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], output: Path | None, **call: Any) -> None:
-        self._rows, self._output, self._printed = rows, output, 0
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], output: Path | None, kind: type[R], unit: str = "prompt", **call: Any
+    ) -> None:
+        self._rows, self._output, self._kind, self._unit, self._printed = rows, output, kind, unit, 0
         self._call = hashlib.sha256(json.dumps([rows, call], sort_keys=True, default=str).encode()).hexdigest()
-        self.texts = dict[int, Continuation]()
+        self.texts = dict[int, R]()
         self.journal = None if output is None else output.with_name(f"{output.name}.partial")
 
     def __enter__(self) -> Self:
@@ -125,9 +167,9 @@ class Texts:
         """How many texts are kept, and where, in words."""
         total = len(self._rows)
         if self.journal:
-            done = f"{len(self.texts)} of {total} prompts are done"
+            done = f"{len(self.texts)} of {total} {self._unit}s are done"
             return f"{done}, and kept in {self.journal}; the same command goes on from there"
-        return f"{self._printed} of {total} prompts are printed; with --output the same command would go on from there"
+        return f"{self._printed} of {total} {self._unit}s are printed; with --output the same command would go on from there"
 
     def _read(self, journal: Path) -> None:
         """Take what a call like this one has left, but a line that is not whole."""
@@ -142,7 +184,7 @@ class Texts:
         try:
             if not content.startswith(head[: len(content)]):
                 raise ValueError("other prompts, settings or another model")
-            self.texts |= {done.index: done for done in (Continuation(*json.loads(line)) for line in lines)}
+            self.texts |= {done.index: done for done in (self._kind(*json.loads(line)) for line in lines)}
         except (ValueError, TypeError) as error:
             what = f"{journal} is not what this call has left: {error}"
             raise UserError([Problem("--output", what, "remove it, or give another file")]) from error
@@ -157,12 +199,12 @@ class Texts:
         self._file.write(line)
         self._file.flush()
 
-    def add(self, done: Continuation) -> None:
-        """Keep the text of a prompt."""
+    def add(self, done: R) -> None:
+        """Keep the result of a line."""
         self.texts[done.index] = done
         if self.journal:
             with written(self.journal):
-                self._append(f"{json.dumps(dataclasses.astuple(done))}\n".encode())
+                self._append(f"{json.dumps([*vars(done).values()])}\n".encode())
             return
         first = self._printed
         while self._printed in self.texts:
@@ -177,9 +219,9 @@ class Texts:
             self.journal.unlink()
 
 
-def _write(path: Path | None, rows: Sequence[dict[str, Any]], texts: Sequence[Continuation]) -> None:
-    """Write lines with `text` and `finish_reason` added to each: to a file, atomically, or to standard output."""
-    lines = [{**row, "text": t.text, "finish_reason": t.finish_reason} for row, t in zip(rows, texts, strict=True)]
+def _write(path: Path | None, rows: Sequence[dict[str, Any]], results: Sequence[Result]) -> None:
+    """Write lines with the fields of their results added: to a file, atomically, or to standard output."""
+    lines = [row | {k: v for k, v in vars(r).items() if k != "index"} for row, r in zip(rows, results, strict=True)]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     content = text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes what JSON writes for it
     if path is None:

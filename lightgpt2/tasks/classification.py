@@ -17,11 +17,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.functional.divergence import IGNORE
-from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import CLASSIFICATION, family_of, head, recorded_states
 from lightgpt2.models.loading import has_head
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.workloads import Forward, Positions, Texts, Workload
+from lightgpt2.tasks import exported_classifier
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
 _BINS = 15  # of the expected calibration error
@@ -42,6 +42,7 @@ class Classification(Task):
     primary = "accuracy"
     better = "higher"
     predict = "classes"
+    verify = exported_classifier.verify
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -114,12 +115,15 @@ class Classification(Task):
     @torch.no_grad()
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
         """One row a text: its `loss` in nats, its `label`, and `probabilities` of the classes."""
-        found = self.predictions(model, batch)
-        supervised = found.labels != IGNORE
-        loss = token_nll(found.hidden, found.weight, found.labels, found.bias, found.scale)
-        probabilities = found.logits(slice(None), torch.float32).softmax(dim=1)
+        return self.scored(self.predictions(model, batch).logits(slice(None), torch.float32), batch)
+
+    def scored(self, logits: Tensor, batch: Batch) -> list[Row]:
+        """The rows of a batch whose logits `[B, C]` are known."""
+        labels, probabilities = batch["labels"], logits.softmax(dim=1)
+        supervised = labels != IGNORE
+        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         columns = zip(
-            batch["example"].tolist(), loss.tolist(), found.labels.tolist(), probabilities.tolist(), supervised.tolist(),
+            batch["example"].tolist(), loss.tolist(), labels.tolist(), probabilities.tolist(), supervised.tolist(),
             strict=True,
         )  # fmt: skip
         return [
@@ -183,7 +187,7 @@ class Classification(Task):
         return found
 
     def next_step(self, model: Path, data: Any) -> str:
-        return f"lightgpt2 predict --config {model.parent / 'config.yaml'}"
+        return f"lightgpt2 classify {model} --text 'The '"
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
         """Each text with its class, the most likely one, and the probabilities of all."""

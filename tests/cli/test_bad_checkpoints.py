@@ -16,18 +16,27 @@ import torch
 from lightning import Callback, Trainer
 from safetensors.torch import load_file, save_file
 
+from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO
 from lightgpt2.errors import UserError
 from lightgpt2.models.files import atomic_file, atomic_folder
 from lightgpt2.runs.run import Run, find_checkpoint
 from tests.support.cli import logged
 from tests.support.mistakes import Bench, Evil, files
 
+write = AtomicCheckpointIO().save_checkpoint
 LAST, BEST = Path("checkpoints/r/last.ckpt"), Path("checkpoints/r/best.ckpt")
 
 
 def foreign(path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
-    torch.save({**checkpoint, "run": {**checkpoint["run"], "model.teacher": "other"}}, path)
+    write({**checkpoint, "run": {**checkpoint["run"], "model.teacher": "other"}}, path)
+
+
+def change(path: Path) -> None:
+    """As a script of somebody's does."""
+    checkpoint = torch.load(path, weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).zero_()
+    torch.save(checkpoint, path)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -49,6 +58,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no checkpoint": (lambda path: torch.save([1, 2], path), UNREADABLE),
     "malicious": (lambda path: torch.save({"run": Evil()}, path), UNREADABLE),
     "bit flip": (flip_a_bit, "is damaged"),
+    "changed": (change, "was changed since lightgpt2 wrote it"),
     "foreign": (foreign, "is of another run (model.teacher: other there, teacher here)"),
 }
 
@@ -93,7 +103,7 @@ def test_checkpoint_that_does_not_fit_the_models(finished: Bench) -> None:
     assert message.startswith("--ckpt_path: the weights of teacher are not those that the checkpoint was trained with")
     checkpoint = torch.load(LAST, weights_only=True)
     del checkpoint["state_dict"]["model.lm_head.weight"]
-    torch.save(checkpoint, LAST)
+    write(checkpoint, LAST)
     save_file(tensors, teacher, {"format": "pt"})
     message = finished.refused("validate", "--ckpt_path", "last")
     assert message.startswith("--ckpt_path: the checkpoint is of a model of another shape (Missing key(s)")

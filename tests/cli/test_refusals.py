@@ -234,7 +234,7 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(
     bench.succeed("check")  # for a known type it is not needed
     Path("teacher/config.json").write_text(json.dumps({**config, "model_type": "custom"}))
     message = bench.refused("fit")
-    assert message.startswith("model.teacher: teacher brings code of its own")
+    assert message.startswith("model.teacher: teacher needs Python code in its folder")
     assert "set trust_remote_code (in a configuration model.trust_remote_code" in message
     assert not Path("executed").exists()
     bench.refuse("check", "--model.trust_remote_code=true")  # its type is none that is supported, but it has been read

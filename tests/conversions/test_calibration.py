@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs, rounded_at_once
 from lightgpt2.conversions.onnx.conversion import Onnx
-from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.validation import validation_data
 from lightgpt2.models.families import block_linears

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
 from lightgpt2.conversions.onnx.encoder_export import export_encoder
 from lightgpt2.conversions.onnx.weights import Form
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Format, Target
 from lightgpt2.errors import UserError
 from lightgpt2.models.loading import load_encoder
@@ -124,9 +124,9 @@ def test_encoder_is_loaded_as_its_configuration_says(tmp_path: Path) -> None:
     make_encoder("bert", classifies=True).save_pretrained(tmp_path / "head")
     assert not hasattr(load_encoder(str(tmp_path / "base"), "MODEL")[0], "classifier")
     assert hasattr(load_encoder(str(tmp_path / "head"), "MODEL")[0], "classifier")
-    config = AutoConfig.for_model("roberta", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    config = AutoConfig.for_model("electra", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
     AutoModel.from_config(config).save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match="bert or distilbert"):
+    with pytest.raises(UserError, match="of type 'electra'; use an encoder of type bert or distilbert or roberta"):
         load_encoder(str(tmp_path / "m"), "MODEL")
 
 

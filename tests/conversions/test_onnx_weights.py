@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.functional.quantization import affine_integers, fake_quantize
 from lightgpt2.models.families import block_linears, is_tied
 from lightgpt2.models.integers import Integers

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,32 @@ def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
 
 ASKED = turns(
     ("user", "What is a class?"), ("assistant", "A template."), ("user", "And é?"), ("assistant", "A letter.")
+)
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": [*properties]}
+    return {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": parameters}}
+
+
+TOOLS = [
+    tool("add", a={"type": "integer"}, b={"type": "integer"}),
+    tool("look_up", word={"type": "string"}),
+    tool("now"),
+]
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "It is 3."},
+]
+TOOLS_TEMPLATE = (
+    "{% if tools %}<|tools|>{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls %}<call>{{ call.function | tojson }}{% endfor %}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -113,6 +140,14 @@ ROWS: dict[str, tuple[Row, Document | None]] = {
     ),
     "instruction, input and output": ({"instruction": "ask", "input": "this", "output": "told"}, MORE),
     "instruction and output": ({"instruction": "ask", "input": "", "output": "told"}, PAIR),
+    "tools": ({"messages": CALLED, "tools": TOOLS}, Conversation(tuple(CALLED), tools=tuple(TOOLS))),
+    "tools as text": ({"messages": CALLED, "tools": json.dumps(TOOLS)}, Conversation(tuple(CALLED), tools=tuple(TOOLS))),
+    "tools of a prompt and a completion that are turns": (
+        {"prompt": CALLED[:3], "completion": CALLED[3:], "tools": TOOLS},
+        Conversation((CALLED[0], {**CALLED[1], "weight": 0}, *CALLED[2:]), tools=tuple(TOOLS)),
+    ),
+    "no tools": ({"messages": ASKED, "tools": None}, Conversation(tuple(ASKED))),
+    "a text beside tools of another kind": ({"text": "some", "tools": "hammer, saw"}, "some"),
     "nothing": ({"text": None}, None),
     "no answer": ({"prompt": "ask", "completion": " "}, None),
     "no turn of the assistant": ({"messages": ASKED[:1]}, None),
@@ -127,11 +162,7 @@ def test_rows_of_every_form_in_every_format(tmp_path: Path, name: str, suffix: s
     row, wanted = ROWS[name]
     path = tmp_path / f"a.{suffix}"
     if suffix == "csv":
-        if name in (
-            "prompt and completion that are turns",
-            "half of a surrogate pair",
-            "messages in the field of the text",
-        ):
+        if "turns" in name or name in ("half of a surrogate pair", "messages in the field of the text"):
             pytest.skip("there is no such value in CSV")
         with path.open("w", newline="") as file:
             values = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
@@ -155,6 +186,27 @@ WRONG: dict[str, tuple[Row, str]] = {
     "a number": ({"messages": 3}, "'messages' of {} holds int, not text or a list of messages, in row 1; correct it"),
     "content": ({"messages": [{"role": "user", "content": 3}]}, "the content of message 1 must be text, got 3, in row 1"),
     "a completion": ({"prompt": "a", "completion": 3}, "data.source: 'completion' of {} holds int, not text, in row 1"),
+    "tools that are words": (
+        {"messages": ASKED, "tools": "hammer, saw"}, "data.source: 'tools' of {} holds no JSON (Expecting value",
+    ),
+    "tools that are names": (
+        {"messages": ASKED, "tools": ["add"]},
+        "data.source: 'tools' of {} must be a list of JSON schemas of functions, got ['add'], in row 1",
+    ),
+    "calls that are text": (
+        {"messages": [ASKED[0], {"role": "assistant", "content": None, "tool_calls": "add(1)"}]},
+        "the tool_calls of message 2 must be a list of calls, got 'add(1)', in row 1; correct it",
+    ),
+    "a weight that is text": (
+        {"messages": [ASKED[0], {**ASKED[1], "weight": "0"}]}, "the weight of message 2 must be 0 or 1, got '0', in row 1",
+    ),
+    "half a weight": ({"messages": [ASKED[0], {**ASKED[1], "weight": 0.5}]}, "the weight of message 2 must be 0 or 1, got 0.5"),
+    "turns that are text": ({"messages": [json.dumps(turn) for turn in ASKED]}, "the role of message 1 must be one of"),
+    "turns in turns": ({"messages": [ASKED]}, "the role of message 1 must be one of"),
+    "roles in capitals": ({"messages": turns(("User", "a"))}, "the role of message 1 must be one of"),
+    "turns and a text": ({"prompt": ASKED[:1], "completion": "a"}, "'prompt' of {} holds list, not text, in row 1"),
+    "answers to choose from": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "nor messages, or prompt and completion"),
+    "turns in text that are another text": ({"messages": '"a text"'}, "'messages' of {} holds str, not text or a list of"),
     "other fields": ({"question": "a", "answer": "b"}, "nor messages, or prompt and completion, or instruction and output"),
 }  # fmt: skip
 
@@ -166,6 +218,38 @@ def test_rows_of_other_forms_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as error:
         [*Corpus(str(path)).documents()]
     assert words.format(path) in str(error.value)
+
+
+def test_turns_may_say_more_of_any_type(tmp_path: Path) -> None:
+    """Times and bytes in a table are no JSON."""
+    said = [{**turn, "time": datetime(2024, 1, 1), "raw": b"x"} for turn in ASKED[:2]]
+    pq.write_table(pa.table({"messages": [said, said], "tools": [None, None]}), tmp_path / "a.parquet")
+    remarks = Remarks()
+    assert len(split_documents(Corpus(str(tmp_path / "a.parquet")), 0.0, 0.0, remarks)) == 1
+    assert remarks.lines() == ["documents that occur again, left out: 1 (a)"]
+
+
+def test_another_thought_and_other_tools_make_another_conversation(tmp_path: Path) -> None:
+    asked, answer = ASKED[:2]
+    rows: list[Row] = [{"messages": [asked, {**answer, "reasoning_content": thought}]} for thought in ("a", "b")]
+    rows += [{"messages": [asked, answer], "tools": some} for some in (None, TOOLS[:1], TOOLS[:2])]
+    found = split_documents(Corpus(str(write_rows(tmp_path / "a.jsonl", rows))), 0.0, 0.0)
+    assert [document for _, document in found] == [
+        Conversation(tuple(row["messages"]), tools=row.get("tools") and tuple(row["tools"])) for row in rows
+    ]
+
+
+def test_half_of_a_surrogate_pair_anywhere_in_a_row_is_left_out(tmp_path: Path) -> None:
+    half, asked, answer = "\ud83d", ASKED[0], ASKED[1]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": half}}]}
+    rows: list[Row] = [
+        {"messages": [{**asked, "name": half}, answer]},
+        {"messages": ASKED, "tools": [tool(half)]},
+        {"messages": [asked, call]},
+    ]
+    remarks, path = Remarks(), write_rows(tmp_path / "a.jsonl", rows)
+    assert not [*Corpus(str(path)).documents(remarks)]
+    assert remarks.lines() == [f"rows that are not valid Unicode, left out: 3 ({path}: 3)"]
 
 
 def test_all_answers_to_a_question_share_a_split(tmp_path: Path) -> None:
@@ -241,6 +325,24 @@ def test_what_the_template_refuses_is_left_out_and_said(here: Path, capsys: pyte
     )
 
 
+def test_tools_are_rendered_as_transformers_does_and_not_learnt(here: Path) -> None:
+    data = prepared(here, [{"messages": CALLED, "tools": TOOLS}], template=TOOLS_TEMPLATE)
+    whole = data.tokenizer.apply_chat_template(CALLED, tools=TOOLS, tokenize=False)
+    assert data.tokenizer.decode(data._splits["train"].tokens[:]) == whole.rstrip("\n")
+    end = data.tokenizer.eos_token
+    assert learnt(data) == [f"<call>{json.dumps(CALL['function'])}{end}", f"It is 3.{end}"]
+
+
+def test_an_answer_that_begins_a_conversation_is_learnt(here: Path) -> None:
+    greeted = [{"role": "assistant", "content": "Hello!"}, *ASKED[:2]]
+    system = [{"role": "system", "content": "Be brief."}, *greeted]
+    rows = [{"messages": greeted}, {"messages": system}, {"prompt": greeted[:2], "completion": ASKED[1:2]}]
+    data = prepared(here, rows[:2])
+    assert learnt(data) == ["Hello!<|endoftext|>", "A template.<|endoftext|>"] * 2
+    data = prepared(here, rows[2:])
+    assert learnt(data) == ["A template.<|endoftext|>"], "of a prompt no answer is learnt"
+
+
 def test_a_template_from_a_file_is_used_and_kept(here: Path) -> None:
     Path("t.jinja").write_text(TEMPLATE)
     data = prepared(here, [{"messages": ASKED}], template=None, chat_template="t.jinja")
@@ -248,18 +350,24 @@ def test_a_template_from_a_file_is_used_and_kept(here: Path) -> None:
     assert data.tokenizer.chat_template == TEMPLATE
 
 
-def test_texts_and_conversations_share_a_stream(here: Path) -> None:
-    rows = [
-        {"text": "Some plain text."},
-        {"messages": ASKED},
-        {"text": "More of it."},
-        {"prompt": "a", "completion": "b"},
-    ]
-    special = {"bos_token": "<s>", "eos_token": "</s>"}
-    found = learnt(prepared(here, rows, special))
-    assert sorted(found) == sorted(
-        ["Some plain text.</s>", "A template.</s>", "A letter.</s>", "More of it.</s>", "b</s>"]
-    )
+@pytest.mark.parametrize("special", [{"bos_token": "<s>", "eos_token": "</s>"}, {"eos_token": "</s>"}])
+@pytest.mark.parametrize("settings", [{}, {"loss_on": "all"}, {"mode": "packed"}])
+def test_texts_and_conversations_share_a_stream(here: Path, special: dict[str, str], settings: dict[str, Any]) -> None:
+    """The end of a text is learnt whatever follows it: a text, a conversation, or nothing."""
+    texts = ["Some plain text.", "More of it.", "The last."]
+    rows: list[Row] = [{"text": texts[0]}, {"messages": ASKED}, {"text": texts[1]}, {"text": texts[2]}]
+    data = prepared(here, [*rows, {"prompt": "a", "completion": "b"}], special, **settings)
+    if data.mode == "packed":
+        data.sequence_length = len(data._splits["train"].tokens) - 1  # one window of all
+    found = learnt(data)
+    if not settings:
+        answers = ["A template.", "A letter.", "b"]
+        assert sorted(found) == sorted(f"{text}</s>" for text in [*texts, *answers])
+    elif "loss_on" in settings:
+        assert all(any(piece.endswith(f"{text}</s>") for piece in found) for text in texts)
+        assert len(found) == 5
+    else:
+        assert "".join(found) == "Some plain text.</s>A template.</s>A letter.</s>More of it.</s>The last.</s>b</s>"
 
 
 def test_prompts_of_conversations_go_up_to_the_first_answer(here: Path) -> None:

@@ -13,16 +13,10 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 import lightgpt2
 from lightgpt2.data import LanguageModelingData
 from lightgpt2.data.base import Connection
+from lightgpt2.data.batches import Slice, WindowDataset
 from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.store import TokenSplit
-from lightgpt2.data.windows import (
-    Slice,
-    WindowDataset,
-    Windows,
-    document_windows,
-    packed_windows,
-    prompt_windows,
-)
+from lightgpt2.data.windows import Windows, document_windows, packed_windows, prompt_windows
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.loading import new_model
 from tests.support.cli import write_config

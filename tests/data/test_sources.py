@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import json
 import os
 import sys
@@ -10,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
+from pyarrow import feather
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data import readers
 from lightgpt2.data.base import Connection
 from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.documents import Conversation
 from lightgpt2.data.files import split_named
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
+from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 from tests.support.models import write_tokenizer
@@ -139,6 +144,51 @@ def test_what_names_no_split_beside_training_text_is_left_out_and_named(tmp_path
     assert found == ["two", "one"]
     assert "files whose names say no split, beside others whose names do: not read: 2 (README.md, infos.json)" in said
     assert "valid split by its name: 1 (data/dev.txt)" in said
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: "a*.jsonl"}
+  - {split: test, path: [b.jsonl, ./more/*]}
+- config_name: other
+  data_files: c.jsonl
+---
+# A card
+"""
+
+
+def test_a_dataset_card_says_the_splits_of_files(tmp_path: Path) -> None:
+    names = ["a1", "a2", "b", "more/x", "c", "d", "test"]
+    write(tmp_path, {"README.md": CARD, **{f"{name}.jsonl": lines({"text": name}) for name in names}})
+    found = set(split_documents(Corpus(str(tmp_path)), 0.0, 0.0))
+    assert found == {(split, name) for split, some in (("train", ["a1", "a2", "c"]), ("test", ["b", "more/x", "test"]))
+                     for name in some}  # fmt: skip
+    assert "not read: 2 (README.md, d.jsonl)" in read(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    "about", ["configs: [1, {data_files: 3}]", "configs: {a: 1}", ": : [", "license: mit", "- a list"]
+)
+def test_a_card_of_another_form_says_nothing(tmp_path: Path, about: str) -> None:
+    write(tmp_path, {"README.md": f"---\n{about}\n---\n", "a.txt": "one"})
+    assert {split for split, _ in split_documents(Corpus(str(tmp_path)), 0.0, 0.0)} == {"train"}
+
+
+@pytest.mark.parametrize("named", ["test", "valid"])
+def test_beside_a_held_out_file_the_others_are_shared_out(tmp_path: Path, named: str) -> None:
+    texts = {name: [f"{name} {number}" for number in range(60)] for name in (named, "index", "notes")}
+    write(tmp_path, {f"{name}.txt": "\n\n".join(found) for name, found in texts.items()})
+    splits: dict[str, set[str]] = {"train": set(), "valid": set(), "test": set()}
+    for split, text in split_documents(Corpus(str(tmp_path)), 0.2, 0.2):
+        splits[split].add(str(text))
+    assert splits.pop(named) == set(texts.pop(named)), "no more is held out"
+    assert all(splits.values())
+    assert set().union(*splits.values()) == set().union(*texts.values())
+    said = read(tmp_path)[1]
+    assert "beside others whose names do: training text: 2 (index.txt, notes.txt)" in said
+    assert f"{named} split by its name: 1 ({named}.txt)" in said
 
 
 @pytest.mark.parametrize("name", ["test.txt", "valid.txt", "train.txt"])
@@ -285,6 +335,9 @@ ROWS: dict[str, tuple[str, Content, list[str], str]] = {  # name, content, texts
     ),
     "marks around a field": ("a.tsv", 'text\tlabel\n" all of it "\t0\n', ['" all of it "'], "is read as text: 1 ("),
     "marks of two fields": ("a.tsv", 'text\tb\n" one\t" two\n', ['" one'], "is read as text: 1 ("),
+    "marks around lines that are all whole rows": (
+        "a.tsv", 'text\tlabel\n"one\t0\ntwo"\t1\n', ['"one', 'two"'], "is read as text: 1 (",
+    ),
     "a mark inside a field": ("a.tsv", 'text\tlabel\nfive " inch\t0\n', ['five " inch'], ""),
     "marks in one column": ("a.tsv", 'text\n" one "\n"two\n', ['" one "', '"two'], "is read as text: 2 ("),
     "a quoted TSV": ("a.tsv", 'text\tlabel\n"She said ""no""."\t0\nplain\t1\n', ['She said "no".', "plain"], ""),
@@ -309,6 +362,8 @@ ROWS: dict[str, tuple[str, Content, list[str], str]] = {  # name, content, texts
     "JSON lines in a .json": ("a.json", lines({"text": "one"}, {"text": "two"}), ["one", "two"], ""),
     "a list in a .jsonl": ("a.jsonl", json.dumps([{"text": "one"}, {"text": "two"}], indent=2), ["one", "two"], ""),
     "one object": ("a.json", json.dumps({"text": "one"}, indent=2), ["one"], ""),
+    "a list that begins with a whole object": ("a.json", '[{"text": "one"}\n,{"text": "two"}\n]', ["one", "two"], ""),
+    "an object whose first line ends in a brace": ("a.json", '{"text": "one", "x": {"a": 1}\n}', ["one"], ""),
     "numbers that only JSON of Python has": (
         "a.jsonl", '{"text": "one", "x": NaN}\n{"text": "two", "x": 1e999}', ["one", "two"], "",
     ),
@@ -329,6 +384,25 @@ def test_rows_of_a_file(tmp_path: Path, name: str) -> None:
     assert words or not said
 
 
+QUOTED = {
+    "a line break in a field": 'text\tlabel\n"one\ntwo"\t0\nthree\t1\n',
+    "two columns of several lines": 'text\tlabel\n"one\n\ntwo"\t"a\nb"\nthree\t1\n',
+    "the last column": 'id\ttext\n1\t"one\ntwo"\n2\tthree\n',
+    "one column": 'text\n"one\ntwo"\nthree\n',
+    "tabs and marks, too": 'text\tlabel\n"one\t\t""two""\n""three"""\t0\nfour\t1\n',
+    "Windows' ends of lines": 'text\tlabel\r\n"one\r\ntwo"\t0\r\nthree\t1\r\n',
+    "a quoted header": '"text"\t"label"\n"one\ntwo"\t"0"\n"three"\t"1"\n',
+    "the last line without an end": 'text\tlabel\nthree\t1\n"one\ntwo"\t0',
+    "marks inside of other fields": 'text\tlabel\n"one\ntwo"\t0\n5" pipe\t1\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_quoted_tsv_is_read_as_pandas_and_datasets_read_it(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {"a.tsv": QUOTED[name]})
+    assert read(tmp_path / "a.tsv") == (pd.read_csv(tmp_path / "a.tsv", sep="\t")["text"].tolist(), "")
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()]
 )
@@ -343,6 +417,52 @@ def test_columns_of_a_parquet_file(tmp_path: Path, kind: Any, packed: bool) -> N
     assert "rows without text, left out: 1 (" in said
 
 
+def parquet(**columns: Any) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+def test_datasets_that_were_saved_to_disk(tmp_path: Path) -> None:
+    tables = {
+        "train": Dataset.from_dict({"n": [1, 2], "text": ["one", "two"]}),
+        "test": Dataset.from_dict({"text": ["three"]}),
+    }
+    DatasetDict(tables).save_to_disk(tmp_path / "several")
+    assert set(split_documents(Corpus(str(tmp_path / "several")), 0.0, 0.0)) == {
+        ("train", "one"), ("train", "two"), ("test", "three"),
+    }  # fmt: skip
+    tables["train"].save_to_disk(tmp_path / "alone", num_shards=2)
+    found, said = read(tmp_path / "alone")
+    assert (found, said) == (["one", "two"], "files about a dataset, not read: 2 (dataset_info.json, state.json)")
+    write(tmp_path, {"names/state.json": lines({"text": "a state"})})
+    assert read(tmp_path / "names") == (["a state"], ""), "without such a file beside it, it is a text"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_arrow_file_of_the_other_format(tmp_path: Path, packed: bool) -> None:
+    feather.write_feather(pa.table({"n": [1, 2], "text": ["one", None]}), str(tmp_path / "a.arrow"))
+    if packed:
+        (tmp_path / "a.arrow").write_bytes(gzip.compress((tmp_path / "a.arrow").read_bytes()))
+    assert read(tmp_path / "a.arrow") == (["one"], f"rows without text, left out: 1 ({tmp_path / 'a.arrow'})")
+
+
+def test_what_a_table_s_types_add_to_structs_is_no_part_of_a_row(tmp_path: Path) -> None:
+    """In an Arrow table every struct of a column has all fields; only those that were given reach the chat template."""
+    rows = [
+        {
+            "text": [
+                {"role": "user", "content": "a", "calls": [{"a": 1}, {"b": "x"}]},
+                {"role": "assistant", "content": "b"},
+            ]
+        }
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    ((_, document),) = Corpus(str(tmp_path / "a.parquet")).documents()
+    assert isinstance(document, Conversation)
+    assert [*document.messages] == rows[0]["text"]
+
+
 REFUSED: dict[str, tuple[str, Content, str]] = {
     "a column twice": ("a.csv", "text,text\none,two\n", "a.csv has 2 columns 'text'; rename the others"),
     "too many fields": ("a.csv", "text,id\none,1\ntwo, three,2\n", "(row 3 has 3 fields and the header 2)"),
@@ -351,6 +471,16 @@ REFUSED: dict[str, tuple[str, Content, str]] = {
     "another escape": ("a.csv", 'text,id\n"a \\"b\\"",1\n', "a.csv is not a readable csv file (line 2: "),
     "a list of texts": ("a.json", '["one"]', "row 1 of "),
     "a number": ("a.jsonl", lines({"text": "one"}, {"text": 2}), "holds int, not text or a list of messages, in row 2"),
+    "bytes": ("a.parquet", parquet(text=[b"one"]), "holds bytes, not text or a list of messages, in row 1"),
+    "lists of texts": ("a.parquet", parquet(text=[["one"]]), "the role of message 1 must be one of"),
+    "columns of lists": ("a.json", '{"text": ["one", "two"]}', "the role of message 1 must be one of"),
+    "columns by index": ("a.json", '{"text": {"0": "one"}}', "holds dict, not text or a list of messages, in row 1"),
+    "a field of rows": ("a.json", '{"version": 1, "data": [{"text": "one"}]}', "name one of version, data"),
+    "objects over several lines": ("a.jsonl", '{\n"text": "a"\n}\n{\n"text": "b"\n}', "a.jsonl is not a readable jsonl file ("),
+    "a byte order mark inside": ("a.jsonl", '{"text": "one"}\n\ufeff{"text": "two"}', "in line 2, column 1)"),
+    "semicolons": ("a.csv", "text;label\none;1\n", "name one of text;label"),
+    "carriage returns alone": ("a.csv", "text\rone\r", "a.csv is not a readable csv file (line "),
+    "no Arrow": ("a.arrow", "some text", "a.arrow is not a readable arrow file ("),
     "no such field": ("a.tsv", "body\tid\none\t1\n", "name one of body, id"),
     "no such field anywhere": ("a.jsonl", lines({"a": 1}, {"b": 2}), "name one of a"),
     "bad JSON": ("a.jsonl", '{"text": "one"}\n\n{"text": }\n', "(Expecting value in line 3, column 10)"),
@@ -420,6 +550,15 @@ def test_token_ids_with_gaps_and_above_two_bytes(here: Path, first: int, trims: 
     if not trims:
         assert tokens[1:].tolist() == whole(TEXT, add_special_tokens=False)["input_ids"]
         assert tokens.max() >= first, "one of the last ids is in the text"
+
+
+def test_a_tokenizer_that_is_not_what_its_folder_s_ledger_says_is_refused(here: Path) -> None:
+    write(here, {"a.txt": TEXT})
+    wide(here / "t", 400)
+    Ledger([{"files": {}}]).write(here / "t")
+    (here / "t/tokenizer.json").write_text((here / "t/tokenizer.json").read_text() + "\n")
+    with pytest.raises(UserError, match=r"^data.tokenizer: tokenizer.json in t is not what was written"):
+        LanguageModelingData("a.txt", tokenizer="t").prepare_data()
 
 
 @pytest.mark.parametrize("largest", [65_535, 65_536])

@@ -5,18 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from lightgpt2.data.batches import Slice, StepSampler, WindowDataset, WindowLoader, evaluation_order
 from lightgpt2.data.store import TokenSplit
-from lightgpt2.data.windows import (
-    Slice,
-    StepSampler,
-    WindowDataset,
-    WindowLoader,
-    Windows,
-    document_windows,
-    evaluation_order,
-    packed_windows,
-    prompt_windows,
-)
+from lightgpt2.data.windows import Windows, document_windows, packed_windows, prompt_windows
 from lightgpt2.functional.divergence import IGNORE
 
 

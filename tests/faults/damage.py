@@ -140,13 +140,18 @@ def other_checkpoint(path: Path, random: Random) -> None:
     torch.save(random.choice([*STRANGE, {"state_dict": {}}, {"run": {}, "global_step": 1}, torch.ones(2)]), path)
 
 
+def change_checkpoint(path: Path, random: Random) -> None:
+    """As a script does that edits one: a valid file, in which something is gone or other."""
+    torch.save(_change(torch.load(path, weights_only=True), random), path)
+
+
 Damage = Callable[[Path, Random], None]
 ANY: list[Damage] = [truncate, flip, flip_a_head, lengthen, noise, zeros, remove, folder, link, other_shape]
 JSON: list[Damage] = [change_json, change_json, change_json, change_json, nest_json, other_shape]
 BY_SUFFIX: dict[str, list[Damage]] = {
     ".json": ANY + JSON * 2, ".yaml": [*ANY, change_yaml, change_yaml, change_yaml, change_yaml],
     ".safetensors": [*ANY, change_header, change_header, change_weights, change_weights, change_weights],
-    ".ckpt": [*ANY, other_checkpoint, other_checkpoint],
+    ".ckpt": [*ANY, other_checkpoint, *[change_checkpoint] * 6],
 }  # fmt: skip
 
 

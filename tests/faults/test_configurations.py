@@ -5,7 +5,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 from lightgpt2.runs.configs import shipped_configs
 from lightgpt2.runs.yaml_text import YamlError, load_yaml
-from tests.faults.support import cases
+from tests.faults.conftest import Tried, cases
 from tests.support.mistakes import Bench, errors
 from tests.support.models import write_model
 
@@ -134,6 +134,7 @@ NAMED: list[tuple[dict[str, Any], str]] = [
     (new(vocab_size=10**9), "model.model: it has 32,000,027,520 parameters: 512.0 GB of memory are needed, and "),
     ({**new(), "data.vocab_size": 10**10}, "data.vocab_size: 720.0 GB of memory to train the tokenizer are needed, and "),
     (callback(_CHECKPOINT, save_top_k=3), "trainer.callbacks.ModelCheckpoint: ModelCheckpoint(save_top_k=3, "),
+    (callback(_CHECKPOINT, dirpath="x" * 300), "trainer.callbacks.dirpath: must be a path of at most 4096 bytes, each"),
     ({**callback("lightning.pytorch.callbacks.LearningRateMonitor"), "trainer.logger": False}, "trainer: Cannot use `Lear"),
     ({**_NEEDS, "data.source": "empty.txt"}, "data.source: empty.txt holds no text"),
     ({**_NEEDS, "data.source": "binary.txt"}, "data.source: binary.txt is binary, not text"),
@@ -279,6 +280,13 @@ def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
     return about, refused
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    ships = sorted(path.name for path in shipped_configs().glob("*.yaml"))
+    for name, (every, few) in {"seed": (range(300), 15), "fit_seed": (range(60), 2), "ships": (ships, 2)}.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, cases(metafunc.config, every, few))
+
+
 def mutant(seed: int) -> tuple[dict[str, Any], str, bool]:
     rng = random.Random(seed)
     name = rng.choice(sorted(path.name for path in shipped_configs().glob("*.yaml")))
@@ -305,43 +313,25 @@ def attempt(bench: Bench, config: dict[str, Any], verb: str) -> tuple[int, list[
     return code, messages, out
 
 
-def failures(seeds: range, each: Callable[[dict[str, Any], bool], None]) -> list[str]:
-    """What went wrong in the cases of these seeds, a line each."""
-    found = []
-    for seed in seeds:
-        config, about, refused = mutant(seed)
-        try:
-            each(config, refused)
-        except (Exception, Hang) as error:
-            found.append(f"{about}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        for folder in ("checkpoints", "tb-logs", "kept"):
-            shutil.rmtree(folder, ignore_errors=True)
-    return found
+def test_every_shipped_configuration_runs_before_it_is_mutated(wide: Bench, ships: str) -> None:
+    code, messages, _ = attempt(wide, shipped(ships), "check")
+    assert code == 0, messages
 
 
-def test_every_shipped_configuration_runs_before_it_is_mutated(wide: Bench) -> None:
-    for path in sorted(shipped_configs().glob("*.yaml")):
-        code, messages, _ = attempt(wide, shipped(path.name), "check")
-        assert code == 0, (path.name, messages)
+def test_a_mutation_runs_or_is_refused_in_lines_that_name_a_key(wide: Bench, seed: int, tried: Tried) -> None:
+    config, about, refused = mutant(seed)
+    tried("mutated configurations")
+    code, _, _ = attempt(wide, config, "check")
+    assert code == 2 or not refused, f"accepted {about}"
+    if code:
+        tried("mutated configurations: refused")
 
 
-def test_a_mutation_runs_or_is_refused_in_lines_that_name_a_key(wide: Bench, request: pytest.FixtureRequest) -> None:
-    def check(config: dict[str, Any], refused: bool) -> None:
-        code, _, _ = attempt(wide, config, "check")
-        assert code == 2 or not refused, "accepted"
-
-    found = failures(cases(request.config, 20, 300), check)
-    assert found == [], "\n".join(found)
-
-
-def test_fit_does_what_check_says(wide: Bench, request: pytest.FixtureRequest) -> None:
-    def both(config: dict[str, Any], refused: bool) -> None:
-        code, messages, out = attempt(wide, config, "check")
-        if code == 0 and int(re.findall(r"optimizer steps: ([\d,]+)", out)[0].replace(",", "")) > 20:
-            return  # right, and too long for a test
-        fit_code, fit_messages, _ = attempt(wide, config, "fit")
-        assert (fit_code, fit_messages) == (code, messages), f"check: {code} {messages}, fit: {fit_code} {fit_messages}"
-
-    seeds = cases(request.config, 3, 60)
-    found = failures(range(1000, 1000 + len(seeds)), both)
-    assert found == [], "\n".join(found)
+def test_fit_does_what_check_says(wide: Bench, fit_seed: int, tried: Tried) -> None:
+    config, about, _ = mutant(1000 + fit_seed)
+    code, messages, out = attempt(wide, config, "check")
+    if code == 0 and int(re.findall(r"optimizer steps: ([\d,]+)", out)[0].replace(",", "")) > 20:
+        return  # right, and too long for a test
+    tried("mutated configurations: fit beside check")
+    fit_code, fit_messages, _ = attempt(wide, config, "fit")
+    assert (fit_code, fit_messages) == (code, messages), about

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,19 @@ from lightgpt2.runs.recipes import read_recipe
 from lightgpt2.runs.run import Run
 from lightgpt2.runtime.language_model import Continuation
 from lightgpt2.runtime.prompts import Texts
+from tests.faults.conftest import Tried, cases
 from tests.faults.dying import inject
-from tests.faults.support import cases
+from tests.faults.small_disk import isolate
+from tests.support.chats import write_chat_model
 from tests.support.cli import ENVIRONMENT, call, run_cli, succeed, write_config
 from tests.support.mistakes import spoilt
-from tests.support.models import SHAPES, write_corpus, write_model
+from tests.support.models import SHAPES, make_model, write_corpus, write_model
 from tests.support.stages import callback, stage
 
 _ONNX = callback("PostTrainingQuantization", formats=["onnx-int8"])
 METHODS: dict[str, dict[str, Any]] = {
     "lora": stage("LoRA"),
+    "qlora": stage("QLoRA"),
     "distill": {"trainer.callbacks": [_ONNX, callback("Export", formats=["gguf"]), callback("Report")]},
     "scratch": stage("FineTune", SHAPES["gpt2"] | {"model_type": "gpt2"}) | {"data.vocab_size": 300},  # type: ignore[arg-type]
     "movement": stage("MovementPruning", pruning={"attention": 0.5, "ffn": 0.5}),
@@ -58,33 +61,29 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "report": ("report checkpoints/done --output report", "", ("report/**/*.*",)),
     "onnx": ("export teacher --format onnx --data corpus --documents 2 --output onnx", "", ("onnx/*.onnx*",)),
     "gguf": ("export teacher --format gguf --data corpus --documents 2 --output gguf", "", ("gguf/*.gguf",)),
+    "pipeline": ("pipeline chain.yaml", "", ("checkpoints/chain/a/*/*.safetensors",)),
+    "sweep": (
+        "sweep --config lora.yaml --values 0 0.5 --run r", "", ("checkpoints/r/*/*.safetensors", "checkpoints/r/sweep.json")
+    ),
+    "benchmark": ("benchmark teacher --rounds 1 --new-tokens 2 --prompt-tokens 4 --forward-tokens 4 --batches 1", "", ()),
 } | {
     name: (FIT.format(name), RESUME, tuple(f"checkpoints/r/*/*.{kind}" for kind in ("safetensors", "onnx*", "gguf")))
     for name in [*METHODS][1:]
-}
+}  # fmt: skip
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
-FAULTS = ("SIGKILL", *STOPS, "ENOSPC", "EROFS", "FSIZE")
+FAULTS = ("SIGKILL", *STOPS, "ENOSPC", "EROFS", "FSIZE", *["SIGKILL"] * 6, *STOPS, "ENOSPC")  # for every command
 ATTACKS = [(name, FAULTS[(turn + n) % len(FAULTS)]) for turn in range(len(FAULTS)) for n, name in enumerate(COMMANDS)]
-
-
-_MANY = {
-    "seed": (3, 4 * len(ATTACKS)),
-    "milliseconds": (2, 120),
-    "more": (0, 1),
-}  # how many cases the suite tries, and `make faults`
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name in _MANY.keys() & {*metafunc.fixturenames}:
-        metafunc.parametrize(name, cases(metafunc.config, *_MANY[name]))
+ROOM = [1_000 * 3**step for step in range(10)]  # bytes that a disk has left
+DISKS = [(name, ROOM[(turn + n) % len(ROOM)]) for turn in range(3) for n, name in enumerate(COMMANDS)]
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a corpus, prompts and a finished run, and the outputs of earlier calls."""
     folder = tmp_path_factory.mktemp("bench")
-    write_model(folder / "teacher")
+    write_model(folder / "teacher", n_embd=64)  # which QLoRA's blocks divide
     write_corpus(folder / "corpus", documents=24)
+    write_config(folder / "chain.yaml", {"stages": [{"name": "a", "config": "lora.yaml"}]})
     for name, changes in METHODS.items():
         write_config(folder / f"{name}.yaml", spoilt(changes))
     (folder / "p.jsonl").write_text("".join(f'{{"prompt": "{"The statement " * (n % 3 + 1)}"}}\n' for n in range(6)))
@@ -124,27 +123,72 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if re.fullmatch(r"\..*\.(tmp|old|stale)|.*\.partial", path.name)]
 
 
-def test_a_disturbed_command_loses_nothing_and_goes_on(bench: Path, whole: Any, tmp_path: Path, seed: int) -> None:
+def assert_old_or_new(bench: Path, folder: Path, expected: Made) -> None:
+    """Every file of the bench is in a folder, as it was or as it was to become."""
+    for path in bench.rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(bench))
+            assert (folder / name).read_bytes() in (path.read_bytes(), expected.get(name)), (
+                f"{name} is neither old nor new"
+            )
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a process has printed, without a traceback."""
+    text = done.stderr + done.stdout
+    assert "Traceback" not in text, text
+    assert "Exception ignored" not in text, text
+    return text
+
+
+def test_a_disturbed_command_loses_nothing_and_goes_on(
+    bench: Path, whole: Any, tmp_path: Path, seed: int, tried: Tried
+) -> None:
     name, fault = ATTACKS[seed % len(ATTACKS)]
     expected, operations = whole(name)
-    number = random.Random(seed).randint(*((1, operations) if fault != "FSIZE" else (2_000, 40_000)))
+    number = 1 if fault == "EROFS" else random.Random(seed).randint(*_PLACES.get(fault, (1, operations)))
     print(f"{fault} at {number} of {operations}: {COMMANDS[name][0]}")  # pytest shows it where the test fails
+    tried(_NAMES[fault])
     folder = tmp_path / "work"
     shutil.copytree(bench, folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     disturbed = run_cli(folder, fault, str(number), *COMMANDS[name][0].split(), module="tests.faults.dying")
-    said = disturbed.stderr + disturbed.stdout
-    assert "Traceback" not in said, said
-    assert "Exception ignored" not in said, said
+    text = said(disturbed)
     if disturbed.returncode:
-        assert disturbed.returncode == {"SIGKILL": -signal.SIGKILL, **dict.fromkeys(STOPS, 130)}.get(fault, 2), said
-        assert fault == "SIGKILL" or re.search(r"^lightgpt2: (error: )?\S.+", said, re.MULTILINE), said
-    for path, content in before.items():
-        now = path.read_bytes()
-        assert now in (content, expected.get(str(path.relative_to(folder)))), f"{path} is neither old nor new"
+        assert disturbed.returncode == {"SIGKILL": -signal.SIGKILL, **dict.fromkeys(STOPS, 130)}.get(fault, 2), text
+        assert fault == "SIGKILL" or re.search(r"^lightgpt2: (error: )?\S.+", text, re.MULTILINE), text
+    assert_old_or_new(bench, folder, expected)
     succeed(folder, *COMMANDS[name][0].split(), *COMMANDS[name][1].split())
     assert made(folder, name) == expected
     assert leftovers(folder) == []
+
+
+_PLACES = {"FSIZE": (2_000, 40_000)}
+_NAMES = {
+    "SIGKILL": "killed at an operation on files",
+    **{stop: f"asked to stop ({stop}) at an operation on files" for stop in STOPS},
+    "ENOSPC": "no room from an operation on", "EROFS": "a read-only file system", "FSIZE": "files that cannot grow",
+}  # fmt: skip
+
+
+def test_a_disk_without_room_loses_nothing(bench: Path, whole: Any, tmp_path: Path, disk: int, tried: Tried) -> None:
+    if forked(tmp_path, "COUNT", 0, isolate)[0]:
+        pytest.skip("this user may mount no disks")
+    name, room = DISKS[disk]
+    expected, _ = whole(name)
+    print(f"{room} bytes: {COMMANDS[name][0]}")
+    tried(f"a disk with {room:,} bytes left")
+    work = tmp_path / "work"
+    shutil.copytree(bench, work)
+    command, more = COMMANDS[name][0].split(), COMMANDS[name][1].split()
+    args = [str(room), str(len(more)), *command, *more]
+    done = run_cli(work, *args, module="tests.faults.small_disk")
+    text = said(done)
+    assert done.returncode in (0, 2), text
+    full = r"^lightgpt2: error: .*(the disk is full|of disk are needed)"
+    assert done.returncode == 0 or re.search(full, text, re.MULTILINE), text
+    assert_old_or_new(bench, work / "first", expected)
+    assert made(work / "second", name) == expected
+    assert leftovers(work / "second") == []
 
 
 # -- files and folders, operation by operation -----------------------------------------------------------------------
@@ -181,7 +225,7 @@ def write_folder() -> None:
 @pytest.mark.parametrize("fault", ["SIGKILL", "EROFS", "ENOSPC"])
 @pytest.mark.parametrize("write", [write_file, write_folder])
 def test_what_is_written_is_old_or_new_at_every_operation(
-    tmp_path: Path, write: Callable[[], None], fault: str
+    tmp_path: Path, write: Callable[[], None], fault: str, tried: Tried
 ) -> None:
     def content() -> list[str]:
         made = tmp_path / "made"
@@ -196,6 +240,7 @@ def test_what_is_written_is_old_or_new_at_every_operation(
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 path.write_text("old")
+        tried(f"each operation of writing: {fault}")
         code, _ = forked(tmp_path, fault, number, write)
         assert code == (-signal.SIGKILL if fault == "SIGKILL" else 1) or (code == 0 and content() == new)
         clear_leftovers(tmp_path)
@@ -222,14 +267,34 @@ def test_other_people_s_files_beside_an_output_are_no_leftovers(tmp_path: Path, 
     assert (tmp_path / name).read_text() == "years of work"
 
 
+LEFT = (
+    "checkpoints/done/.adapter.01ab.tmp/x", "checkpoints/done/.model.01ab.old/x", "checkpoints/done/.last.ckpt.01ab.tmp",
+    "checkpoints/done/model/.ledger.json.01ab.tmp", "report/.report.md.01ab.tmp", "report/.report.html.01ab.tmp",
+    ".o.jsonl.01ab.tmp", ".gguf.01ab.tmp/model.gguf", ".gguf.01ab.old/model.gguf",
+)  # fmt: skip
+
+
+def test_what_a_killed_process_has_left_goes_when_the_next_one_starts(bench: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(bench, folder)
+    for name in LEFT:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("half")
+    for name in ("report", "generate", "gguf"):
+        succeed(folder, *COMMANDS[name][0].split())
+    succeed(folder, "fit", "--config", "lora.yaml", "--run", "done", *RESUME.split(), "--trainer.max_steps", "2")
+    assert leftovers(folder) == []
+
+
 # -- asked to stop ---------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_in_the_first_moments_prints_no_traceback(tmp_path: Path, milliseconds: int) -> None:
+def test_a_stop_in_the_first_moments_prints_no_traceback(tmp_path: Path, milliseconds: int, tried: Tried) -> None:
     """While Python itself starts, which takes some of them, nothing of this package is there to hear it."""
     verbs = ("fit --config distill.yaml", "validate --config distill.yaml", "benchmark x", "export x --format onnx")
     seed, signum = random.Random(milliseconds), (signal.SIGINT, signal.SIGTERM)[milliseconds % 2]
     command = [sys.executable, "-c", _STARTED, *seed.choice(verbs).split()]
+    tried("asked to stop in the first moments")
     with subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -237,10 +302,10 @@ def test_a_stop_in_the_first_moments_prints_no_traceback(tmp_path: Path, millise
         assert process.stdout.readline() == "begun\n"
         time.sleep(seed.random() * 1.5)
         process.send_signal(signum)
-        said = process.stdout.read()
-    assert "Traceback" not in said, said
-    assert "Exception ignored" not in said, said
-    assert process.returncode in (130, -signum, 2), said
+        text = process.stdout.read()
+    assert "Traceback" not in text, text
+    assert "Exception ignored" not in text, text
+    assert process.returncode in (130, -signum, 2), text
 
 
 _STARTED = (
@@ -254,11 +319,39 @@ def test_a_closed_terminal_saves(bench: Path, tmp_path: Path) -> None:
     shutil.copytree(bench, folder)
     command, resume = COMMANDS["fit"][0].split(), COMMANDS["fit"][1].split()
     long = ["--trainer.max_steps=100000", "--checkpoint.every_n_steps=100000", "--trainer.enable_progress_bar=true"]
-    closed = run_cli(folder, "checkpoints/r/best.ckpt", *command, *long, module="tests.faults.terminal")
+    steps = json.dumps([("has", "checkpoints/r/best.ckpt")])
+    closed = run_cli(folder, steps, *command, *long, module="tests.faults.terminal")
     assert closed.returncode == 130, closed.stderr
     step = torch.load(folder / "checkpoints/r/last.ckpt", weights_only=True)["global_step"]
     assert step >= 2
     succeed(folder, *command, *resume, f"--trainer.max_steps={step}")
+
+
+HELLO = [("shows", "> $"), ("types", "Hello\n"), ("shows", "Hello\r\n.")]  # and the answer has begun
+TALKS: dict[str, tuple[list[tuple[str, str]], int, str]] = {
+    "Ctrl-C": (
+        [*HELLO, ("types", "\x03"), *HELLO, ("types", "\x03"), ("shows", "> $"), ("types", "\x03"), ("shows", "> $"),
+         ("types", "\x04"), ("ends", "")], 0, "",
+    ),
+    "SIGTERM": ([*HELLO, ("asks", "SIGTERM"), ("ends", "")], 130, "lightgpt2: asked to stop"),
+    "SIGTERM between answers": ([("shows", "> $"), ("asks", "SIGTERM"), ("ends", "")], 130, "lightgpt2: asked to stop"),
+    "SIGHUP": ([*HELLO, ("asks", "SIGHUP"), ("ends", "")], 130, ""),
+}  # fmt: skip
+
+
+def test_ctrl_c_stops_an_answer_and_other_signals_the_conversation(tmp_path: Path, talk: str, tried: Tried) -> None:
+    tried("asked to stop in a conversation on a terminal")
+    folder = write_chat_model(tmp_path / "model")
+    make_model("gpt2", n_positions=20_000).save_pretrained(folder)
+    endless = {"max_new_tokens": 10_000, "suppress_tokens": [0, *range(296, 300)]}
+    (folder / "generation_config.json").write_text(json.dumps(endless))
+    steps, code, said = TALKS[talk]
+    done = run_cli(
+        tmp_path, json.dumps(steps), "generate", "model", "--chat", module="tests.faults.terminal", TERM="dumb"
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_stop_after_the_last_step_saves_and_is_heard(bench: Path, tmp_path: Path) -> None:
@@ -330,28 +423,28 @@ def test_a_benchmark_keeps_what_is_measured(
 def test_a_journal_of_other_texts_is_refused_and_kept(tmp_path: Path) -> None:
     rows, output = [{"prompt": "a"}, {"prompt": "b"}], tmp_path / "o.jsonl"
     done = Continuation(1, "\ud800\n", "length")
-    with Texts(rows, output, model="m") as texts:
+    with Texts(rows, output, Continuation, model="m") as texts:
         texts.add(done)
     journal = tmp_path / "o.jsonl.partial"
     kept = journal.read_bytes()
     for other in ({"model": "other"}, {"model": "m", "seed": 1}):
         with (
             pytest.raises(UserError, match=r"--output: .*partial is not what this call has left"),
-            Texts(rows, output, **other),
+            Texts(rows, output, Continuation, **other),
         ):
             pass
     journal.write_bytes(b"my notes")
-    with pytest.raises(UserError, match="not what this call has left"), Texts(rows, output, model="m"):
+    with pytest.raises(UserError, match="not what this call has left"), Texts(rows, output, Continuation, model="m"):
         pass
     assert journal.read_bytes() == b"my notes"
     for cut in range(len(kept)):
         journal.write_bytes(kept[:cut])
-        with Texts(rows, output, model="m") as texts:
+        with Texts(rows, output, Continuation, model="m") as texts:
             assert texts.texts == {}
     journal.write_bytes(kept)
-    with Texts(rows, output, model="m") as texts:
+    with Texts(rows, output, Continuation, model="m") as texts:
         assert texts.texts == {1: done}
-        with pytest.raises(UserError, match="another process writes"), Texts(rows, output, model="m"):
+        with pytest.raises(UserError, match="another process writes"), Texts(rows, output, Continuation, model="m"):
             pass
         texts.add(Continuation(0, "x", "stop"))
         texts.finish()
@@ -371,8 +464,9 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_name_that_is_another_path_or_unprintable_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Tried
 ) -> None:
+    tried("hostile names")
     folder = tmp_path / "deep/work"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -434,8 +528,12 @@ def evil(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_no_child_runs_what_lies_in_the_working_folder(evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_child_runs_what_lies_in_the_working_folder(
+    evil: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
     """Each looks for a module `yaml`, which the folder has; the package of that name cannot be run."""
+    for _ in range(3):
+        tried("code that must not run")
     with benchmark.Children("yaml") as worker:
         worker.ask("x", "load")
     assert "yaml" in worker.errors["x"]
@@ -481,8 +579,8 @@ UNSAFE: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", UNSAFE)
-def test_a_safe_check_runs_no_code_of_others(bench: Path, tmp_path: Path, case: str) -> None:
+def test_a_safe_check_runs_no_code_of_others(bench: Path, tmp_path: Path, case: str, tried: Tried) -> None:
+    tried("code that must not run")
     folder = tmp_path / "work"
     shutil.copytree(bench, folder)
     (folder / "mine.py").write_text(MINE)
@@ -495,3 +593,13 @@ def test_a_safe_check_runs_no_code_of_others(bench: Path, tmp_path: Path, case: 
 
 def test_a_safe_check_takes_what_ships(bench: Path) -> None:
     assert succeed(bench, "check", "--config", "lora.yaml", "--safe").endswith("ok\n")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All cases by the name of their fixture, and how many the suite tries."""
+    many: dict[str, tuple[Sequence[Any], int]] = {
+        "seed": (range(len(ATTACKS)), 3), "disk": (range(len(DISKS)), 1), "milliseconds": (range(120), 2),
+        "more": (range(1), 0), "case": ([*UNSAFE], 3), "talk": ([*TALKS], 2),
+    }  # fmt: skip
+    for name in many.keys() & {*metafunc.fixturenames}:
+        metafunc.parametrize(name, cases(metafunc.config, *many[name]))

@@ -11,7 +11,7 @@ import pytest
 
 from lightgpt2.callbacks import InferenceBenchmark
 from lightgpt2.conversions.export import export
-from lightgpt2.conversions.onnx.decoder import Forms
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError

@@ -20,6 +20,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=12) | s
 )
 
 
+ALTERNATING = ("Llama 2", "Mistral")  # the styles in which the user must begin
+
+
 def template_of(style: str) -> ChatTemplate:
     return ChatTemplate(TEMPLATES[style][0], SPECIAL)
 
@@ -38,7 +41,8 @@ def around(text: str, spans: list[tuple[int, int]]) -> list[str]:
 def conversations(draw: st.DrawFn, style: str) -> list[dict[str, str]]:
     system = draw(st.booleans()) and style not in NO_SYSTEM
     head = [{"role": "system", "content": draw(TEXTS)}] if system else []
-    return [*head, *turns(*draw(st.lists(TEXTS, min_size=1, max_size=6)))]
+    first = draw(st.booleans()) if style not in ALTERNATING else 0  # whether the assistant begins
+    return [*head, *turns(*draw(st.lists(TEXTS, min_size=1 + first, max_size=6)))[first:]]
 
 
 @EACH
@@ -129,7 +133,10 @@ REFUSED = {
     "roles that do not alternate": ("Llama 2", [*turns("a"), *turns("b")], "refuses it (Conversation roles must alternate"),
     "no system role": ("Gemma", [{"role": "system", "content": "a"}], "refuses it (System role not supported)"),
     "no messages": ("ChatML", [], "there are no messages"),
-    "an answer to nothing": ("ChatML", turns("a", "b")[1:], "the first message must not be the assistant's"),
+    "an answer to nothing": ("Mistral", turns("a", "b")[1:], "refuses it (After the optional system message"),
+    "parts where text is meant": (
+        "Llama 3", [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "contents that are text, not lists of parts",
+    ),
     "an answer that is left out": ("{{ messages[0].content }}", turns("a", "b"), "the end of message 2 cannot be found"),
     "what comes before an answer changes": (LAST_ONLY, turns("a", "b"), "precedes message 2 differently"),
     "two ends": (TWO_ENDS, turns(*"abcd"), "the end of message 2 cannot be found"),
@@ -182,6 +189,11 @@ PROBLEMS: list[tuple[Any, str | None]] = [
         "the content of message 1 must be text, got [{'type': 'image'}]",
     ),
     (turns("a", "\ud83d"), "the content of message 2 is not valid Unicode"),
+    ([{"role": "assistant", "tool_calls": "[{}]"}], "the tool_calls of message 1 must be a list of calls, got '[{}]'"),
+    (
+        [{"role": "assistant", "content": "", "tool_calls": ["f()"]}],
+        "the tool_calls of message 1 must be a list of calls",
+    ),
 ]
 
 

@@ -75,8 +75,16 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
 
 OTHERS = [
     ("gpt2", {"n_layer": 6}, ""),  # as DistilGPT-2's folder says
-    ("gpt_neo", {}, "models of type 'gpt_neo' are not supported; use a decoder of type gemma3_text, gpt2, "),
-    ("bloom", {}, "models of type 'bloom' are not supported; use a decoder of type gemma3_text, gpt2, "),
+    (
+        "gpt_neo",
+        {},
+        "models of type 'gpt_neo' are not supported; use a model of type bert, distilbert, gemma3_text, gpt2, ",
+    ),
+    (
+        "bloom",
+        {},
+        "models of type 'bloom' are not supported; use a model of type bert, distilbert, gemma3_text, gpt2, ",
+    ),
     (
         "opt",
         {"do_layer_norm_before": False},

@@ -21,6 +21,7 @@ def test_one_layer_is_enough() -> None:
 
 
 def test_what_is_needed_and_what_is_free_are_said(tmp_path: Path) -> None:
+    assert lack(2 * 10**6, 1000, "disk") == "2.000 MB of disk are needed, and 0.001 MB are free"
     assert lack(2 * 10**9, 10**9, "memory") == "2.0 GB of memory are needed, and 1.0 GB are free"
     assert lack(10**9, 10**9, "memory") is None
     assert free_memory() > 10**8

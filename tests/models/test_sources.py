@@ -23,6 +23,7 @@ from lightgpt2.conversions.packing import pack_folder
 from lightgpt2.errors import UserError
 from lightgpt2.models import loading
 from lightgpt2.models.adapters import base_of
+from lightgpt2.models.chat import chat_template
 from lightgpt2.models.gguf_files import _of_factors
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.loading import load_config, load_encoder, load_model, load_tokenizer
@@ -114,6 +115,100 @@ def test_weights_without_a_place_are_refused_by_name(tmp_path: Path, name: str) 
         UserError, match=rf"^model: .* has 1 weights that its config.json has no place for: {LAYER}.{name}"
     ):
         load_model(str(tmp_path), "model")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_integers_that_nothing_says_how_to_read_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    write_model(tmp_path, "llama")
+    edit_weights(tmp_path, lambda weights: weights.update({f"{LAYER}.mlp.up_proj.weight": torch.ones(48, 32).to(kind)}))
+    with pytest.raises(
+        UserError, match=rf"^model: .* has 1 weights that are integers, first {LAYER}.mlp.up_proj.weight \("
+    ):
+        load_model(str(tmp_path), "model")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+def test_weights_of_a_wrapped_model_are_refused_with_both_names(tmp_path: Path, prefix: str) -> None:
+    """As plain torch saves what DistributedDataParallel, torch.compile or a LightningModule wraps."""
+    write_model(tmp_path)
+    save_file({prefix + name: value for name, value in load_file(tmp_path / "model.safetensors").items()},
+              tmp_path / "model.safetensors", {"format": "pt"})  # fmt: skip
+    with pytest.raises(
+        UserError, match=rf"lacks 53 of its weights, .*; it has 48 others, first {prefix}transformer.h.0"
+    ):
+        load_model(str(tmp_path), "model")
+
+
+ODD_FILES: dict[str, tuple[str, Any, str]] = {  # the file, its content or some of its values, the message
+    "an index without weights": ("model.safetensors.index.json", "{}", "there is no 'weight_map'"),
+    "an activation that is none": ("config.json", {"activation_function": "swoosh"}, "there is no 'swoosh'"),
+    "a dtype that is none": ("config.json", {"dtype": "float4"}, "no attribute 'float4'"),
+    "no type of quantization": ("config.json", {"quantization_config": {}}, "no `quant_method` attribute"),
+    "a list as quantization": ("config.json", {"quantization_config": []}, "could not be loaded"),
+    "a list as the type": ("config.json", {"model_type": ["gpt2"]}, "could not be loaded"),
+    "a list as the configuration": ("config.json", "[]", "a `model_type` key"),
+    "a comma too many": ("config.json", '{"model_type": "gpt2",}', "not a valid JSON file"),
+    "an empty configuration": ("config.json", "", "not a valid JSON file"),
+    "a byte order mark": ("config.json", '\ufeff{"model_type": "gpt2"}', "not a valid JSON file"),
+    "a number in quotation marks": ("config.json", {"vocab_size": "300"}, "'vocab_size' expected int, got str"),
+    "heads that divide nothing": ("config.json", {"n_head": 5}, "divisible by num_heads"),
+    "fewer positions": ("config.json", {"n_positions": 32}, "of other shapes than its config.json says"),
+    "no layers": ("config.json", {"n_layer": 0}, "44 weights that its config.json has no place for"),
+    "a list as generation settings": ("generation_config.json", "[]", "could not be loaded"),
+    "a shard as the whole": ("model-00001-of-00002.safetensors", None, "no file named model.safetensors"),
+    "weights of another program": ("consolidated.safetensors", None, "no file named model.safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_an_odd_file_of_a_model_is_one_line(tmp_path: Path, name: str) -> None:
+    file, content, words = ODD_FILES[name]
+    write_model(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if content is None:
+        weights.rename(tmp_path / file)
+    elif isinstance(content, dict):
+        edit_json(tmp_path / file, **content)
+    else:
+        (tmp_path / file).write_text(content)
+    if "index" in file:
+        weights.rename(tmp_path / "model-00001-of-00001.safetensors")
+    with pytest.raises(UserError) as error:
+        load_model(str(tmp_path), "model")
+    (problem,) = error.value.problems
+    assert words in problem
+    assert problem.key == "model"
+    assert "\n" not in problem
+
+
+ODD_TOKENIZERS: dict[str, tuple[str, Any]] = {
+    "nothing in it": ("tokenizer.json", "{}"),
+    "a list": ("tokenizer.json", "[]"),
+    "half of it": ("tokenizer.json", '{"a": '),
+    "a list of settings": ("tokenizer_config.json", "[]"),
+    "a class that is a number": ("tokenizer_config.json", {"tokenizer_class": 3}),
+    "a token that is a number": ("tokenizer_config.json", {"eos_token": 3}),
+    "a length that is text": ("tokenizer_config.json", {"model_max_length": "long"}),
+    "a template without text": ("tokenizer_config.json", {"chat_template": [{"name": "a"}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_TOKENIZERS)
+def test_an_odd_file_of_a_tokenizer_is_one_line(tmp_path: Path, name: str) -> None:
+    file, content = ODD_TOKENIZERS[name]
+    write_model(tmp_path)
+    if isinstance(content, dict):
+        edit_json(tmp_path / file, **content)
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=r"^data.tokenizer: [^\n]*$"):
+        load_tokenizer(str(tmp_path), "data.tokenizer")
+
+
+def test_a_chat_template_that_is_no_text_is_none(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", chat_template=3)
+    assert chat_template(load_tokenizer(str(tmp_path), "model")) is None
 
 
 def tied_twice(weights: Weights) -> None:

@@ -50,6 +50,7 @@ MISTAKES: list[tuple[Any, ...]] = [
     ([{"name": "a"}], "stages.a.config: required"),
     ([A | {"config": ["teacher.yaml"]}], "stages.a.config: must be the name of a configuration, got ["),
     ([A | {"config": "no.yaml"}], "stages.a.config: no.yaml does not exist", "teacher.yaml"),
+    ([A | {"config": "x" * 10_000}], "stages.a.config: xxx", "... does not exist; give a path"),
     ([A | {"config": "empty.yaml"}], "stages.a.config: empty.yaml has no model.class_path"),
     ([A, B | {"from": "c"}], "stages.b.from: there is no stage c", "of a, b"),
     ([A, B | {"from": {"model.student": "c"}}], "stages.b.from: there is no stage c"),

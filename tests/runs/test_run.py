@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
+from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO
 from lightgpt2.errors import UserError
 from lightgpt2.runs.fits import missing
 from lightgpt2.runs.run import FORMAT, Run, check_folder, find_checkpoint, identity
@@ -92,7 +92,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def save(path: Path, **values: Any) -> None:
-    torch.save({"run": {"a": 1, "old": None}, "global_step": 7, **values}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": {"a": 1, "old": None}, "global_step": 7, **values}, path)
 
 
 def test_a_setting_that_one_side_lacks_counts_as_null(run: Run) -> None:

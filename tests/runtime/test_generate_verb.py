@@ -105,7 +105,7 @@ BAD = {
     "top_k without sampling": (["--prompt", "A", "--top-k", "5"], "--top-k: must be left out at temperature 0"),
     "option": (["--prompt", "A", "--beams", "4"], "unrecognized arguments: --beams"),
     "no folder": (["--prompt", "A"], "MODEL: ./gone does not exist; give"),
-    "family": (["--prompt", "A"], "MODEL: models of type 'bert' are not supported; use a decoder"),
+    "family": (["--prompt", "A"], "MODEL: models of type 'bert' are not supported for this task; use a model"),
 }  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_what_json_allows_is_read_and_written_again(
     lines = [line for line in FILES[name].decode("utf-8-sig").split("\n") if line.strip()]
     assert str(rows) == str([json.loads(line) for line in lines])
     for output in (path, None):
-        with Texts(rows, output) as texts:
+        with Texts(rows, output, Continuation) as texts:
             for index in range(len(rows)):
                 texts.add(Continuation(index, "made\u2028text", "stop"))
             texts.finish()

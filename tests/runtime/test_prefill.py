@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.weights import Blocks, Matrix
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.errors import UserError
 from lightgpt2.functional.quantization import fake_quantize, integers
 from lightgpt2.models.families import block_linears

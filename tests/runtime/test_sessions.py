@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from lightgpt2.runtime.ort import _PROBE, _page_out, clips_products, open_session, session_options
 from tests.support.models import make_restless_model

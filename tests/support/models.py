@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.models.families import CLASSIFICATION
+from lightgpt2.models.families import CLASSIFICATION, class_for
 from lightgpt2.models.integers import Integers, integer_tensors
-from lightgpt2.models.loading import load_config, new_model
+from lightgpt2.models.loading import new_model
 from lightgpt2.models.saving import save_model
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -128,7 +128,8 @@ def make_classifier(family: str, classes: int = 3, seed: int = 0, **changes: Any
     """A randomly initialised model with a classification head, with weights large enough to matter."""
     torch.manual_seed(seed)
     shape = copy.deepcopy({"vocab_size": 300, **(ENCODERS | SHAPES)[family], "pad_token_id": 0, **changes})
-    config = load_config({"model_type": family, **shape, "num_labels": classes}, "model", auto_class=CLASSIFICATION)
+    config = AutoConfig.for_model(family, **shape, num_labels=classes)
+    config.architectures = [class_for(config, CLASSIFICATION, "model")]
     model = new_model(config)
     with torch.no_grad():
         for parameter in model.parameters():

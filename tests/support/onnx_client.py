@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from lightgpt2.conversions.onnx.decoder import Decoder, Forms, Stored
+from lightgpt2.conversions.onnx.decoder import Decoder
 from lightgpt2.conversions.onnx.graph import Graph
+from lightgpt2.conversions.onnx.writer import Forms, Stored
 from lightgpt2.runtime.ort import clips_products
 
 Array = NDArray[Any]

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data import TaskData
-from lightgpt2.data.windows import Slice, StepSampler, WindowLoader, Windows, evaluation_order
+from lightgpt2.data.batches import Slice, StepSampler, WindowLoader, evaluation_order
+from lightgpt2.data.windows import Windows
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
 from lightgpt2.models.families import backbone, head

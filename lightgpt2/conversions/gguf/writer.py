@@ -24,7 +24,7 @@ from lightgpt2.conversions.target import GgufType, Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.axes import Shape, uneven_sizes
-from lightgpt2.models.families import FAMILIES, family_of, is_tied
+from lightgpt2.models.families import CLASSIFICATION, FAMILIES, family_of, is_tied, predicts
 from lightgpt2.models.gguf_files import stored_names
 from lightgpt2.models.loading import load_exported_gguf
 from lightgpt2.models.operations import Operation
@@ -46,6 +46,8 @@ class Gguf(Exported):
         self.precision = _PRECISIONS[self.kind]
 
     def model_problems(self, config: PretrainedConfig, data: TaskData) -> Iterator[Problem]:
+        if predicts(config.architectures) == CLASSIFICATION:
+            return iter([Problem("", "classification heads are not written", "export to onnx")])
         return gguf_problems(config, data.tokenizer, self.kind)
 
     def write_model(self, source: Path, model: PreTrainedModel, folder: Path, data: TaskData) -> Operation:

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lightgpt2.conversions.onnx.weights import Form
 from lightgpt2.models.families import block_linears
+from lightgpt2.models.standalone import stored_weights
 
 BOUND = 0.05  # relative error of a token's outputs, in the median, up to which one scale will do
 
@@ -27,19 +29,25 @@ def rounded_at_once(x: Tensor) -> Tensor:
     return ((x / step + zero).round().clamp(0, 255) - zero) * step
 
 
+def rounded_by_tokens(x: Tensor) -> Tensor:
+    """Numbers as `int8-tokens` rounds them."""
+    return stored_weights.round_inputs(None, (x,))[0]
+
+
 class Inputs(NamedTuple):
     """The inputs of a layer."""
 
-    error: float  # by how much rounding them at once changes a token's outputs (relative, L2), the median
+    error: float  # by how much rounding them changes a token's outputs (relative, L2), the median
     power: Tensor  # the mean square of each input [I]
 
 
 @torch.no_grad()
-def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, Inputs]:
+def measure_inputs(model: PreTrainedModel, batches: list[Tensor], form: Form = "int8") -> dict[str, Inputs]:
     """The inputs of the linear layers of the blocks and the vocabulary head that are used, by name; of token ids `[1, T]`.
 
-    The model is in FP32, in eval mode.
+    The model is in FP32, in eval mode. `form` says how the inputs would be rounded.
     """
+    rounded = rounded_by_tokens if form == "int8-tokens" else rounded_at_once
     head: Any = model.get_output_embeddings()
     layers = block_linears(model) | {name: module for name, module in model.named_modules() if module is head}
     errors, squares = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
@@ -47,7 +55,7 @@ def measure_inputs(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, I
     def note(name: str, module: Any, args: Any, output: Any) -> None:
         x, weight = args[0].flatten(0, -2), module.weight
         columns = weight if isinstance(module, Conv1D) else weight.T
-        exact, off = x @ columns, (rounded_at_once(x) - x) @ columns
+        exact, off = x @ columns, (rounded(x) - x) @ columns
         errors[name].append(off.norm(dim=1) / exact.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny))
         squares[name].append(x.square().sum(dim=0))
 

@@ -12,24 +12,31 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.exported import Exported
 from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs
-from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Decoder, Forms, Stored
-from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS, Graph
+from lightgpt2.conversions.onnx.decoder import Decoder, DecoderClassifier
+from lightgpt2.conversions.onnx.encoder import Encoder
+from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
+from lightgpt2.conversions.onnx.writer import Forms, ModelWriter, Stored
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.families import Shape, family_of
+from lightgpt2.models.families import CLASSIFICATION, ENCODERS, predicts
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.models.vocabulary import needed_rows
-from lightgpt2.runtime.engines import Engine
-from lightgpt2.runtime.loading import context_of
+from lightgpt2.runtime.engines import Classifier, Engine
+from lightgpt2.runtime.loading import exported_engine
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _BLOCKS: Form = "int8-blocks"
-_HEAD = 8
-_CALIBRATION_WINDOWS = 4
+
+
+def writer_of(config: PretrainedConfig) -> type[ModelWriter]:
+    """The class that writes the graph of a model of this configuration."""
+    if config.model_type in ENCODERS:
+        return Encoder
+    return DecoderClassifier if predicts(config.architectures) == CLASSIFICATION else Decoder
 
 
 class Onnx(Exported):
@@ -48,13 +55,10 @@ class Onnx(Exported):
             yield Problem("group", "the weights have groups already, with scales that were trained", "remove it")
         elif quantized and self.name != f"onnx-{quantized}":
             yield Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")
-        family = family_of(config)
-        if (head := Shape.of(config).head) % _HEAD:
-            what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {_HEAD}"
-            yield Problem("", what, "train one that has")
-        if (activation := family.activation(config)) not in ACTIVATIONS:
-            yield Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}")
-        yield from (Problem("", *line.split("; ", 1)) for line in family.onnx_problems(config))
+        writer = writer_of(config)
+        if self.target.prefill and writer is not Decoder:
+            yield Problem("prefill", "only models that generate read prompts", "remove it")
+        yield from writer.problems(config)
         if (tokens := needed_rows(data.tokenizer)) > config.vocab_size:
             what = f"the tokenizer has {tokens} tokens and the model {config.vocab_size}"
             yield Problem("", what, "give the model the tokenizer that it was trained with")
@@ -65,8 +69,7 @@ class Onnx(Exported):
         if _is_stored(model.config):
             integers = stored_weights.read_stored(source.expanduser() / "model.safetensors")
         forms = self.forms(model, integers[1] if integers else {}, data)
-        with torch.no_grad(), Graph(folder) as graph:
-            Decoder(graph, model, forms, integers).write()
+        graph = writer_of(model.config).into(folder, model, forms, integers)
         prefill = None if forms.prefill is None else {"layers": self.target.prefill, "other_layers": forms.prefill}
         return {
             "weights": graph.bytes,
@@ -78,10 +81,8 @@ class Onnx(Exported):
             "bytes": {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)},
         }
 
-    def runner(self, folder: Path) -> Engine:
-        from lightgpt2.runtime.onnx_engine import OnnxEngine  # and ONNX Runtime: only what exports pays for it
-
-        return OnnxEngine(folder / GRAPH, context_of(folder, "MODEL"), torch.get_num_threads())
+    def runner(self, folder: Path) -> Engine | Classifier:
+        return exported_engine(folder, torch.get_num_threads(), "MODEL")
 
     def forms(self, model: PreTrainedModel, table: stored_weights.Table, data: TaskData) -> Forms:
         """How each weight is stored: as the model's own file has it (by its table), else by the inputs of training windows."""
@@ -89,14 +90,15 @@ class Onnx(Exported):
             return Forms()
         names = {id(module): name for name, module in model.named_modules()}
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
-        inputs = measure_inputs(model, _calibration(data))
+        layers = writer_of(model.config).int8 if self.layers == "int8" else self.layers
+        inputs = measure_inputs(model, _calibration(data), layers)
         uneven = {name for name, found in inputs.items() if not found.error <= BOUND}  # nor is NaN
-        head = names[id(model.get_output_embeddings())]
+        head = names.get(id(model.get_output_embeddings()), "")
         embeddings = _BLOCKS if embeddings == "int8" and head in uneven else embeddings
         others = dict.fromkeys(sorted(uneven - {head}), _BLOCKS) if self.layers == "int8" else {}
         powers = {name: found.power for name, found in inputs.items()}
         prefill = sorted(uneven) if self.target.prefill else None
-        return Forms(self.layers, embeddings, others, prefill, self.target.group or GROUP, powers)
+        return Forms(layers, embeddings, others, prefill, self.target.group or GROUP, powers)
 
     def _embeddings(self, table: stored_weights.Table, name: str) -> Form:
         """How they are stored; a UserError if trained integers do not allow it."""
@@ -119,10 +121,10 @@ def _is_stored(config: PretrainedConfig) -> bool:
 
 
 def _calibration(data: TaskData) -> list[Tensor]:
-    """Windows of the training split; of the validation split where that is too short for any."""
+    """Inputs of the training split; of the validation split where that has too few."""
     with contextlib.suppress(UserError):
-        found: list[Tensor] = data.calibration(_CALIBRATION_WINDOWS)
+        found: list[Tensor] = data.calibration(data.calibrates)
         return found
     batch = next(iter(data.scoring_loader("valid")))
     rows = zip(batch["input_ids"], batch["lengths"], strict=True)
-    return [row[None, :length] for row, length in itertools.islice(rows, _CALIBRATION_WINDOWS)]
+    return [row[None, :length] for row, length in itertools.islice(rows, data.calibrates)]

@@ -6,134 +6,60 @@ written in place.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
-from lightgpt2.conversions.onnx.weights import GROUP, Form, Matrix, Vocabulary, linear
+from lightgpt2.conversions.onnx.weights import Form, Vocabulary, linear
+from lightgpt2.conversions.onnx.writer import ACTIVATIONS, Forms, ModelWriter, Stored
+from lightgpt2.errors import Problem
 from lightgpt2.models.families import family_of, head, is_tied
-from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.engines import PREFILL
 
 _FLOAT, _INT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+_HEAD = 8  # what ONNX Runtime wants a head's channels to be a multiple of
 _TURNED = 8  # what `GroupQueryAttention` wants half of a head's channels that it turns to be a multiple of
-_MASKED = -1e9  # added to the scores of what must not be seen; with infinity, a row that sees nothing would have no sum
-
-# transformers' activations, as operators: (kind, domain, attributes)
-ACTIVATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gelu_new": ("FastGelu", MICROSOFT, {}),
-    "gelu_pytorch_tanh": ("FastGelu", MICROSOFT, {}),
-    "gelu_fast": ("FastGelu", MICROSOFT, {}),
-    "gelu": ("Gelu", MICROSOFT, {}),
-    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),
-    "relu": ("Relu", "", {}),
-    "tanh": ("Tanh", "", {}),
-}
-
-Stored = tuple[dict[str, Tensor], stored_weights.Table]  # as `stored_weights.read_stored` gives it
-
-
-@dataclass(frozen=True)
-class Forms:
-    """How the weights of a graph are stored."""
-
-    layers: Form = "fp32"  # those of the blocks
-    embeddings: Form = "fp32"  # the token embedding and the vocabulary head
-    others: Mapping[str, Form] = field(default_factory=dict)  # layers, by name, that are stored in another way
-    # Layers, by name, that keep their 4 bits where all others' become 8 to read prompts with; None: all do.
-    prefill: list[str] | None = None
-    group: int = GROUP  # inputs that share a scale in INT4, if the model does not have its integers yet
-    powers: Mapping[str, Tensor] = field(default_factory=dict)  # mean squares of layers' inputs, for rounding to INT4
-
-    def of(self, names: list[str]) -> Form:
-        """How layers of the same inputs are stored."""
-        return next((self.others[name] for name in names if name in self.others), self.layers)
-
-
-class ModelWriter:
-    """What the writers of decoders and of encoders share."""
-
-    def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
-        self.graph, self.model, self.forms, self.config = graph, model, forms, model.config
-        self._names = {id(module): name for name, module in model.named_modules()}
-
-    def _parameter(self, module: Any, name: str) -> ir.Value:
-        return self.graph.weight(getattr(module, name).detach().numpy(), f"{self._names[id(module)]}.{name}")
-
-    def _normalize(self, module: Any, x: ir.Value) -> ir.Value:
-        # ONNX Runtime 1.32 dies of a normalization without a bias.
-        gamma, beta = (self._norm_part(module, *part) for part in (("weight", 1), ("bias", 0)))
-        return self.graph.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=module.eps)
-
-    def _norm_part(self, module: Any, name: str, missing: float) -> ir.Value:
-        """A norm's weight or bias; a constant if it has none."""
-        if getattr(module, name) is not None:
-            return self._parameter(module, name)
-        width = module.normalized_shape[0]
-        return self.graph.constant(np.full(width, missing, np.float32), f"norms_{name}_{width}")
-
-    def _activate(self, x: ir.Value, name: str) -> ir.Value:
-        kind, domain, settings = ACTIVATIONS[name]
-        return self.graph.op(kind, x, domain=domain, **settings)
-
-    def _joined(self, modules: Sequence[Any]) -> tuple[list[str], Matrix, Tensor | None]:
-        """Of linear layers of the same inputs: their names, and their weights and biases below each other."""
-        biases = [module.bias.detach() for module in modules if module.bias is not None]
-        matrix = Matrix.joined([self._matrix(module) for module in modules])
-        return [self._names[id(module)] for module in modules], matrix, torch.cat(biases) if biases else None
-
-    def _matrix(self, module: Any) -> Matrix:
-        return Matrix.of(module.weight.detach())
-
-    def _hidden(self, mask: ir.Value) -> ir.Value:
-        """What is added to the scores of keys, `[B, 1, 1, S]`."""
-        graph = self.graph
-        hidden = graph.op("Sub", graph.constant(np.float32(1), "seen"), graph.op("Cast", mask, to=_FLOAT))
-        row = graph.op("Mul", hidden, graph.constant(np.float32(_MASKED), "masked"))
-        return graph.op("Unsqueeze", row, graph.constant([1, 2], "heads_and_queries"))
-
-    def _for_each_query(self, row: ir.Value, length: ir.Value) -> ir.Value:
-        one = self.graph.constant([1], "one")
-        return self.graph.op("Expand", row, self.graph.op("Concat", one, one, length, one, axis=0))
 
 
 class Decoder(ModelWriter):
-    """Writes the graph of a decoder; families write their blocks with its public methods.
+    """Writes the graph of a decoder that generates.
 
     Inputs: `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key/value`; `num_logits_to_keep` may be left out.
     Outputs: `logits`, `present.N.key/value`. Layers without heads have no cache.
-
-    `stored` are the integers in the model's own file: tensors, and what is said about them by name.
     """
 
+    int8: ClassVar[Form] = "int8"
+
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
-        super().__init__(graph, model, forms)
-        self._family = family_of(model)
-        self._tensors, self._table = stored or ({}, {})
+        super().__init__(graph, model, forms, stored)
         self._residual: ir.Value
         self._added: ir.Value | None = None  # to the residual stream, before it is read again
         self._caches: list[tuple[str, ir.Value, list[int | str]]] = []
         self._kept: list[str] = []  # matrices, by their names in the graph, that a graph for prompts has in 4 bits too
 
+    @classmethod
+    def problems(cls, config: PretrainedConfig) -> Iterator[Problem]:
+        family = family_of(config)
+        if (head := family.shape(config).head) % _HEAD:
+            what = f"heads have {head} channels, and ONNX Runtime attends with a multiple of {_HEAD}"
+            yield Problem("", what, "train one that has")
+        if (activation := family.activation(config)) not in ACTIVATIONS:
+            yield Problem("", f"the activation {activation} is not written", f"known are {', '.join(ACTIVATIONS)}")
+        yield from (Problem("", *line.split("; ", 1)) for line in family.onnx_problems(config))
+
     def write(self) -> None:
         graph = self.graph
-        ids = graph.input("input_ids", _INT, ["batch", "sequence"])
-        mask = graph.input("attention_mask", _INT, ["batch", "total"])
+        ids, mask = self._inputs("total")
         self._positions = graph.input("position_ids", _INT, ["batch", "sequence"])
-        self._read_mask(ids, mask)
         embedding, module = self.model.get_input_embeddings(), cast(Any, self.model.get_output_embeddings())
         tied = is_tied(self.model)
         tokens = self._vocabulary(embedding, module if tied else embedding)
-        self._residual = tokens.rows(ids)
-        hidden = self._family.graph(self, self.model)
+        hidden = self._read(ids, mask, tokens)
         keep = graph.option("num_logits_to_keep", np.array(0))
         first = graph.op("Unsqueeze", graph.op("Neg", keep), graph.constant([0], "zero"))
         ends = graph.constant([np.iinfo(np.int64).max], "end")
@@ -152,6 +78,16 @@ class Decoder(ModelWriter):
             graph.output(name, value, _FLOAT, shape)
         if self.forms.prefill is not None:
             graph.metadata[PREFILL] = json.dumps(self._kept)
+
+    def _read(self, ids: ir.Value, mask: ir.Value, tokens: Vocabulary) -> ir.Value:
+        """The final hidden states `[B, S, D]`."""
+        self._read_mask(ids, mask)
+        self._residual = tokens.rows(ids)
+        return cast(ir.Value, self._family.graph(self, self.model))
+
+    def _past(self, layer: int, shape: list[int | str]) -> list[ir.Value | None]:
+        """The keys and values of tokens that were read before."""
+        return [self.graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
 
     def _vocabulary(self, module: Any, user: Any) -> Vocabulary:
         """A table `[V, D]`, rounded for the inputs of the layer that multiplies with it."""
@@ -181,17 +117,6 @@ class Decoder(ModelWriter):
             "Mul", self._residual, self.graph.constant(np.float32(factor), "embedding_scale")
         )
 
-    def rotary(self, module: Any, kind: str | None = None) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines of the angles at every position, `[P, size / 2]`, as the model's own module gives them.
-
-        `kind` names the kind of layer, in a model whose kinds of layers have different angles.
-        """
-        places = torch.arange(self._family.positions(self.config) or 0)[None]
-        tables = module(torch.zeros(1), places, *([kind] if kind else []))
-        size, name = tables[0].shape[-1] // 2, f"rotary.{kind}" if kind else "rotary"
-        cosines, sines = (np.ascontiguousarray(table[0, :, :size].numpy()) for table in tables)
-        return self.graph.weight(cosines, f"{name}.cosines"), self.graph.weight(sines, f"{name}.sines")
-
     def attend(
         self, layer: int, x: ir.Value, heads: int, shared: int, size: int, scale: float,
         rotary: Sequence[ir.Value] = (), norms: Sequence[Any] = (), window: int | None = None,
@@ -202,8 +127,7 @@ class Decoder(ModelWriter):
         tokens, itself the last; None: all.
         """
         graph = self.graph
-        shape: list[int | str] = ["batch", shared, "past", size]
-        past = [graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
+        past = self._past(layer, ["batch", shared, "past", size])
         settings: dict[str, Any] = {"scale": scale} | ({"local_window_size": window} if window else {})
         # It turns by places in the cache, pads counted: only distances matter. (Given position ids, ONNX Runtime 1.32 goes by
         # them in the prompt and by places in the steps after it.)
@@ -297,12 +221,24 @@ class Decoder(ModelWriter):
         if not {*names}.isdisjoint(self.forms.prefill or ()):
             self._kept.append(stored)
 
-    def _matrix(self, module: Any, user: str = "") -> Matrix:
-        layer = self._names[id(module)]
-        name = f"{layer}.weight"
-        weight: Tensor = module.weight.detach()
-        rows = weight.T if isinstance(module, Conv1D) else weight
-        if about := self._table.get(name):
-            whole = stored_weights.whole(self._tensors[name], about["bits"], about["group"])
-            return Matrix(whole, self._tensors[f"{name}_scale"], None, rows.shape[1])
-        return Matrix.of(rows, self.forms.powers.get(user or layer))
+
+class DecoderClassifier(Decoder):
+    """Writes the graph of a decoder that classifies a text by its last token, with pads on either side.
+
+    Inputs: `input_ids`, `attention_mask`. Outputs: `logits` `[B, C]`; the head is in FP32 always.
+    """
+
+    int8: ClassVar[Form] = "int8-tokens"
+
+    def write(self) -> None:
+        graph = self.graph
+        ids, mask = self._inputs()
+        one, count = graph.constant(1, "first_token"), graph.op("CumSum", mask, graph.constant(1, "of_a_text"))
+        self._positions = graph.op("Max", graph.op("Sub", count, one), graph.constant(0, "first_position"))
+        embedding = self.model.get_input_embeddings()
+        hidden = self._read(ids, mask, self._vocabulary(embedding, embedding))
+        last = graph.op("Unsqueeze", graph.op("Cast", self._lengths, to=_INT), graph.constant([1], "one"))
+        self._classify(graph.op("GatherND", hidden, last, batch_dims=1))
+
+    def _past(self, layer: int, shape: list[int | str]) -> list[ir.Value | None]:
+        return [None, None]

@@ -1,4 +1,4 @@
-"""Encoders as ONNX graphs.
+"""Encoders as ONNX graphs; each family writes its own blocks.
 
 Attention is the standard's own operator (opset 23). With ONNX Runtime 1.32 at 1x128 and 12 heads, mask included, it took
 144 us (heads of 32) and 242 us (heads of 64), `MultiHeadAttention` with a mask at least 260 us and 370 us.
@@ -10,123 +10,188 @@ channels in blocks for these, where widths are multiples of 4. With AVX-512 (2 c
 DistilBERT's shape.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
-import torch
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.conversions.onnx.decoder import ACTIVATIONS, Forms, ModelWriter
 from lightgpt2.conversions.onnx.graph import Graph
 from lightgpt2.conversions.onnx.weights import Vocabulary, linear
+from lightgpt2.conversions.onnx.writer import ACTIVATIONS, MASKED, Forms, ModelWriter, Stored
 from lightgpt2.errors import Problem
-from lightgpt2.models.families import Encoder, family_of
-
-OPSET = 23  # the first with `Attention`
+from lightgpt2.models import families
+from lightgpt2.models.families import Shape, family_of
 
 _FLOAT, _INT = ir.DataType.FLOAT, ir.DataType.INT64
 
 
-def encoder_problems(config: PretrainedConfig) -> list[Problem]:
-    """Why an encoder has no graph here."""
-    found = []
-    if (activation := family_of(config).activation(config)) not in ACTIVATIONS:
-        found.append(f"the activation {activation} is not written; known are {', '.join(ACTIVATIONS)}")
-    if getattr(config, "is_decoder", False):
-        found.append("this model is a decoder (is_decoder); only encoders are written")
-    if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
-        found.append(f"positions of type {kind} are not written; only absolute ones")
-    return [Problem("--format", what) for what in found]
-
-
-def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
-    """Write `model.onnx` and `model.onnx_data` of an encoder, the base model or with a head for sequence classification.
+class Encoder(ModelWriter):
+    """Writes the graph of an encoder, the base model or with a head for sequence classification.
 
     Inputs: `input_ids`, `attention_mask`, and `token_type_ids` where the family has them, `[B, S]`. Outputs: `logits`
-    `[B, labels]` of a model with a head, which is in FP32 always, else `last_hidden_state` `[B, S, D]`.
+    `[B, C]` of a model with a head, which is in FP32 always, else `last_hidden_state` `[B, S, D]`.
     """
-    with torch.no_grad(), Graph(folder, OPSET) as graph:
-        _Encoder(graph, model, forms).write()
 
+    int8 = "int8-tokens"
+    opset = 23  # the first with `Attention`
 
-class _Encoder(ModelWriter):
-    def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms) -> None:
-        super().__init__(graph, model, forms)
-        self._family = cast(Encoder, family_of(model))
+    def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
+        super().__init__(graph, model, forms, stored)
         self._pixels = forms.layers == "fp32"  # whether the layers see one image of all tokens
-        self._shape: ir.Value  # of texts again, `[B, S, -1]`
+        self._head = Shape.of(self.config).head
+        self._outside: ir.Value | None = None
+
+    @classmethod
+    def problems(cls, config: PretrainedConfig) -> Iterator[Problem]:
+        known, family = f"known are {', '.join(ACTIVATIONS)}", cast(families.Encoder, family_of(config))
+        for activation in dict.fromkeys(family.activations(config)):
+            if activation not in ACTIVATIONS:
+                yield Problem("", f"the activation {activation} is not written", known)
+        if getattr(config, "is_decoder", False):
+            yield Problem("", "this model is a decoder (is_decoder)", "export an encoder")
+        if (kind := getattr(config, "position_embedding_type", None)) not in (None, "absolute"):
+            yield Problem("", f"positions of type {kind} are not written", "only absolute ones are")
+        yield from (Problem("", *line.split("; ", 1)) for line in family.onnx_problems(config))
 
     def write(self) -> None:
         graph, model = self.graph, self.model
-        ids = graph.input("input_ids", _INT, ["batch", "sequence"])
-        mask = graph.input("attention_mask", _INT, ["batch", "sequence"])
-        length = graph.op("Shape", ids, start=1, end=2)
+        self._ids, self.mask = self._inputs()
+        self._length = graph.op("Shape", self._ids, start=1, end=2)
         if self._pixels:
-            self._shape = graph.op("Concat", graph.op("Shape", ids), graph.constant([-1], "rest"), axis=0)
-        hidden = self._embed(ids, length)
+            self._shape = graph.op("Concat", graph.op("Shape", self._ids), graph.constant([-1], "rest"), axis=0)
         # For each query one row: the operator wants it.
-        bias = self._for_each_query(self._hidden(mask), length)
-        hidden = self._tokens(hidden)
-        for block in self._family.block_parts(model):
-            hidden = self._block(block, hidden, bias)
-        hidden = self._texts(hidden)
+        self._bias = self._for_each_query(self._hidden(self.mask), self._length)
+        hidden = self._texts(self._family.graph(self, model))
         if not hasattr(model, "classifier"):
             graph.output("last_hidden_state", hidden, _FLOAT, ["batch", "sequence", self.config.hidden_size])
             return
-        first = graph.op("Gather", hidden, graph.constant(0, "first"), axis=1)
-        pooled = self._activate(self._whole(first, model.get_submodule(self._family.pooler)), self._family.pooled)
-        graph.output("logits", self._whole(pooled, model.classifier), _FLOAT, ["batch", model.classifier.out_features])
+        self._classify(self._family.pool(self, model, hidden))
 
-    def _embed(self, ids: ir.Value, length: ir.Value) -> ir.Value:
-        graph, parts = self.graph, self.model.base_model.embeddings
-        table = parts.word_embeddings
-        words = Vocabulary(graph, self._names[id(table)], self._matrix(table), self.forms.embeddings)
-        zero = graph.constant([0], "zero")
-        places = graph.op("Slice", self._parameter(parts.position_embeddings, "weight"), zero, length, zero)
-        total = graph.op("Add", words.rows(ids), places)
-        if hasattr(parts, "token_type_embeddings"):
-            types = graph.input("token_type_ids", _INT, ["batch", "sequence"])
-            rows = graph.op("Gather", self._parameter(parts.token_type_embeddings, "weight"), types)
-            total = graph.op("Add", total, rows)
-        return self._normalize(parts.LayerNorm, total)
+    # -- what families write with --------------------------------------------------------------------------------------------
 
-    def _block(self, parts: list[Any], x: ir.Value, bias: ir.Value) -> ir.Value:
-        graph, heads = self.graph, self.config.num_attention_heads
-        *inputs, attended, first_norm, up, down, second_norm = parts
-        if self._pixels:
-            queries = [self._texts(self._project(x, module)) for module in inputs]
+    def words(self, table: Any) -> ir.Value:
+        """The embeddings of the tokens `[B, S, D]`."""
+        matrix, forms = self._matrix(table), self.forms
+        return Vocabulary(self.graph, self._names[id(table)], matrix, forms.embeddings, forms.group).rows(self._ids)
+
+    def positions(self, table: Any, pad: int | None = None) -> ir.Value:
+        """The rows of a position embedding; with `pad`, only other tokens count, and the first has the row behind it."""
+        graph, rows = self.graph, self._parameter(table, "weight")
+        if pad is None:
+            zero = graph.constant([0], "zero")
+            return graph.op("Slice", rows, zero, self._length, zero)
+        padding = graph.constant(pad, "padding")
+        counts = graph.op("Cast", graph.op("Not", graph.op("Equal", self._ids, padding)), to=_INT)
+        places = graph.op("Mul", graph.op("CumSum", counts, graph.constant(1, "of_a_text")), counts)
+        return graph.op("Gather", rows, graph.op("Add", places, padding))
+
+    def segments(self, table: Any) -> ir.Value:
+        """The rows of a segment embedding, the first one for all tokens of a family without segments."""
+        if "token_type_ids" in self._family.model_inputs:
+            ids = self.graph.input("token_type_ids", _INT, ["batch", "sequence"])
+            return self.graph.op("Gather", self._parameter(table, "weight"), ids)
+        return self.graph.weight(table.weight[0].detach().numpy(), f"{self._names[id(table)]}.weight")
+
+    def normalize(self, module: Any, x: ir.Value) -> ir.Value:
+        return self._normalize(module, x)
+
+    def activate(self, x: ir.Value, name: str | None = None) -> ir.Value:
+        """`x` through an activation, by default that of the neurons."""
+        return self._activate(x, name or self._family.activation(self.config))
+
+    def attend(
+        self, x: ir.Value, *modules: Any, rotary: tuple[ir.Value, ir.Value] | None = None, window: int | None = None
+    ) -> ir.Value:
+        """Attention of all tokens to each other, or to those that are at most `window` places away.
+
+        `modules` give queries, keys and values, or one gives all three; `rotary` turns queries and keys.
+        """
+        graph = self.graph
+        if self._pixels and len(modules) == 3:
+            parts = [self._texts(self.project(x, module)) for module in modules]
         else:
-            queries = graph.ops("Split", self._project(x, *inputs), outputs=3, axis=2, num_outputs=3)
-        scale = (self.config.hidden_size // heads) ** -0.5
-        seen = graph.op("Attention", *queries, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale)
-        # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
-        x = self._normalize(first_norm, graph.op("Add", x, self._project(self._tokens(seen), attended)))
-        wide = self._activate(self._project(x, up), self._family.activation(self.config))
-        return self._normalize(second_norm, graph.op("Add", x, self._project(wide, down)))
+            parts = self.split(self._texts(self.project(x, *modules)), 3)
+        heads = sum(module.out_features for module in modules) // (3 * self._head)
+        if rotary:
+            turned = [self._turned(part, heads, rotary) for part in parts[:2]]
+            parts = [*turned, parts[2]]
+        counts = {"q_num_heads": heads, "kv_num_heads": heads}
+        bias = self._bias if window is None else graph.op("Add", self._bias, self._far(window))
+        seen = graph.op("Attention", *parts, bias, **counts, scale=self._head**-0.5)
+        return self.tokens(seen, heads * self._head)
 
-    def _tokens(self, x: ir.Value) -> ir.Value:
+    def _turned(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
+        places = self.graph.op("Expand", self._places(), self.graph.op("Shape", self._ids))
+        return self.graph.op("RotaryEmbedding", x, *rotary, places, num_heads=heads)
+
+    def _places(self) -> ir.Value:
+        """The places of a text's tokens `[S]`."""
+        first, step = self.graph.constant(0, "from"), self.graph.constant(1, "by")
+        return self.graph.op("Range", first, self.graph.op("Squeeze", self._length), step)
+
+    def _far(self, window: int) -> ir.Value:
+        """What is added to the scores of keys that are further away, `[S, S]`."""
+        if self._outside is None:
+            graph = self.graph
+            rows, columns = (
+                graph.op("Unsqueeze", self._places(), graph.constant([axis], f"axis_{axis}")) for axis in (1, 0)
+            )
+            away = graph.op("Abs", graph.op("Sub", rows, columns))
+            far = graph.op("Cast", graph.op("Greater", away, graph.constant(window, "window")), to=_FLOAT)
+            self._outside = graph.op("Mul", far, graph.constant(np.float32(MASKED), "masked"))
+        return self._outside
+
+    def added(self, x: ir.Value, inner: ir.Value | None, projection: Any) -> ir.Value:
+        """`x` and a projection of what is inside a block; only the bias of one without inputs."""
+        # SkipLayerNormalization would add as well, but costs MiniLM in INT8 1.6 ms more, of 5 (ONNX Runtime 1.32).
+        if inner is not None:
+            return self.graph.op("Add", x, self.project(inner, projection))
+        return x if projection.bias is None else self.graph.op("Add", x, self._parameter(projection, "bias"))
+
+    def tokens(self, x: ir.Value, width: int) -> ir.Value:
         """What belongs to texts `[B, S, D]` as the layers take it: an image is `[1, 1, B * S, D]`."""
         if not self._pixels:
             return x
-        return self.graph.op("Reshape", x, self.graph.constant([1, 1, -1, self.config.hidden_size], "image"))
+        return self.graph.op("Reshape", x, self.graph.constant([1, 1, -1, width], f"image.{width}"))
+
+    def project(self, x: ir.Value, *modules: Any) -> ir.Value:
+        """Project `x` by linear layers and join the results."""
+        graph, (names, matrix, bias) = self.graph, self._joined(modules)
+        if (form := self.forms.of(names)) != "fp32" or not self._pixels:
+            return linear(graph, names[0], x, matrix, form, bias, self.forms.group)
+        # The transposes to channels first and back are cheap: ONNX Runtime removes most of them. Queries, keys and values
+        # share the one that is left.
+        weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
+        added = [] if bias is None else [graph.weight(bias.numpy(), f"{names[0]}.bias")]
+        found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, *added)
+        return graph.op("Transpose", found, perm=[0, 2, 3, 1])
+
+    def split(self, x: ir.Value, count: int) -> Any:
+        """The parts of `x` side by side, which are as wide."""
+        return self.graph.ops("Split", x, outputs=count, axis=-1, num_outputs=count)
+
+    def mean(self, hidden: ir.Value) -> ir.Value:
+        """The mean of each text's tokens `[B, D]`."""
+        graph, of_a_text = self.graph, self.graph.constant([1], "one")
+        mask = graph.op("Cast", self.mask, to=_FLOAT)
+        there = graph.op("Mul", hidden, graph.op("Unsqueeze", mask, graph.constant([2], "two")))
+        total = graph.op("ReduceSum", there, of_a_text, keepdims=0)
+        return graph.op("Div", total, graph.op("ReduceSum", mask, of_a_text, keepdims=1))
+
+    def first(self, hidden: ir.Value) -> ir.Value:
+        """The first token of each text `[B, D]`."""
+        return self.graph.op("Gather", hidden, self.graph.constant(0, "first"), axis=1)
+
+    def whole(self, x: ir.Value, module: Any) -> ir.Value:
+        """`x` through a linear layer in FP32."""
+        return self._whole(x, module)
 
     def _texts(self, x: ir.Value) -> ir.Value:
         return self.graph.op("Reshape", x, self._shape) if self._pixels else x
 
-    def _project(self, x: ir.Value, *modules: Any) -> ir.Value:
-        graph, (names, matrix, bias) = self.graph, self._joined(modules)
-        if (form := self.forms.of(names)) != "fp32" or not self._pixels:
-            return linear(graph, names[0], x, matrix, form, bias)
-        # The transposes to channels first and back are cheap: ONNX Runtime removes most of them. Queries, keys and values
-        # share the one that is left.
-        weight = graph.weight(matrix.rows[:, :, None, None].numpy(), f"{names[0]}.weight")
-        added = graph.weight(cast(Tensor, bias).numpy(), f"{names[0]}.bias")
-        found = graph.op("Conv", graph.op("Transpose", x, perm=[0, 3, 1, 2]), weight, added)
-        return graph.op("Transpose", found, perm=[0, 2, 3, 1])
 
-    def _whole(self, x: ir.Value, module: Any) -> ir.Value:
-        """`x` through a linear layer in FP32."""
-        (name,), matrix, bias = self._joined([module])
-        return linear(self.graph, name, x, matrix, "fp32", bias)
+def write_encoder(model: PreTrainedModel, folder: Path, forms: Forms) -> None:
+    Encoder.into(folder, model, forms)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lightgpt2.conversions.onnx.decoder import Forms
-from lightgpt2.conversions.onnx.encoder import encoder_problems, write_encoder
+from lightgpt2.conversions.onnx.encoder import Encoder, write_encoder
 from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS, Array
+from lightgpt2.conversions.onnx.weights import GROUP, Form
+from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.target import Target
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.files import atomic_folder
@@ -26,13 +27,17 @@ from lightgpt2.runtime.folder import describe
 from lightgpt2.runtime.ort import open_session
 
 _TOKENS = 128
+_LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": Encoder.int8, "onnx-int4": "int4"}
 # The least cosine between the vectors of the export and of PyTorch, on average; and how far all that is put out may be off.
-_BOUNDS = {"onnx": (0.99999, 0.01), "onnx-int8": (0.97, 0.25)}
+_BOUNDS = {"onnx": (0.99999, 0.01), "onnx-int8": (0.97, 0.25), "onnx-int4": (0.9, 0.5)}
 _AROUND = ("sentence_*_config.json", "config_sentence_transformers.json")  # sentence-transformers' own settings
 
 
 def export_encoder(source: str, target: Target, output: Path, texts: Sequence[str], named: str) -> dict[str, Any]:
-    """Write an encoder as `onnx` or `onnx-int8`, atomically, and verify what was written with some texts.
+    """Write an encoder as ONNX, atomically, and verify what was written with some texts.
+
+    It is for what has no labelled texts: base models, and classifiers that LightGPT2 did not train. Their weights are rounded
+    without a look at the inputs.
 
     Returns:
         What `export.json` says: among it `cosine`, of the mean of a text's hidden states (or its logits), mean and least; and
@@ -42,16 +47,15 @@ def export_encoder(source: str, target: Target, output: Path, texts: Sequence[st
         UserError: The model does not fit the format, or what was written is not good enough; then nothing is left of it.
     """
     problems = target.as_options(target.problems())
-    if target.form not in _BOUNDS or target.embeddings == "int4":
-        what = "encoders are written as onnx or onnx-int8, embeddings in int8 or fp32"
-        problems.append(Problem("--format", what, "give one of these"))
+    if target.form not in _LAYERS:
+        problems.append(Problem("--format", "encoders are written as ONNX", f"give {', '.join(_LAYERS)}"))
     if problems:
         raise UserError(problems)
     verify(source, "MODEL")
     model, tokenizer = load_encoder(source, "MODEL")
-    if problems := encoder_problems(model.config):
-        raise UserError(problems)
-    forms = Forms() if target.form == "onnx" else Forms("int8", target.embeddings or "int8")
+    refuse(target.as_options([*Encoder.problems(model.config)]))
+    layers = _LAYERS[target.form]
+    forms = Forms() if layers == "fp32" else Forms(layers, target.embeddings or "int8", group=target.group or GROUP)
     with atomic_folder(output) as folder:
         write_encoder(model, folder, forms)
         model.config.save_pretrained(folder)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 MICROSOFT = "com.microsoft"  # the operators that ONNX Runtime adds to the standard's
 
-_OPSET = 18  # of the standard, unless a graph needs a later one
+OPSET = 18  # of the standard, unless a graph needs a later one
 _IR_VERSION = 10
 _PAGE = 4096  # what a file can be mapped by
 _INLINE = 256  # bytes up to which a constant lies in the graph itself, where ONNX Runtime can fold it
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 class Graph:
     """Collects the nodes of a graph, and writes `model.onnx` and `model.onnx_data` into a folder."""
 
-    def __init__(self, folder: Path, opset: int = _OPSET) -> None:
+    def __init__(self, folder: Path, opset: int = OPSET) -> None:
         self._folder, self._opset = folder, opset
         self._tape = ir.tape.Tape()
         self._inputs: list[ir.Value] = []

@@ -1,6 +1,8 @@
 """Matrices in an ONNX graph: in FP32, or as integers with scales, each multiplied by the operator that is fastest with it.
 
 `int8`: one scale for each output channel; inputs are rounded to 8 bits while it runs, with one scale for all of them.
+`int8-tokens`: the same integers; inputs are rounded with one scale for each token, as quantization-aware training rounds them,
+so that no text's result depends on another's.
 `int8-blocks`: the same integers; inputs are rounded with one scale for each block of each token. It is slower with many
 tokens, but a few inputs a hundred times as large as the others do no harm to those.
 `int4`: one scale and zero point for each group of an output channel's inputs; inputs as for `int8-blocks`.
@@ -19,7 +21,7 @@ from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
 from lightgpt2.functional.quantization import affine_integers, grouped, integers
 from lightgpt2.models.standalone import stored_weights
 
-Form = Literal["fp32", "int8", "int8-blocks", "int4"]
+Form = Literal["fp32", "int8", "int8-tokens", "int8-blocks", "int4"]
 GROUP = 32  # inputs that share a scale in INT4, unless it is said otherwise
 
 _SIZES = (128, 64, 32)  # of blocks of inputs, what the operator is fast with first
@@ -70,12 +72,26 @@ def linear(
         product = graph.op("MatMul", x, graph.weight(matrix.rows.T.numpy(), f"{name}.weight"))
         return product if added is None else graph.op("Add", product, added)
     matrix = matrix.rounded(form, group)
-    if form == "int8":
+    if form in ("int8", "int8-tokens"):
         weight = graph.weight(matrix.rows.flatten(1).T.numpy(), f"{name}.weight")
         scales = graph.weight(cast(Tensor, matrix.scale).flatten().numpy(), f"{name}.scale")
-        return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
+        if form == "int8":
+            return graph.op("DynamicQuantizeMatMul", x, weight, scales, None, added, domain=MICROSOFT)
+        product = _by_tokens(graph, x, weight, scales)
+        return product if added is None else graph.op("Add", product, added)
     blocks = Blocks.of(matrix, form)
     return blocks.product(graph, x, blocks.write(graph, name), len(blocks.data), added)
+
+
+def _by_tokens(graph: Graph, x: ir.Value, weight: ir.Value, scales: ir.Value) -> ir.Value:
+    """`x @ weight` with each token of `x` rounded as by `stored_weights.round_inputs`."""
+    largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1], "last_axis"))
+    step = graph.op("Div", largest, graph.constant(np.float32(127), "most"))
+    step = graph.op("Max", step, graph.constant(np.finfo(np.float32).tiny, "tiny"))
+    unit, zero = graph.constant(np.float32(1), "unit"), graph.constant(np.uint8(128), "middle")
+    whole = graph.op("QuantizeLinear", graph.op("Mul", x, graph.op("Reciprocal", step)), unit, zero)
+    product = graph.op("MatMulIntegerToFloat", whole, weight, unit, scales, zero, domain=MICROSOFT)
+    return graph.op("Mul", product, step)
 
 
 def block_size(group: int) -> int:

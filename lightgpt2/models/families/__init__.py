@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
+from lightgpt2.models.architectures import CAUSAL_LM, CLASSIFICATION, predicts
 from lightgpt2.models.families.base import (
-    CAUSAL_LM,
-    CLASSIFICATION,
     FAMILIES,
     Family,
     Head,
@@ -26,7 +25,6 @@ from lightgpt2.models.families.base import (
     check_family,
     class_for,
     family_of,
-    predicts,
 )
 from lightgpt2.models.families.encoder import Encoder
 from lightgpt2.models.families.substitution import compute_with
@@ -113,6 +111,7 @@ def check_finite(model: PreTrainedModel, key: str) -> None:
         raise UserError(f"{key}: {what}; the model is damaged, fetch it or make it again")
 
 
+@torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
     """Raise a `UserError` if the logits of the first tokens are not what `head` says.
 

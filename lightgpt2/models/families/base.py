@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.functional.vocabulary import head_logits
+from lightgpt2.models.architectures import CAUSAL_LM, CLASSIFICATION
 from lightgpt2.models.families.substitution import computed
-
-CAUSAL_LM, CLASSIFICATION = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Head(NamedTuple):
     weight: Tensor  # [V, D], the embedding itself where the two are tied
     bias: Tensor | None  # [V]
     scale: float
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits `[N, V]` of hidden states `[N, D]`."""
+        return head_logits(hidden, *self)
 
 
 class Family(ABC):
@@ -225,9 +229,3 @@ def class_for(config: PretrainedConfig, auto_class: str, key: str) -> str:
     except KeyError as error:
         what = f"transformers has no {auto_class} for models of type {config.model_type}"
         raise UserError([Problem(key, what, "choose another model")]) from error
-
-
-def predicts(architectures: Sequence[str] | None) -> str:
-    """The name of transformers' class for what a model predicts, by the architectures that its configuration names."""
-    classifies = any(name.endswith("ForSequenceClassification") for name in architectures or ())
-    return CLASSIFICATION if classifies else CAUSAL_LM

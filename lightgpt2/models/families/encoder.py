@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.models.families.base import CLASSIFICATION, Family
+from lightgpt2.models.architectures import CLASSIFICATION
+from lightgpt2.models.families.base import Family
 
 
 class Encoder(Family):
@@ -21,6 +22,7 @@ class Encoder(Family):
     parts: ClassVar[tuple[str, ...]]
     pooler: ClassVar[str]  # the layer between the first token and the classifier
     pooled: ClassVar[str]  # its activation
+    counts_tokens: ClassVar[bool] = False  # whether positions count tokens, from behind the padding token's id
 
     def classifier(self, model: PreTrainedModel) -> nn.Module:
         return model.get_submodule("classifier")
@@ -35,12 +37,36 @@ class Encoder(Family):
             hook.remove()
         return caught[0]
 
-    def block_parts(self, model: PreTrainedModel) -> list[list[nn.Module]]:
-        """The modules of each block that `parts` names."""
-        return [[block.get_submodule(path) for path in self.parts] for block in self.stacks(model)[self.stack]]
+    def activations(self, config: PretrainedConfig) -> tuple[str, ...]:
+        """The activations that a graph needs, by transformers' names."""
+        return self.activation(config), self.pooled
+
+    def block_parts(self, model: PreTrainedModel) -> list[list[Any]]:
+        """The modules of each block that `parts` names; None for those that a block without heads or neurons lacks."""
+        found = []
+        for block in self.stacks(model)[self.stack]:
+            modules = dict(block.named_modules())
+            found.append([modules.get(path) for path in self.parts])
+        return found
 
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
-        raise NotImplementedError("conversions.onnx.encoder writes encoders")
+        """Write norms behind each part, as BERT has them."""
+        parts: Any = model.base_model.embeddings
+        places = writer.positions(parts.position_embeddings, model.config.pad_token_id if self.counts_tokens else None)
+        x = writer.graph.op("Add", writer.words(parts.word_embeddings), places)
+        if hasattr(parts, "token_type_embeddings"):
+            x = writer.graph.op("Add", x, writer.segments(parts.token_type_embeddings))
+        x = writer.tokens(writer.normalize(parts.LayerNorm, x), model.config.hidden_size)
+        for query, key, value, attended, first_norm, up, down, second_norm in self.block_parts(model):
+            context = writer.attend(x, query, key, value) if query else None
+            x = writer.normalize(first_norm, writer.added(x, context, attended))
+            neurons = writer.activate(writer.project(x, up)) if hasattr(up, "weight") else None
+            x = writer.normalize(second_norm, writer.added(x, neurons, down))
+        return x
+
+    def pool(self, writer: Any, model: PreTrainedModel, hidden: Any) -> Any:
+        """Write what the classifier reads of the final hidden states."""
+        return writer.activate(writer.whole(writer.first(hidden), model.get_submodule(self.pooler)), self.pooled)
 
     def positions(self, config: PretrainedConfig) -> int | None:
         return config.max_position_embeddings

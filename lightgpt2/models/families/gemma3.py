@@ -36,7 +36,11 @@ class Gemma3(Llama):
         return {"norms": (attention.q_norm, attention.k_norm), "window": attention.sliding_window}
 
     def narrowed(self, model: PreTrainedModel, width: int) -> None:
-        """Embeddings are multiplied by the root of the width: the old one's is kept, and a tied head gets none of it."""
+        """Keep the scale of the embeddings, which Gemma multiplies by the square root of the width.
+
+        The stored embeddings take the ratio of the old root to the new one. A tied head would take it too: the last norm undoes
+        it there.
+        """
         ratio = (width / model.config.hidden_size) ** 0.5
         if ratio != 1:
             embedding, gain = model.get_input_embeddings().weight, model.base_model.get_submodule("norm").weight

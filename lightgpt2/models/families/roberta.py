@@ -13,7 +13,7 @@ class Roberta(Encoder):
     """RoBERTa and its distilled version."""
 
     model_types, blocks = ("roberta",), "encoder.layer"
-    head_parts = ("classifier",)
+    head_parts, counts_tokens = ("classifier",), True
     pooler, pooled = "classifier.dense", "tanh"
     parts = Bert.parts
     axes: ClassVar = {
