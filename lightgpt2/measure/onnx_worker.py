@@ -18,22 +18,10 @@ from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
 from lightgpt2.models.families import CAUSAL_LM, predicts
 from lightgpt2.models.files import atomic_file
 from lightgpt2.models.loading import folder_config
-from lightgpt2.runtime.engines import Ints
 from lightgpt2.runtime.folder import ONNX, open_export
+from lightgpt2.runtime.onnx_classifier import OnnxClassifier
 from lightgpt2.runtime.onnx_engine import OnnxEngine
-from lightgpt2.runtime.ort import open_session, runtime
-
-
-class Graph:
-    """A graph without a cache: `input_ids`, `attention_mask` and perhaps `token_type_ids` to `logits`."""
-
-    def __init__(self, model: Path, threads: int, profile: str | None = None) -> None:
-        self.sessions = [open_session(model, threads, profile)]
-        self._inputs = {each.name for each in self.sessions[0].get_inputs()}
-
-    def logits(self, ids: Ints, mask: Ints) -> Any:
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        return self.sessions[0].run(["logits"], {name: given[name] for name in self._inputs})[0]
+from lightgpt2.runtime.ort import runtime
 
 
 class OnnxWorker(Worker):
@@ -48,7 +36,7 @@ class OnnxWorker(Worker):
 
     def _open(self, profile: str | None = None) -> Any:
         if predicts(self._config.architectures) != CAUSAL_LM:
-            return Graph(self._graph, self._threads, profile)
+            return OnnxClassifier(self._graph, self._threads, profile=profile)
         return OnnxEngine(self._graph, self._config.max_position_embeddings, self._threads, profile=profile)
 
     def _load(self) -> dict[str, float | None]:
@@ -65,7 +53,11 @@ class OnnxWorker(Worker):
         return profiled(self._open, step, trace)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
-        self.engine.logits(ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy())
+        tokens, seen = ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy()
+        if isinstance(self.engine, OnnxEngine):
+            self.engine.logits(tokens, seen)
+        else:
+            self.engine.logits({"input_ids": tokens, "attention_mask": seen})
 
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         """Greedy, as for the other arms."""
