@@ -151,7 +151,7 @@ def test_methods_of_classification_are_compared_with_the_trainer_of_transformers
     for name, rows in (("train.tsv", texts[:64]), ("dev.tsv", texts[64:])):
         lines = "".join(f"{text}\t{label}\n" for text, label in rows)
         (tmp_path / "sst2" / name).write_text(f"sentence\tlabel\n{lines}")
-    model = make_classifier("bert", classes=2, vocab_size=100)
+    model = make_classifier("bert", classes=2, vocab_size=100, max_position_embeddings=128)
     train_wordpiece([text for text, _ in texts], 100, tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
     options = [
