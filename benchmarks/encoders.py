@@ -4,10 +4,11 @@
     python -m benchmarks.encoders [--model FOLDER | --model distilbert] [--rounds 8] [--seconds 0.3] [--batch 1] [--length 128]
 
 `--model` is a BERT or DistilBERT folder, or a model_type, whose default shape then gets random weights. The others: ONNX
-Runtime on the export of torch, after its own optimizer for BERT, and after `quantize_dynamic` (per channel); OpenVINO in FP32
-and INT8 (weights only, and static by NNCF, calibrated on random tokens), each with its own choice of precision (bfloat16 where
-the CPU has it) and held to float32; PyTorch with and without dynamic INT8. A round's figure is the time that one forward pass
-in ten stays below. Measured as by `benchmarks.inference`.
+Runtime on the export of torch, after its own optimizer for BERT, and after `quantize_dynamic` (per channel); OpenVINO in
+FP32 and INT8 (weights only, and static by NNCF, calibrated on random tokens), each with its own choice of precision
+(bfloat16 where the CPU has it) and held to float32; PyTorch with and without dynamic INT8. Ours in INT8 has one scale per
+token for a layer's inputs; beside it are one for the whole batch, which makes texts depend on each other, and one per block
+of each token. A round's figure is the time that one forward pass in ten stays below. Measured as by `benchmarks.inference`.
 """
 
 import sys
@@ -22,7 +23,8 @@ from transformers import AutoConfig, AutoModel
 from benchmarks import rounds
 from benchmarks.common import parser
 from benchmarks.rounds import Arm
-from lightgpt2.conversions.onnx.encoder import write_encoder
+from lightgpt2.conversions.onnx.encoder import Encoder, write_encoder
+from lightgpt2.conversions.onnx.weights import Form
 from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.models.families import ENCODERS
 from lightgpt2.models.loading import load_encoder
@@ -43,6 +45,8 @@ ARMS = [
     ),
     Arm("lightgpt2 onnx", "onnx:encoder", "ours-fp32/model.onnx", {"exact": True}),
     Arm("lightgpt2 onnx-int8", "onnx:encoder", "ours-int8/model.onnx", {"exact": True}),
+    Arm("the same, one scale a batch", "onnx:encoder", "ours-int8-batch/model.onnx", {"exact": True}),
+    Arm("the same, scales by blocks", "onnx:encoder", "ours-int8-blocks/model.onnx", {"exact": True}),
 ]
 
 
@@ -60,9 +64,11 @@ class Positional(torch.nn.Module):
 def convert(model: Any, folder: Path) -> None:
     """Everything that the arms run."""
     model.save_pretrained(folder / "hf")
-    for name, forms in (("ours-fp32", Forms()), ("ours-int8", Forms("int8", "int8"))):
+    layers: dict[str, Form] = {"": Encoder.int8, "-batch": "int8", "-blocks": "int8-blocks"}
+    forms = {"ours-fp32": Forms()} | {f"ours-int8{name}": Forms(form, "int8") for name, form in layers.items()}
+    for name, form in forms.items():
         (folder / name).mkdir()
-        write_encoder(model, folder / name, forms)
+        write_encoder(model, folder / name, form)
     inputs = {name: torch.from_numpy(value) for name, value in tokens(model.config, 128).items()}
     torch.onnx.export(
         Positional(model, [*inputs]), (*inputs.values(),), str(folder / "plain.onnx"), input_names=[*inputs],

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lightgpt2
+from lightgpt2.conversions.onnx.conversion import writer_of
 from lightgpt2.conversions.onnx.encoder_export import _carry_modules, export_encoder
 from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.packing import pack_folder
@@ -34,7 +36,9 @@ from lightgpt2.models.saving import carry_licence, save_model, save_tokenizer
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.folder import open_export
 from tests.support.models import (
+    LONG_HEADS,
     logits,
+    make_classifier,
     make_encoder,
     make_model,
     make_restless_model,
@@ -340,3 +344,65 @@ def test_sentence_transformers_gives_the_same_vectors(tmp_path: Path, sentence_t
         assert np.linalg.norm(vectors - wanted) / np.linalg.norm(wanted) < 0.25, folder.name
         norms = np.linalg.norm(vectors, axis=1)
         np.testing.assert_allclose(norms, np.linalg.norm(wanted, axis=1), rtol=0.1, err_msg=folder.name)
+
+
+_CLASSIFY = """
+import json, sys
+sys.modules["lightgpt2"] = None  # as where it is not installed
+from transformers import pipeline
+texts, found = json.loads(sys.argv[1]), {}
+for folder in sys.argv[2:]:
+    classify = pipeline("text-classification", model=folder, trust_remote_code=True, device="cpu", top_k=None)
+    found[folder] = [{each["label"]: each["score"] for each in row} for row in classify(texts)]
+print(json.dumps(found))
+"""
+
+_RUN_ONNX = """
+import json, sys
+for name in ("lightgpt2", "torch", "transformers"):
+    sys.modules[name] = None
+import numpy, onnxruntime, tokenizers
+texts, found = json.loads(sys.argv[1]), {}
+for folder in sys.argv[2:]:
+    session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+    tokenizer = tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")
+    names = json.load(open(folder + "/config.json"))["id2label"]
+    found[folder] = []
+    for text in texts:
+        encoded = tokenizer.encode(text)
+        columns = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}
+        inputs = {each.name: numpy.array([columns[each.name]], numpy.int64) for each in session.get_inputs()}
+        (logits,) = session.run(["logits"], inputs)
+        shares = numpy.exp(logits[0]) / numpy.exp(logits[0]).sum()
+        found[folder].append({names[str(number)]: float(share) for number, share in enumerate(shares)})
+print(json.dumps(found))
+"""
+_KINDS = ["bert", "distilbert", "roberta", "modernbert", "gpt2", "llama"]
+
+
+@pytest.mark.slow
+def test_classifiers_need_no_lightgpt2(tmp_path: Path) -> None:
+    """Model folders in transformers' pipeline, with layers of different sizes and integers too; exports in onnxruntime."""
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    tokenizer.pad_token = tokenizer.eos_token
+    models = {family: make_classifier(family, **LONG_HEADS.get(family, {})) for family in _KINDS}
+    models |= {
+        f"uneven {family}": make_classifier(family, uneven=True) for family in ("bert", "distilbert", "modernbert")
+    }
+    for name, model in models.items():
+        model.config.id2label = {0: "down", 1: "up", 2: "still"}
+        model.config.label2id = {label: number for number, label in model.config.id2label.items()}
+        save_model(model, tokenizer, tmp_path / name)
+        writer_of(model.config).into(tmp_path / name, model, Forms())
+    weights = {name: value.detach() for name, value in models["bert"].named_parameters()}
+    save_integers(models["bert"], Integers(bits=8), tokenizer, tmp_path / "int8", weights)
+    texts = ["some text", "other words", "def f(x): return x"]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    for code, names in ((_CLASSIFY, [*models, "int8"]), (_RUN_ONNX, [*models])):
+        folders = [str(tmp_path / name) for name in names]
+        client = [sys.executable, "-c", code, json.dumps(texts), *folders]
+        done = subprocess.run(client, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        for folder, rows in json.loads(done.stdout.splitlines()[-1]).items():
+            for row, expected in zip(rows, lightgpt2.load(folder, threads=1).classify(texts), strict=True):
+                assert row == pytest.approx(expected["probabilities"], abs=1e-4), folder

@@ -201,12 +201,12 @@ class StepSampler:
         return self._bucketed(chosen, generator) if self.bucket else chosen
 
     def _bucketed(self, order: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        """The same windows with those of similar length next to each other, in micro-batches that come as they fall."""
+        """The same windows with those of similar length next to each other, in micro-batches (of all processes) that come as they fall."""
         whole = order[: self.steps_per_epoch * self.step_windows]
         lengths, size = self.dataset.windows.lengths, self.bucket * self.step_windows
         for start in range(0, len(whole), size):
             part = whole[start : start + size]
-            batches = part[np.argsort(lengths[part], kind="stable")].reshape(-1, self.batch)
+            batches = part[np.argsort(lengths[part], kind="stable")].reshape(-1, self.batch * self.world)
             whole[start : start + size] = generator.permutation(batches).ravel()
         return whole
 

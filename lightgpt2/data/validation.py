@@ -84,7 +84,7 @@ def _trained_on(model: str, kind: _Kind) -> dict[str, Any]:
         found = (entry.get("config") or {}).get("data") or {}
         settings = found.get("init_args", {})
         named = found.get("class_path", "").rpartition(".")[2]
-        if named == kind.data.__name__ and settings.get("source") and {*settings} <= known:
+        if named in ("", kind.data.__name__) and settings.get("source") and {*settings} <= known:
             return {key: settings[key] for key in kind.kept if settings.get(key) is not None}
     return {"source": kind.source} if kind.source else {}
 

@@ -79,6 +79,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, positions: 
             about["tokenizer_class"] = "PreTrainedTokenizerFast"
         if isinstance(about.get("extra_special_tokens"), list):
             about["additional_special_tokens"] = about.pop("extra_special_tokens")
+        about["model_input_names"] = (
+            tokenizer.model_input_names
+        )  # of which versions of transformers have other defaults
         if positions and about.get("model_max_length", _NO_LENGTH) >= _NO_LENGTH:
             about["model_max_length"] = positions
 

@@ -19,6 +19,8 @@ from lightgpt2.runtime.options import resolve
 from lightgpt2.runtime.processors import not_done
 from lightgpt2.runtime.text_classifier import TextClassifier
 
+_SEGMENTS = "token_type_ids"
+
 
 def load(
     path: str | Path,
@@ -54,6 +56,7 @@ def load(
         open_export(folder, key)
         engine: Any = exported_engine(folder, threads, key)
         tokenizer = _read(folder / "tokenizer.json", key, Tokenizer.from_str)
+        names = _read(folder / "tokenizer_config.json", key).get("model_input_names", [_SEGMENTS])
         path, config = folder / "generation_config.json", _read(folder / "config.json", key)
         generation = _read(path, key) if path.exists() else {}
         template = folder_template(folder)
@@ -67,22 +70,25 @@ def load(
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
         engine, config = _torch_engine(model, threads), model.config.to_dict()
         whole = load_tokenizer(source, key, trust_remote_code, separates=not _classifies(config))
-        tokenizer = whole.backend_tokenizer
+        tokenizer, names = whole.backend_tokenizer, whole.model_input_names
         if not _classifies(config):
             generation, template = model.generation_config.to_dict(), chat_template(whole)
     if (tokens := needed_rows(tokenizer)) > config["vocab_size"]:
         what = f"the tokenizer of {source} has {tokens} tokens and the model {config['vocab_size']}"
         raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if _classifies(config):
-        return _text_classifier(source, engine, tokenizer, config, key)
+        return _text_classifier(source, engine, tokenizer, config, _SEGMENTS in names, key)
     return _language_model(source, engine, tokenizer, config, generation, template, key)
 
 
-def _text_classifier(source: str, engine: Classifier, tokenizer: Tokenizer, config: Any, key: str) -> TextClassifier:
+def _text_classifier(
+    source: str, engine: Classifier, tokenizer: Tokenizer, config: Any, segments: bool, key: str
+) -> TextClassifier:
     names = {int(number): name for number, name in config["id2label"].items()}
     if len(names) < 2:
         raise UserError([Problem(key, f"{source} has one output, and no classes", "give a model with at least two")])
-    return TextClassifier(engine, tokenizer, [names[i] for i in sorted(names)], config.get("pad_token_id") or 0)
+    labels = [names[number] for number in sorted(names)]
+    return TextClassifier(engine, tokenizer, labels, config.get("pad_token_id") or 0, segments)
 
 
 def _language_model(

@@ -45,10 +45,14 @@ class TextClassifier:
         tokenizer: Its tokenizer.
         labels: The names of the classes, in the order of the logits.
         pad: The token that fills up shorter texts.
+        segments: True if the second text of a pair is in another segment than the first.
     """
 
-    def __init__(self, engine: Classifier, tokenizer: Tokenizer, labels: Sequence[str], pad: int) -> None:
-        self.engine, self.tokenizer, self.labels, self._pad = engine, tokenizer, [*labels], pad
+    def __init__(
+        self, engine: Classifier, tokenizer: Tokenizer, labels: Sequence[str], pad: int, segments: bool
+    ) -> None:
+        self.engine, self.tokenizer, self.labels = engine, tokenizer, [*labels]
+        self._pad, self._segments = pad, segments
         tokenizer.no_padding()  # which a folder may have kept from training
         tokenizer.no_truncation()
         if engine.context is not None:
@@ -119,4 +123,5 @@ class TextClassifier:
         for row, each in enumerate(encoded):
             length = len(each.ids)
             ids[row, :length], mask[row, :length], segments[row, :length] = each.ids, 1, each.type_ids
-        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+        batch = {"input_ids": ids, "attention_mask": mask}
+        return batch | ({"token_type_ids": segments} if self._segments else {})

@@ -205,7 +205,7 @@ CHOICES = f"give one of {', '.join([*TRAINER_VERBS, *VERBS])} (lightgpt2 --help)
 # A command line, and all messages that it gives.
 MISTAKES: dict[str, list[str]] = {
     "benchmark m --precision fp32 int3 --rounds x --new-tokens 3 0": [
-        "--precision: must be one of fp32, bf16, fp16, int8, nf4, got 'int3'; see lightgpt2 benchmark --help",
+        "--precision: must be one of fp32, bf16, fp16, int8, nf4, dynamic-int8, got 'int3'; see lightgpt2 benchmark --help",
         "--rounds: must be a whole number >0, got 'x'; see lightgpt2 benchmark --help",
         "--new-tokens: must be a whole number >0, got '0'; see lightgpt2 benchmark --help",
     ],

@@ -67,7 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bare(folder, "few tokens", vocab_size=200)
     bare(folder, "bloom", model_type="bloom")
     bare(folder, "gone text")
-    stage = {"config": {"data": {"init_args": {"source": "./gone"}}}}
+    data = {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": {"source": "./gone"}}
+    stage = {"config": {"data": data}}
     (folder / "gone text/ledger.json").write_text(json.dumps([stage]))
     (folder / "adapters").mkdir()
     (folder / "adapters/adapter_config.json").write_text("{}")

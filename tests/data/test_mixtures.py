@@ -284,7 +284,8 @@ def encoder() -> Encoder:
 
 def content(folder: Path) -> dict[str, bytes]:
     """The files of a store; remarks name the text's folder."""
-    return {path.name: path.read_bytes().replace(bytes(folder.parent), b"") for path in folder.iterdir()}
+    files = (path for path in folder.iterdir() if path.name != "checksums.json")  # of files that name the folder
+    return {path.name: path.read_bytes().replace(bytes(folder.parent), b"") for path in files}
 
 
 ROWS = [

@@ -72,6 +72,11 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
 FAULTS = ("SIGKILL", *STOPS, "ENOSPC", "EROFS", "FSIZE", *["SIGKILL"] * 6, *STOPS, "ENOSPC")  # for every command
+LABELS = {
+    "SIGKILL": "killed at an operation on files",
+    **{stop: f"asked to stop ({stop}) at an operation on files" for stop in STOPS},
+    "ENOSPC": "no room from an operation on", "EROFS": "a read-only file system", "FSIZE": "files that cannot grow",
+}  # fmt: skip
 ATTACKS = [(name, FAULTS[(turn + n) % len(FAULTS)]) for turn in range(len(FAULTS)) for n, name in enumerate(COMMANDS)]
 ROOM = [1_000 * 3**step for step in range(10)]  # bytes that a disk has left
 DISKS = [(name, ROOM[(turn + n) % len(ROOM)]) for turn in range(3) for n, name in enumerate(COMMANDS)]
@@ -146,9 +151,10 @@ def test_a_disturbed_command_loses_nothing_and_goes_on(
 ) -> None:
     name, fault = ATTACKS[seed % len(ATTACKS)]
     expected, operations = whole(name)
-    number = 1 if fault == "EROFS" else random.Random(seed).randint(*_PLACES.get(fault, (1, operations)))
+    places = {"EROFS": (1, 1), "FSIZE": (2_000, 40_000)}  # from the beginning; bytes
+    number = random.Random(seed).randint(*places.get(fault, (1, operations)))
     print(f"{fault} at {number} of {operations}: {COMMANDS[name][0]}")  # pytest shows it where the test fails
-    tried(_NAMES[fault])
+    tried(LABELS[fault])
     folder = tmp_path / "work"
     shutil.copytree(bench, folder)
     disturbed = run_cli(folder, fault, str(number), *COMMANDS[name][0].split(), module="tests.faults.dying")
@@ -160,14 +166,6 @@ def test_a_disturbed_command_loses_nothing_and_goes_on(
     succeed(folder, *COMMANDS[name][0].split(), *COMMANDS[name][1].split())
     assert made(folder, name) == expected
     assert leftovers(folder) == []
-
-
-_PLACES = {"FSIZE": (2_000, 40_000)}
-_NAMES = {
-    "SIGKILL": "killed at an operation on files",
-    **{stop: f"asked to stop ({stop}) at an operation on files" for stop in STOPS},
-    "ENOSPC": "no room from an operation on", "EROFS": "a read-only file system", "FSIZE": "files that cannot grow",
-}  # fmt: skip
 
 
 def test_a_disk_without_room_loses_nothing(bench: Path, whole: Any, tmp_path: Path, disk: int, tried: Tried) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.models.families import CLASSIFICATION, class_for
+from lightgpt2.models.families import CLASSIFICATION, Shape, class_for
 from lightgpt2.models.integers import Integers, integer_tensors
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.saving import save_model
@@ -64,6 +64,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "roberta": {
         "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
         "intermediate_size": 80, "max_position_embeddings": 41, "type_vocab_size": 1,
+    },
+    "modernbert": {
+        "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80,
+        "max_position_embeddings": 40, "local_attention": 8, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+        "sep_token_id": 2,
     },
 }  # fmt: skip
 
@@ -124,12 +129,20 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def make_classifier(family: str, classes: int = 3, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def make_classifier(
+    family: str, classes: int = 3, seed: int = 0, uneven: bool = False, **changes: Any
+) -> PreTrainedModel:
     """A randomly initialised model with a classification head, with weights large enough to matter."""
     torch.manual_seed(seed)
     shape = copy.deepcopy({"vocab_size": 300, **(ENCODERS | SHAPES)[family], "pad_token_id": 0, **changes})
     config = AutoConfig.for_model(family, **shape, num_labels=classes)
     config.architectures = [class_for(config, CLASSIFICATION, "model")]
+    if uneven:
+        sizes = Shape.of(config)
+        config.lightgpt2 = {
+            "heads": [sizes.groups, 0, sizes.heads, 0][: config.num_hidden_layers],
+            "ffn": [40, 24, 0, 0][: config.num_hidden_layers],
+        }
     model = new_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
