@@ -27,11 +27,9 @@ from benchmarks.paired import SETTINGS, Arms, changes, fit_all, mean, model_fold
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quality import Change, Metric
 
-_BATCH, _WARMUP, _LENGTH = 32, 60, 128
-_OPTIMIZER = {"lr": 5e-5, "weight_decay": 0.01, "warmup_steps": _WARMUP, "decay": "linear", "beta2": 0.999}
+_BATCH, _LENGTH = 32, 128
+_RATE, _DECAY = 5e-5, 0.01
 _ADAPTERS = {"lora": {"r": 4, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}}
-_FAST = _OPTIMIZER | {"lr": 1e-3}
-_STUDENT = {"layers": [0, 2, 5], "optimizer": _OPTIMIZER | {"lr": 1e-4}}
 _TAUGHT = {"ce": 0.1, "hidden": 1.0, "kd": 0.9, "temperature": 2.0}
 _ALONE = {"ce": 1.0, "hidden": 0.0, "kd": 0.0}
 _ARMS = ("trainer", "full", "lora", "qlora", "student", "student alone", "movement", "magnitude", "random")
@@ -41,25 +39,30 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def methods(model: str, full: str) -> dict[str, tuple[str, dict[str, Any]]]:
+def warmup(steps: int) -> int:
+    return steps // 10
+
+
+def methods(model: str, full: str, steps: int, seed: int) -> dict[str, tuple[str, dict[str, Any]]]:
     """The method of each arm and its settings; `full` is the model that others start from, and their teacher."""
-    pruned = {
-        criterion: (
-            "MovementPruning",
-            {
-                "model": full, "teacher": full, "loss": _TAUGHT | {"hidden": 0.0}, "optimizer": _OPTIMIZER,
-                "pruning": {"attention": 0.3, "ffn": 0.6, "criterion": criterion},
-            },
-        )
-        for criterion in ("movement", "magnitude", "random")
-    }  # fmt: skip
+
+    def optimizer(lr: float) -> dict[str, Any]:
+        return {"lr": lr, "weight_decay": _DECAY, "warmup_steps": warmup(steps), "decay": "linear", "beta2": 0.999}
+
+    adapters = {"model": model, "optimizer": optimizer(1e-3), **_ADAPTERS}
+    student = {"teacher": full, "layers": [0, 2, 5], "optimizer": optimizer(1e-4)}
+    pruned = {"model": full, "teacher": full, "loss": _TAUGHT | {"hidden": 0.0}, "optimizer": optimizer(_RATE)}
+    shares = {"attention": 0.3, "ffn": 0.6, "seed": seed}
     return {
-        "full": ("FineTune", {"model": model, "optimizer": _OPTIMIZER}),
-        "lora": ("LoRA", {"model": model, "optimizer": _FAST, **_ADAPTERS}),
-        "qlora": ("QLoRA", {"model": model, "optimizer": _FAST, **_ADAPTERS}),
-        "student": ("Distill", {"teacher": full, "loss": _TAUGHT, **_STUDENT}),
-        "student alone": ("Distill", {"teacher": full, "loss": _ALONE, **_STUDENT}),
-        **pruned,
+        "full": ("FineTune", {"model": model, "optimizer": optimizer(_RATE)}),
+        "lora": ("LoRA", adapters),
+        "qlora": ("QLoRA", adapters),
+        "student": ("Distill", {**student, "loss": _TAUGHT}),
+        "student alone": ("Distill", {**student, "loss": _ALONE}),
+        **{
+            criterion: ("MovementPruning", {**pruned, "pruning": {**shares, "criterion": criterion}})
+            for criterion in ("movement", "magnitude", "random")
+        },
     }
 
 
@@ -78,14 +81,16 @@ def configuration(options: argparse.Namespace, method: str, settings: dict[str, 
     }  # fmt: skip
 
 
-def fit(options: argparse.Namespace, arm: str, method: str, settings: dict[str, Any]) -> None:
+def fit(options: argparse.Namespace, arm: str) -> None:
     """Fits an arm with all seeds, where that is not done."""
+    full = str(model_folder(Path(), run_name("full", options.seeds[0])))
     fits, folder = {}, options.folder / "configs"
     folder.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         name = run_name(arm, seed)
         path = folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(configuration(options, method, settings, seed)))
+        method = methods(place(options.model), full, options.steps, seed)[arm]
+        path.write_text(yaml.safe_dump(configuration(options, *method, seed)))
         fits[name] = ["--config", str(path.resolve())]
     fit_all(options.folder, fits, options.jobs, options.threads)
 
@@ -130,7 +135,7 @@ def _right(options: argparse.Namespace, seed: int) -> list[int]:
     )
     arguments = TrainingArguments(
         output_dir=str(options.folder / "trainer"), max_steps=options.steps, per_device_train_batch_size=_BATCH,
-        learning_rate=_OPTIMIZER["lr"], weight_decay=_OPTIMIZER["weight_decay"], warmup_steps=_WARMUP,
+        learning_rate=_RATE, weight_decay=_DECAY, warmup_steps=warmup(options.steps),
         lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed, use_cpu=True, save_strategy="no", report_to=[],
         disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
@@ -189,13 +194,12 @@ def main() -> None:
     settings = SETTINGS | {"source": str, "steps": 650, "threads": 2, "arms": chosen}
     options = parser(__doc__, **settings).parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    full = str(model_folder(Path(), run_name("full", options.seeds[0])))
-    known, arms = methods(place(options.model), full), dict[str, list[Metric]]()
+    arms = dict[str, list[Metric]]()
     for arm in [each for each in _ARMS if each in options.arms or each == "full"]:  # the others start from that
         if arm == "trainer":
             arms[arm] = [train_plainly(options, seed) for seed in options.seeds]
         else:
-            fit(options, arm, *known[arm])
+            fit(options, arm)
             arms[arm] = [scored(options.folder, run_name(arm, seed)) for seed in options.seeds]
         write_results(options, arms)
     header = ["arm", "trained parameters", "peak memory of training, MB", "training, s", "parameters", "MB on disk"]

@@ -52,7 +52,7 @@ def main() -> None:
         without(whole, folder / "removed", (options.heads, options.neurons))
         benchmark(
             [str(whole), str(folder / "removed")], precision=["fp32"], attention=["sdpa"], rounds=options.rounds,
-            new_tokens=[options.new_tokens], forward_tokens=options.length, device="cpu",
+            new_tokens=[options.new_tokens], forward_tokens=[options.length], device="cpu",
             output=str(folder / "benchmark.json"), traces=str(folder / "traces"),
         )  # fmt: skip
         configs = [load_model(str(path), "model").config for path in (whole, folder / "removed")]

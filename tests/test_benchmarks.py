@@ -11,10 +11,11 @@ import pytest
 
 from benchmarks import joint, paired
 from benchmarks.engines import worker
+from lightgpt2.data.tokenizer import train_wordpiece
 from lightgpt2.models.families import DECODERS
 from lightgpt2.models.quality import Metric
 from tests.support.cli import ROOT
-from tests.support.models import write_corpus, write_model
+from tests.support.models import make_classifier, write_corpus, write_model
 
 SMALL = [
     "--rounds", "2", "--warmup", "1", "--batch", "2", "--length", "16", "--width", "32", "--heads", "2",
@@ -140,3 +141,32 @@ def test_fits_run_after_those_that_they_need_and_once(tmp_path: Path, monkeypatc
             paired.fit_all(tmp_path, paired.seeded(fits, [1, 2]), jobs=2)
     expected = ["base", "pruned", "joint", "one-after-another", "LoRA-taught", "LoRA"]
     assert sorted(ran) == sorted(["teacher", *(f"{arm}-{seed}" for arm in expected for seed in (1, 2))])
+
+
+@pytest.mark.slow
+def test_methods_of_classification_are_compared_with_the_trainer_of_transformers(tmp_path: Path) -> None:
+    """On the same texts, with what is done already left as it is."""
+    texts = [(f"text {number} is {word}", label) for number in range(40) for label, word in enumerate(("bad", "good"))]
+    (tmp_path / "sst2").mkdir()
+    for name, rows in (("train.tsv", texts[:64]), ("dev.tsv", texts[64:])):
+        lines = "".join(f"{text}\t{label}\n" for text, label in rows)
+        (tmp_path / "sst2" / name).write_text(f"sentence\tlabel\n{lines}")
+    model = make_classifier("bert", classes=2, vocab_size=100, max_position_embeddings=128)
+    train_wordpiece([text for text, _ in texts], 100, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    options = [
+        "--model",
+        str(tmp_path / "model"),
+        "--source",
+        str(tmp_path / "sst2"),
+        "--folder",
+        str(tmp_path / "work"),
+    ]
+    options += ["--steps", "4", "--seeds", "1", "--threads", "1", "--arms", "trainer", "full"]
+    printed = run("classification", *options).stdout
+    found = json.loads((tmp_path / "work/results.json").read_text())["accuracy"]
+    for arm in ("trainer", "full"):
+        assert f"| {arm} | {found[arm][0]['value']:.4f} |" in printed
+    assert re.search(r"^\| full against trainer \| [+-]\d", printed, flags=re.MULTILINE)
+    assert re.search(r"^\| full \| [\d,]+ \| \d+ \| \d+ \|", printed, flags=re.MULTILINE), "what training took"
+    assert "finished" not in run("classification", *options).stderr

@@ -114,8 +114,11 @@ def machine(device: str) -> dict[str, Any]:
     for package in ("bitsandbytes", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-    name = f"{torch.cuda.get_device_name()}, {name}" if kind == "cuda" else name
-    return {"name": name, "device": kind, "threads": torch.get_num_threads(), "versions": found}
+    card = {}
+    if kind == "cuda":
+        name = f"{torch.cuda.get_device_name()}, {name}"
+        card = {"memory_mb": round(torch.cuda.get_device_properties(device).total_memory / 1e6, 1)}
+    return {"name": name, "device": kind, "threads": torch.get_num_threads(), **card, "versions": found}
 
 
 def speeds_of(rounds: Sequence[Round], workloads: Sequence[Workload]) -> dict[str, list[float]]:

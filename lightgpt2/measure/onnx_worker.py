@@ -53,11 +53,11 @@ class OnnxWorker(Worker):
         return profiled(self._open, step, trace)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
-        given = ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy()
-        if isinstance(self.engine, OnnxClassifier):
-            self.engine.logits(dict(zip(("input_ids", "attention_mask"), given, strict=True)))
+        tokens, seen = ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy()
+        if isinstance(self.engine, OnnxEngine):
+            self.engine.logits(tokens, seen)
         else:
-            self.engine.logits(*given)
+            self.engine.logits({"input_ids": tokens, "attention_mask": seen})
 
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         """Greedy, as for the other arms."""

@@ -1,5 +1,6 @@
 """What the terminal shows at the end of a run, a quantization, a sweep, an export and a benchmark."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightgpt2.report.figures import numbers, part, primary, title, workloads
 from lightgpt2.report.markup import table
 
 _SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache", "same": "classes as in PyTorch"}
+_ROOM = 0.8  # of the card's memory, above which a model is said to have little room
 Arm = dict[str, Any]
 Cells = dict[str, str]  # of a row, by their columns
 Figures = Mapping[str, Mapping[str, Any]]
@@ -110,10 +112,15 @@ def _megabytes(about: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(result: dict[str, Any]) -> str:
-    """What each arm takes, each workload arm by arm, what a generation takes; then what failed."""
+    """What each arm takes, each workload arm by arm, what a generation takes; then what failed, or has little room."""
     failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]
     measured = [arm for arm in result["arms"] if "error" not in arm]
-    return "\n".join(["", *(_sections(result, measured) if measured else []), *failed])
+    card = part(result, "machine").get("memory_mb") or math.inf
+    shares = {arm["name"]: (arm.get("peak_reserved_mb") or 0) / card for arm in measured}
+    crowded = [
+        f"{name}: it reserved {share:.0%} of the card's memory" for name, share in shares.items() if share > _ROOM
+    ]
+    return "\n".join(["", *(_sections(result, measured) if measured else []), *failed, *crowded])
 
 
 def operators_markdown(arm: Arm) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightgpt2.errors import UserError
 from lightgpt2.runtime.engines import CONTEXT, Floats, Ints, physical_cores
-from lightgpt2.runtime.ort import load_session
+from lightgpt2.runtime.ort import load_session, runtime
 
 
 class OnnxClassifier:
@@ -24,12 +24,16 @@ class OnnxClassifier:
         self, model: Path, threads: int | None = None, name: str = "MODEL", profile: str | None = None
     ) -> None:
         self._session = load_session(model, threads or physical_cores(), name, profile)
-        self.sessions = [self._session]
         self._inputs = [each.name for each in self._session.get_inputs()]
         context = self._session.get_modelmeta().custom_metadata_map.get(CONTEXT)
         if "logits" not in {each.name for each in self._session.get_outputs()} or context is None:
             raise UserError(f"{name}: {model} must be a classifier (logits) that lightgpt2 exported")
         self.context: int | None = int(context)
+
+    @property
+    def sessions(self) -> list[runtime.InferenceSession]:
+        """What computes."""
+        return [self._session]
 
     def logits(self, batch: Mapping[str, Ints]) -> Floats:
         none = np.zeros_like(batch["input_ids"])  # segments, where a tokenizer gives none

@@ -389,8 +389,8 @@ class Interrupting(contextlib.ExitStack):
         peaks = {"peak_memory_mb": 9.0, "peak_above_start_mb": 5.0, "peak_reserved_mb": None}
         machine = {"name": "here", "device": "cpu", "threads": 1, "versions": {"torch": "2"}}
         return {
-            "load": {"sizes": {"weights_mb": 1.0, "embedding_mb": 0.5}, "machine": machine},
-            "round": {"forward": {"1x4": [1.0]}, "generate": {"4": generation}, "peaks": peaks},
+            "load": {"sizes": {"weights_mb": 1.0, "embedding_mb": 0.5, "load_seconds": 0.1}, "machine": machine},
+            "round": {"forward 1x4": [1.0], "forward 16x4": [1.0], "generate 4": generation, "peaks": peaks},
             "profile": {"operators": [], "attention_kernel": "sdpa", "trace": "x"},
         }[do]
 

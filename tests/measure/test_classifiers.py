@@ -61,11 +61,16 @@ def test_what_a_classifier_does_not_do_and_models_of_two_tasks_are_refused(folde
 
 
 @pytest.mark.parametrize(
-    ("model", "precision", "attention"),
-    [("bert", "fp32", "sdpa"), ("bert", DYNAMIC, "sdpa"), ("gpt2", "fp32", "eager"), ("graph", "onnx", "graph")],
+    ("model", "precision", "attention", "kernel", "product"),
+    [
+        ("bert", "fp32", "sdpa", "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::addmm"),
+        ("bert", DYNAMIC, "sdpa", "aten::_scaled_dot_product_flash_attention_for_cpu", "quantized::linear_dynamic"),
+        ("gpt2", "fp32", "eager", "eager", "aten::addmm"),
+        ("graph", "onnx", "graph", "Attention", "Conv"),
+    ],
 )
 def test_each_is_measured_and_profiled(
-    folder: Path, tmp_path: Path, model: str, precision: str, attention: str
+    folder: Path, tmp_path: Path, model: str, precision: str, attention: str, kernel: str, product: str
 ) -> None:
     (arm,) = (each for each in plan([str(folder / model)], [precision], [attention], SETTINGS)[0])
     worker: Worker = worker_of(arm, WORKLOADS, "cpu")
@@ -77,7 +82,9 @@ def test_each_is_measured_and_profiled(
     assert len(found["texts 2 threads"]["calls"]) == 4
     profile = worker.profile(tmp_path / "trace.json")
     assert (tmp_path / "trace.json").stat().st_size
-    assert any(name in profile["operators"][0]["name"] for name in ("aten::", "quantized::", "Conv", "Gemm", "Mat"))
+    assert profile["attention_kernel"] == kernel
+    names = {operator["name"] for operator in profile["operators"]}
+    assert product in names
 
 
 def test_dynamic_int8_leaves_the_head_and_takes_a_quarter_of_the_layers(folder: Path) -> None:

@@ -77,6 +77,16 @@ def test_a_benchmark_has_a_row_for_each_arm_and_a_line_for_each_failure() -> Non
     assert "| aten::addmm | 24 | 10.250 | 50.0% | cpu |" in operators_markdown(result["arms"][0])
 
 
+def test_a_model_that_takes_most_of_a_card_is_named() -> None:
+    found = benchmark(arm("a", "big", "fp32", 10, 20, 30), arm("b", "small", "fp32", 10, 20, 30))
+    found["machine"]["memory_mb"] = 1000.0
+    for each, reserved in zip(found["arms"], (810.0, 790.0), strict=True):
+        each["peak_reserved_mb"] = reserved
+    assert benchmark_table(found).splitlines()[-1] == "big fp32: it reserved 81% of the card's memory"
+    found["arms"].pop(0)
+    assert "reserved" not in benchmark_table(found)
+
+
 def test_an_export_is_told_in_one_line() -> None:
     about = {"bytes": {"a": 2_000_000, "b": 345_000}, "validation": "news", "agreement": {"source": 0.98, "cache": 1.0}}
     quality = {"before": score(40.0), "after": score(41.0)}
