@@ -201,7 +201,7 @@ class StepSampler:
         return self._bucketed(chosen, generator) if self.bucket else chosen
 
     def _bucketed(self, order: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        """The same windows with those of similar length next to each other, in micro-batches (of all processes) that come as they fall."""
+        """The same windows with those of similar length next to each other, in shuffled micro-batches of all processes."""
         whole = order[: self.steps_per_epoch * self.step_windows]
         lengths, size = self.dataset.windows.lengths, self.bucket * self.step_windows
         for start in range(0, len(whole), size):

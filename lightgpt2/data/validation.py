@@ -10,7 +10,7 @@ from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.documents import plain_text
 from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, family_of, predicts
+from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, check_family, family_of, predicts
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
@@ -48,6 +48,7 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
         UserError: The model or the data cannot be loaded, or no data is known.
     """
     config = load_config(model, "MODEL", trust_remote_code)
+    check_family(config, "MODEL", predicts(config.architectures))
     kind = _KINDS[predicts(config.architectures)]
     settings: dict[str, Any] = {"source": source} if source else _trained_on(model, kind)
     if not settings:
