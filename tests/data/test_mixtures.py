@@ -283,8 +283,9 @@ def encoder() -> Encoder:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The files of a store; remarks name the text's folder."""
-    return {path.name: path.read_bytes().replace(bytes(folder.parent), b"") for path in folder.iterdir()}
+    """The files of a store, but their checksums; remarks name the text's folder."""
+    paths = [path for path in folder.iterdir() if path.name != "checksums.json"]
+    return {path.name: path.read_bytes().replace(bytes(folder.parent), b"") for path in paths}
 
 
 ROWS = [
