@@ -25,7 +25,7 @@ from lightgpt2.callbacks.monitor import Monitor
 from lightgpt2.callbacks.progress import Check, Checked, Closing, Header, Progress
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
 from lightgpt2.cli import trainer_settings
-from lightgpt2.cli.commands import quiet_transformers
+from lightgpt2.cli.inference import quiet_transformers
 from lightgpt2.cli.schema import TRUSTED
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
 from lightgpt2.errors import Problem, UserError, cut, refuse, tell
