@@ -26,7 +26,8 @@ class Header(Callback):
         if not trainer.is_global_zero:
             return
         (total, trained), about = parameters(pl_module), pl_module.data.describe()
-        splits = [f"{name} {s['documents']:,} documents, {s['tokens']:,} tokens" for name, s in about["splits"].items()]
+        filled = {name: s for name, s in about["splits"].items() if s["documents"]}
+        splits = [f"{name} {s['documents']:,} documents, {s['tokens']:,} tokens" for name, s in filled.items()]
         model = f"{pl_module.model.config.model_type}, {total:,} parameters, {trained:,} trained"
         processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
         print(
