@@ -63,15 +63,19 @@ def shipped(name: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((shipped_configs() / name).read_text())
     model = config["model"]["init_args"]
     model |= {key: "teacher" for key in ("model", "teacher", "student") if isinstance(model.get(key), str)}
-    if isinstance(model.get("model"), dict):
+    if classifies := "task" in model:
+        config["data"]["init_args"] |= {"source": "requirements:300", "vocab_size": 300}
+    elif isinstance(model.get("model"), dict):
         model["model"] |= {"n_layer": 2, "n_embd": 32, "n_positions": 64}
         config["data"]["init_args"]["vocab_size"] = 300
     if name == "trim.yaml":
         model |= {"width": 16, "heads": 1}
     if name == "movement.yaml":
         model["pruning"] = {"attention": 0.5, "ffn": 0.5}
-    model |= {"optimizer": {**_TINY["optimizer"]}, "task": copy.deepcopy(_TINY["task"])}
-    config["data"]["init_args"] |= _TINY["data"]
+    model["optimizer"] = {**_TINY["optimizer"]}
+    if not classifies:
+        model["task"] = copy.deepcopy(_TINY["task"])
+        config["data"]["init_args"] |= _TINY["data"]
     trainer = config["trainer"]
     trainer |= _TINY["trainer"]
     trainer |= {"callbacks": [{"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": {"amount": 0.5}}]}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightgpt2.adaptations import FakeQuantize, HeldMasks, Lora, LoraAdapters
 from lightgpt2.errors import UserError
@@ -65,7 +65,7 @@ def test_adapter_loads_in_peft_and_equals_the_merged_artefact(
     bench.configure(lora("base", method, **adapters))
     output, run = bench.succeed("fit"), Path("checkpoints/r")
     assert len({path.stat().st_mode for path in (run / "adapter").iterdir()}) == 1
-    options = {"quantization_config": settings("nf4")} if quantized else {}
+    options = {"quantization_config": settings("nf4", AutoConfig.from_pretrained("base"))} if quantized else {}
     base = AutoModelForCausalLM.from_pretrained("base", **options)
     allow_packing(base, False)
     merged = AutoModelForCausalLM.from_pretrained(run / "model")
