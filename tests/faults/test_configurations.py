@@ -266,7 +266,10 @@ def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
     if kind == "nested":
         section[key], refused = {key: section[key]}, plain
     elif kind == "listed":
-        section[key], refused = [section[key]], plain and key != "teacher"
+        section[key], refused = (
+            [section[key]],
+            plain and key not in ("teacher", "layers", "source"),
+        )  # of which there may be several
     elif kind == "refused":
         section[key], refused = rng.choice(_REFUSED), True
         about += f" = {str(section[key])[:40]!r}"
