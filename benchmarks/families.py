@@ -63,8 +63,8 @@ GGUF also needs a tokenizer that is written there: a byte-level BPE of the kind 
 Those of Gemma 3, Phi-3 and Mistral 7B are not: export these models to ONNX. Phi models of 128k tokens (rotary positions
 of type longrope) can be trained and not exported.
 
-DistilGPT-2 is of type `gpt2`, Pythia of type `gpt_neox`. Encoders ({encoders}) [classify](classification.md). Other types, for example
-`gpt_neo` and `bloom`, are refused in one line.
+DistilGPT-2 is of type `gpt2`, Pythia of type `gpt_neox`. Encoders ({encoders}) [classify](classification.md).
+Other types, for example `gpt_neo` and `bloom`, are refused in one line.
 """
 
 
