@@ -24,9 +24,10 @@ class Monitor(Callback):
             return
         # The terms were read from the device before the step; only the optimizer's own kernels may still run.
         speed = batch["step_items"] / (time.perf_counter() - self._started)
-        pl_module.log("tokens/s", speed, prog_bar=True, logger=False, batch_size=1)
+        unit = pl_module.task.unit
+        pl_module.log(f"{unit}/s", speed, prog_bar=True, logger=False, batch_size=1)
         memory = peak_mb(torch.cuda.is_available())
-        pl_module.step_metrics |= {"train/tokens_per_s": speed, "train/memory_mb": memory}
+        pl_module.step_metrics |= {f"train/{unit}_per_s": speed, "train/memory_mb": memory}
 
     def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:

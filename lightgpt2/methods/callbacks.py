@@ -37,7 +37,6 @@ _REFUSED: dict[type[Callback], tuple[str, str]] = {
     StochasticWeightAveraging: ("it would average a model that is not built yet", "remove it"),
     WeightAveraging: ("a run goes on from its own weights, and not from their average", "remove it"),
 }
-_LOGGED = ("loss", "tokens/s", "val/loss")  # with every task
 
 
 def callback_problems(callbacks: Iterable[Callback], task: Task) -> Iterator[Problem]:
@@ -50,6 +49,6 @@ def callback_problems(callbacks: Iterable[Callback], task: Task) -> Iterator[Pro
                 yield Problem(name, what, fix)
         watches = isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor
         if watches and all(type(each).__module__.startswith(("lightning.", "lightgpt2.")) for each in known):
-            names = [*_LOGGED, *(f"val/{metric}" for metric in task.metrics([]))]
+            names = ["loss", f"{task.unit}/s", "val/loss", *(f"val/{metric}" for metric in task.metrics([]))]
             if watches not in names:
                 yield Problem(f"{name}.monitor", f"must be one of {', '.join(names)}, got {watches}", "correct it")

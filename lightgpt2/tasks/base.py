@@ -50,6 +50,7 @@ class Task(ABC):
     peft_type: ClassVar[str]  # PEFT's name for it
     primary: ClassVar[str]  # the metric that picks `best.ckpt`, budgets and verdicts
     better: ClassVar[Better] = "lower"  # whether a lower or a higher value of it is better
+    unit: ClassVar[str] = "tokens"  # what the items are, for the speed of training
     predict: str = "scores"  # what `predict` writes: `scores`, or another output of the task
     prompt_length: int | None = None  # tokens of the prompts that `predict` reads; None if it scores
 

@@ -41,6 +41,7 @@ class Classification(Task):
     peft_type = "SEQ_CLS"
     primary = "accuracy"
     better = "higher"
+    unit = "texts"
     predict = "classes"
     verify = exported_classifier.verify
 
