@@ -20,7 +20,7 @@ _SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("test", "tests", "testing", "testa", "testb", "devtest", "eval", "evaluation"), "test"),
     **dict.fromkeys(("heldout", "holdout"), "test"),
 }
-# Files of `Dataset.save_to_disk`, and of the hub's older cards, that tell of a dataset and hold none of it.
+# Metadata files of `Dataset.save_to_disk` and of older hub datasets; they hold no rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _HIDDEN = (".", "~$")  # how the names of hidden files and of an office program's locks begin
 

@@ -31,7 +31,7 @@ _SMALL = 1 << 24  # bytes of files for which other processes are not worth their
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is made of corpora before training. The arguments are those of `LanguageModelingData`."""
+    """Tokenizes corpora and trains their tokenizer; the arguments are those of `LanguageModelingData`."""
 
     corpora: Sequence[Corpus]
     valid_fraction: float

@@ -80,9 +80,9 @@ class TorchWorker(Worker):
         averages: list[Any] = []
 
         def finish(profiler: profile) -> None:
-            with scratch_folder(trace.parent, trace.name) as folder:  # in which torch has a temporary file of its own
+            with scratch_folder(trace.parent, trace.name) as folder:  # torch writes a temporary file beside it
                 profiler.export_chrome_trace(str(folder / trace.name))
-                if not (folder / trace.name).exists():  # of which torch says nothing
+                if not (folder / trace.name).exists():  # torch does not raise
                     what = "cannot be written: the disk is full, or does not allow it"
                     raise UserError([Problem(str(trace), what, "give another folder with --traces")])
                 (folder / trace.name).replace(trace)

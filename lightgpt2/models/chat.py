@@ -108,7 +108,7 @@ class ChatTemplate:
     def _turn(self, whole: str, messages: Sequence[Message], place: int, tools: _Tools) -> tuple[int, int]:
         """The beginning and the end of one answer in the text of a conversation."""
         head = messages[:place]
-        # No template begins an answer to nothing: that of the first message is found by what stands before its content.
+        # A template cannot start an answer without a message before it: look for the text before the content instead.
         before = self.render(head, True, tools) if head else self._around([], messages[1:], tools)[0]
         if not whole.startswith(before):
             raise ValueError(f"the chat template writes what precedes message {place + 1} differently in what follows")

@@ -16,7 +16,7 @@ from lightgpt2.models.ledger import SCORES
 
 FEW = 100  # examples below which an interval says little
 _RESAMPLES = 2000
-_Z = 1.959964  # of a normal distribution 95 % lie within so many deviations
+_Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
 _KNOWN = ("value", "interval_95", "wilson_95", "better", "link", "digits")  # of a metric, in a ledger
 
 Better = Literal["lower", "higher"]
@@ -116,7 +116,7 @@ class Metric:
 
 
 def _mcnemar(mine: Floats, theirs: Floats) -> float:
-    """The two-sided p-value that of the examples which one alone has right, each has it with probability 1/2."""
+    """The two-sided p-value of McNemar's exact test: a binomial test of the examples that only one model has right."""
     first, second = int((mine > theirs).sum()), int((mine < theirs).sum())
     count, ways, tail = first + second, 1, 0
     for k in range(min(first, second) + 1):

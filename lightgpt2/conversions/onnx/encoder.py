@@ -97,7 +97,7 @@ class Encoder(ModelWriter):
         return self.graph.weight(table.weight[0].detach().numpy(), f"{self._names[id(table)]}.weight")
 
     def activate(self, x: ir.Value, name: str | None = None) -> ir.Value:
-        """`x` through an activation, by default that of the neurons."""
+        """Apply an activation; the default is that of the feed-forward layer."""
         return self._activate(x, name or self._family.activation(self.config))
 
     def attend(
