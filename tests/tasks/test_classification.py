@@ -101,10 +101,8 @@ def test_a_head_of_other_classes_is_refused() -> None:
 def test_a_new_model_has_the_classes_of_the_data() -> None:
     start = Fresh({"model_type": "bert", **ENCODERS["bert"]})
     start.task = bound()
-    data: Any = SimpleNamespace(tokenizer=SimpleNamespace(bos_token_id=None, eos_token_id=None))
     config = start._config({**(start.task.head_settings(None) or {})}, False)
     assert list(config.id2label.values()) == NAMES
-    assert data is not None
     bound().check(new_model(config).eval(), "model")
 
 
