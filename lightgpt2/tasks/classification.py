@@ -34,7 +34,7 @@ class Classification(Task):
     """One class for a text.
 
     What the head reads is the family's: an encoder's pooled first token, a decoder's last token. The hidden states of a text's
-    tokens weigh as much together as one text.
+    tokens weigh as much together as the text.
     """
 
     auto_class = CLASSIFICATION
@@ -108,7 +108,8 @@ class Classification(Task):
         with recorded_states(model, [int(name.removeprefix(stack)) for name in states]) as found:
             pooled = family.pooled_states(model, batch)
         mask = batch["attention_mask"]
-        share = (mask / mask.sum(dim=1, keepdim=True)).flatten()  # of each token of a text
+        counts = (batch["labels"] != IGNORE) * batch.get("weights", 1.0)
+        share = (mask * (counts / mask.sum(dim=1))[:, None]).flatten()  # of each token of a text
         kept = {f"{stack}{layer}": (state.flatten(0, 1), share) for layer, state in found.items()}
         weight, bias, scale = head(model)
         return Predictions(pooled, weight, batch["labels"], bias, scale, kept, batch.get("weights"))

@@ -132,8 +132,9 @@ def reference_loss(
     log_p, log_q = (F.log_softmax(x / 2.0, -1) for x in (targets, logits))
     supervised = labels != IGNORE
     kd = 4.0 * ((log_p.exp() * (log_p - log_q)).sum(-1) * supervised * each).sum()
-    if "attention_mask" in batch:  # the states of a text's tokens count together as one text
-        supervised = (batch["attention_mask"] / batch["attention_mask"].sum(1, keepdim=True)).flatten()
+    if "attention_mask" in batch:  # the states of a text's tokens count together as the text
+        mask = batch["attention_mask"]
+        supervised = (mask * each[:, None] / mask.sum(1, keepdim=True)).flatten()
     if not states:  # the parity task calls the final hidden state by all names
         return 0.2 * ce + 0.7 * kd
     # transformers' last state is after the final norm, and left out on both sides here
