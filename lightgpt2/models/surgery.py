@@ -43,7 +43,10 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
 
 
 def keep_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:
-    """Let a configuration have only the layers of these indices, in this order."""
+    """Let a configuration have only the layers of these indices, in this order; a ValueError if no model can have that."""
+    if family_of(config).first_differs and [i for i, layer in enumerate(layers) if not layer] != [0]:
+        what = f"the first layer of a {config.model_type} has other parts than the others"
+        raise ValueError(f"layers {[*layers]}: {what}; begin with layer 0, and name it once")
     config.num_hidden_layers = len(layers)
     for name in family_of(config).layer_settings:
         if values := getattr(config, name, None):

@@ -67,6 +67,8 @@ def load(
 
         if verify:
             sources.verify(source, key, recorded=True)
+        if sources.is_path(source):
+            sources.check_folder(source, key)  # adapters are measured as they are, and used merged
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
         engine, config = _torch_engine(model, threads), model.config.to_dict()
         whole = load_tokenizer(source, key, trust_remote_code, separates=not _classifies(config))

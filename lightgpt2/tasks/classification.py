@@ -117,6 +117,9 @@ class Classification(Task):
     @torch.no_grad()
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
         """One row a text: its `loss` in nats, its `label`, and `probabilities` of the classes."""
+        if family_of(model).pads_behind and not batch["attention_mask"][:, 0].all():
+            what = f"pads stand before the texts, where a {model.config.model_type} reads what classifies them"
+            raise UserError(f"data: {what}; put them behind")
         return self.scored(self.predictions(model, batch).logits(slice(None), torch.float32), batch)
 
     def scored(self, logits: Tensor, batch: Batch) -> list[Row]:

@@ -234,6 +234,16 @@ def test_texts_of_similar_length_share_a_batch_and_an_epoch_has_each_once() -> N
     assert [row for batch in data.train_dataloader() for row in batch["example"].tolist()] != seen
 
 
+def test_pads_stand_behind_texts_whatever_the_tokenizer_says() -> None:
+    about = Path("tokenizer/tokenizer_config.json")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"padding_side": "left"}))
+    data = data_of(write("d.csv", [*ROWS, ("a longer text of some more words", "a")]))
+    masks = [batch["attention_mask"] for batch in data.scoring_loader("train")]
+    assert any((mask == 0).any() for mask in masks)
+    assert all(mask[:, 0].all() for mask in masks)
+    assert data.tokenizer.padding_side == "right", "it is saved beside the model"
+
+
 def test_processes_share_a_step_and_resume_in_the_middle() -> None:
     source = write("t.jsonl", [(f"text {i} " + "of " * (i % 7), "ab"[i % 2]) for i in range(100)])
 

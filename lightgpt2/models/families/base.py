@@ -77,6 +77,8 @@ class Family(ABC):
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
     heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
+    first_differs: ClassVar[bool] = False  # True if the first block has other parts than the others
+    pads_behind: ClassVar[bool] = False  # True if a classifier reads the first token, which must not be a pad
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 

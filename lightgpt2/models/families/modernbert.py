@@ -15,7 +15,7 @@ class ModernBert(Encoder):
 
     model_types, blocks = ("modernbert",), "layers"
     head_parts = ("classifier", "head")
-    heads_narrow = False
+    heads_narrow, first_differs = False, True
     adapted = ["Wqkv"]  # noqa: RUF012 - declared in `Family`
     axes: ClassVar = {
         r"model\.embeddings\.tok_embeddings": ("vocabulary", "width"),
