@@ -20,7 +20,7 @@ from lightgpt2.data.preparation import is_cached
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.texts import LabelledTexts, TextDataset
-from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
+from lightgpt2.data.tokenizer import check_trims, separates_pairs, train_wordpiece, trimmed
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.models.families import CLASSIFICATION
 from lightgpt2.models.files import exists
@@ -229,6 +229,9 @@ class ClassificationData(TaskData):
     def _tokenized(self, split: str, examples: Sequence[Example]) -> "LabelledTexts":
         texts = [example.text for example in examples]
         pairs = [example.pair for example in examples] if examples and examples[0].pair is not None else None
+        if pairs and not separates_pairs(self.tokenizer):
+            what = "the tokenizer puts nothing between the two texts of a pair"
+            raise UserError(f"data.pair_field: {what}; give an encoder's, or join them in one field")
         found: Any = self.tokenizer(texts, pairs, verbose=False) if texts else {"input_ids": []}
         long = sum(len(ids) > self.max_length for ids in found["input_ids"])
         if long and self.longer == "refuse":
