@@ -69,6 +69,7 @@ def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> 
     Raises:
         UserError: The source cannot be read, or a row holds something else.
     """
+    counts: dict[int, str] = {}  # of texts, and where rows with as many are
     for split, where, rows in corpus.rows(columns, remarks):
         for number, row in enumerate(rows, 1):
             names, label_name = columns.texts(row), columns.label_field  # rows of JSON may each have other fields
@@ -85,10 +86,15 @@ def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> 
                 remarks.add("rows without a label, left out", where)
             elif not texts or not all((text or "").strip() for text in texts):
                 remarks.add("rows without text, left out", where)
-            elif not all(is_unicode(text or "") for text in texts):
+            elif not all(is_unicode(text or "") for text in (*texts, str(label))):
                 remarks.add("rows that are not valid Unicode, left out", where)
             else:
                 assert label is not None
+                counts.setdefault(len(texts), f"row {number} of {where}")
+                if len(counts) > 1:
+                    what = f"{counts[2]} has two texts and {counts[1]} one"
+                    fix = "name data.text_field, and data.pair_field if there are two, or give each row both"
+                    raise UserError(f"data.text_field: {what}; {fix}")
                 yield split, Example(texts[0] or "", texts[1] if len(texts) > 1 else None, label)
 
 
@@ -112,17 +118,22 @@ def split_examples(
     given = {split for split, _ in found if split}
     splits: dict[Split, list[Example]] = {"test": [], "valid": [], "train": []}
     for named, example in found:
-        hashed = split_of(f"{example.text}\n{example.pair or ''}", valid_fraction, test_fraction)
+        hashed = split_of("\n".join(_key(example)), valid_fraction, test_fraction)
         named = named or ("train" if given else None)
         splits[hashed if named in (None, "train") and hashed not in given else named or hashed].append(example)
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, str]] = set()
     for split, those in splits.items():
-        kept = [each for each in those if (each.text, each.pair) not in seen]
+        kept = [each for each in those if _key(each) not in seen]
         for _ in range(len(those) - len(kept)):
             remarks.add("examples that a held-out split has too, left out", split)
         splits[split] = kept
-        seen |= {(each.text, each.pair) for each in kept}
+        seen |= {_key(each) for each in kept}
     return splits
+
+
+def _key(example: Example) -> tuple[str, str]:
+    """What makes an example the same as another: its texts, without the white space around them."""
+    return example.text.strip(), (example.pair or "").strip()
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,6 @@ def _columns(rows: Iterator[list[str]], columns: Columns, file: Path) -> Iterato
     if header is None:
         return
     names = _found(header, columns, file)
-    if twice := [name for name in names if header.count(name) > 1]:
-        raise UserError(f"data.source: {file} has {header.count(twice[0])} columns {twice[0]!r}; rename the others")
     places = [(name, header.index(name)) for name in names]
     for number, row in enumerate(filled, 2):
         if len(row) != len(header):
@@ -132,10 +130,12 @@ def arrow_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
 
 
 def _found(names: list[str], columns: Columns, file: Path) -> list[str]:
-    """The columns to read of a table, which must have some."""
-    if found := columns.of(names):
-        return found
-    raise columns.missing(str(file), names)
+    """The columns to read of a table, which must have some, and each once."""
+    if not (found := columns.of(names)):
+        raise columns.missing(str(file), names)
+    if twice := [name for name in found if names.count(name) > 1]:
+        raise UserError(f"data.source: {file} has {names.count(twice[0])} columns {twice[0]!r}; rename the others")
+    return found
 
 
 def without_none(row: Row) -> Row:

@@ -360,3 +360,28 @@ def test_what_cannot_be_read_is_said_without_a_tokenizer() -> None:
     (problem,) = ClassificationData(lacking).unreadable()
     assert problem.startswith("data.label_field: ")
     assert ClassificationData("glue:sst2").unreadable(fetch=False) == [], "which is not at hand"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_of_one_text_and_of_two_are_refused(first: int) -> None:
+    rows = [{"text": f"one {i}", "label": i % 2} | ({"text_pair": "two"} if i % 2 == first else {}) for i in range(40)]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = {"two": 1 + first, "one": 2 - first}
+    said = f"row {places['two']} of t.jsonl has two texts and row {places['one']} of t.jsonl one"
+    assert refused("t.jsonl").startswith(f"data.text_field: {said}; ")
+    assert all(pair is None for _, pair, _ in texts(data_of("t.jsonl", text_field="text"), "train"))
+
+
+def test_a_label_with_half_a_surrogate_pair_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_of(write("t.jsonl", [*ROWS, ("text", "\ud83d")]))
+    assert data.labels == NAMES
+    assert "rows that are not valid Unicode, left out: 1 (t.jsonl)" in capsys.readouterr().out
+
+
+def test_white_space_around_a_text_makes_no_other_one(capsys: pytest.CaptureFixture[str]) -> None:
+    write("t/train.jsonl", [*ROWS, (" held out ", "a")])
+    write("t/test.jsonl", [(f"{text} ", label) for text, label in [*ROWS[:5], ("held out", "a")]])
+    write("t/valid.jsonl", [(f"other {text}", label) for text, label in ROWS[:6]])
+    found = {text for text, *_ in texts(data_of("t"), "train")}
+    assert found == {text for text, _ in ROWS[5:]}
+    assert "examples that a held-out split has too, left out: 6 (train: 6)" in capsys.readouterr().out
