@@ -34,6 +34,7 @@ from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer
 from lightgpt2.models.saving import carry_licence, save_model, save_tokenizer, whole_weights
 from lightgpt2.models.standalone import stored_weights
+from lightgpt2.models.surgery import extract_layers
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks import Classification
 from tests.contracts.test_steps import prepared
@@ -388,6 +389,14 @@ TEXTS = ["some text", "other words", "def f(x): return x"]
 def named(model: PreTrainedModel) -> PreTrainedModel:
     model.config.id2label, model.config.label2id = CLASSES, {name: number for number, name in CLASSES.items()}
     return model
+
+
+@pytest.mark.parametrize(("layers", "every"), [([0, 1, 2, 3], 3), ([0, 3], 1), ([0, 1], 2), ([0, 1, 2, 3, 3], 0)])
+def test_which_layers_of_a_modernbert_see_the_whole_text_is_said_as_transformers_4_reads_it(
+    tmp_path: Path, layers: list[int], every: int
+) -> None:
+    save_model(extract_layers(make_classifier("modernbert"), layers), write_tokenizer(tmp_path / "t"), tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["global_attn_every_n_layers"] == every
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,11 @@ class Family(ABC):
         scaling = {key: value for key, value in rope.items() if key not in own}
         return {"rope_scaling": None if rope.get("rope_type", "default") == "default" else scaling, **own}
 
+    def old_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys from which transformers 4 reads what a `config.json` says under other ones."""
+        rope = config.get("rope_parameters")
+        return self.old_rope(rope) if rope else {}
+
     def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What the graph would compute differently, each with the fix: `what; fix`."""
         return ()
