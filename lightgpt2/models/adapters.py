@@ -86,4 +86,4 @@ def name_base(folder: Path) -> None:
     (folder / "README.md").write_text(_README.format(**values), encoding="utf-8")
 
 
-_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias")
+_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias", "ensure_weight_tying")

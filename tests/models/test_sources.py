@@ -480,6 +480,9 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "norms": (peft.LNTuningConfig(**TASK), "kind LN_TUNING"),
     "copied layers": (peft.LoraConfig(**TASK, layer_replication=[[0, 2], [1, 4]]), "adapters with layer_replication"),
     "biases": (peft.LoraConfig(**TASK, lora_bias=True), "adapters with lora_bias"),
+    "tied copies": (
+        peft.LoraConfig(**TASK, ensure_weight_tying=True, modules_to_save=["norm"]), "adapters with ensure_weight_tying",
+    ),
     "invoked": (peft.LoraConfig(**TASK, alora_invocation_tokens=[1]), "adapters with alora_invocation_tokens"),
     "another revision": (peft.LoraConfig(**TASK, revision="v2"), "adapters of revision v2 of their base"),
 }  # fmt: skip
@@ -503,6 +506,9 @@ LORAS: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True},
     "PiSSA": {"init_lora_weights": "pissa"},
     "whole modules": {"modules_to_save": ["norm"]},
+    "a tied head of their own": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
+    "parameters": {"target_modules": [], "target_parameters": ["mlp.down_proj.weight"]},
 }
 
 
