@@ -95,6 +95,9 @@ def load_config(
         named = ", ".join(config.architectures or ["none"])
         what = f"{source} has no classification head (its architecture: {named})"
         raise UserError([Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first")])
+    if auto_class == CLASSIFICATION and (kind := config.problem_type) not in (None, "single_label_classification"):
+        what = f"{source} is a model for {kind}, and here each text has one class"
+        raise UserError([Problem(key, what, "remove problem_type from its config.json")])
     if auto_class:
         config.architectures = [class_for(config, auto_class, key)]
     for name, sizes in getattr(config, "lightgpt2", {}).items():

@@ -38,6 +38,7 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
                 index, _, rest = name.removeprefix(f"{path}.").partition(".")
                 name = f"{path}.{layers[int(index)]}.{rest}"
             parameter.copy_(old[name])
+        family_of(smaller).renumbered(smaller, layers)
     carry_generation(model, smaller)
     return smaller.train(model.training)
 

@@ -86,11 +86,21 @@ def load(
 def _text_classifier(
     source: str, engine: Classifier, tokenizer: Tokenizer, config: Any, segments: bool, key: str
 ) -> TextClassifier:
+    if (kind := config.get("problem_type")) not in (None, "single_label_classification"):
+        what = f"{source} is a model for {kind}: its outputs are no probabilities of classes of which a text has one"
+        raise UserError([Problem(key, what, "use it with transformers")])
     names = {int(number): name for number, name in config["id2label"].items()}
     if len(names) < 2:
         raise UserError([Problem(key, f"{source} has one output, and no classes", "give a model with at least two")])
     labels = [names[number] for number in sorted(names)]
-    return TextClassifier(engine, tokenizer, labels, config.get("pad_token_id") or 0, segments)
+    if (
+        sorted(names) != [*range(len(names))]
+        or len({*labels}) < len(labels)
+        or not all(isinstance(x, str) for x in labels)
+    ):
+        what = f"the classes of {source} are not numbered from 0, each with its own name: {config['id2label']!r:.100}"
+        raise UserError([Problem(key, what, "correct id2label in its config.json")])
+    return TextClassifier(engine, tokenizer, labels, max(0, config.get("pad_token_id") or 0), segments)
 
 
 def _language_model(

@@ -386,11 +386,17 @@ def test_an_answer_that_begins_a_conversation_is_learnt(here: Path) -> None:
     assert learnt(data) == ["A template.<|endoftext|>"], "of a prompt no answer is learnt"
 
 
-def test_a_template_from_a_file_is_used_and_kept(here: Path) -> None:
-    Path("t.jinja").write_text(TEMPLATE)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_template_from_a_file_is_used_and_kept(here: Path, mark: str) -> None:
+    Path("t.jinja").write_text(mark + TEMPLATE)
     data = prepared(here, [{"messages": ASKED}], template=None, chat_template="t.jinja")
     assert learnt(data) == ["A template.<|endoftext|>", "A letter.<|endoftext|>"]
     assert data.tokenizer.chat_template == TEMPLATE
+    Path("t.jinja").write_bytes("é".encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"^data.chat_template: t.jinja cannot be read \(.*; give a Jinja file in UTF-8"
+    ):
+        prepared(here, [{"messages": ASKED}], template=None, chat_template="t.jinja")
 
 
 @pytest.mark.parametrize("special", [{"bos_token": "<s>", "eos_token": "</s>"}, {"eos_token": "</s>"}])

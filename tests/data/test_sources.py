@@ -498,6 +498,20 @@ def test_what_a_table_s_types_add_to_structs_is_no_part_of_a_row(tmp_path: Path)
     assert [*document.messages] == rows[0]["text"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"])
+def test_a_column_of_splits_that_decides_nothing_is_said(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "one", "split": "train"}, {"text": "two", "split": "test"}]
+    mark = "\t" if name.endswith("tsv") else ","
+    table = "\n".join(mark.join(row) for row in (["text", "split"], *(row.values() for row in rows)))
+    contents: dict[str, Content] = {
+        "a.jsonl": lines(*rows), "a.json": json.dumps(rows),
+        "a.parquet": parquet(text=["one", "two"], split=["train", "test"]),
+    }  # fmt: skip
+    source = write(tmp_path, {name: contents.get(name, table)}) / name
+    said = f"tables with a column 'split', which decides nothing; give each split a file of its own: 1 ({source})"
+    assert read(source) == (["one", "two"], said)
+
+
 REFUSED: dict[str, tuple[str, Content, str]] = {
     "a column twice": ("a.csv", "text,text\none,two\n", "a.csv has 2 columns 'text'; rename the others"),
     "too many fields": ("a.csv", "text,id\none,1\ntwo, three,2\n", "(row 3 has 3 fields and the header 2)"),

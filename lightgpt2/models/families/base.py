@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -163,6 +163,9 @@ class Family(ABC):
 
     def narrowed(self, model: PreTrainedModel, width: int) -> None:  # noqa: B027 - most need nothing
         """Correct the weights cut out of a model of this width for what a family computes from the width."""
+
+    def renumbered(self, model: PreTrainedModel, layers: Sequence[int]) -> None:  # noqa: B027 - most need nothing
+        """Correct the weights of layers that had these numbers for what a family computes from a layer's number."""
 
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
