@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.axes import Shape, named_axes
+from lightgpt2.models.axes import Shape, block_sizes, named_axes
 from lightgpt2.models.families import ENCODER_DECODERS, SEQ2SEQ, blocks, check_head, family_of, head, recorded_states
 from lightgpt2.models.loading import load_config, load_model, new_model
+from lightgpt2.models.trimming import remove
+from tests.models.test_units import counted, gated, mask, random_masks
 from tests.support.models import make_seq2seq, write_seq2seq
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -127,3 +129,20 @@ def test_the_first_class_that_the_family_has_is_loaded() -> None:
         load_config({"model_type": name}, "model.model", auto_classes=both).architectures for name in ("t5", "gpt2")
     ]
     assert found == [["T5ForConditionalGeneration"], ["GPT2LMHeadModel"]]
+
+
+SEEDS = pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 100), marks=pytest.mark.slow)], ids=["few", "many"])
+
+
+@SEEDS
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_masked_and_removed_models_agree(family: str, seeds: range) -> None:
+    """Heads of the encoder, of the decoder and between them, and neurons; in each model some layers have none of a kind."""
+    for seed in seeds:
+        model = make_seq2seq(family, seed, **({"feed_forward_proj": "gated-gelu"} if seed % 2 and family == "t5" else {}))
+        heads, ffn = random_masks(model, seed)
+        smaller = remove(model, heads, ffn).eval()
+        mask(gated(model)[1], heads, ffn)
+        difference = (logits(model) - logits(smaller)).abs().max()
+        assert difference <= 1e-5, f"seed {seed}: {difference}"
+        assert block_sizes(smaller.config) == (counted(heads), counted(ffn))
