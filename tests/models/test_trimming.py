@@ -48,7 +48,7 @@ def silence(model: PreTrainedModel, kept: Kept) -> None:
     """Set the weights that write or read what is to be cut to zero."""
     for named in named_axes(model):
         for axis, roles in enumerate(named.axes):
-            if {*roles} & {"context", "ffn"}:
+            if roles[0].endswith(("context", "ffn")):
                 mask = torch.cat([kept[named.block, role] for role in roles])
                 named.value.mul_(mask.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
 
