@@ -12,9 +12,9 @@ _WORD = re.compile(r"[a-z0-9]+")
 _LINES = re.compile(r"[ \t]*[\r\n\u2028\u2029\x85]+\s*")
 # Behind a mark and what closes with it, where white space and the beginning of a sentence follow; or where white space was lost
 # between a small letter or a closing mark and a capital, as in the BBC summaries.
-_ENDS = re.compile(
-    r"""(?P<spaced>(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9]))|(?P<joined>(?<=[a-z0-9)"'%][.!?])["'”’]?(?=["“]?[A-Z][a-z' ]))"""
-)
+_SPACED = r"""(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])"""
+_JOINED = r"""(?<=[a-z0-9)"'%][.!?])["'”’]?(?=["“]?[A-Z][a-z' ])"""
+_ENDS = re.compile(f"{_SPACED}|{_JOINED}")
 _SHORTENED = re.compile(
     r"(?:^|[\s(\"'“‘])(?:Mr|Mrs|Ms|Dr|Prof|Sir|St|Rev|Gen|Lt|Col|Sgt|Capt|Gov|Sen|Rep|vs|No|Inc|Ltd|Co|Jr|Sr|[A-Z])\.$"
 )
