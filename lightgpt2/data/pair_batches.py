@@ -33,8 +33,8 @@ class PairDataset:
     `step_items`.
 
     For an encoder-decoder: `input_ids` and `attention_mask` `[B, S]`, and `labels [B, T]`, the target's tokens. For a decoder
-    (`joined`): `input_ids` and `attention_mask` `[B, T]`, source and target behind it, and `labels [B, T]`, the next token where
-    it is one of the target's. Other labels are IGNORE. Pads are on the right.
+    (`joined`): `input_ids` and `attention_mask` `[B, T]`, source and target behind it, and `labels [B, T]`, the next token
+    where it is one of the target's. Other labels are IGNORE. Pads are on the right.
     """
 
     def __init__(self, data: EncodedPairs, joined: bool) -> None:

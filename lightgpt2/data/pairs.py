@@ -37,7 +37,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairColumns:
-    """The columns of a source and its target, found by their usual names unless they are given; else those of a conversation."""
+    """The columns of a source and its target, by their usual names unless they are given; else those of a conversation."""
 
     source_field: str | None
     target_field: str | None

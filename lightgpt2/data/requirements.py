@@ -179,16 +179,16 @@ def summaries(size: int = 4000) -> Iterator[tuple[Split, str, str]]:
     """Yield `size` distinct documents, each with its split and its summary; a longer list begins with the shorter ones.
 
     A document has three to five requirements of one subject, of which one is binding (`shall`). Its summary is that one,
-    without condition and constraint. The combination of class, subject, verb and object decides on the split, as in `requirements`: a
-    combination of the validation split is in no sentence of the training split.
+    without condition and constraint. The combination of class, subject, verb and object decides on the split, as in
+    `requirements`: a combination of the validation split is in no sentence of the training split.
     """
     random_, seen = random.Random(_SEED), set[str]()
     while len(seen) < size:
         binding = _Sentence.drawn(random_, modality=MODALITIES[0])
         said = [binding]
         for _ in range(random_.randint(2, 4)):
-            others = (_Sentence.drawn(random_, binding.subject, random_.choice(MODALITIES[1:])) for _ in count())
-            said.append(next(each for each in others if each.split == binding.split))
+            drawn = (_Sentence.drawn(random_, binding.subject, random_.choice(MODALITIES[1:])) for _ in count())
+            said.append(next(each for each in drawn if each.split == binding.split))
         random_.shuffle(said)
         if (text := " ".join(each.text for each in said)) not in seen:
             seen.add(text)

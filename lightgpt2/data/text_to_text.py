@@ -12,6 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from lightgpt2.data.batches import Slice
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import split_examples
 from lightgpt2.data.examples_data import ExamplesData
@@ -30,10 +31,10 @@ from lightgpt2.models.saving import positions_of
 class TextToTextData(ExamplesData):
     """Texts with what a model should make of them: articles and summaries.
 
-    Sources that a held-out split has are left out of the training split. Training order is a function of (seed, epoch); texts of
-    similar length share a batch, and pads are in no loss. An encoder-decoder reads the source in its encoder; a decoder reads it
-    as a prompt, and learns what follows alone. Rows may also hold conversations (`messages`, `prompt` and `completion`), of which
-    the last answer is learnt. What is scored is compared with the whole target.
+    Sources that a held-out split has are left out of the training split. Training order is a function of (seed, epoch); texts
+    of similar length share a batch, and pads are in no loss. An encoder-decoder reads the source in its encoder; a decoder
+    reads it as a prompt, and learns what follows alone. Rows may also hold conversations (`messages`, `prompt` and
+    `completion`), of which the last answer is learnt. What is scored is compared with the whole target.
 
     Args:
         source: `requirements` or `requirements:SIZE`, documents of a grammar with a summary of one sentence; a hub dataset id
@@ -45,8 +46,8 @@ class TextToTextData(ExamplesData):
         max_source_length: Tokens of a source that are read.
         max_target_length: Tokens of a target that are learnt.
         longer: What to do with longer ones: `truncate`, or `refuse`. What is scored is compared with whole targets in any case.
-        template: Text around the source that a decoder reads, `{source}` in it. The default is the tokenizer's chat template, or
-            without one `{source}`, an empty line and `TL;DR: `.
+        template: Text around the source that a decoder reads, `{source}` in it. The default is the tokenizer's chat template,
+            or without one `{source}`, an empty line and `TL;DR: `.
         chat_template: Jinja file of the chat template; it is saved with the tokenizer. The default is the tokenizer's.
         generated_by: Learn what this model writes, in place of the targets of the training split (sequence-level distillation,
             Kim and Rush 2016, arXiv:1606.07947): hub id or folder. It is generated once.
@@ -56,7 +57,7 @@ class TextToTextData(ExamplesData):
         valid_fraction: Share of texts for validation, where the source names no such split.
         test_fraction: Share of texts for testing, likewise.
         tokenizer: Hub id or folder of the tokenizer. The default is the model's.
-        vocab_size: Train a byte-level BPE tokenizer of this many tokens, with BART's special ones, on the training split instead.
+        vocab_size: Train a byte-level BPE tokenizer of this many tokens, with BART's special ones, on the training split.
         predict_split: The split that `predict` reads.
         seed: Seed of the training order. The default is the run's seed.
     """
@@ -135,6 +136,11 @@ class TextToTextData(ExamplesData):
         super().prepare_data()
         if self._generated:
             self._generated.complete(self._examples["train"])
+
+    def examples(self, split: Split, count: int) -> list[dict[str, Any]]:
+        """The first pairs of a split, as batches of one."""
+        dataset = self._dataset(split)
+        return [dataset[Slice(np.array([row]))] for row in range(min(count, len(dataset.windows)))]
 
     def describe(self) -> dict[str, Any]:
         splits = {

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import Problem, UserError
+from lightgpt2.models.families import family_of
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,19 @@ class Decoding:
         what = f"must be at most the {self.longest(most)} new tokens, got {self.min_new_tokens}"
         return [Problem("min_new_tokens", what, "give less, or more max_new_tokens")]
 
-    def cache_bytes(self, config: PretrainedConfig, layers: int, batch: int, tokens: int) -> int:
-        """About how much a batch takes while it is generated: keys and values of all beams, and their logits twice, in FP32.
+    def cache_bytes(self, config: PretrainedConfig, batch: int, source: int, target: int) -> int:
+        """The bytes that a batch takes while it is generated: keys and values of all beams, their logits twice, in FP32.
 
         Args:
             config: Of the model.
-            layers: The blocks that attend, those that attend to an encoder counted twice.
-            batch: The texts.
-            tokens: Positions of a text and of what is generated.
+            batch: Its texts.
+            source: Tokens of a source.
+            target: New tokens of each.
         """
-        rows = batch * int(self.num_beams)
-        return 4 * rows * (2 * layers * tokens * int(config.hidden_size) + 2 * int(config.vocab_size))
+        depths, rows = family_of(config).depths(config), batch * int(self.num_beams)
+        read = source * depths["decoder"]  # by a decoder as its prompt, or by cross-attention
+        kept = 2 * (read + target * depths["decoder"]) * int(config.hidden_size)
+        return 4 * rows * (kept + 2 * int(config.vocab_size))
 
 
 def check_tokens(model: PreTrainedModel, key: str) -> None:

@@ -1,7 +1,7 @@
 """BART, mBART and Pegasus: learned or sinusoidal positions, layer norms, biases; the logits' own is not trained."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -41,6 +41,9 @@ class Bart(EncoderDecoder):
         if config.encoder_layerdrop or config.decoder_layerdrop:
             fix = "set encoder_layerdrop and decoder_layerdrop to 0"
             yield f"layers that are left out at random (layerdrop) are not supported; {fix}"
+
+    def special_tokens(self, tokenizer: Any) -> dict[str, int | None]:
+        return super().special_tokens(tokenizer) | {"forced_eos_token_id": tokenizer.eos_token_id}
 
     def activation(self, config: PretrainedConfig) -> str:
         return config.activation_function
