@@ -1,7 +1,8 @@
 """T5 and FLAN-T5: relative positions, RMS norms, no biases; neurons that are gated in some."""
 
 import re
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -37,6 +38,13 @@ class T5(EncoderDecoder):
         r"(en|de)coder\.block\.\d+\.layer\.\d\.DenseReluDense\.wo": ("width", "ffn"),
     }
 
+    def config_problems(self, config: PretrainedConfig) -> Iterator[str]:
+        """In transformers the cache of a T5 has as many layers as its encoder."""
+        read, written = self.depths(config).values()
+        if written > read:
+            what = f"a T5 whose decoder has more layers ({written}) than its encoder ({read}) generates nothing with a cache"
+            yield f"{what}; give the encoder as many at least"
+
     def head(self, model: PreTrainedModel) -> Head:
         """The head; it multiplies by `width ** -0.5` where the configuration says that embedding and head are one matrix."""
         weight, bias, _ = super().head(model)
@@ -45,6 +53,12 @@ class T5(EncoderDecoder):
 
     def lender(self, name: str) -> str:
         return re.sub(r"\.block\.\d+\.(.*\.relative_attention_bias\.)", r".block.0.\1", name)
+
+    def narrowed(self, model: PreTrainedModel, width: int) -> None:
+        """Keep the scale of the logits, which follows the width where embedding and head were one matrix."""
+        if model.config.scale_decoder_outputs:
+            final: Any = model.get_decoder().get_submodule("final_layer_norm")
+            final.weight.mul_((model.config.d_model / width) ** 0.5)
 
     def positions(self, config: PretrainedConfig) -> int | None:
         """None: relative positions have no limit."""
