@@ -13,8 +13,8 @@ from lightgpt2.models.axes import Shape
 from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import load_model
 from tests.support.mistakes import Bench
-from tests.support.models import WHOLE_BLOCKS, write_seq2seq
-from tests.support.stages import assert_replayed, callback, entries, stage
+from tests.support.models import write_seq2seq
+from tests.support.stages import assert_replayed, entries, stage
 
 _TASK = {"class_path": "lightgpt2.tasks.Summarization", "init_args": {"samples": 0, "max_new_tokens": 4}}
 _DATA = {
