@@ -46,10 +46,10 @@ class Fresh(Start):
     def _config(self, values: dict[str, Any], trust: bool) -> PretrainedConfig:
         """The configuration with these values, or those that it shares with `like`, unless others are given."""
         if self.like is not None:
-            shared = load_config(self.like, f"{self.key}.like", trust, self.task.auto_class)
+            shared = load_config(self.like, f"{self.key}.like", trust, self.task.auto_classes)
             left_out = {*_NOT_SHARED, *family_of(shared).layer_settings}
             known = type(shared)()  # the file of a real model says more than its class has a place for
             said = shared.to_diff_dict().items()
             values = {key: value for key, value in said if key not in left_out and hasattr(known, key)}
             values["model_type"] = shared.model_type
-        return load_config({**values, **self.source}, f"{self.key}.model", auto_class=self.task.auto_class)
+        return load_config({**values, **self.source}, f"{self.key}.model", auto_classes=self.task.auto_classes)

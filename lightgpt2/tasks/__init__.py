@@ -13,4 +13,4 @@ __all__ = ["Classification", "LanguageModeling", "Predictions", "Task", "task_of
 def task_of(config: PretrainedConfig) -> Task:
     """The task of a model, with its defaults, by what its configuration says that it predicts."""
     predicted = predicts(config.architectures)
-    return next(kind for kind in (LanguageModeling, Classification) if kind.auto_class == predicted)()
+    return next(kind for kind in (LanguageModeling, Classification) if predicted in kind.auto_classes)()

@@ -46,8 +46,8 @@ class Predictions:
 class Task(ABC):
     """A kind of prediction and how it is scored; a method works with any task."""
 
-    auto_class: ClassVar[str]  # the class of transformers that loads its models
-    peft_type: ClassVar[str]  # PEFT's name for it
+    # Classes of transformers that load its models: the first one that a model's family has is taken.
+    auto_classes: ClassVar[tuple[str, ...]]
     primary: ClassVar[str]  # the metric that picks `best.ckpt`, budgets and verdicts
     better: ClassVar[Better] = "lower"  # whether a lower or a higher value of it is better
     unit: ClassVar[str] = "tokens"  # what the items are, for the speed of training

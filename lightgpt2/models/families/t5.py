@@ -1,0 +1,62 @@
+"""T5 and FLAN-T5: relative positions, RMS norms, no biases; neurons that are gated in some."""
+
+import re
+from typing import ClassVar
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightgpt2.models.families.base import Head, Shape
+from lightgpt2.models.families.encoder_decoder import EncoderDecoder
+
+
+class T5(EncoderDecoder):
+    """T5, whose tied head has a scale, and FLAN-T5, whose head is a matrix of its own.
+
+    Relative positions are a table in the first block of each stack, a column for each head; all blocks add what it says to
+    their scores.
+    """
+
+    model_types, blocks = ("t5",), "block"
+    heads_divide_width = False
+    heads_align = True
+    adapted: ClassVar = ["q", "v"]
+    layer_counts: ClassVar = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
+    axes: ClassVar = {
+        r"shared|(en|de)coder\.embed_tokens|lm_head": ("vocabulary", "width"),
+        r"(en|de)coder\.(block\.\d+\.layer\.\d\.layer_norm|final_layer_norm)": ("width",),
+        r"(en|de)coder\.block\.\d+\.layer\.0\.SelfAttention\.q": ("query", "width"),
+        r"(en|de)coder\.block\.\d+\.layer\.0\.SelfAttention\.k": ("key", "width"),
+        r"(en|de)coder\.block\.\d+\.layer\.0\.SelfAttention\.v": ("value", "width"),
+        r"(en|de)coder\.block\.\d+\.layer\.0\.SelfAttention\.o": ("width", "context"),
+        r"(en|de)coder\.block\.\d+\.layer\.0\.SelfAttention\.relative_attention_bias": ("bucket", "head"),
+        r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.q": ("cross_query", "width"),
+        r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.k": ("cross_key", "width"),
+        r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.v": ("cross_value", "width"),
+        r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.o": ("width", "cross_context"),
+        r"(en|de)coder\.block\.\d+\.layer\.\d\.DenseReluDense\.wi(_[01])?": ("ffn", "width"),
+        r"(en|de)coder\.block\.\d+\.layer\.\d\.DenseReluDense\.wo": ("width", "ffn"),
+    }
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """The head; it multiplies by `width ** -0.5` where the configuration says that embedding and head are one matrix."""
+        weight, bias, _ = super().head(model)
+        scaled = model.config.scale_decoder_outputs
+        return Head(weight, bias, model.config.d_model**-0.5 if scaled else 1.0)
+
+    def lender(self, name: str) -> str:
+        return re.sub(r"\.block\.\d+\.(.*\.relative_attention_bias\.)", r".block.0.\1", name)
+
+    def positions(self, config: PretrainedConfig) -> int | None:
+        """None: relative positions have no limit."""
+        return None
+
+    def activation(self, config: PretrainedConfig) -> str:
+        return config.dense_act_fn
+
+    def shape(self, config: PretrainedConfig) -> Shape:
+        return Shape(config.d_model, config.num_heads, 1, config.d_kv, config.d_ff)
+
+    def resized(self, config: PretrainedConfig, shape: Shape) -> PretrainedConfig:
+        sized = super().resized(config, shape)
+        sized.d_ff = shape.ffn
+        return sized
