@@ -2,24 +2,26 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError, tell
-from lightgpt2.models.architectures import CLASSIFICATION, predicts
+from lightgpt2.models.architectures import CLASSIFICATION, SEQ2SEQ, predicts
 from lightgpt2.models.chat import ChatTemplate, chat_template, folder_template
 from lightgpt2.models.vocabulary import needed_rows
-from lightgpt2.runtime.engines import Classifier, Engine
+from lightgpt2.runtime.engines import Classifier, EncoderDecoder, Engine
 from lightgpt2.runtime.folder import GGUF, ONNX, is_exported, open_export
 from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.runtime.options import resolve
 from lightgpt2.runtime.processors import not_done
 from lightgpt2.runtime.text_classifier import TextClassifier
+from lightgpt2.runtime.text_to_text import DONE, TextToText
 
 _SEGMENTS = "token_type_ids"
+_STARTS = ("decoder_start_token_id", "bos_token_id")  # what says how targets begin, in transformers' order
 
 
 def load(
@@ -40,7 +42,8 @@ def load(
         key: The model's name in errors.
 
     Returns:
-        A `LanguageModel`, which generates text; of a model that classifies texts a `TextClassifier`.
+        A `LanguageModel`, which continues texts; of an encoder-decoder a `TextToText`, of a model that classifies texts a
+        `TextClassifier`.
 
     Raises:
         UserError: It cannot be loaded, is damaged, or is of a family that is not supported.
@@ -69,16 +72,19 @@ def load(
             sources.verify(source, key, recorded=True)
         model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
         engine, config = _torch_engine(model, threads), model.config.to_dict()
-        whole = load_tokenizer(source, key, trust_remote_code, separates=not _classifies(config))
+        whole = load_tokenizer(source, key, trust_remote_code, separates=_kind(config) != CLASSIFICATION)
         tokenizer, names = whole.backend_tokenizer, whole.model_input_names
-        if not _classifies(config):
+        if _kind(config) != CLASSIFICATION:
             generation, template = model.generation_config.to_dict(), chat_template(whole)
     if (tokens := needed_rows(tokenizer)) > config["vocab_size"]:
         what = f"the tokenizer of {source} has {tokens} tokens and the model {config['vocab_size']}"
         raise UserError([Problem(key, what, "give the model its own tokenizer")])
-    if _classifies(config):
+    if _kind(config) == CLASSIFICATION:
         return _text_classifier(source, engine, tokenizer, config, _SEGMENTS in names, key)
-    return _language_model(source, engine, tokenizer, config, generation, template, key)
+    if _kind(config) == SEQ2SEQ:
+        return _text_to_text(source, engine, tokenizer, config, generation, key)
+    _check_generation(source, config, generation, key)
+    return LanguageModel(engine, tokenizer, generation, template)
 
 
 def _text_classifier(
@@ -91,12 +97,23 @@ def _text_classifier(
     return TextClassifier(engine, tokenizer, labels, config.get("pad_token_id") or 0, segments)
 
 
-def _language_model(
-    source: str, engine: Engine, tokenizer: Tokenizer, config: Any, generation: Any, template: Any, key: str
-) -> LanguageModel:
+def _text_to_text(
+    source: str, engine: EncoderDecoder, tokenizer: Tokenizer, config: Any, generation: Any, key: str
+) -> TextToText:
+    start = next((said[name] for name in _STARTS for said in (generation, config) if said.get(name) is not None), None)
+    if start is None:
+        what = f"{source} does not say which token its targets begin with (decoder_start_token_id)"
+        raise UserError([Problem(key, what, "add it to generation_config.json")])
+    generation["decoder_start_token_id"] = start
+    _check_generation(source, config, generation, key, DONE)
+    return TextToText(engine, tokenizer, generation, config.get("pad_token_id") or 0)
+
+
+def _check_generation(source: str, config: Any, generation: Any, key: str, done: Container[str] = ()) -> None:
+    """Complete a folder's generation settings, say which are passed over, and refuse those that cannot be followed."""
     if generation.get("eos_token_id") is None:
         generation["eos_token_id"] = config.get("eos_token_id")
-    if passed_over := not_done(generation):
+    if passed_over := not_done(generation, done):
         asked = f"its generation_config.json asks for {', '.join(passed_over)}"
         tell(f"lightgpt2: {source}: {asked}, which is not done here", sys.stderr)
     try:
@@ -106,7 +123,6 @@ def _language_model(
     except (TypeError, ValueError) as error:
         what = f"generation_config.json of {source} cannot be followed ({error})"
         raise UserError([Problem(key, what, "correct it")]) from error
-    return LanguageModel(engine, tokenizer, generation, template)
 
 
 def context_of(folder: Path, key: str) -> int:
@@ -119,33 +135,43 @@ def context_of(folder: Path, key: str) -> int:
     return int(context)
 
 
-def _classifies(config: Mapping[str, Any]) -> bool:
-    return predicts(config.get("architectures")) == CLASSIFICATION
+def _kind(config: Mapping[str, Any]) -> str:
+    return predicts(config.get("architectures"))
 
 
-def exported_engine(folder: Path, threads: int | None, key: str) -> Engine | Classifier:
+def exported_engine(folder: Path, threads: int | None, key: str) -> Engine | Classifier | EncoderDecoder:
     """What runs the model of an exported folder."""
     if (folder / GGUF).exists():
         from lightgpt2.models.loading import load_exported_gguf
 
         return _torch_engine(load_exported_gguf(folder, key), threads)
-    if _classifies(_read(folder / "config.json", key)):
+    kind = _kind(_read(folder / "config.json", key))
+    if kind == CLASSIFICATION:
         from lightgpt2.runtime.onnx_classifier import OnnxClassifier
 
         return OnnxClassifier(folder / ONNX, threads, key)
+    if kind == SEQ2SEQ:
+        from lightgpt2.runtime.onnx_encoder_decoder import OnnxEncoderDecoder
+
+        return OnnxEncoderDecoder(folder, threads, key)
     from lightgpt2.runtime.onnx_engine import OnnxEngine
 
     return OnnxEngine(folder / ONNX, context_of(folder, key), threads, key)
 
 
-def _torch_engine(model: Any, threads: int | None) -> Engine | Classifier:
+def _torch_engine(model: Any, threads: int | None) -> Engine | Classifier | EncoderDecoder:
     import torch
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    if _classifies(model.config.to_dict()):
+    kind = _kind(model.config.to_dict())
+    if kind == CLASSIFICATION:
         from lightgpt2.runtime.transformers_classifier import TransformersClassifier
 
         return TransformersClassifier(model)
+    if kind == SEQ2SEQ:
+        from lightgpt2.runtime.transformers_encoder_decoder import TransformersEncoderDecoder
+
+        return TransformersEncoderDecoder(model)
     from lightgpt2.runtime.transformers_engine import TransformersEngine
 
     return TransformersEngine(model)

@@ -7,11 +7,11 @@ from typing import Any, overload
 import numpy as np
 from tokenizers import Tokenizer
 
-from lightgpt2.errors import Problem, UserError, refuse, tell
+from lightgpt2.errors import Problem, refuse, tell
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.beams import Beams
 from lightgpt2.runtime.engines import EncoderDecoder, Floats, Ints
-from lightgpt2.runtime.language_model import Continuation, OnText, written, writers_of
+from lightgpt2.runtime.language_model import Continuation, OnText, writers_of, written
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.sampling import Sampler
 
@@ -53,8 +53,7 @@ class TextToText:
         Args:
             texts: One, or several. What is longer than the model allows is cut off, which is said.
             on_text: Called with a text's index and each new piece of what is written; with beams once, with all of it.
-            **options: Fields of `lightgpt2.runtime.options.Settings`, as `num_beams`, `length_penalty` and `no_repeat_ngram`; and
-                `min_new_tokens`.
+            **options: As for `lightgpt2.runtime.options.resolve`: `num_beams`, `min_new_tokens`, `no_repeat_ngram`, ...
 
         Raises:
             UserError: An option is out of range, or a text is empty.

@@ -124,8 +124,7 @@ class Encoder(ModelWriter):
         """Attention of all tokens to each other, or to those that are at most `window` places away.
 
         `modules` give queries, keys and values, or one gives all three; `rotary` turns queries and keys. `seen` is added to the
-        scores, by default `self.seen`, which hides pads. `scale` multiplies the scores, by default one over the root of the head's
-        width.
+        scores, by default what hides pads; `scale` multiplies them, by default one over the root of the head's width.
         """
         graph = self.graph
         if self._pixels and len(modules) == 3:

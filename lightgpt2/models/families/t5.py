@@ -1,8 +1,10 @@
 """T5 and FLAN-T5: relative positions, RMS norms, no biases; neurons that are gated in some."""
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Head, Shape
@@ -60,3 +62,48 @@ class T5(EncoderDecoder):
         sized = super().resized(config, shape)
         sized.d_ff = shape.ffn
         return sized
+
+    def stack_graph(self, writer: Any, stack: Any) -> Any:
+        first = stack.block[0].layer[0].SelfAttention
+        seen = writer.relative(first.relative_attention_bias, _by_distance(first))
+        x = writer.tokens(writer.words(stack.embed_tokens), writer.config.d_model)
+        for layer, block in enumerate(stack.block):
+            own, *cross, neurons = block.layer
+            normal = writer.normalize_rms(own.layer_norm, x)
+            x = writer.added(
+                x, _attended(writer.attend_own, layer, normal, own.SelfAttention, seen), own.SelfAttention.o
+            )
+            for part in cross:
+                attention, normal = part.EncDecAttention, writer.normalize_rms(part.layer_norm, x)
+                x = writer.added(x, _attended(writer.attend_source, layer, normal, attention), attention.o)
+            normal = writer.normalize_rms(neurons.layer_norm, x)
+            x = writer.added(x, _neurons(writer, normal, neurons.DenseReluDense), neurons.DenseReluDense.wo)
+        return writer.normalize_rms(stack.final_layer_norm, x)
+
+
+def _by_distance(attention: Any) -> Tensor:
+    """What is added to the scores for each distance, `[2 M + 1, H]`; from M on it is the same for all."""
+    most = attention.relative_attention_max_distance
+    distances = torch.arange(-most, most + 1)
+    buckets = attention._relative_position_bucket(
+        distances, not attention.is_decoder, attention.relative_attention_num_buckets, most
+    )
+    rows: Tensor = attention.relative_attention_bias.weight.detach()[buckets]
+    return rows
+
+
+def _attended(how: Any, layer: int, x: Any, attention: Any, *seen: Any) -> Any:
+    """What the heads of an attention give; None if it has none. Scores are not scaled."""
+    if not hasattr(attention.o, "weight"):
+        return None
+    return how(layer, x, (attention.q, attention.k, attention.v), attention.key_value_proj_dim, 1.0, *seen)
+
+
+def _neurons(writer: Any, x: Any, part: Any) -> Any:
+    """What the neurons of a block give, gated in some; None if there are none."""
+    if not hasattr(part.wo, "weight"):
+        return None
+    if hasattr(part, "wi"):
+        return writer.activate(writer.project(x, part.wi))
+    gate, up = writer.split(writer.project(x, part.wi_0, part.wi_1), 2)
+    return writer.graph.op("Mul", writer.activate(gate), up)
