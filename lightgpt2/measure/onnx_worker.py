@@ -59,6 +59,12 @@ class OnnxWorker(Worker):
         else:
             self.engine.logits({"input_ids": tokens, "attention_mask": seen})
 
+    def encode(self, ids: Tensor) -> None:
+        self.engine.prefill(ids.numpy(), np.ones(ids.shape, np.int64), 1)
+
+    def search(self, prompt: Tensor, count: int, beams: int) -> None:
+        raise UserError(f"an exported decoder generates greedily: {beams} beams cannot be measured")
+
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         """Greedy, as for the other arms."""
         ids, times = prompt.numpy(), list[float]()

@@ -37,7 +37,7 @@ class Fresh(Start):
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
         tokenizer = data.tokenizer
-        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        special = family_of(self._config({}, trust_remote_code)).special_tokens(tokenizer)
         values = {"vocab_size": needed_rows(tokenizer), **special}
         config = self._config(values | (self.task.head_settings(None) or {}), trust_remote_code)
         check_tokenizer(tokenizer, config, "data.tokenizer")

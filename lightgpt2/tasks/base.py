@@ -184,6 +184,14 @@ class Task(ABC):
         """The command that uses the model which a run has written to a folder; empty if there is none."""
         return ""
 
+    def baselines(self, data: Any, split: str) -> dict[str, dict[str, Metric]]:
+        """The metrics of what needs no model, by its name, to stand beside every model's."""
+        return {}
+
+    def references(self, prompts: Sequence[Any]) -> Mapping[str, str]:
+        """What should be made of the prompts of `samples`, by their text; empty if nothing is said of it."""
+        return {}
+
     def prompts(self, data: Any) -> list[Any]:
         """The inputs whose outputs are shown during training, if any."""
         return []

@@ -48,6 +48,9 @@ class Bart(EncoderDecoder):
             fix = "set encoder_layerdrop and decoder_layerdrop to 0"
             yield f"layers that are left out at random (layerdrop) are not supported; {fix}"
 
+    def special_tokens(self, tokenizer: Any) -> dict[str, int | None]:
+        return super().special_tokens(tokenizer) | {"forced_eos_token_id": tokenizer.eos_token_id}
+
     def activation(self, config: PretrainedConfig) -> str:
         return config.activation_function
 

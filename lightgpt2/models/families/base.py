@@ -154,6 +154,10 @@ class Family(ABC):
         """The longest context; None if there is no limit."""
         return config.max_position_embeddings
 
+    def special_tokens(self, tokenizer: Any) -> dict[str, int | None]:
+        """What the configuration of a new model says of a tokenizer's special tokens."""
+        return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+
     def apart(self, model: PreTrainedModel, positions: Tensor) -> dict[str, Tensor]:
         """The inputs with which no document of a row sees another; `positions [B, T]` begin at 0 with each document."""
         return {"position_ids": positions}  # from which transformers finds the documents

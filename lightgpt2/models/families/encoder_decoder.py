@@ -39,6 +39,10 @@ class EncoderDecoder(Family):
         for stack, chosen in layers.items():
             setattr(config, self.layer_counts[stack], len(chosen))
 
+    def special_tokens(self, tokenizer: Any) -> dict[str, int | None]:
+        started = {"pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
+        return super().special_tokens(tokenizer) | started
+
     def called(self, model: PreTrainedModel) -> list[nn.Module]:
         return [_part(model, stack) for stack in _STACKS]
 
