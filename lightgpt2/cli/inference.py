@@ -37,8 +37,8 @@ def generate(
 ) -> None:
     """Continue a prompt, or each prompt of a file, or answer as an assistant.
 
-    An encoder-decoder writes the text that belongs to the prompt, its summary for example. The settings of the generation default
-    to what the model's folder says, else to the value in brackets.
+    An encoder-decoder writes what belongs to the prompt, its summary for example. Settings default to what the model's folder
+    says, else to the value in brackets.
 
     Args:
         model: An exported folder, a model folder, a GGUF file or a hub model.

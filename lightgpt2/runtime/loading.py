@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
@@ -53,34 +53,52 @@ def load(
     source, folder = str(path), Path(path).expanduser()
     if folder.suffix == ".gguf" and is_exported(str(folder.parent)):
         folder = folder.parent  # which has what transformers does not find in the file
-    template: ChatTemplate | None = None
-    generation: dict[str, Any] = {}
     if is_exported(str(folder)):
         open_export(folder, key)
-        engine: Any = exported_engine(folder, threads, key)
-        tokenizer = _read(folder / "tokenizer.json", key, Tokenizer.from_str)
-        names = _read(folder / "tokenizer_config.json", key).get("model_input_names", [_SEGMENTS])
-        path, config = folder / "generation_config.json", _read(folder / "config.json", key)
-        generation = _read(path, key) if path.exists() else {}
-        template = folder_template(folder)
-    else:
-        from lightgpt2.models import sources
-        from lightgpt2.models.loading import load_tokenizer
-        from lightgpt2.models.quantization import load_for_inference
+        return exported_model(folder, threads, key)
+    from lightgpt2.models import sources
+    from lightgpt2.models.loading import load_tokenizer
+    from lightgpt2.models.quantization import load_for_inference
 
-        if verify:
-            sources.verify(source, key, recorded=True)
-        model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
-        engine, config = _torch_engine(model, threads), model.config.to_dict()
-        whole = load_tokenizer(source, key, trust_remote_code, separates=_kind(config) != CLASSIFICATION)
-        tokenizer, names = whole.backend_tokenizer, whole.model_input_names
-        if _kind(config) != CLASSIFICATION:
-            generation, template = model.generation_config.to_dict(), chat_template(whole)
+    if verify:
+        sources.verify(source, key, recorded=True)
+    model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
+    engine, config = _torch_engine(model, threads), model.config.to_dict()
+    classifies = _kind(config) == CLASSIFICATION
+    whole = load_tokenizer(source, key, trust_remote_code, separates=not classifies)
+    generation = {} if classifies else model.generation_config.to_dict()
+    template = None if classifies else chat_template(whole)
+    read = whole.backend_tokenizer, config, generation, template
+    return _with_text(source, engine, *read, _SEGMENTS in whole.model_input_names, key)
+
+
+def exported_model(folder: Path, threads: int | None, key: str) -> LanguageModel | TextToText | TextClassifier:
+    """As `load`, of an exported folder whose files are known to be whole."""
+    engine = exported_engine(folder, threads, key)
+    tokenizer = _read(folder / "tokenizer.json", key, Tokenizer.from_str)
+    names = _read(folder / "tokenizer_config.json", key).get("model_input_names", [_SEGMENTS])
+    path, config = folder / "generation_config.json", _read(folder / "config.json", key)
+    generation = _read(path, key) if path.exists() else {}
+    read = tokenizer, config, generation, folder_template(folder)
+    return _with_text(str(folder), engine, *read, _SEGMENTS in names, key)
+
+
+def _with_text(
+    source: str,
+    engine: Any,
+    tokenizer: Tokenizer,
+    config: Mapping[str, Any],
+    generation: dict[str, Any],
+    template: ChatTemplate | None,
+    segments: bool,
+    key: str,
+) -> LanguageModel | TextToText | TextClassifier:
+    """A model with its tokenizer, as what it does."""
     if (tokens := needed_rows(tokenizer)) > config["vocab_size"]:
         what = f"the tokenizer of {source} has {tokens} tokens and the model {config['vocab_size']}"
         raise UserError([Problem(key, what, "give the model its own tokenizer")])
     if _kind(config) == CLASSIFICATION:
-        return _text_classifier(source, engine, tokenizer, config, _SEGMENTS in names, key)
+        return _text_classifier(source, engine, tokenizer, config, segments, key)
     if _kind(config) == SEQ2SEQ:
         return _text_to_text(source, engine, tokenizer, config, generation, key)
     _check_generation(source, config, generation, key)
@@ -157,6 +175,13 @@ def exported_engine(folder: Path, threads: int | None, key: str) -> Engine | Cla
     from lightgpt2.runtime.onnx_engine import OnnxEngine
 
     return OnnxEngine(folder / ONNX, context_of(folder, key), threads, key)
+
+
+def exported_runner(folder: Path, threads: int | None, key: str) -> Engine | Classifier | TextToText:
+    """What an exported folder is scored with: an encoder-decoder with its tokenizer and generation settings."""
+    if _kind(_read(folder / "config.json", key)) == SEQ2SEQ:
+        return cast(TextToText, exported_model(folder, threads, key))
+    return cast(Engine | Classifier, exported_engine(folder, threads, key))
 
 
 def _torch_engine(model: Any, threads: int | None) -> Engine | Classifier | EncoderDecoder:

@@ -44,7 +44,7 @@ class OnnxEncoderDecoder:
         self.context = None if context is None else int(context)
 
     def prefill(self, ids: Ints, mask: Ints, start: Ints) -> Floats:
-        states = self._states(ids, mask)
+        states = self.read(ids, mask)
         names = ["logits", *(name.replace(_PAST, _PRESENT) for name in self._inputs)]
         logits, *cache = self._first.run(names, self._feeds(start, mask, states))
         self._mask, self._cache = mask, dict(zip(self._inputs, cache, strict=True))
@@ -69,10 +69,11 @@ class OnnxEncoderDecoder:
 
     def logits(self, ids: Ints, mask: Ints, targets: Ints) -> Floats:
         found: Floats
-        (found,) = self._first.run(["logits"], self._feeds(targets, mask, self._states(ids, mask)))
+        (found,) = self._first.run(["logits"], self._feeds(targets, mask, self.read(ids, mask)))
         return found
 
-    def _states(self, ids: Ints, mask: Ints) -> Floats:
+    def read(self, ids: Ints, mask: Ints) -> Floats:
+        """The encoder's hidden states `[B, S, D]` of sources `[B, S]`."""
         found: Floats
         (found,) = self._encoder.run(None, {"input_ids": ids, "attention_mask": mask})
         return found

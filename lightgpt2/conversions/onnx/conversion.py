@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.models.vocabulary import needed_rows
-from lightgpt2.runtime.engines import Classifier, EncoderDecoder, Engine
-from lightgpt2.runtime.loading import exported_engine
+from lightgpt2.runtime.engines import Classifier, Engine
+from lightgpt2.runtime.loading import exported_runner
+from lightgpt2.runtime.text_to_text import TextToText
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _BLOCKS: Form = "int8-blocks"
@@ -85,8 +86,8 @@ class Onnx(Exported):
             "bytes": {name: (folder / name).stat().st_size for name in (*writer.parts(), WEIGHTS)},
         }
 
-    def runner(self, folder: Path) -> Engine | Classifier | EncoderDecoder:
-        return exported_engine(folder, torch.get_num_threads(), "MODEL")
+    def runner(self, folder: Path) -> Engine | Classifier | TextToText:
+        return exported_runner(folder, torch.get_num_threads(), "MODEL")
 
     def forms(self, model: PreTrainedModel, table: stored_weights.Table, data: TaskData) -> Forms:
         """How each weight is stored: as the model's own file has it (by its table), else by the inputs of training windows."""
@@ -96,7 +97,7 @@ class Onnx(Exported):
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
         writer = writer_of(model.config)
         layers = writer.int8 if self.layers == "int8" else self.layers
-        inputs = measure_inputs(model, _calibration(data), layers)
+        inputs = measure_inputs(model, _calibration(model, data), layers)
         uneven = {name for name, found in inputs.items() if not found.error <= BOUND}  # nor is NaN
         head = names.get(id(model.get_output_embeddings()), "")
         if embeddings == "int8":
@@ -126,11 +127,15 @@ def _is_stored(config: PretrainedConfig) -> bool:
     return "stored" in getattr(config, "lightgpt2", {})
 
 
-def _calibration(data: TaskData) -> list[Tensor]:
-    """Inputs of the training split; of the validation split where that has too few."""
+def _calibration(model: PreTrainedModel, data: TaskData) -> list[dict[str, Tensor]]:
+    """Single texts of the training split as inputs; of the validation split where that has too few."""
+    if model.config.is_encoder_decoder:
+        pairs = data.examples("train", data.calibrates) or data.examples("valid", data.calibrates)
+        shift: Any = model.prepare_decoder_input_ids_from_labels
+        names = ("input_ids", "attention_mask")
+        return [{n: pair[n] for n in names} | {"decoder_input_ids": shift(pair["labels"])} for pair in pairs]
     with contextlib.suppress(UserError):
-        found: list[Tensor] = data.calibration(data.calibrates)
-        return found
+        return [{"input_ids": ids} for ids in data.calibration(data.calibrates)]
     batch = next(iter(data.scoring_loader("valid")))
     rows = zip(batch["input_ids"], batch["lengths"], strict=True)
-    return [row[None, :length] for row, length in itertools.islice(rows, data.calibrates)]
+    return [{"input_ids": row[None, :length]} for row, length in itertools.islice(rows, data.calibrates)]
