@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 from lightgpt2.data.documents import Columns, Document, DocumentColumns, RowColumns, documents, plain_text
 from lightgpt2.data.files import by_split, card_splits, find
@@ -152,10 +152,10 @@ class Corpus:
         self._made()  # refuses another size
         size = self.source.partition(":")[2]
         made = [*columns.requirements(int(size) if size else None)]
-        for each in ("valid", "test", "train"):
+        for each in reversed(SPLITS):
             if made and not columns.of(made[0][1]):
                 raise columns.missing("requirements", made[0][1])
-            yield cast(Split, each), self.source, (row for split, row in made if split == each)
+            yield each, self.source, iter([row for split, row in made if split == each])
 
     def class_names(self, column: str) -> list[str]:
         """The names that a hub dataset gives the numbers in a column; empty if it gives none."""

@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lightgpt2.data.pair_tokens import PairEncoder
@@ -133,8 +132,7 @@ class GeneratedTargets:
             joined = not model.config.is_encoder_decoder
             found = encoder.joined(those, _quiet, self.template) if joined else encoder.separate(those, _quiet)
             ids, mask = left_padded([torch.from_numpy(each.astype(np.int64)) for each in found.sources], found.pad)
-            inputs: list[Tensor] = [part.to(model.device) for part in (ids, mask)]
-            new = generate(model, *inputs, options, ends)
+            new = generate(model, ids.to(model.device), mask.to(model.device), options, ends)
             return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
         return write

@@ -56,23 +56,25 @@ class PairEncoder:
         plain = TEMPLATE if template is None and chat is None else template
         backend, end = self.tokenizer.backend_tokenizer.to_str(), self.tokenizer.eos_token_id
         separator = document_separator(self.tokenizer)
-        encoders = {way: Encoder(backend, separator, end, "int32", way) for way in (None, chat)}
-        sources, targets = list[Tokens](), list[Tokens]()
-        texts = self._shortened([self.prefix + pair.source for pair in pairs], longer)
+        as_text, as_chat = (Encoder(backend, separator, end, "int32", way) for way in (None, chat))
+        sources, targets, cut = list[Tokens](), list[Tokens](), 0
+        texts = self._shortened(["" if pair.conversation else self.prefix + pair.source for pair in pairs], longer)
         for pair, text in zip(pairs, texts, strict=True):
             laid = pair.conversation or _asked(pair, text if plain is None else plain.replace(PLACE, text))
-            way = chat if pair.conversation or plain is None else None
-            (found,) = encoders[way]([laid])
+            (found,) = (as_chat if pair.conversation or plain is None else as_text)([laid])
             if isinstance(found, str):
                 raise UserError(
                     f"data.chat_template: a conversation cannot be laid out ({found}); give another template"
                 )
             first = int(np.argmax(found.answers)) if found.answers is not None else 0
-            room = self.most_source + (0 if pair.conversation else len(found.tokens))
-            sources.append(found.tokens[max(0, first - room) : first])
+            over = max(0, first - self.most_source) if pair.conversation else 0  # of a conversation the end matters
+            cut += over > 0
+            sources.append(found.tokens[over:first])
             targets.append(found.tokens[first:])
-        if cut := sum(len(each) > self.most_target for each in targets):
-            longer("targets", cut)
+        if cut:
+            longer("sources", cut)
+        if long := sum(len(each) > self.most_target for each in targets):
+            longer("targets", long)
         return self._of(sources, [each[: self.most_target] for each in targets], pairs)
 
     def _encoded(self, texts: Sequence[str], most: int, what: str, longer: Longer) -> list[Tokens]:

@@ -161,6 +161,8 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     with explained("the configuration", key, named=False):
         model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
     model.config.architectures = copy.copy(config.architectures)
+    for parameter in family_of(model).fixed(model):
+        parameter.requires_grad_(False)
     return model
 
 
@@ -197,6 +199,8 @@ def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (),
     how: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with explained(source, key):
         model, info = model_class.from_pretrained(**arguments(source), **how)
+    fixed = {id(parameter.requires_grad_(False)) for parameter in family_of(model).fixed(model)}
+    unread += tuple(name for name, parameter in model.named_parameters() if id(parameter) in fixed)
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
         fix = "fetch it again"

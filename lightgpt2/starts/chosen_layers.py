@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import UserError
 from lightgpt2.models import surgery
-from lightgpt2.models.families import family_of
+from lightgpt2.models.families import check_family, family_of
 from lightgpt2.models.layers import LayerChoice, Layers, chosen_layers, recorded
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
@@ -35,6 +35,7 @@ class ChosenLayers(Start):
             surgery.keep_layers(smaller, self.layers(original))
         except ValueError as error:
             raise UserError(f"{self.key}.layers: {error}") from error
+        check_family(smaller, f"{self.key}.layers")
         return {f"{self.key}.layers": smaller, f"{self.key}.model": original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:

@@ -15,7 +15,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.layers import central_layers, even_layers
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape, uneven_sizes
-from lightgpt2.models.families import family_of
+from lightgpt2.models.families import check_family, family_of
 from lightgpt2.models.layers import LayerChoice, Layers, chosen_layers, recorded
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
@@ -81,6 +81,7 @@ class Trimmed(Start):
             problems.append(Problem(f"{self.key}.layers", f"nothing of {self.source} is cut", fix))
         if problems:
             raise UserError(problems)
+        check_family(smaller, f"{self.key}.layers")
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:

@@ -169,9 +169,9 @@ class Summarization(Task):
             what = f"{new}{f' after {read} of a source' if read else ''} is more than the model's {most} positions"
             found.append(Problem("max_new_tokens", what, f"give at most {max(1, most - read)}"))
         needed = self.decoding.cache_bytes(config, data.eval_batch_size, data.max_source_length, new)
-        if what := lack(needed, free_memory(), "memory for the beams"):
+        if room := lack(needed, free_memory(), "memory for the beams"):
             fix = "give fewer, or a smaller data.eval_batch_size"
-            found.append(Problem("num_beams", f"{self.decoding.num_beams} with {new} tokens: {what}", fix))
+            found.append(Problem("num_beams", f"{self.decoding.num_beams} with {new} tokens: {room}", fix))
         return found
 
     def workloads(

@@ -50,8 +50,8 @@ def test_the_artefact_computes_what_was_trained(tmp_path: Path, family: str, nam
                 module.weight.copy_(computed(method.model.get_submodule(path), "weight"))
         gates = next(part for part in method.adaptations if isinstance(part, MovementGates))
         kept = [
-            [gates.units[kind].keep(str(layer)) for layer in range(len(block_sizes(plain.config)[0]))]
-            for kind in ("attention", "ffn")
+            {name: gates.units[kind].keep(name) for name in names}
+            for kind, names in zip(("attention", "ffn"), block_sizes(plain.config), strict=True)
         ]
         expected = remove(plain, *kept).state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())

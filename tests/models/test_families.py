@@ -220,7 +220,8 @@ def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model = new_model(load_config(values, "model")).eval()
     check_head(model, "model")
     heads, ffn = (
-        [torch.arange(count) % 2 < index for index, count in enumerate(counts)] for counts in block_units(model.config)
+        {name: torch.arange(count) % 2 < index for index, (name, count) in enumerate(counts.items())}
+        for counts in block_units(model.config)
     )
     smaller = remove(model, heads, ffn).eval()
     assert type(smaller).__name__ == "LightSeedOssForCausalLM"

@@ -78,7 +78,7 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
         "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64, "forced_eos_token_id": None,
     },
     "t5": {
-        "d_model": 32, "num_layers": 3, "num_decoder_layers": 4, "num_heads": 4, "d_kv": 8, "d_ff": 48,
+        "d_model": 32, "num_layers": 4, "num_decoder_layers": 3, "num_heads": 4, "d_kv": 8, "d_ff": 48,
         "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
     },
 }  # fmt: skip

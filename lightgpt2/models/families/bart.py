@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
-from transformers import PretrainedConfig
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Shape
 from lightgpt2.models.families.encoder_decoder import EncoderDecoder
@@ -78,6 +79,25 @@ class Bart(EncoderDecoder):
                 x = writer.added(x, inner(writer.normalize(norm, x) if before else x), projection)
                 x = x if before else writer.normalize(norm, x)
         return writer.normalize(stack.layer_norm, x) if before else x
+
+    def fixed(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The sinusoids of Pegasus."""
+        tables: Iterator[Any] = (module for module in model.modules() if hasattr(module, "create_weight"))
+        return [table.weight for table in tables]
+
+    def narrowed(self, model: PreTrainedModel, width: int) -> None:
+        """Keep the scale of the embeddings, which some multiply by the square root of the width.
+
+        The stored embeddings take the ratio of the old root to the new one. A tied head would take it too: the last norm undoes
+        it there.
+        """
+        ratio = (width / model.config.d_model) ** 0.5
+        if model.config.scale_embedding and ratio != 1:
+            model.get_input_embeddings().weight.mul_(ratio)
+            decoder: Any = model.get_decoder()
+            last = decoder.layer_norm if hasattr(decoder, "layer_norm") else decoder.layers[-1].final_layer_norm
+            for parameter in last.parameters() if model.config.tie_word_embeddings else ():
+                parameter.div_(ratio)
 
 
 def _parts(writer: Any, layer: int, block: Any) -> Iterator[tuple[Any, Callable[[Any], Any], Any]]:

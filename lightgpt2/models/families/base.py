@@ -196,6 +196,10 @@ class Family(ABC):
                 setattr(sized, key, size)
         return sized
 
+    def fixed(self, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """Parameters that are computed once and never trained."""
+        return ()
+
     def narrowed(self, model: PreTrainedModel, width: int) -> None:  # noqa: B027 - most need nothing
         """Correct the weights cut out of a model of this width for what a family computes from the width."""
 

@@ -1,6 +1,7 @@
 """T5 and FLAN-T5: relative positions, RMS norms, no biases; neurons that are gated in some."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,13 @@ class T5(EncoderDecoder):
         r"(en|de)coder\.block\.\d+\.layer\.\d\.DenseReluDense\.wo": ("width", "ffn"),
     }
 
+    def config_problems(self, config: PretrainedConfig) -> Iterator[str]:
+        """In transformers the cache of a T5 has as many layers as its encoder."""
+        read, written = self.depths(config).values()
+        if written > read:
+            what = f"a T5 whose decoder has more layers ({written}) than its encoder ({read}) generates nothing with a cache"
+            yield f"{what}; give the encoder as many at least"
+
     def head(self, model: PreTrainedModel) -> Head:
         """The head; it multiplies by `width ** -0.5` where the configuration says that embedding and head are one matrix."""
         weight, bias, _ = super().head(model)
@@ -47,6 +55,12 @@ class T5(EncoderDecoder):
 
     def lender(self, name: str) -> str:
         return re.sub(r"\.block\.\d+\.(.*\.relative_attention_bias\.)", r".block.0.\1", name)
+
+    def narrowed(self, model: PreTrainedModel, width: int) -> None:
+        """Keep the scale of the logits, which follows the width where embedding and head were one matrix."""
+        if model.config.scale_decoder_outputs:
+            final: Any = model.get_decoder().get_submodule("final_layer_norm")
+            final.weight.mul_((model.config.d_model / width) ** 0.5)
 
     def positions(self, config: PretrainedConfig) -> int | None:
         """None: relative positions have no limit."""
@@ -64,20 +78,21 @@ class T5(EncoderDecoder):
         return sized
 
     def stack_graph(self, writer: Any, stack: Any) -> Any:
-        first = stack.block[0].layer[0].SelfAttention
-        seen = writer.relative(first.relative_attention_bias, _by_distance(first))
+        seen: Any = None
         x = writer.tokens(writer.words(stack.embed_tokens), writer.config.d_model)
         for layer, block in enumerate(stack.block):
             own, *cross, neurons = block.layer
+            attention = own.SelfAttention
+            # The first block's table is for all, unless heads were removed: then each has one of its own.
+            if getattr(attention, "relative_attention_bias", None) is not None:
+                seen = writer.relative(attention.relative_attention_bias, _by_distance(attention))
             normal = writer.normalize_rms(own.layer_norm, x)
-            x = writer.added(
-                x, _attended(writer.attend_own, layer, normal, own.SelfAttention, seen), own.SelfAttention.o
-            )
+            x = writer.added(x, _attended(writer.attend_own, layer, normal, attention, seen), attention.o)
             for part in cross:
                 attention, normal = part.EncDecAttention, writer.normalize_rms(part.layer_norm, x)
                 x = writer.added(x, _attended(writer.attend_source, layer, normal, attention), attention.o)
-            normal = writer.normalize_rms(neurons.layer_norm, x)
-            x = writer.added(x, _neurons(writer, normal, neurons.DenseReluDense), neurons.DenseReluDense.wo)
+            dense, normal = neurons.DenseReluDense, writer.normalize_rms(neurons.layer_norm, x)
+            x = writer.added(x, _neurons(writer, normal, dense), getattr(dense, "wo", dense))
         return writer.normalize_rms(stack.final_layer_norm, x)
 
 
@@ -101,7 +116,7 @@ def _attended(how: Any, layer: int, x: Any, attention: Any, *seen: Any) -> Any:
 
 def _neurons(writer: Any, x: Any, part: Any) -> Any:
     """What the neurons of a block give, gated in some; None if there are none."""
-    if not hasattr(part.wo, "weight"):
+    if not hasattr(part, "wo"):
         return None
     if hasattr(part, "wi"):
         return writer.activate(writer.project(x, part.wi))
