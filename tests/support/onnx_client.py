@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from lightgpt2.conversions.onnx.decoder import Decoder
-from lightgpt2.conversions.onnx.graph import Graph
 from lightgpt2.conversions.onnx.writer import Forms, Stored
 from lightgpt2.runtime.ort import clips_products
 
@@ -64,8 +63,7 @@ class Client:
 def write_onnx(model: PreTrainedModel, folder: Path, forms: Forms | None = None, stored: Stored | None = None) -> Path:
     """Writes a model's graph and weights to a folder."""
     folder.mkdir(exist_ok=True)
-    with torch.no_grad(), Graph(folder) as graph:
-        Decoder(graph, model, forms or Forms(), stored).write()
+    Decoder.into(folder, model, forms or Forms(), stored)
     return folder
 
 

@@ -109,7 +109,7 @@ class Family(ABC):
         return name
 
     def keep_layers(self, config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> None:
-        """Lets a configuration have only the blocks of these indices, in this order, in each stack; a ValueError if none can."""
+        """Lets a configuration have only these blocks, in this order, in each stack; a ValueError if no model can."""
         (chosen,) = layers.values()
         if self.first_differs and [i for i, layer in enumerate(chosen) if not layer] != [0]:
             what = f"the first layer of a {config.model_type} has other parts than the others"
