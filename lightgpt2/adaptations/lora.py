@@ -18,7 +18,8 @@ from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.movement_gates import MovementGates
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.adapters import ADAPTER, CONFIG, WEIGHTS, name_base
-from lightgpt2.models.families import LINEAR, compute_with, family_of
+from lightgpt2.models.architectures import PEFT_TYPES
+from lightgpt2.models.families import LINEAR, compute_with, family_of, predicts
 from lightgpt2.models.files import atomic_folder
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.pruning import saved_zeros
@@ -147,7 +148,7 @@ class Lora(Adaptation):
         settings |= {"lora_alpha": chosen.alpha, "lora_dropout": float(chosen.dropout)}
         head = [] if model.get_output_embeddings() is not None else [*family_of(model).head_parts]  # it may be random
         settings |= {"modules_to_save": [*chosen.modules_to_save, *head] or None}
-        settings["task_type"] = self._context.task.peft_type
+        settings["task_type"] = PEFT_TYPES[predicts(model.config.architectures)]
         # of the plain model, whatever this one's layers are
         return get_peft_model(model, LoraConfig(fan_in_fan_out=family_of(model).conv1d, **settings))
 
@@ -158,7 +159,7 @@ class Lora(Adaptation):
             what, fix = f"{folder} brings its own adapters", "remove it (lora: null), or give their base model"
             raise UserError([Problem(f"{self.key}.lora", what, fix)])
         found = PeftModel.from_pretrained(model, folder, is_trainable=True)
-        task, ours = found.peft_config["default"].task_type, self._context.task.peft_type
+        task, ours = found.peft_config["default"].task_type, PEFT_TYPES[predicts(model.config.architectures)]
         if task not in (None, ours):
             raise UserError([Problem("start.model", f"{folder} holds adapters for {task}", f"give some for {ours}")])
         held, placed = (set(part) for part in (load_peft_weights(folder, "cpu"), get_peft_model_state_dict(found)))

@@ -20,7 +20,7 @@ _LOADED = {
 }
 
 # Settings of PEFT that no plain weights hold.
-_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias")
+_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias", "ensure_weight_tying")
 
 
 def is_adapter(source: str) -> bool:

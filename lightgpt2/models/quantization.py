@@ -127,7 +127,7 @@ def load_quantized(
     source: str, key: str, form: Format, trust_remote_code: bool = False, **options: Any
 ) -> PreTrainedModel:
     """A model in full precision whose linear layers are all quantized while it loads; options as for `load_model`."""
-    config = load_config(source, key, trust_remote_code, options.get("auto_class"), new_head=True)
+    config = load_config(source, key, trust_remote_code, options.get("auto_classes", ()), new_head=True)
     model = load_model(source, key, trust_remote_code, quantization_config=settings(form, config), **options)
     coverage(model, form)
     # What was not quantized is, on processors, a view into the mapped file, all of which stays resident for it.

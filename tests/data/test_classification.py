@@ -52,7 +52,7 @@ def write(path: str, rows: list[tuple[Any, ...]], names: tuple[str, ...] = ("tex
 def data_of(source: str, config: dict[str, Any] | None = None, **settings: Any) -> ClassificationData:
     """Data that is set up, of a model of this configuration."""
     data = ClassificationData(source, **{"tokenizer": "tokenizer", "batch_size": 2} | settings)
-    found = config and load_config({"model_type": "bert", **config}, "model", auto_class=CLASSIFICATION)
+    found = config and load_config({"model_type": "bert", **config}, "model", auto_classes=[CLASSIFICATION])
     data.connect(Connection("model", "model.model", config=found or None))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         accumulate_grad_batches=1, global_rank=0, world_size=1, global_step=0
@@ -346,7 +346,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     problems = ClassificationData(
         pair_field="b", valid_fraction=0.9, test_fraction=0.2, tokenizer="t", vocab_size=100
     ).problems()
-    assert [problem.partition(":")[0] for problem in problems] == [
+    assert sorted([problem.partition(":")[0] for problem in problems]) == [
         "data.text_field",
         "data.valid_fraction",
         "data.vocab_size",
@@ -375,3 +375,28 @@ def test_what_cannot_be_read_is_said_without_a_tokenizer() -> None:
     (problem,) = ClassificationData(lacking).unreadable()
     assert problem.startswith("data.label_field: ")
     assert ClassificationData("glue:sst2").unreadable(fetch=False) == [], "which is not at hand"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_of_one_text_and_of_two_are_refused(first: int) -> None:
+    rows = [{"text": f"one {i}", "label": i % 2} | ({"text_pair": "two"} if i % 2 == first else {}) for i in range(40)]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = {"two": 1 + first, "one": 2 - first}
+    said = f"row {places['two']} of t.jsonl has two texts and row {places['one']} of t.jsonl one"
+    assert refused("t.jsonl").startswith(f"data.text_field: {said}; ")
+    assert all(pair is None for _, pair, _ in texts(data_of("t.jsonl", text_field="text"), "train"))
+
+
+def test_a_label_with_half_a_surrogate_pair_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_of(write("t.jsonl", [*ROWS, ("text", "\ud83d")]))
+    assert data.labels == NAMES
+    assert "rows that are not valid Unicode, left out: 1 (t.jsonl)" in capsys.readouterr().out
+
+
+def test_white_space_around_a_text_makes_no_other_one(capsys: pytest.CaptureFixture[str]) -> None:
+    write("t/train.jsonl", [*ROWS, (" held out ", "a")])
+    write("t/test.jsonl", [(f"{text} ", label) for text, label in [*ROWS[:5], ("held out", "a")]])
+    write("t/valid.jsonl", [(f"other {text}", label) for text, label in ROWS[:6]])
+    found = {text for text, *_ in texts(data_of("t"), "train")}
+    assert found == {text for text, _ in ROWS[5:]}
+    assert "examples that a held-out split has too, left out: 6 (train: 6)" in capsys.readouterr().out

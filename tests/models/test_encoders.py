@@ -33,13 +33,16 @@ def test_what_does_nothing_can_be_removed(tmp_path: Path, family: str) -> None:
     model = make_classifier(family)
     shake(model)
     random, shape = torch.Generator().manual_seed(1), Shape.of(model.config)
-    heads, neurons = ([torch.rand(n, generator=random) < 0.5 for n in counts] for counts in block_units(model.config))
-    heads[1][:] = neurons[2][:] = False
-    masks = {"context": [mask.repeat_interleave(shape.head) for mask in heads], "ffn": neurons}
+    heads, neurons = (
+        {name: torch.rand(n, generator=random) < 0.5 for name, n in counts.items()}
+        for counts in block_units(model.config)
+    )
+    heads["encoder.1"][:] = neurons["encoder.2"][:] = False
+    masks = {"context": {name: m.repeat_interleave(shape.head) for name, m in heads.items()}, "ffn": neurons}
     with torch.no_grad():
         for named in named_axes(model):
-            if named.layer is not None and named.value.ndim == 2 and (role := named.axes[1][0]) in masks:
-                named.value[:, ~masks[role][named.layer]] = 0
+            if named.block is not None and named.value.ndim == 2 and (role := named.axes[1][0]) in masks:
+                named.value[:, ~masks[role][named.block]] = 0
     wanted, smaller = logits(model), remove(model, heads, neurons)
     assert smaller.num_parameters() < model.num_parameters()
     torch.testing.assert_close(logits(smaller), wanted, rtol=1e-5, atol=1e-5)
