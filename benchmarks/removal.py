@@ -27,16 +27,16 @@ def multiplications(config: transformers.PretrainedConfig, tokens: int) -> int:
     """Those of one position in a forward pass over a number of tokens, on the average."""
     shape, (heads, neurons) = Shape.of(config), block_sizes(config)
     # A position sees half of the tokens, once for keys and once for values.
-    attention = shape.head * sum(heads) * (4 * shape.width + tokens + 1)
-    return attention + 2 * shape.width * sum(neurons) + shape.width * config.vocab_size
+    attention = shape.head * sum(heads.values()) * (4 * shape.width + tokens + 1)
+    return attention + 2 * shape.width * sum(neurons.values()) + shape.width * config.vocab_size
 
 
 def without(whole: Path, smaller: Path, shares: tuple[float, float]) -> None:
     """Writes the model without shares of its heads and neurons, drawn at random."""
     model, masks = load_model(str(whole), "model"), []
     for seed, (share, counts) in enumerate(zip(shares, block_units(model.config), strict=True)):
-        scores = random_scores({str(i): torch.empty(count) for i, count in enumerate(counts)}, seed)
-        masks.append(list(keep_masks(scores, share).values()))
+        scores = random_scores({name: torch.empty(count) for name, count in counts.items()}, seed)
+        masks.append(keep_masks(scores, share))
     save_model(remove(model, *masks), load_tokenizer(str(whole), "tokenizer"), smaller)
 
 

@@ -4,7 +4,7 @@ Sanh et al. 2020 (arXiv:2005.07683) for the scores, Lagunas et al. 2021 (arXiv:2
 algorithm itself is in `functional.movement`; which weights belong to a unit, in `models.units`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +51,8 @@ class MovementGates(Adaptation):
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         found = self.pruning.problems()
         if config is not None:
-            found += self.pruning.model_problems(*block_units(config), config.hidden_size)
+            heads, neurons = ([*counts.values()] for counts in block_units(config))
+            found += self.pruning.model_problems(heads, neurons, config.hidden_size)
         return [problem.under(f"{self.key}.pruning") for problem in found]
 
     def step_problems(self, total_steps: int) -> list[Problem]:
@@ -122,7 +123,8 @@ class MovementGates(Adaptation):
     def finish(self, result: Result) -> None:
         """Removes heads and neurons whose gates are closed; sets such blocks and weights to zero."""
         if self.removes:
-            heads, neurons = (self._kept(kind, result.model.config.num_hidden_layers) for kind in units.KINDS)
+            counts = zip(units.KINDS, block_units(result.model.config), strict=True)
+            heads, neurons = (self._kept(kind, names) for kind, names in counts)
             result.operations.append({**removal(result.model.config, heads, neurons), **self.pruning.record()})
             result.replace_model(remove(result.model, heads, neurons))
             return
@@ -159,11 +161,11 @@ class MovementGates(Adaptation):
         entries = ((name, entry) for name, entry in self._map.items() if entry.kind == kind and name in held)
         return {entry.name: entry.total(held[name].float()) > 0 for name, entry in entries}
 
-    def _kept(self, kind: units.Kind, layers: int) -> list[Tensor]:
-        """The masks of each layer's units that stay; empty for a layer that had none."""
+    def _kept(self, kind: units.Kind, names: Iterable[str]) -> dict[str, Tensor]:
+        """The masks of the units that stay by the names of their layers; empty for a layer that had none."""
         known = self._kinds.get(kind)
         none = torch.zeros(0, dtype=torch.bool)
-        return [known.keep(str(i)).cpu() if known and str(i) in known.names else none for i in range(layers)]
+        return {name: known.keep(name).cpu() if known and name in known.names else none for name in names}
 
 
 def _pictures(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

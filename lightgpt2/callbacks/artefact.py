@@ -3,6 +3,7 @@
 import fcntl
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
+from lightgpt2.models.adapters import ADAPTER
 from lightgpt2.models.files import atomic_file, clear_leftovers, remove, scratch_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
@@ -23,7 +25,7 @@ from lightgpt2.models.quality import Metric, write_scores
 from lightgpt2.models.saving import measure_sizes, save_model, whole_weights
 from lightgpt2.models.sources import stored_size
 from lightgpt2.report.confusion import confusion_image
-from lightgpt2.report.table import class_table, comparison
+from lightgpt2.report.table import class_table, comparison, sample_table
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import flat
 
@@ -54,6 +56,7 @@ class Artefact(Callback):
         self.table = ""
         self._metrics: dict[str, dict[str, Metric]] = {}
         self._samples: dict[str, list[tuple[str, str]]] = {"before": [], "after": []}
+        self._references: Mapping[str, str] = {}
         self.curve: list[list[float]] = []
         self._started: float | None = None  # while it trains
         self.seconds = 0.0
@@ -111,7 +114,7 @@ class Artefact(Callback):
         if not trainer.is_global_zero:
             return
         self._write_config()
-        stale = [self.run.last, self.run.best, self.run.model, self.run.folder / "adapter", *self._stale_logs]
+        stale = [self.run.last, self.run.best, self.run.model, self.run.folder / ADAPTER, *self._stale_logs]
         for path in stale if self.fresh else []:
             remove(path)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -157,11 +160,13 @@ class Artefact(Callback):
         if not (self._operations or self.fresh):
             print(f"Nothing was left to train: {self.run.folder} is at step {trainer.global_step}.", flush=True)
         self._score(trainer, pl_module, self.run.model, "after")
+        self._score_baselines(pl_module)
         self._write_ledger(trainer, pl_module)
         write_scores(self.run.model, self._metrics)
         student = "student " if pl_module.objective.teacher_source else ""
         names = {"before": f"{student}before", "after": f"{student}after"}
-        rows = {names.get(label, label): {**scored, **self.sizes[label]} for label, scored in self.quality.items()}
+        scores = self.quality.items()
+        rows = {names.get(label, label): {**scored, **self.sizes.get(label, {})} for label, scored in scores}
         self.table = comparison(rows)
         print(self.table, class_table(self.quality["after"]), sep="", flush=True)
         code = any(self.run.model.glob("modeling_*.py"))
@@ -176,6 +181,9 @@ class Artefact(Callback):
             final["final/megabytes"] = float(self.sizes["after"]["megabytes"])
             settings = {key: _plain(value) for key, value in flat(self.config).items() if value is not None}
             trainer.logger.log_hyperparams(settings, final)
+            if self._references:
+                shown = sample_table([self._sample(*pair) for pair in self._samples["after"]])
+                trainer.logger.experiment.add_text("compared", shown, trainer.global_step)
             if (image := confusion_image(self.quality["after"])) is not None:
                 trainer.logger.experiment.add_image("confusion", image, trainer.global_step, dataformats="HWC")
             trainer.logger.save()
@@ -213,9 +221,16 @@ class Artefact(Callback):
         prompts = method.task.prompts(method.data)
         if prompts and label in self._samples:
             self._samples[label] = method.task.samples(model, method.data.tokenizer, prompts)
+            self._references = method.task.references(prompts)
+
+    def _score_baselines(self, method: Method) -> None:
+        """Scores what needs no model, to stand beside the artefact."""
+        for label, metrics in method.task.baselines(method.data, "valid").items():
+            self._metrics[label] = metrics
+            self.quality[label] = {**method.task.quality(metrics), "baseline": True}
 
     def _write_ledger(self, trainer: Trainer, method: Method) -> None:
-        before, teacher = dict(self._samples["before"]), method.objective.teacher_source
+        teacher = method.objective.teacher_source
         entry = Entry(
             operations=[],
             stage=self.run.name,
@@ -231,7 +246,7 @@ class Artefact(Callback):
             curve=self.curve,
             training={"peak_memory_mb": round(self.peak_memory, 1)} if self.peak_memory else {},
             teacher=Parent.of(teacher) if teacher else None,
-            samples=[{"prompt": p, "before": before.get(p), "after": text} for p, text in self._samples["after"]],
+            samples=[self._sample(*pair) for pair in self._samples["after"]],
             reference_sizes={label: sizes for label, sizes in self.sizes.items() if label != "after"},
         )
         source = Ledger.read(method.start.source)
@@ -239,9 +254,14 @@ class Artefact(Callback):
             entry.operations = operations
             source.extended(entry).write(folder)
         if not self._operations:  # of the same weights, which were not trained any further
-            for folder in (self.run.model, self.run.folder / "adapter"):
+            for folder in (self.run.model, self.run.folder / ADAPTER):
                 if old := Ledger.read(folder):
                     old.amended(quality=entry.quality, sizes=entry.sizes).write(folder)
+
+    def _sample(self, prompt: str, after: str) -> dict[str, str | None]:
+        """A sample as the ledger keeps it; with what should have been written, where that is known."""
+        reference = {"reference": self._references[prompt]} if prompt in self._references else {}
+        return {"prompt": prompt, **reference, "before": dict(self._samples["before"]).get(prompt), "after": after}
 
     # -- in checkpoints ------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,9 @@ class ScorePrinter(Callback):
         counts = [f"{count:,} {what}" for what, count in method.task.counts(method.metrics).items()]
         classes = class_table(method.task.quality(method.metrics))
         print(f"{split}: {', '.join([*parts, ' in '.join(counts)])}{classes}", flush=True)
+        for label, metrics in method.task.baselines(method.data, split).items():
+            said = [f"{name.replace('_', ' ')} {metric.value():.4f}" for name, metric in metrics.items()]
+            print(f"  {label}: {', '.join(said)}", flush=True)
 
 
 class PredictionWriter(Callback):

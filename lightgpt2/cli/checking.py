@@ -45,7 +45,8 @@ _CLASS = {
     **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict, NoneType))),
 }
 _SOURCES = {"model": "a hub id, a model folder or a .gguf file", "data": "a file, a folder or a hub id"}
-_SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer")  # settings that may be the path of what is read
+# Settings that may be the path of what is read.
+_SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer", "generated_by")
 
 
 def check(args: list[str], models: bool = True) -> list[str]:

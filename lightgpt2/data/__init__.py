@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from lightgpt2.data.base import TaskData
     from lightgpt2.data.classification import ClassificationData
     from lightgpt2.data.language_modeling import LanguageModelingData
+    from lightgpt2.data.text_to_text import TextToTextData
 
-__all__ = ["ClassificationData", "LanguageModelingData", "TaskData"]
+__all__ = ["ClassificationData", "LanguageModelingData", "TaskData", "TextToTextData"]
 _MODULES = {
     "ClassificationData": "classification",
     "LanguageModelingData": "language_modeling",
     "TaskData": "base",
+    "TextToTextData": "text_to_text",
 }
 
 

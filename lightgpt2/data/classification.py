@@ -3,36 +3,29 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
-from transformers import PreTrainedTokenizerFast
+from numpy.typing import NDArray
 
-from lightgpt2.data.base import TaskData
-from lightgpt2.data.batches import StepSampler, WindowLoader, evaluation_order
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
-from lightgpt2.data.preparation import is_cached
+from lightgpt2.data.examples_data import ExamplesData
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.texts import LabelledTexts, TextDataset
-from lightgpt2.data.tokenizer import check_trims, train_wordpiece, trimmed
-from lightgpt2.errors import Problem, UserError, tell
+from lightgpt2.data.tokenizer import train_wordpiece
+from lightgpt2.errors import UserError, tell
 from lightgpt2.models.families import CLASSIFICATION
-from lightgpt2.models.files import exists
-from lightgpt2.models.loading import has_head, load_tokenizer
-from lightgpt2.models.quality import FEW
+from lightgpt2.models.loading import has_head
 
-_CACHE = Path("checkpoints/.data")
-_BUCKET = 50  # steps whose texts are sorted by length together
 _UNNAMED = "LABEL_"  # how the names begin that transformers gives classes without one
 
 
-class ClassificationData(TaskData):
+class ClassificationData(ExamplesData):
     """Labelled texts for a classifier.
 
     Texts that a held-out split has are left out of the training split. Training order is a function of (seed, epoch); texts of
@@ -89,94 +82,24 @@ class ClassificationData(TaskData):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
-        self.kept_tokens = []
-        self._splits: dict[Split, LabelledTexts] = {}
-        self._examples: dict[Split, list[Example]] = {}
 
     def problems(self) -> list[str]:
-        found: list[str] = [*self.corpus.problems()]
+        found = super().problems()
         if self.columns.pair_field and not self.columns.text_field:
             found.append("data.text_field: required with data.pair_field; name the first text's field")
-        if self.valid_fraction + self.test_fraction >= 1:
-            found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
-        if self.tokenizer_source and self.vocab_size:
-            found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
         if len({*self.class_names}) < len(self.class_names):
             found.append("data.class_names: two classes have one name; give each its own")
         return found
-
-    def unreadable(self, fetch: bool = True) -> list[Problem]:
-        if fetch or exists(self.source):
-            try:
-                self._read(Remarks())
-            except UserError as error:
-                return error.problems
-        return []
 
     def fits(self, positions: Mapping[str, int]) -> list[str]:
         owners = {count: key for key, count in positions.items()}
         what = "data.max_length: {} is longer than the {} positions of {}; give at most that"
         return [what.format(self.max_length, n, key) for n, key in owners.items() if self.max_length > n]
 
-    def prepare_data(self) -> None:
-        """Trains the tokenizer unless that is done, and says what is left out."""
-        remarks = Remarks()
-        self._read(remarks)
-        for line in remarks.lines():
-            tell(f"{self.source}: {line}")
-        if self.vocab_size and not is_cached(self._trained_tokenizer()):
-            texts = (text for example in self._examples["train"] for text in (example.text, example.pair) if text)
-            train_wordpiece(texts, self.vocab_size, self._trained_tokenizer())
-
-    def setup(self, stage: str) -> None:
-        """Tokenizes the splits that this stage needs; a `UserError` if one of them is too small."""
-        if not self._examples:
-            self._read(Remarks())
-        self.tokenizer, self.kept_tokens = self._load_tokenizer()
-        needed = {"fit": ["train", "valid"], "validate": ["valid"], "test": ["test"], "predict": [self.predict_split]}
-        for split in needed[stage]:
-            if not self._examples[cast(Split, split)]:
-                raise UserError(
-                    f"data.source: {self.source} has no {split} texts; give more, or set data.{split}_fraction"
-                )
-        for each, examples in self._examples.items():
-            if each not in self._splits:
-                self._splits[each] = self._tokenized(each, examples)
-        if stage == "fit":
-            self._check_fit()
-
     @property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
         return self._classes.names
-
-    def train_dataloader(self) -> WindowLoader:
-        sampler = self._step_sampler()
-        return WindowLoader(sampler.dataset, sampler)
-
-    def val_dataloader(self) -> WindowLoader:
-        return self._loader("valid", *self._place())
-
-    def test_dataloader(self) -> WindowLoader:
-        return self._loader("test", *self._place())
-
-    def predict_dataloader(self) -> WindowLoader:
-        return self._loader(self.predict_split, *self._place())
-
-    def scoring_loader(self, split: str) -> WindowLoader:
-        return self._loader(split, 0, 1)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._step_sampler().steps_per_epoch
-
-    def calibration(self, count: int, key: str = "calibration") -> list[torch.Tensor]:
-        data = self._splits["train"]
-        if count > len(data.labels):
-            what = f"the training split has {len(data.labels)} texts, fewer than {count}"
-            raise UserError(f"{key}: {what}; give at most that, or more text")
-        chosen = np.arange(count) * len(data.labels) // count
-        return [torch.from_numpy(data.tokens(int(row)).astype(np.int64))[None] for row in chosen]
 
     def describe(self) -> dict[str, Any]:
         splits = {
@@ -226,7 +149,7 @@ class ClassificationData(TaskData):
         names = [config.id2label[i] for i in sorted(config.id2label)]
         return [] if all(name.startswith(_UNNAMED) for name in names) else names
 
-    def _tokenized(self, split: str, examples: Sequence[Example]) -> "LabelledTexts":
+    def _tokenized(self, split: Split, examples: Sequence[Example]) -> LabelledTexts:
         texts = [example.text for example in examples]
         pairs = [example.pair for example in examples] if examples and examples[0].pair is not None else None
         found: Any = self.tokenizer(texts, pairs, verbose=False) if texts else {"input_ids": []}
@@ -242,13 +165,22 @@ class ClassificationData(TaskData):
         labels = [self._number(example) for example in examples]
         return LabelledTexts.of(found, labels, examples, self.tokenizer.pad_token_id or 0)
 
-    def _check_fit(self) -> None:
-        sampler, count = self._step_sampler(), len(self._splits["valid"].labels)
-        if len(sampler) == 0:
-            what = f"{self.source} has {sampler.epoch_windows} training texts and one step takes {sampler.step_windows}"
-            raise UserError(f"data.batch_size: {what}; give a smaller data.batch_size, or more text")
-        if count < FEW:
-            tell(f"{self.source}: {count} validation texts; an interval over so few says little")
+    def _dataset(self, split: Split, training: bool = False) -> TextDataset:
+        data, weights = self._splits[split], None
+        if training and self.class_weights:
+            counts = np.bincount(data.labels, minlength=len(self.labels))
+            weights = len(data.labels) / (len(self.labels) * np.maximum(counts, 1))
+        return TextDataset(data, weights)
+
+    def _inputs(self, split: Split) -> Sequence[NDArray[Any]]:
+        data = self._splits[split]
+        return [data.tokens(row) for row in range(len(data.labels))]
+
+    def _texts(self, example: Example) -> list[str]:
+        return [text for text in (example.text, example.pair) if text]
+
+    def _train(self, texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+        train_wordpiece(texts, vocab_size, folder)
 
     def _counts(self, split: Split) -> dict[str, int]:
         counts = np.bincount(self._splits[split].labels, minlength=len(self.labels))
@@ -260,50 +192,3 @@ class ClassificationData(TaskData):
             for split, those in sorted(self._examples.items())
         ]
         return hashlib.sha256(json.dumps([self.labels, parts]).encode()).hexdigest()
-
-    def _place(self) -> tuple[int, int]:
-        assert self.trainer is not None
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _step_sampler(self) -> StepSampler:
-        trainer, data = self.trainer, self._splits["train"]
-        assert trainer is not None
-        weights = None
-        if self.class_weights:
-            counts = np.bincount(data.labels, minlength=len(self.labels))
-            weights = len(data.labels) / (len(self.labels) * np.maximum(counts, 1))
-        dataset: Any = TextDataset(data, weights)
-        cut = (self.batch_size, trainer.accumulate_grad_batches, *self._place())
-        return StepSampler(dataset, *cut, self.seed, lambda: trainer.global_step, bucket=_BUCKET)
-
-    def _loader(self, split: str, rank: int, world: int) -> WindowLoader:
-        dataset: Any = TextDataset(self._splits[split])  # type: ignore[index]
-        return WindowLoader(dataset, evaluation_order(dataset.windows, self.eval_batch_size, rank, world))
-
-    def _load_tokenizer(self) -> tuple[PreTrainedTokenizerFast, list[int]]:
-        """The tokenizer; if it is cut down to what the training split needs, also the old id of each token."""
-        tokenizer = self._plain_tokenizer()
-        if tokenizer.pad_token is None:  # a decoder's: its last token that is no pad is read
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "right"
-        if self.connection is None or not self.connection.trims_vocabulary:
-            return tokenizer, []
-        check_trims(tokenizer)
-        texts = [text for each in self._examples["train"] for text in (each.text, each.pair) if text]
-        return trimmed(tokenizer, {id_ for ids in tokenizer(texts, verbose=False)["input_ids"] for id_ in ids})
-
-    def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
-        if self.vocab_size:
-            return load_tokenizer(str(self._trained_tokenizer()), "data.vocab_size", separates=False)
-        if self.tokenizer_source:
-            return load_tokenizer(self.tokenizer_source, "data.tokenizer", separates=False)
-        assert self.connection is not None, "connect() hands over the model's tokenizer"
-        source, key = self.connection.tokenizer, self.connection.key
-        if isinstance(source, dict):
-            what = f"{key} is a configuration and brings no tokenizer"
-            raise UserError(f"data.tokenizer: {what}; name one, or give data.vocab_size to train one")
-        return load_tokenizer(source, key, self.connection.trust_remote_code, separates=False)
-
-    def _trained_tokenizer(self) -> Path:
-        parts = [self.corpus.fingerprint(), str(self.valid_fraction), str(self.test_fraction), str(self.vocab_size)]
-        return _CACHE / f"wordpiece-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"

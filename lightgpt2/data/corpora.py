@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lightgpt2.data.documents import Columns, Document, DocumentColumns, documents, plain_text
+from lightgpt2.data.documents import Columns, Document, DocumentColumns, RowColumns, documents, plain_text
 from lightgpt2.data.files import by_split, card_splits, find
 from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
@@ -121,7 +121,7 @@ class Corpus:
                 yield from ((split, document) for document in found)
 
     def rows(
-        self, columns: Columns, remarks: Remarks
+        self, columns: RowColumns, remarks: Remarks
     ) -> Iterator[tuple[Split | None, str, Iterator[Mapping[str, Any]]]]:
         """The rows, not yet read, of each table, with its name and the split that this says; what is held out first.
 
@@ -130,15 +130,16 @@ class Corpus:
         """
         kind_of_source = self.source.partition(":")[0]
         if kind_of_source == "requirements":
-            for each in ("valid", "test", "train"):
-                yield each, self.source, _classified(self._made() or (), each, columns)
+            yield from self._made_rows(columns)
         elif kind_of_source in ("pydoc", "wikitext", "python"):
-            raise UserError(f"data.source: {self.source} has no labels; give a table that has some, or requirements")
+            raise UserError(
+                f"data.source: {self.source} has no {columns.holds}; give a table that has some, or requirements"
+            )
         elif self._is_local():
             files = self._split_files(remarks)
             tables = {file: split for file, split in files.items() if READERS[kind(file)] is not None}
             for file in files.keys() - tables.keys() if tables else ():
-                remarks.add("text files, which have no labels: not read", str(file))
+                remarks.add(f"text files, which have no {columns.holds}: not read", str(file))
             for file, split in (tables or files).items():
                 yield split, str(file), rows(file, columns, remarks)
         else:
@@ -146,6 +147,15 @@ class Corpus:
             for name, split in by_split(found, remarks).items():
                 where = f"{self.source} ({name})"
                 yield split, where, self._hub_rows(found[name], where, columns)
+
+    def _made_rows(self, columns: RowColumns) -> Iterator[tuple[Split, str, Iterator[Mapping[str, Any]]]]:
+        self._made()  # refuses another size
+        size = self.source.partition(":")[2]
+        made = [*columns.requirements(int(size) if size else None)]
+        for each in reversed(SPLITS):
+            if made and not columns.of(made[0][1]):
+                raise columns.missing("requirements", made[0][1])
+            yield each, self.source, iter([row for split, row in made if split == each])
 
     def class_names(self, column: str) -> list[str]:
         """The names that a hub dataset gives the numbers in a column; empty if it gives none."""
@@ -265,18 +275,6 @@ def corpora(
     return [
         Corpus(each, text_field, separator, streaming) if isinstance(each, str) else Corpus(**each) for each in source
     ]
-
-
-def _classified(
-    sentences: Iterable[tuple[Split | None, str]], split: Split, columns: Columns
-) -> Iterator[Mapping[str, Any]]:
-    """The requirements of a split as rows: the class that a sentence begins with is its label."""
-    if not columns.of(["text", "label"]):
-        raise columns.missing("requirements", ["text", "label"])
-    for its_split, sentence in sentences:
-        if its_split == split:
-            label, _, text = sentence.removeprefix("[").partition("] ")
-            yield {"text": text, "label": label}
 
 
 def _guarded(rows: Iterator[Any], source: str) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from lightgpt2.data.remarks import Remarks
+from lightgpt2.data.splits import Split
 from lightgpt2.errors import UserError
 from lightgpt2.models.chat import CALLS, Message, message_problem
 from lightgpt2.models.vocabulary import is_unicode
@@ -85,6 +86,17 @@ class Columns(Protocol):
 
     def missing(self, where: str, names: Iterable[str]) -> UserError:
         """The mistake that a table has others."""
+
+
+class RowColumns(Columns, Protocol):
+    """The columns of examples that have an answer."""
+
+    @property
+    def holds(self) -> str:
+        """What the answers are, for messages: `labels`."""
+
+    def requirements(self, size: int | None) -> Iterator[tuple[Split, dict[str, Any]]]:
+        """The rows that the grammar of requirements makes, each with its split; None: as many as it makes by default."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.remarks import Remarks
+from lightgpt2.data.requirements import requirements
 from lightgpt2.data.splits import Split, split_of
 from lightgpt2.errors import UserError
 from lightgpt2.models.vocabulary import is_unicode
@@ -21,6 +22,17 @@ _HIDDEN = (None, "", -1, "-1")  # labels that say there is none: those of hidden
 Label = str | int
 
 
+class Keyed(Protocol):
+    """An example of any task."""
+
+    @property
+    def key(self) -> str:
+        """The text that makes it the same as another, and that decides on its split where nothing else does."""
+
+
+E = TypeVar("E", bound=Keyed)
+
+
 @dataclass(frozen=True)
 class Example:
     """A text, or two that belong together, and its class as the file says it."""
@@ -28,6 +40,10 @@ class Example:
     text: str
     pair: str | None
     label: Label
+
+    @property
+    def key(self) -> str:
+        return f"{self.text.strip()}\n{(self.pair or '').strip()}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class ExampleColumns:
     text_field: str | None
     pair_field: str | None
     label_field: str
+
+    holds: ClassVar[str] = "labels"
 
     def texts(self, names: Iterable[str]) -> tuple[str, ...]:
         """The columns of the texts; empty if there are none."""
@@ -61,6 +79,13 @@ class ExampleColumns:
             key, field = "text_field", "text or sentence"
         listed = shorten(", ".join(known), 120, placeholder=" ...")
         return UserError(f"data.{key}: {where} has no field {field}; name one of {listed}")
+
+    @staticmethod
+    def requirements(size: int | None) -> Iterator[tuple[Split, dict[str, Any]]]:
+        """The requirements as rows: the class that a sentence begins with is its label."""
+        for split, sentence in requirements(size) if size else requirements():
+            label, _, text = sentence.removeprefix("[").partition("] ")
+            yield split, {"text": text, "label": label}
 
 
 def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> Iterator[tuple[Split | None, Example]]:
@@ -108,32 +133,27 @@ def _label(value: Any) -> Any:
 
 
 def split_examples(
-    examples: Iterable[tuple[Split | None, Example]], valid_fraction: float, test_fraction: float, remarks: Remarks
-) -> dict[Split, list[Example]]:
-    """The examples of each split; texts that a held-out split has are left out of the others.
+    examples: Iterable[tuple[Split | None, E]], valid_fraction: float, test_fraction: float, remarks: Remarks
+) -> dict[Split, list[E]]:
+    """The examples of each split; those whose key a held-out split has are left out of the others.
 
-    Splits that are named are kept. One that is not is taken from the training split by the hash of the text.
+    Splits that are named are kept. One that is not is taken from the training split by the hash of the key.
     """
     found = [*examples]
     given = {split for split, _ in found if split}
-    splits: dict[Split, list[Example]] = {"test": [], "valid": [], "train": []}
+    splits: dict[Split, list[E]] = {"test": [], "valid": [], "train": []}
     for named, example in found:
-        hashed = split_of("\n".join(_key(example)), valid_fraction, test_fraction)
+        hashed = split_of(example.key, valid_fraction, test_fraction)
         named = named or ("train" if given else None)
         splits[hashed if named in (None, "train") and hashed not in given else named or hashed].append(example)
-    seen: set[tuple[str, str]] = set()
+    seen = set[str]()
     for split, those in splits.items():
-        kept = [each for each in those if _key(each) not in seen]
+        kept = [each for each in those if each.key not in seen]
         for _ in range(len(those) - len(kept)):
             remarks.add("examples that a held-out split has too, left out", split)
         splits[split] = kept
-        seen |= {_key(each) for each in kept}
+        seen |= {each.key for each in kept}
     return splits
-
-
-def _key(example: Example) -> tuple[str, str]:
-    """What makes an example the same as another: its texts, without the white space around them."""
-    return example.text.strip(), (example.pair or "").strip()
 
 
 @dataclass(frozen=True)

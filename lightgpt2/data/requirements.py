@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import count, islice
 
 from lightgpt2.data.splits import Split, split_of
 
@@ -126,22 +126,73 @@ def requirements(size: int = 8000) -> Iterator[tuple[Split, str]]:
             return
 
 
-def _endless() -> Iterator[tuple[Split, str]]:
-    random_ = random.Random(_SEED)
-    while True:
+@dataclass(frozen=True)
+class _Sentence:
+    """A requirement in its parts."""
+
+    kind: str
+    subject: str
+    verb: str
+    thing: str
+    condition: str
+    modality: str
+    criterion: str
+
+    @classmethod
+    def drawn(cls, random_: random.Random, subject: str | None = None, modality: str | None = None) -> "_Sentence":
+        """A random one; with this subject or modality if they are given."""
         name = random_.choice(list(KINDS))
-        kind, subject = KINDS[name], random_.choice(SUBJECTS)
+        kind, subject = KINDS[name], subject or random_.choice(SUBJECTS)
         verb = random_.choice(list(kind.actions))
         thing = random_.choice(kind.actions[verb])
         condition = random_.choice(CONDITIONS) if random_.random() < 0.6 else ""
-        modality = random_.choices(MODALITIES, _MODALITY_WEIGHTS)[0]
+        modality = modality or random_.choices(MODALITIES, _MODALITY_WEIGHTS)[0]
         template, numbers = random_.choice(kind.criteria)
         criterion = f" {template.format(random_.choice(numbers))}"
         if kind.free and random_.random() < 0.3:
             criterion = ""
-        split = split_of(f"{name} {subject} {verb} {thing}", valid_fraction=0.1, test_fraction=0.05)
-        the = "the" if condition else "The"
-        yield split, f"[{name}] {condition}{the} {subject} {modality} {verb} {thing}{criterion}."
+        return cls(name, subject, verb, thing, condition, modality, criterion)
+
+    @property
+    def split(self) -> Split:
+        key = f"{self.kind} {self.subject} {self.verb} {self.thing}"
+        return split_of(key, valid_fraction=0.1, test_fraction=0.05)
+
+    @property
+    def core(self) -> str:
+        """The sentence without condition and constraint, and without its beginning."""
+        return f"he {self.subject} {self.modality} {self.verb} {self.thing}"
+
+    @property
+    def text(self) -> str:
+        return f"{self.condition}{'t' if self.condition else 'T'}{self.core}{self.criterion}."
+
+
+def _endless() -> Iterator[tuple[Split, str]]:
+    random_ = random.Random(_SEED)
+    while True:
+        drawn = _Sentence.drawn(random_)
+        yield drawn.split, f"[{drawn.kind}] {drawn.text}"
+
+
+def summaries(size: int = 4000) -> Iterator[tuple[Split, str, str]]:
+    """Yield `size` distinct documents, each with its split and its summary; a longer list begins with the shorter ones.
+
+    A document has three to five requirements of one subject, of which one is binding (`shall`). Its summary is that one,
+    without condition and constraint. The combination of class, subject, verb and object decides on the split, as in
+    `requirements`: a combination of the validation split is in no sentence of the training split.
+    """
+    random_, seen = random.Random(_SEED), set[str]()
+    while len(seen) < size:
+        binding = _Sentence.drawn(random_, modality=MODALITIES[0])
+        said = [binding]
+        for _ in range(random_.randint(2, 4)):
+            drawn = (_Sentence.drawn(random_, binding.subject, random_.choice(MODALITIES[1:])) for _ in count())
+            said.append(next(each for each in drawn if each.split == binding.split))
+        random_.shuffle(said)
+        if (text := " ".join(each.text for each in said)) not in seen:
+            seen.add(text)
+            yield binding.split, text, f"T{binding.core}."
 
 
 def is_requirement(text: str) -> bool:

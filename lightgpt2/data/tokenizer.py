@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightgpt2.errors import UserError
@@ -16,6 +17,7 @@ from lightgpt2.models.files import atomic_folder, write_checksums
 from lightgpt2.models.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+_BART = ("<s>", "<pad>", "</s>", "<unk>")  # in the order of their ids
 
 
 def other_token(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
@@ -54,6 +56,24 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     trained.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False)
     with atomic_folder(folder) as temporary:
         save_tokenizer(BertTokenizer(vocab=trained.get_vocab()), temporary)
+        write_checksums(temporary)
+
+
+def train_text_to_text(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a tokenizer for encoder-decoders, byte-level with BART's special tokens, and write it, atomically, as a folder.
+
+    The 256 bytes and the special tokens count in `vocab_size`.
+    """
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[*_BART], show_progress=False)
+    start, pad, end, unknown = _BART
+    backend = bpe._tokenizer
+    backend.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(token, _BART.index(token)) for token in (start, end)]
+    )
+    special = {"bos_token": start, "pad_token": pad, "eos_token": end, "unk_token": unknown}
+    with atomic_folder(folder) as temporary:
+        save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **special), temporary)
         write_checksums(temporary)
 
 

@@ -73,7 +73,13 @@ class Worker(ABC):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None: ...
 
     @abstractmethod
+    def encode(self, ids: Tensor) -> None: ...
+
+    @abstractmethod
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]: ...
+
+    @abstractmethod
+    def search(self, prompt: Tensor, count: int, beams: int) -> None: ...
 
     @abstractmethod
     def _profile(self, steps: Steps, trace: Path) -> tuple[list[Operator], str]:

@@ -18,9 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
 from lightgpt2.measure.memory import embedding_mb, stored_tensors, weights_mb
+from lightgpt2.models.families import family_of
 from lightgpt2.models.files import scratch_folder
-from lightgpt2.models.loading import load_config, new_model
-from lightgpt2.models.quantization import DYNAMIC, Format, load_for_inference
+from lightgpt2.models.loading import new_model
+from lightgpt2.models.quantization import DYNAMIC, Format, inference_config, load_for_inference
 
 _ATTENTION = "aten::_scaled_dot_product_"
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_mm")
@@ -49,7 +50,7 @@ class TorchWorker(Worker):
         if self.cuda:
             torch.cuda.set_device(self.device)
             torch.cuda.init()
-        config = load_config(arm.source, "MODEL", arm.trust_remote_code)
+        config = inference_config(arm.source, "MODEL", arm.trust_remote_code)
         with torch.device("meta"), contextlib.suppress(Exception):  # what is wrong shows when it is loaded
             new_model(config)
         needed = dict.fromkeys(get_args(Format), ("accelerate", "bitsandbytes")) | {DYNAMIC: ("torch.ao.quantization",)}
@@ -69,8 +70,10 @@ class TorchWorker(Worker):
         if problem := residency_problem(self.device, self.tensors):
             raise UserError(problem)
         # The folder's own settings could stop or slow generation: its end-of-text token, a repetition penalty.
-        self.model.generation_config = GenerationConfig(pad_token_id=0)
+        start = getattr(self.model.generation_config, "decoder_start_token_id", None)
+        self.model.generation_config = GenerationConfig(pad_token_id=0, decoder_start_token_id=start)
         self.vocabulary = self.model.config.vocab_size
+        self._inputs = family_of(self.model).text_inputs
         self._plain = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
         return {"weights_mb": weights_mb(self.model), "embedding_mb": embedding_mb(self.model)}
 
@@ -113,23 +116,40 @@ class TorchWorker(Worker):
     @torch.inference_mode()
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
         with self._attention():
-            self.model(input_ids=ids, attention_mask=mask, **self._plain)
+            self.model(**dict.fromkeys(self._inputs, ids), attention_mask=mask, **self._plain)
+        self._synchronize()
+
+    @torch.inference_mode()
+    def encode(self, ids: Tensor) -> None:
+        part = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model.base_model
+        with self._attention():
+            part(input_ids=ids)
         self._synchronize()
 
     @torch.inference_mode()
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         clock = Clock(self._synchronize)
-        forced = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1)
         self._synchronize()
         spent, started = time.process_time(), time.perf_counter()
+        self._write(prompt, count, streamer=clock)
+        if len(clock.marks) != 1 + count:
+            raise RuntimeError(f"generated {len(clock.marks) - 1} tokens in place of {count}")
+        return [started, *(wall for wall, _ in clock.marks[1:])], clock.marks[-1][1] - spent
+
+    @torch.inference_mode()
+    def search(self, prompt: Tensor, count: int, beams: int) -> None:
+        self._write(prompt, count, beams)
+        self._synchronize()
+
+    def _write(self, prompt: Tensor, count: int, beams: int = 1, **options: Any) -> None:
+        forced = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=beams)
         with self._attention():
             whole = self.model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=forced, streamer=clock
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=forced, **options
             )
-        new = whole.shape[1] - prompt.shape[1]
-        if new != count or len(clock.marks) != 1 + count:
+        given = 1 if self.model.config.is_encoder_decoder else prompt.shape[1]
+        if (new := whole.shape[1] - given) != count:
             raise RuntimeError(f"generated {new} tokens in place of {count}")
-        return [started, *(wall for wall, _ in clock.marks[1:])], clock.marks[-1][1] - spent
 
 
 def attention_kernel(names: Iterable[str]) -> str:

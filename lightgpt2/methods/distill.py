@@ -1,13 +1,12 @@
 """Knowledge distillation: a small student learns from a large teacher; see `objectives.distillation`."""
 
-from typing import Any, Literal
-
-from jsonargparse.typing import PositiveInt
+from typing import Any
 
 from lightgpt2.errors import Problem
 from lightgpt2.methods.method import Method
 from lightgpt2.methods.presets import NAMES
-from lightgpt2.objectives.distillation import Distillation, DistillLoss
+from lightgpt2.models.layers import LayerChoice
+from lightgpt2.objectives.distillation import Distillation, DistillLoss, LayerMap
 from lightgpt2.starts.base import Start
 from lightgpt2.starts.chosen_layers import ChosenLayers
 from lightgpt2.starts.fresh import Fresh
@@ -22,11 +21,11 @@ class Distill(Method):
         teacher: Hub id, model folder or GGUF file of the teacher.
         student: Hub id, folder or GGUF file of a student to load; or configuration values that differ from the teacher's,
             for a student that starts from random weights; or nothing, for a student made of the teacher's layers.
-        layers: Which of the teacher's layers make the student: their number, evenly spaced with both ends, or a list.
-            The default is half of them. Only without `student`.
+        layers: Which of the teacher's layers make the student: their number, evenly spaced with both ends, or a list;
+            `{encoder: ..., decoder: ...}` gives each stack its own. The default is half of them. Only without `student`.
         layer_map: The teacher layer that each student layer is compared with in the hidden loss: `even`, or a list as long
-            as the student. The default for a student made of the teacher's layers is those layers. Embeddings are
-            compared with embeddings always.
+            as the student; or one for each stack, as `layers`. The default for a student made of the teacher's layers is
+            those layers. Embeddings are compared with embeddings always.
         loss: Weights of the loss.
     """
 
@@ -34,8 +33,8 @@ class Distill(Method):
         self,
         teacher: str,
         student: str | dict[str, Any] | None = None,
-        layers: PositiveInt | list[int] | None = None,
-        layer_map: Literal["even"] | list[int] | None = None,
+        layers: LayerChoice | None = None,
+        layer_map: LayerMap | None = None,
         loss: DistillLoss = DistillLoss(),
         **settings: Any,
     ) -> None:

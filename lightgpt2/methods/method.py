@@ -26,7 +26,7 @@ from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.optimizer import OptimizerConfig
 from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
-from lightgpt2.models.families import blocks, check_finite
+from lightgpt2.models.families import blocks, check_finite, family_of
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_tokenizer, new_model
 from lightgpt2.models.operations import Operation
@@ -164,7 +164,8 @@ class Method(Parts):
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable()
         for model in (self.model, *self.objective.frozen_models) if self.compile_model else ():
-            model.base_model.compile()
+            for module in family_of(model).called(model):
+                module.compile()
 
     def _check_teachers(self) -> None:
         """Refuses a teacher to which the ids of the text's tokens are other tokens."""
@@ -212,13 +213,13 @@ class Method(Parts):
 
     def _shard(self, mesh: DeviceMesh) -> None:
         """Spreads the parameters over processes (FSDP2): each holds a part, and a block is whole only while it runs."""
-        for block in blocks(self.model):
+        for block in blocks(self.model).values():
             fully_shard(block, mesh=mesh)
         fully_shard(self, mesh=mesh)
         for name in ("training_step", "validation_step", "test_step", "predict_step", "samples"):
             register_fsdp_forward_method(self, name)
         for model in self.objective.frozen_models:
-            for block in blocks(model):
+            for block in blocks(model).values():
                 fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
     def on_fit_start(self) -> None:

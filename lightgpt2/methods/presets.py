@@ -1,12 +1,12 @@
 """What the presets share: the places of a model and a teacher in their arguments."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightgpt2.adaptations.base import Adaptation
 from lightgpt2.errors import Problem
 from lightgpt2.methods.method import Method
-from lightgpt2.objectives.distillation import Distillation, DistillLoss
+from lightgpt2.objectives.distillation import Distillation, DistillLoss, LayerMap
 from lightgpt2.starts.base import Start
 from lightgpt2.teachers.base import Teacher
 from lightgpt2.teachers.model import PretrainedTeacher
@@ -33,7 +33,7 @@ class Preset(Method):
         own: Sequence[Adaptation],
         teacher: str | Teacher | None = None,
         loss: DistillLoss | None = None,
-        layer_map: Literal["even"] | list[int] | None = None,
+        layer_map: LayerMap | None = None,
         adaptations: list[Adaptation] | None = None,
         **settings: Any,
     ) -> None:

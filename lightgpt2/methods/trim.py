@@ -7,8 +7,9 @@ from jsonargparse.typing import PositiveInt
 from lightgpt2.errors import Problem
 from lightgpt2.methods.method import Method
 from lightgpt2.methods.presets import NAMES
+from lightgpt2.models.layers import LayerChoice
 from lightgpt2.models.trimming import Importance
-from lightgpt2.objectives.distillation import Distillation, DistillLoss
+from lightgpt2.objectives.distillation import Distillation, DistillLoss, LayerMap
 from lightgpt2.starts.trimmed import Trimmed
 
 
@@ -17,7 +18,8 @@ class Trim(Method):
 
     Args:
         model: Hub id, model folder or GGUF file of the bigger one.
-        layers: The layers that stay: their number, or a list. The default is all.
+        layers: The layers that stay: their number, or a list; `{encoder: ..., decoder: ...}` gives each stack its own. The
+            default is all.
         layer_choice: Where a number of layers is taken from: `even`, evenly spaced with both ends, or `centre`, the middle.
         width: Size of the hidden states. The default is the model's.
         heads: Attention heads of a layer. The default keeps the size of a head.
@@ -34,7 +36,7 @@ class Trim(Method):
     def __init__(
         self,
         model: str,
-        layers: PositiveInt | list[int] | None = None,
+        layers: LayerChoice | None = None,
         layer_choice: Literal["even", "centre"] = "even",
         width: PositiveInt | None = None,
         heads: PositiveInt | None = None,
@@ -43,7 +45,7 @@ class Trim(Method):
         importance: Importance = "norm",
         calibration: PositiveInt = 32,
         loss: DistillLoss | None = None,
-        layer_map: Literal["even"] | list[int] | None = None,
+        layer_map: LayerMap | None = None,
         **settings: Any,
     ) -> None:
         start = Trimmed(model, layers, layer_choice, width, heads, ffn, vocabulary, importance, calibration)

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import (
 
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models import gguf_files
+from lightgpt2.models.axes import uneven_sizes
 from lightgpt2.models.families import (
     CLASSIFICATION,
     ENCODERS,
@@ -29,6 +30,7 @@ from lightgpt2.models.families import (
     check_family,
     class_for,
     family_of,
+    is_tied,
     predicts,
 )
 from lightgpt2.models.sources import arguments, check_folder, explained, gguf_file, is_path, source_folder, stored_types
@@ -57,7 +59,7 @@ def load_config(
     source: str | dict[str, Any],
     key: str,
     trust_remote_code: bool = False,
-    auto_class: str | None = None,
+    auto_classes: Sequence[str] = (),
     new_head: bool = False,
 ) -> PretrainedConfig:
     """The configuration of a model that is named, or described by a dictionary of values with `model_type`.
@@ -66,8 +68,8 @@ def load_config(
         source: Hub id, folder, GGUF file, or values.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
-        auto_class: What the model has to predict, as the name of transformers' class, which `architectures` then says; None:
-            what it does.
+        auto_classes: What the model may predict, as names of transformers' classes: the first one that its family has, which
+            `architectures` then says. Empty: what it does.
         new_head: Whether it may lack the head of a classifier.
 
     Raises:
@@ -90,7 +92,7 @@ def load_config(
             raise UserError(f"{key}: a {model_type} configuration has no {', '.join(unknown)}; {fix}")
     else:
         config = copy.deepcopy(_named_config(source, key, trust_remote_code))
-    check_family(config, key, auto_class)
+    auto_class = check_family(config, key, *auto_classes)
     if auto_class == CLASSIFICATION and isinstance(source, str) and not new_head and not has_head(config, auto_class):
         named = ", ".join(config.architectures or ["none"])
         what = f"{source} has no classification head (its architecture: {named})"
@@ -100,11 +102,19 @@ def load_config(
         raise UserError([Problem(key, what, "remove problem_type from its config.json")])
     if auto_class:
         config.architectures = [class_for(config, auto_class, key)]
-    for name, sizes in getattr(config, "lightgpt2", {}).items():
-        if isinstance(sizes, list) and len(sizes) != config.num_hidden_layers:
-            what = f"{source} has sizes of {len(sizes)} layers (lightgpt2.{name}) and {config.num_hidden_layers} layers"
-            raise UserError([Problem(key, what, "give a complete model folder")])
+    _check_uneven(config, str(source), key)
     return config
+
+
+def _check_uneven(config: PretrainedConfig, source: str, key: str) -> None:
+    """Refuses sizes that differ from layer to layer and are not those of as many layers as there are."""
+    family = family_of(config)
+    for name, sizes in uneven_sizes(config).items():
+        counts = family.attentions(config) if name == "heads" else family.depths(config)
+        if (found := {place: len(values) for place, values in sizes.items()}) != counts:
+            said, wanted = (" and ".join(map(str, each.values())) for each in (found, counts))
+            what = f"{source} has sizes of {said} layers (lightgpt2.{name}) and {wanted} layers"
+            raise UserError([Problem(key, what, "give a complete model folder")])
 
 
 def has_head(config: PretrainedConfig, auto_class: str) -> bool:
@@ -154,6 +164,8 @@ def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     with explained("the configuration", key, named=False):
         model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
     model.config.architectures = copy.copy(config.architectures)
+    for parameter in family_of(model).fixed(model):
+        parameter.requires_grad_(False)
     return model
 
 
@@ -163,12 +175,35 @@ def carry_generation(old: PreTrainedModel, new: PreTrainedModel) -> None:
         new.generation_config = copy.deepcopy(settings)
 
 
+def new_like(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """A model of another configuration for weights that are taken from this one, with its device, mode and generation settings.
+
+    Its head is tied to the embedding if that of the other is, whatever the configuration says.
+    """
+    with torch.random.fork_rng(devices=[]):  # its first weights are written over
+        made = new_model(config).to(model.device)
+    if is_tied(made) and not is_tied(model):
+        untie(made)
+    carry_generation(model, made)
+    return made.train(model.training)
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Gives a model's vocabulary head a weight of its own."""
+    head: Any = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is head)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.all_tied_weights_keys.pop(f"{name}.weight", None)
+
+
 def _load(model_class: Any, source: str, key: str, unread: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
     """Load a model that must have all its weights, and use all that it has, but those whose names begin with `unread`."""
     model: PreTrainedModel
     how: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with explained(source, key):
         model, info = model_class.from_pretrained(**arguments(source), **how)
+    fixed = {id(parameter.requires_grad_(False)) for parameter in family_of(model).fixed(model)}
+    unread += tuple(name for name, parameter in model.named_parameters() if id(parameter) in fixed)
     # transformers takes random ones and only warns: a quality figure of such a model means nothing.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unread)):
         fix = "fetch it again"
@@ -205,7 +240,7 @@ def load_model(
     source: str,
     key: str,
     trust_remote_code: bool = False,
-    auto_class: str | None = None,
+    auto_classes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
@@ -215,14 +250,14 @@ def load_model(
         source: Hub id, folder or GGUF file.
         key: Config key to name in errors.
         trust_remote_code: Whether code in the model's folder may run.
-        auto_class: As for `load_config`.
+        auto_classes: As for `load_config`.
         settings: What the configuration says of a head that the model lacks; its weights are then random. None: it has one.
         options: Further arguments of transformers' `from_pretrained`.
 
     Raises:
         UserError: It cannot be loaded, is not of a supported family, or lacks weights.
     """
-    config = load_config(source, key, trust_remote_code, auto_class, new_head=settings is not None)
+    config = load_config(source, key, trust_remote_code, auto_classes, new_head=settings is not None)
     check_family(config, key, predicts(config.architectures))
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **options}
     unread: tuple[str, ...] = ()

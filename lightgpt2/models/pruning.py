@@ -21,7 +21,8 @@ def prunable(model: PreTrainedModel, targets: str, key: str, whole: Sequence[str
     expression that is searched for in the full names of the blocks' matrices; also in the names that PEFT had for the modules
     `whole`, which it trained whole. A `UserError` names `key` if there is none.
     """
-    inside = {id(p) for p in blocks(model).parameters() if p.requires_grad and p.ndim == 2}
+    every = (parameter for block in blocks(model).values() for parameter in block.parameters())
+    inside = {id(p) for p in every if p.requires_grad and p.ndim == 2}
     matrices = {name: p for name, p in model.named_parameters() if id(p) in inside}
     if targets == "lora":
         found = {name: p for name, p in matrices.items() if _LORA.search(name)}

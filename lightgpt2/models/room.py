@@ -3,11 +3,13 @@
 import copy
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
 
+from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.surgery import keep_layers
 
@@ -19,18 +21,25 @@ _MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 def parameters(config: PretrainedConfig, key: str = "model") -> int:
     """The number of a model's parameters.
 
-    Models of one and of two layers tell what a layer has; on the meta device, where nothing is allocated.
+    Models with one layer in each stack, and with two in one of them, tell what a layer has; on the meta device, where nothing
+    is allocated.
 
     Raises:
         UserError: The configuration contradicts itself.
     """
-    counts = []
-    for layers in range(1, min(2, config.num_hidden_layers) + 1):
-        shallow = copy.deepcopy(config)
-        keep_layers(shallow, [*range(layers)])
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            counts.append(sum(parameter.numel() for parameter in new_model(shallow, key).parameters()))
-    return counts[0] + (config.num_hidden_layers - 1) * (counts[-1] - counts[0])
+    depths = family_of(config).depths(config)
+    flat = dict.fromkeys(depths, 1)
+    least = _counted(config, flat, key)
+    more = {stack: _counted(config, flat | {stack: 2}, key) - least for stack, deep in depths.items() if deep > 1}
+    return least + sum((depths[stack] - 1) * count for stack, count in more.items())
+
+
+def _counted(config: PretrainedConfig, depths: Mapping[str, int], key: str) -> int:
+    """The parameters of the model with only the first layers of each stack."""
+    shallow = copy.deepcopy(config)
+    keep_layers(shallow, {stack: [*range(deep)] for stack, deep in depths.items()})
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return sum(parameter.numel() for parameter in new_model(shallow, key).parameters())
 
 
 def free_memory() -> int:

@@ -5,7 +5,7 @@ applied to a model of the source's configuration without weights gives the shape
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,50 +13,52 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lightgpt2.functional.layers import check_layers
-from lightgpt2.models.axes import Shape, block_units, uneven_sizes
-from lightgpt2.models.families import blocks, family_of
-from lightgpt2.models.loading import carry_generation, new_model
+from lightgpt2.models.axes import Shape, block_units, tensors, uneven_sizes
+from lightgpt2.models.families import family_of, stack_paths
+from lightgpt2.models.layers import Layers, check_stacks, recorded
+from lightgpt2.models.loading import new_like, new_model
 from lightgpt2.models.operations import KINDS, Operation, kind_of
 from lightgpt2.models.trimming import Importance, Kept, as_digits, as_mask, cut, cut_vocabulary, kept_in_blocks, remove
 
 _RECORDED = {"qk": "key", "vo": "value", "ffn": "ffn"}  # whose masks a trim records for each block; the others follow
 
 
-def extract_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A copy of a model with only the blocks of these indices, in this order; it shares no tensor with the model."""
-    check_layers(layers, model.config.num_hidden_layers)
+def extract_layers(model: PreTrainedModel, layers: Sequence[int] | Layers) -> PreTrainedModel:
+    """A copy of a model with only the blocks of these indices, in this order; it shares no tensor with the model.
+
+    `layers`: a list for a model with one stack; else a list by the name of each.
+    """
+    family = family_of(model)
+    chosen = layers if isinstance(layers, Mapping) else {family.stack: layers}
+    check_stacks(chosen, family.depths(model.config))
     config = copy.deepcopy(model.config)
-    keep_layers(config, layers)
-    with torch.random.fork_rng(devices=[]):  # its first weights are written over
-        smaller = new_model(config).to(model.device)
-    old = dict(model.named_parameters())
-    path = next(name for name, module in model.named_modules() if module is blocks(model))
+    keep_layers(config, chosen)
+    smaller, old, paths = new_like(model, config), tensors(model), stack_paths(model)
     with torch.no_grad():
-        for name, parameter in smaller.named_parameters():
-            if name.startswith(f"{path}."):
+        for name, value in tensors(smaller).items():
+            if path := next((path for path in paths if name.startswith(f"{path}.")), None):
                 index, _, rest = name.removeprefix(f"{path}.").partition(".")
-                name = f"{path}.{layers[int(index)]}.{rest}"
-            parameter.copy_(old[name])
-        family_of(smaller).renumbered(smaller, layers)
-    carry_generation(model, smaller)
-    return smaller.train(model.training)
+                name = f"{path}.{chosen[paths[path]][int(index)]}.{rest}"
+            value.copy_(old[name if name in old else family.lender(name)])
+        family.renumbered(smaller, chosen)
+    return smaller
 
 
-def keep_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:
-    """Let a configuration have only the layers of these indices, in this order."""
-    config.num_hidden_layers = len(layers)
-    for name in family_of(config).layer_settings:
-        if values := getattr(config, name, None):
-            setattr(config, name, [values[i] for i in layers])
-    if uneven := uneven_sizes(config):
-        config.lightgpt2 |= {name: [sizes[i] for i in layers] for name, sizes in uneven.items()}
+def keep_layers(config: PretrainedConfig, layers: Layers) -> None:
+    """Let a configuration have only the layers of these indices, in this order, in each stack; a ValueError if no model can."""
+    uneven = uneven_sizes(config)
+    family_of(config).keep_layers(config, layers)
+    for name, places in uneven.items():
+        kept = {place: [sizes[i] for i in layers[place.partition(".")[0]]] for place, sizes in places.items()}
+        config.lightgpt2 |= {name: recorded(kept)}
 
 
 def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operation:
     """The record of a cut: its shape and the channels that stay."""
-    layers = range(sum(role == "ffn" for _, role in kept))
-    digits = {name: [as_digits(kept[layer, role]) for layer in layers] for name, role in _RECORDED.items()}
+    digits = {
+        name: [as_digits(mask) for (_, role), mask in kept.items() if role in (kind, f"cross_{kind}")]
+        for name, kind in _RECORDED.items()
+    }
     about = {"importance": importance, "kept": {"width": as_digits(kept[None, "width"]), **digits}}
     return KINDS["trim"].record(**asdict(target), **about)
 
@@ -64,14 +66,25 @@ def trim_operation(target: Shape, kept: Kept, importance: Importance) -> Operati
 def _trim(model: PreTrainedModel, kept: dict[str, Any], importance: Importance, **target: int) -> PreTrainedModel:
     shape = Shape.of(model.config)
     sizes = shape.channels()
-    qk, vo, ffn = ([as_mask(text, sizes[role]) for text in kept[name]] for name, role in _RECORDED.items())
+    qk, vo, ffn = (
+        dict(zip(names, (as_mask(text, sizes[role]) for text in kept[name]), strict=True))
+        for names, (name, role) in zip(_unit_names(model.config), _RECORDED.items(), strict=True)
+    )
     masks = {(None, "width"): as_mask(kept["width"], shape.width), **kept_in_blocks(qk, vo, ffn, shape)}
     return cut(model, Shape(**target).applied(model.config), masks)
 
 
-def removal(config: PretrainedConfig, heads: Sequence[Tensor], ffn: Sequence[Tensor]) -> Operation:
+def _unit_names(config: PretrainedConfig) -> tuple[list[str], list[str], list[str]]:
+    """The names of attentions, once more, and of blocks, in the order in which operations record them."""
+    attentions, neurons = ([*sizes] for sizes in block_units(config))
+    return attentions, attentions, neurons
+
+
+def removal(config: PretrainedConfig, heads: Mapping[str, Tensor], ffn: Mapping[str, Tensor]) -> Operation:
     """The record of heads and neurons that are removed, from masks as for `trimming.remove`: how many, and which stay."""
-    return KINDS["remove"].record(heads=_counted(heads, Shape.of(config).groups), ffn=_counted(ffn, 1))
+    attentions, neurons = block_units(config)
+    left = [heads[name] for name in attentions], [ffn[name] for name in neurons]
+    return KINDS["remove"].record(heads=_counted(left[0], Shape.of(config).groups), ffn=_counted(left[1], 1))
 
 
 def _counted(masks: Sequence[Tensor], size: int) -> dict[str, Any]:
@@ -80,8 +93,11 @@ def _counted(masks: Sequence[Tensor], size: int) -> dict[str, Any]:
 
 
 def _remove(model: PreTrainedModel, heads: dict[str, Any], ffn: dict[str, Any], **_: Any) -> PreTrainedModel:
-    counts, neurons = block_units(model.config)
-    return remove(model, [*map(as_mask, heads["kept"], counts)], [*map(as_mask, ffn["kept"], neurons)])
+    masks = (
+        {name: as_mask(text, count) for (name, count), text in zip(counts.items(), found["kept"], strict=True)}
+        for counts, found in zip(block_units(model.config), (heads, ffn), strict=True)
+    )
+    return remove(model, *masks)
 
 
 def vocabulary_operation(ids: Sequence[int], before: int) -> Operation:

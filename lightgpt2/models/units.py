@@ -96,8 +96,9 @@ def _channel_map(named: Named, shape: Shape, inputs: int) -> ChannelMap | None:
         if roles != ("width",):
             kind: Kind = "ffn" if "ffn" in roles else "attention"
             reads = named.value.ndim == 2 and axis == inputs
-            repeats = tuple(channels[role] for role in roles)
-            return ChannelMap(kind, str(named.layer), axis, (sum(repeats),) if named.alternate else repeats, reads)
+            repeats = tuple(channels[role.removeprefix("cross_")] for role in roles)
+            name = f"{named.block}.cross" if roles[0].startswith("cross_") else str(named.block)
+            return ChannelMap(kind, name, axis, (sum(repeats),) if named.alternate else repeats, reads)
     return None
 
 

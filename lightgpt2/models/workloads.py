@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -45,11 +46,17 @@ class Runner(Protocol):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
         """Compute the logits of tokens `[B, T]`, and wait until they are there; `mask` is 0 at pads."""
 
+    def encode(self, ids: Tensor) -> None:
+        """Read sources `[B, S]` up to where the first token can be written, and wait until that is done."""
+
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         """Generate exactly `count` tokens; the times of the start and of each token, and CPU seconds up to the last.
 
         CPU seconds are those of all threads of the process, in its own code and in the system's.
         """
+
+    def search(self, prompt: Tensor, count: int, beams: int) -> None:
+        """Generate exactly `count` tokens by beam search, and wait until they are there."""
 
 
 class Workload(ABC):
@@ -107,9 +114,13 @@ class Forward(Workload):
 
     def measure(self, runner: Runner) -> list[float]:
         """Milliseconds of each pass."""
-        ids, times = random_tokens(runner, self.batch, self.tokens), list[float]()
+        ids = random_tokens(runner, self.batch, self.tokens)
+        return self._timed(lambda: runner.forward(ids))
+
+    def _timed(self, call: Callable[[], None]) -> list[float]:
+        times = list[float]()
         while len(times) <= self.repeats and sum(times) < _SECONDS * 1e3:
-            times.append(_milliseconds(lambda: runner.forward(ids)))
+            times.append(_milliseconds(call))
         # The others have used the caches since the last round, which the first pass suffers for.
         return times[1:] or times
 
@@ -210,6 +221,60 @@ class Texts(Workload):
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
             batches.append((ids, mask.to(runner.device)))
         return batches
+
+
+@dataclass(frozen=True)
+class Encoding(Forward):
+    """Sources that are read: passes of the encoder over `batch` texts; of a decoder, over prompts."""
+
+    section = "encode"
+
+    def step(self, runner: Runner) -> None:
+        runner.encode(random_tokens(runner, self.batch, self.tokens))
+
+    def measure(self, runner: Runner) -> list[float]:
+        ids = random_tokens(runner, self.batch, self.tokens)
+        return self._timed(lambda: runner.encode(ids))
+
+
+@dataclass(frozen=True)
+class Documents(Workload):
+    """Documents of these lengths, one by one: tokens that are read, and tokens that are written."""
+
+    lengths: tuple[tuple[int, int], ...]
+    beams: int = 1  # 1: greedy
+
+    section = "documents"
+
+    @property
+    def setting(self) -> str:
+        return "greedy" if self.beams == 1 else f"{self.beams} beams"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        read, new = (sum(column) for column in zip(*self.lengths, strict=True))
+        return {"count": len(self.lengths), "tokens": read, "new_tokens": new}
+
+    def step(self, runner: Runner) -> None:
+        self._write(runner, self.lengths[0][0], _STEP_TOKENS)
+
+    def measure(self, runner: Runner) -> list[float]:
+        """Milliseconds of each document."""
+        return [_milliseconds(partial(self._write, runner, *each)) for each in self.lengths]
+
+    def speed(self, measured: Sequence[float]) -> float:
+        return len(measured) / sum(measured) * 1e3
+
+    def figures(self, rounds: Sequence[Sequence[float]]) -> dict[str, float]:
+        speed = statistics.median(map(self.speed, rounds))
+        return {"documents_per_s": speed, **_percentiles("", [*itertools.chain(*rounds)])}
+
+    def _write(self, runner: Runner, read: int, new: int) -> None:
+        prompt = random_tokens(runner, 1, read)
+        if self.beams > 1:
+            runner.search(prompt, new, self.beams)
+        else:
+            runner.generate(prompt, new)
 
 
 def random_tokens(runner: Runner, batch: int, length: int) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import Problem
 from lightgpt2.functional.schedules import Progress
+from lightgpt2.models.layers import Layers
 from lightgpt2.tasks.base import Task
 
 
@@ -21,7 +22,7 @@ class Binding:
     student: PreTrainedModel  # the model that is trained
     original: PreTrainedModel | None = None  # the model that the student was cut out of, if it was
     source: str = ""  # where the original came from
-    layers: list[int] | None = None  # the layers of the original that the student has
+    layers: Layers | None = None  # the layers of the original that the student has, by stack
     trust_remote_code: bool = False  # whether code in a model's folder may run
 
 
@@ -43,7 +44,7 @@ class Objective(nn.Module, ABC):
         return {}
 
     def problems(
-        self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
+        self, student: PretrainedConfig, original: PretrainedConfig | None, layers: Layers | None, trust: bool
     ) -> list[Problem]:
         """The problems that show without weights; keys in full (`objective.loss`).
 

@@ -21,10 +21,13 @@ from lightgpt2.functional.layers import check_layers, even_layers
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
 from lightgpt2.models.families import family_of
+from lightgpt2.models.layers import Layers, in_stacks
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.teachers.base import Teacher
 from lightgpt2.teachers.model import ModelTeacher
 
+StackMap = Literal["even"] | list[int]
+LayerMap = StackMap | dict[str, StackMap]  # for every stack; or for each by its name
 _TEACHER = Teacher.key  # the config key of the teacher
 
 
@@ -56,15 +59,15 @@ class Distillation(Objective):
         teacher: The teacher; null: the model that the student is cut out of.
         loss: Weights of the terms.
         layer_map: The teacher layer that each student layer is compared with in the hidden loss: `even`, or a list as long
-            as the student. The default for a student made of the teacher's layers is those layers. Embeddings are
-            compared with embeddings always.
+            as the student; `{encoder: ..., decoder: ...}` gives each stack its own. The default for a student made of the
+            teacher's layers is those layers. Embeddings are compared with embeddings always.
     """
 
     def __init__(
         self,
         teacher: Teacher | None = None,
         loss: DistillLoss = DistillLoss(),
-        layer_map: Literal["even"] | list[int] | None = None,
+        layer_map: LayerMap | None = None,
     ) -> None:
         super().__init__()
         self.teacher, self.loss, self.layer_map = teacher, loss, layer_map
@@ -78,7 +81,7 @@ class Distillation(Objective):
         return {_TEACHER: self.teacher.config(trust_remote_code)} if self.teacher else {}
 
     def problems(
-        self, student: PretrainedConfig, original: PretrainedConfig | None, layers: list[int] | None, trust: bool
+        self, student: PretrainedConfig, original: PretrainedConfig | None, layers: Layers | None, trust: bool
     ) -> list[Problem]:
         found, key = [], "objective.layer_map"
         if not any((self.loss.ce, self.loss.kd, self.loss.hidden)):
@@ -141,21 +144,29 @@ class Distillation(Objective):
         return self.teacher.reference if self.teacher else None
 
     def _pair_layers(
-        self, teacher: PretrainedConfig, student: PretrainedConfig, layers: list[int] | None
+        self, teacher: PretrainedConfig, student: PretrainedConfig, layers: Layers | None
     ) -> list[tuple[str, str]]:
-        """Pair student and teacher states by name; none without a hidden loss."""
-        deep, shallow = teacher.num_hidden_layers, student.num_hidden_layers
+        """Pair student and teacher states by name, stack by stack; none without a hidden loss."""
         if self.loss.hidden == 0:
             return []
-        if isinstance(self.layer_map, list):
-            chosen = self.layer_map
-        elif self.layer_map is None and layers is not None:
-            chosen = layers
-        else:
-            chosen = even_layers(deep, shallow)
-        check_layers(chosen, deep)
-        if len(chosen) != shallow:
-            raise ValueError(f"it lists {len(chosen)} layers and the student has {shallow}")
-        pairs = [(0, 0), *((ours + 1, theirs + 1) for ours, theirs in enumerate(chosen))]
-        mine, other = (family_of(config).stack for config in (student, teacher))
-        return [(f"{mine}.{ours}", f"{other}.{theirs}") for ours, theirs in pairs]
+        theirs, mine = (family_of(config).depths(config) for config in (teacher, student))
+        if len(theirs) != len(mine):
+            raise ValueError(f"the teacher has {' and '.join(theirs)}, and the student {' and '.join(mine)}")
+        maps = in_stacks(self.layer_map, mine, None)
+        found = []
+        for (ours, shallow), (other, deep) in zip(mine.items(), theirs.items(), strict=True):
+            chosen = _mapped(maps[ours], deep, shallow, None if layers is None else layers[ours])
+            pairs = [(0, 0), *((i + 1, layer + 1) for i, layer in enumerate(chosen))]
+            found += [(f"{ours}.{i}", f"{other}.{layer}") for i, layer in pairs]
+        return found
+
+
+def _mapped(asked: StackMap | None, deep: int, shallow: int, layers: Sequence[int] | None) -> Sequence[int]:
+    """The layers of a deep stack that those of a shallow one are compared with; `layers` are those that it was made of."""
+    if asked is None and layers is not None:
+        return layers
+    chosen = asked if isinstance(asked, list) else even_layers(deep, shallow)
+    check_layers(chosen, deep)
+    if len(chosen) != shallow:
+        raise ValueError(f"it lists {len(chosen)} layers and the student has {shallow}")
+    return chosen

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from lightgpt2.report import figures
 from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
-from lightgpt2.report.figures import MISSING, better, change, dicts, label, part, write, write_change, write_metric
+from lightgpt2.report.figures import better, change, dicts, label, part, write, write_change, write_metric
 from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
 from lightgpt2.report.plots import Plot, confusion_plot, curves, scatters
 from lightgpt2.report.rows import MADE, Entry, Model, clause, converted
+from lightgpt2.report.table import sample_table
 from lightgpt2.report.verdicts import Comparison, Rise, compare, pair, resources
 
-_METRICS, _RESOURCES = 4, 6  # that the tables have room for
+_METRICS, _RESOURCES = 6, 6  # that the tables have room for
 _LONG = ("config", "samples", "curve", "benchmark", "sweeps")  # what the details leave to the ledger
 
 
@@ -77,11 +78,14 @@ def _samples(model: Model) -> str:
     key = "after" if root.kind == "stage" and root is not model else "before"
     first = {str(sample.get("prompt")): sample.get(key) for sample in dicts(root.entry.get("samples"))}
     rows = [
-        [prompt, str(first.get(prompt) or sample.get("before") or MISSING), str(sample.get("after"))]
+        {
+            **sample,
+            "before": first.get(str(sample.get("prompt"))) or sample.get("before"),
+            "after": str(sample.get("after")),
+        }
         for sample in dicts(model.entry.get("samples"))
-        for prompt in [str(sample.get("prompt"))]
     ]
-    shown = table(["prompt", "before ", "after "], rows) if rows else ""
+    shown = sample_table(rows)
     return shown and f"## Samples\n\n{styled('samples', shown)}"
 
 

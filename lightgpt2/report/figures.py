@@ -7,6 +7,7 @@ from typing import Any
 from lightgpt2.models.quality import metric_names
 
 MISSING = "–"
+SAMPLE_COLUMNS = ("prompt", "reference", "before", "after")
 SIZES = {"parameters": "parameters", "nonzero": "non-zero", "disk": "MB on disk"}  # the same on every machine
 _LABELS = SIZES | {"weights": "weights in memory, MB", "peak": "peak memory, MB", "training": "training, s"}
 

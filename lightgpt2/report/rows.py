@@ -13,7 +13,7 @@ from lightgpt2.report.figures import SIZES, dicts, number, numbers, part, primar
 
 Entry = dict[str, Any]
 Benchmark = dict[str, Any]
-Kind = Literal["source", "stage", "half precision", "measured", "quantized", "packed", "exported"]
+Kind = Literal["source", "baseline", "stage", "half precision", "measured", "quantized", "packed", "exported"]
 
 _FULL = ("fp32", "float32")
 _HALF = {"bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16"), "dynamic-int8": ("dynamic-int8",)}
@@ -247,7 +247,7 @@ def models(ledgers: Mapping[str, list[Entry]], benchmarks: Sequence[Benchmark] =
         measured = [*files, own, *(benchmark for benchmark in known if benchmark != own)]
         if node.chain not in sources:
             sources[node.chain] = _source(node, measured)
-            rows += filter(None, [sources[node.chain]])
+            rows += [*filter(None, [sources[node.chain]]), *_baselines(node)]
         node.row = _own(node, names[node], node.before.row if node.before else sources[node.chain], measured)
         rows += [node.row, *(_halves(node, node.row, measured) if node.row.kind == "stage" else ())]
     return [*rows, *_others(rows, files)]
@@ -261,6 +261,13 @@ def _source(node: _Node, benchmarks: list[Benchmark]) -> Model | None:
     score, sizes = _score(node.entry, label, node.folder), part(node.entry, "reference_sizes", label)
     name, found = f"{PurePath(source).name} (untouched)", _measured(benchmarks, [source], _FULL)
     return _model(name, "source", node.entry, None, score, found, sizes)
+
+
+def _baselines(node: _Node) -> Iterator[Model]:
+    """What was scored without a model, on the text of a chain's first stage."""
+    for label, scored in part(node.entry, "quality").items():
+        if part(scored).get("baseline") is True:
+            yield _model(label, "baseline", node.entry, None, _score(node.entry, label, node.folder), [], {})
 
 
 def _own(node: _Node, name: str, parent: Model | None, benchmarks: list[Benchmark]) -> Model:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightgpt2.models.quality import metric_names
 from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
-from lightgpt2.report.figures import numbers, part, primary, title, workloads
+from lightgpt2.report.figures import MISSING, SAMPLE_COLUMNS, numbers, part, primary, title, workloads
 from lightgpt2.report.markup import table
 
 _SHARES = {"source": "outputs as in PyTorch", "cache": "as without the cache", "same": "classes as in PyTorch"}
@@ -18,14 +18,14 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 
 def comparison(figures: Figures) -> str:
-    """A table with one row a model: of its quality as in a ledger, `parameters`, `embedding` and `megabytes`."""
+    """A table with one row a model: its quality as in a ledger, and `parameters`, `embedding`, `megabytes` if it has them."""
     names = dict.fromkeys(name for row in figures.values() for name in metric_names(row))
     cells = [
         {
             **_metrics(row, [*names]),
-            "parameters": f"{row['parameters']:,}",
-            "embedding": f"{row['embedding']:,}",
-            "MB on disk": f"{row['megabytes']:.2f}",
+            "parameters": f"{row['parameters']:,}" if "parameters" in row else "",
+            "embedding": f"{row['embedding']:,}" if "embedding" in row else "",
+            "MB on disk": f"{row['megabytes']:.2f}" if "megabytes" in row else "",
         }
         for row in figures.values()
     ]
@@ -38,6 +38,13 @@ def class_table(quality: Mapping[str, Any]) -> str:
     if not (rows := class_rows(about)):
         return ""
     return "\n".join(["", "", intervals(about), "", *_aligned([CLASS_COLUMNS, *rows])])
+
+
+def sample_table(samples: Sequence[Mapping[str, Any]]) -> str:
+    """What models made of the same prompts, and what they should have, as Markdown."""
+    names = [name for name in SAMPLE_COLUMNS if any(sample.get(name) for sample in samples)]
+    cells = [[str(sample.get(name) or MISSING) for name in names] for sample in samples]
+    return table([f"{name} " for name in names], cells) if samples else ""
 
 
 def precisions(figures: Figures) -> str:

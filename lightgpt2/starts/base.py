@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
+from lightgpt2.models.layers import Layers
 from lightgpt2.models.operations import Operation
 from lightgpt2.tasks.base import Task
 from lightgpt2.tasks.language_modeling import LanguageModeling
@@ -38,8 +39,8 @@ class Start(ABC):
             UserError: It cannot be built.
         """
 
-    def layers(self, original: PretrainedConfig) -> list[int] | None:
-        """The layers of the original that the model has; None if there is no original."""
+    def layers(self, original: PretrainedConfig) -> Layers | None:
+        """The layers of the original that the model has, by stack; None if there is no original."""
         return None
 
     def plain(self, trust_remote_code: bool) -> PreTrainedModel:

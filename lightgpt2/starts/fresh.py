@@ -37,7 +37,7 @@ class Fresh(Start):
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
         tokenizer = data.tokenizer
-        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        special = family_of(self._config({}, trust_remote_code)).special_tokens(tokenizer)
         values = {"vocab_size": needed_rows(tokenizer), **special}
         config = self._config(values | (self.task.head_settings(None) or {}), trust_remote_code)
         check_tokenizer(tokenizer, config, "data.tokenizer")
@@ -46,10 +46,10 @@ class Fresh(Start):
     def _config(self, values: dict[str, Any], trust: bool) -> PretrainedConfig:
         """The configuration with these values, or those that it shares with `like`, unless others are given."""
         if self.like is not None:
-            shared = load_config(self.like, f"{self.key}.like", trust, self.task.auto_class)
+            shared = load_config(self.like, f"{self.key}.like", trust, self.task.auto_classes)
             left_out = {*_NOT_SHARED, *family_of(shared).layer_settings}
             known = type(shared)()  # the file of a real model says more than its class has a place for
             said = shared.to_diff_dict().items()
             values = {key: value for key, value in said if key not in left_out and hasattr(known, key)}
             values["model_type"] = shared.model_type
-        return load_config({**values, **self.source}, f"{self.key}.model", auto_class=self.task.auto_class)
+        return load_config({**values, **self.source}, f"{self.key}.model", auto_classes=self.task.auto_classes)

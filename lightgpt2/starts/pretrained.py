@@ -45,7 +45,7 @@ class Pretrained(Start):
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
         key = f"{self.key}.model"
         try:
-            return {key: load_config(self.base, key, trust_remote_code, self.task.auto_class, new_head=True)}
+            return {key: load_config(self.base, key, trust_remote_code, self.task.auto_classes, new_head=True)}
         except UserError as error:
             if self.adapter is None:
                 raise
@@ -68,7 +68,7 @@ class Pretrained(Start):
     def _load(self, trust: bool) -> PreTrainedModel:
         key = f"{self.key}.model"
         config = load_config(self.base, key, trust)
-        how: Any = {"auto_class": self.task.auto_class, "settings": self.task.head_settings(config)}
+        how: Any = {"auto_classes": self.task.auto_classes, "settings": self.task.head_settings(config)}
         if self.precision == "fp32" or quantization_of(config) == self.precision:
             return load_model(self.base, key, trust, **how)
         return load_quantized(self.base, key, self.precision, trust, **how)

@@ -12,10 +12,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.functional.layers import central_layers, check_layers, even_layers
+from lightgpt2.functional.layers import central_layers, even_layers
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape, uneven_sizes
-from lightgpt2.models.families import family_of
+from lightgpt2.models.families import check_family, family_of
+from lightgpt2.models.layers import LayerChoice, Layers, chosen_layers, recorded
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
@@ -27,7 +28,8 @@ class Trimmed(Start):
 
     Args:
         model: Hub id, model folder or GGUF file of the bigger one.
-        layers: The layers that stay: their number, or a list. The default is all.
+        layers: The layers that stay: their number, or a list; `{encoder: ..., decoder: ...}` gives each stack its own. The
+            default is all.
         layer_choice: Where a number of layers is taken from: `even`, evenly spaced with both ends, or `centre`, those in the
             middle.
         width: Size of the hidden states. The default is the model's.
@@ -44,7 +46,7 @@ class Trimmed(Start):
     def __init__(
         self,
         model: str,
-        layers: PositiveInt | list[int] | None = None,
+        layers: LayerChoice | None = None,
         layer_choice: Literal["even", "centre"] = "even",
         width: PositiveInt | None = None,
         heads: PositiveInt | None = None,
@@ -61,7 +63,7 @@ class Trimmed(Start):
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
         key = f"{self.key}.model"
-        original = load_config(self.source, key, trust_remote_code, self.task.auto_class)
+        original = load_config(self.source, key, trust_remote_code, self.task.auto_classes)
         if uneven := uneven_sizes(original):
             names = " and ".join(word for name, word in (("heads", "heads"), ("ffn", "neurons")) if name in uneven)
             what = f"the layers of {self.source} have different numbers of {names}, which Trim cannot cut"
@@ -72,22 +74,24 @@ class Trimmed(Start):
             surgery.keep_layers(smaller, self.layers(original))
         except ValueError as error:
             problems.insert(0, Problem(f"{self.key}.layers", str(error)))
-        same = target == Shape.of(original) and smaller.num_hidden_layers == original.num_hidden_layers
+        depths = family_of(original).depths
+        same = target == Shape.of(original) and depths(smaller) == depths(original)
         if not problems and same and not self.trims_vocabulary:
             fix = "give layers, width, heads, ffn or vocabulary"
             problems.append(Problem(f"{self.key}.layers", f"nothing of {self.source} is cut", fix))
         if problems:
             raise UserError(problems)
+        check_family(smaller, f"{self.key}.layers")
         return {f"{self.key}.layers": smaller, key: original}
 
     def build(self, data: TaskData, trust_remote_code: bool) -> tuple[PreTrainedModel, list[Operation]]:
-        big = load_model(self.source, f"{self.key}.model", trust_remote_code, self.task.auto_class)
+        big = load_model(self.source, f"{self.key}.model", trust_remote_code, self.task.auto_classes)
         self.vocabulary_cut = self._cut_vocabulary(big.config.vocab_size, data)
-        big = self.original = surgery.apply(big, self.vocabulary_cut).eval().requires_grad_(False)
+        big = self.original = surgery.apply(big, self.vocabulary_cut).eval()
         small, cuts = big, list[Operation]()
         layers = self.layers(big.config)
-        if layers != list(range(big.config.num_hidden_layers)):
-            cuts.append(KINDS["extract_layers"].record(layers=layers))
+        if layers != {stack: [*range(deep)] for stack, deep in family_of(big).depths(big.config).items()}:
+            cuts.append(KINDS["extract_layers"].record(layers=recorded(layers)))
             small = surgery.apply(small, cuts)
         target, _ = self._target(big.config)
         if target != Shape.of(big.config):
@@ -95,23 +99,21 @@ class Trimmed(Start):
             cuts.append(surgery.trim_operation(target, kept, self.importance))
             small = surgery.apply(small, cuts[-1:])
         model = small if cuts else copy.deepcopy(big)
-        return model.requires_grad_(True), [*self.vocabulary_cut, *cuts]
+        big.requires_grad_(False)
+        return model, [*self.vocabulary_cut, *cuts]
 
     @property
     def fingerprint(self) -> Any:
         return self.vocabulary_cut
 
-    def layers(self, original: PretrainedConfig) -> list[int]:
+    def layers(self, original: PretrainedConfig) -> Layers:
         """The layers that stay; a `ValueError` if the model lacks one, or one comes twice."""
-        deep = original.num_hidden_layers
-        if self.chosen is None:
-            return list(range(deep))
-        if isinstance(self.chosen, int):
-            return (central_layers if self.layer_choice == "centre" else even_layers)(deep, self.chosen)
-        check_layers(self.chosen, deep)
-        if repeated := sorted({layer for layer in self.chosen if self.chosen.count(layer) > 1}):
-            raise ValueError(f"layers {repeated} come more than once")
-        return self.chosen
+        spread = central_layers if self.layer_choice == "centre" else even_layers
+        found = chosen_layers(self.chosen, family_of(original).depths(original), lambda deep: [*range(deep)], spread)
+        for chosen in found.values():
+            if repeated := sorted({layer for layer in chosen if chosen.count(layer) > 1}):
+                raise ValueError(f"layers {repeated} come more than once")
+        return found
 
     def _cut_vocabulary(self, rows: int, data: TaskData) -> list[Operation]:
         if not self.trims_vocabulary:
@@ -148,7 +150,7 @@ class Trimmed(Start):
         if heads % old.groups:
             what = f"each {old.groups} heads share one head of keys and values; {heads} is no multiple of {old.groups}"
             problems.append(Problem(key, what, "give one"))
-        elif width % heads:  # which transformers wants of a Llama too, though its heads have their own size
+        elif family_of(config).heads_divide_width and width % heads:  # also of a Llama, whose heads have their own size
             problems.append(Problem(key, f"{heads} heads do not divide a width of {width}", "give a divisor of it"))
         elif head > old.head:
             what = f"{heads} heads of a width of {width} would have {head} channels, and have {old.head}"

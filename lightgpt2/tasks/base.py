@@ -27,7 +27,7 @@ class Predictions:
     """N decisions over V classes, not multiplied out: `logits = scale * hidden @ weight.T + bias`.
 
     `states` holds hidden states `[M, D]` and the weight of each in its loss `[M]`, by name: `decoder.3` is the output of block
-    3, `decoder.0` the embedding's. The weights of an item's states add up to 1: those of tokens are true or false.
+    3, `decoder.0` the embedding's. The weights of an item's states add up to the item's: those of tokens are true or false.
     """
 
     hidden: Tensor  # what the head reads [N, D]: tokens of a decoder, pooled vectors of a classifier
@@ -46,8 +46,8 @@ class Predictions:
 class Task(ABC):
     """A kind of prediction and how it is scored; a method works with any task."""
 
-    auto_class: ClassVar[str]  # the class of transformers that loads its models
-    peft_type: ClassVar[str]  # PEFT's name for it
+    # Classes of transformers that load its models: the first one that a model's family has is taken.
+    auto_classes: ClassVar[tuple[str, ...]]
     primary: ClassVar[str]  # the metric that picks `best.ckpt`, budgets and verdicts
     better: ClassVar[Better] = "lower"  # whether a lower or a higher value of it is better
     unit: ClassVar[str] = "tokens"  # what the items are, for the speed of training
@@ -183,6 +183,14 @@ class Task(ABC):
     def next_step(self, model: Path, data: Any) -> str:
         """The command that uses the model which a run has written to a folder; empty if there is none."""
         return ""
+
+    def baselines(self, data: Any, split: str) -> dict[str, dict[str, Metric]]:
+        """The metrics of what needs no model, by its name, to stand beside every model's."""
+        return {}
+
+    def references(self, prompts: Sequence[Any]) -> Mapping[str, str]:
+        """What should be made of the prompts of `samples`, by their text; empty if nothing is said of it."""
+        return {}
 
     def prompts(self, data: Any) -> list[Any]:
         """The inputs whose outputs are shown during training, if any."""

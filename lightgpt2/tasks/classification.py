@@ -34,11 +34,10 @@ class Classification(Task):
     """One class for a text.
 
     What the head reads is the family's: an encoder's pooled first token, a decoder's last token. The hidden states of a text's
-    tokens weigh as much together as one text.
+    tokens weigh as much together as the text.
     """
 
-    auto_class = CLASSIFICATION
-    peft_type = "SEQ_CLS"
+    auto_classes = (CLASSIFICATION,)
     primary = "accuracy"
     better = "higher"
     unit = "texts"
@@ -56,7 +55,7 @@ class Classification(Task):
         self.labels, self.pad = _names(config), config.pad_token_id
 
     def head_settings(self, config: PretrainedConfig | None) -> dict[str, Any] | None:
-        if config is not None and has_head(config, self.auto_class):
+        if config is not None and has_head(config, CLASSIFICATION):
             return None
         names = {"id2label": dict(enumerate(self.labels)), "label2id": {n: i for i, n in enumerate(self.labels)}}
         pad = {} if self.pad is None else {"pad_token_id": self.pad}
@@ -104,18 +103,21 @@ class Classification(Task):
 
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
         """Runs a model up to its classifier: one item a text, `N = B`."""
-        family, stack = family_of(model), f"{family_of(model).stack}."
-        with recorded_states(model, [int(name.removeprefix(stack)) for name in states]) as found:
-            pooled = family.pooled_states(model, batch)
+        with recorded_states(model, states) as found:
+            pooled = family_of(model).pooled_states(model, batch)
         mask = batch["attention_mask"]
-        share = (mask / mask.sum(dim=1, keepdim=True)).flatten()  # of each token of a text
-        kept = {f"{stack}{layer}": (state.flatten(0, 1), share) for layer, state in found.items()}
+        counts = (batch["labels"] != IGNORE) * batch.get("weights", 1.0)
+        share = (mask * (counts / mask.sum(dim=1))[:, None]).flatten()  # of each token of a text
+        kept = {name: (state.flatten(0, 1), share) for name, state in found.items()}
         weight, bias, scale = head(model)
         return Predictions(pooled, weight, batch["labels"], bias, scale, kept, batch.get("weights"))
 
     @torch.no_grad()
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
         """One row a text: its `loss` in nats, its `label`, and `probabilities` of the classes."""
+        if family_of(model).pads_behind and not batch["attention_mask"][:, 0].all():
+            what = f"pads stand before the texts, where a {model.config.model_type} reads what classifies them"
+            raise UserError(f"data: {what}; put them behind")
         return self.scored(self.predictions(model, batch).logits(slice(None), torch.float32), batch)
 
     def scored(self, logits: Tensor, batch: Batch) -> list[Row]:
@@ -182,7 +184,7 @@ class Classification(Task):
         _, *others = configs.items()
         found = []
         for key, config in others:
-            if config.architectures and not has_head(config, self.auto_class):
+            if config.architectures and not has_head(config, CLASSIFICATION):
                 what = f"it has no classification head (its architecture: {', '.join(config.architectures)})"
                 found.append(Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first"))
         return found

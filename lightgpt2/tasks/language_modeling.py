@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
-from lightgpt2.models.families import backbone, check_head, family_of, head, recorded_states
+from lightgpt2.models.families import CAUSAL_LM, check_head, family_of, head, recorded_states
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.workloads import Generation, Positions, Workload
 from lightgpt2.tasks import exported
@@ -34,8 +34,7 @@ class LanguageModeling(Task):
         predict: What `predict` writes for each document: its `scores`, or greedy `continuations` of its beginning.
     """
 
-    auto_class = "AutoModelForCausalLM"
-    peft_type = "CAUSAL_LM"
+    auto_classes = (CAUSAL_LM,)
     primary = "perplexity"
     verify = exported.verify
 
@@ -51,13 +50,13 @@ class LanguageModeling(Task):
 
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
         """Runs a decoder up to its head; positions are flattened, `N = B * T`."""
-        layers = [int(name.removeprefix("decoder.")) for name in states]
-        with recorded_states(model, layers) as found:
-            apart = family_of(model).apart(model, batch["position_ids"]) if "position_ids" in batch else {}
-            final = backbone(model)(input_ids=batch["input_ids"], **apart, use_cache=False).last_hidden_state
+        family = family_of(model)
+        with recorded_states(model, states) as found:
+            apart = family.apart(model, batch["position_ids"]) if "position_ids" in batch else {}
+            final = family.final_states(model, input_ids=batch["input_ids"], **apart)
         labels: Tensor = batch["labels"].flatten()
         supervised = labels != IGNORE
-        kept = {f"decoder.{layer}": (state.flatten(0, 1), supervised) for layer, state in found.items()}
+        kept = {name: (state.flatten(0, 1), supervised) for name, state in found.items()}
         weight, bias, scale = head(model)
         return Predictions(final.flatten(0, 1), weight, labels, bias, scale, kept)
 

@@ -43,6 +43,6 @@ class PretrainedTeacher(ModelTeacher):
 
     def load(self, task: Task, trust_remote_code: bool) -> None:
         super().load(task, trust_remote_code)
-        model = load_model(self.sources[0], self.key, trust_remote_code, task.auto_class)
+        model = load_model(self.sources[0], self.key, trust_remote_code, task.auto_classes)
         self.models = [model.eval().requires_grad_(False)]
         check_finite(self.models[0], self.key)

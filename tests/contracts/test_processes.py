@@ -6,13 +6,11 @@ Runs of three optimizer steps of two micro-batches, by a plain `Trainer` with th
 import functools
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -25,7 +23,6 @@ from lightgpt2.adaptations import Adaptation, FakeQuantize, Lora, LoraAdapters, 
 from lightgpt2.adaptations.pruning_settings import Pruning, Threshold
 from lightgpt2.callbacks import run_callbacks
 from lightgpt2.data import ClassificationData, LanguageModelingData, TaskData
-from lightgpt2.data.tokenizer import train_wordpiece
 from lightgpt2.errors import exit_with_message
 from lightgpt2.methods import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
@@ -38,7 +35,7 @@ from lightgpt2.starts import Pretrained
 from lightgpt2.tasks import Classification, LanguageModeling
 from tests.support.cli import run_cli
 from tests.support.kill import KillAt
-from tests.support.models import WHOLE_BLOCKS, make_classifier, make_model, write_corpus, write_tokenizer
+from tests.support.models import WHOLE_BLOCKS, make_model, write_classifier, write_corpus, write_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -136,9 +133,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(folder / name)
     for dropout in (0.0, 0.1):
         dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
-        make_classifier("bert", classes=5, **dropouts).save_pretrained(folder / f"classifier-{dropout}")
-        train_wordpiece([topics["assignment"], topics["class"]], 300, folder / "words")
-        shutil.copytree(folder / "words", folder / f"classifier-{dropout}", dirs_exist_ok=True)
+        write_classifier(folder / f"classifier-{dropout}", **dropouts)
     Ledger([{"operations": [done]}]).write(folder / "pruned")
     return folder
 

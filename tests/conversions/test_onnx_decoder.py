@@ -168,7 +168,10 @@ def test_what_pruning_removed_and_layers_without_heads_or_neurons(tmp_path: Path
     assert layers == {0, 2}, "a layer without heads has no cache"
     model = make_restless_model(family)
     random = torch.Generator().manual_seed(1)
-    masks = [[torch.rand(count, generator=random) < 0.6 for count in counts] for counts in block_units(model.config)]
+    masks = [
+        {name: torch.rand(count, generator=random) < 0.6 for name, count in counts.items()}
+        for counts in block_units(model.config)
+    ]
     assert largest_error(remove(model, *masks).eval(), tmp_path) < BOUND
 
 

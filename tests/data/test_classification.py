@@ -51,7 +51,7 @@ def write(path: str, rows: list[tuple[Any, ...]], names: tuple[str, ...] = ("tex
 def data_of(source: str, config: dict[str, Any] | None = None, **settings: Any) -> ClassificationData:
     """Data that is set up, of a model of this configuration."""
     data = ClassificationData(source, **{"tokenizer": "tokenizer", "batch_size": 2} | settings)
-    found = config and load_config({"model_type": "bert", **config}, "model", auto_class=CLASSIFICATION)
+    found = config and load_config({"model_type": "bert", **config}, "model", auto_classes=[CLASSIFICATION])
     data.connect(Connection("model", "model.model", config=found or None))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         accumulate_grad_batches=1, global_rank=0, world_size=1, global_step=0
@@ -234,6 +234,16 @@ def test_texts_of_similar_length_share_a_batch_and_an_epoch_has_each_once() -> N
     assert [row for batch in data.train_dataloader() for row in batch["example"].tolist()] != seen
 
 
+def test_pads_stand_behind_texts_whatever_the_tokenizer_says() -> None:
+    about = Path("tokenizer/tokenizer_config.json")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"padding_side": "left"}))
+    data = data_of(write("d.csv", [*ROWS, ("a longer text of some more words", "a")]))
+    masks = [batch["attention_mask"] for batch in data.scoring_loader("train")]
+    assert any((mask == 0).any() for mask in masks)
+    assert all(mask[:, 0].all() for mask in masks)
+    assert data.tokenizer.padding_side == "right", "it is saved beside the model"
+
+
 def test_processes_share_a_step_and_resume_in_the_middle() -> None:
     source = write("t.jsonl", [(f"text {i} " + "of " * (i % 7), "ab"[i % 2]) for i in range(100)])
 
@@ -321,7 +331,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     problems = ClassificationData(
         pair_field="b", valid_fraction=0.9, test_fraction=0.2, tokenizer="t", vocab_size=100
     ).problems()
-    assert [problem.partition(":")[0] for problem in problems] == [
+    assert sorted([problem.partition(":")[0] for problem in problems]) == [
         "data.text_field",
         "data.valid_fraction",
         "data.vocab_size",

@@ -79,7 +79,7 @@ def test_the_schedule_the_flips_and_the_pictures_are_in_tensorboard(bench: Bench
     sparsity = [curves["pruning/ffn/sparsity"][step] for step in range(1, 11)]
     wanted = [0.0, 0.0, *(0.6 * (1 - (1 - i / 6) ** 3) for i in range(1, 6)), 0.6, 0.6, 0.6]
     assert sparsity == pytest.approx(wanted, abs=1 / 512)
-    layers = [curves[f"pruning/ffn/sparsity/{i}"][10] for i in range(4)]
+    layers = [curves[f"pruning/ffn/sparsity/decoder.{i}"][10] for i in range(4)]
     assert sum(layers) / 4 == pytest.approx(sparsity[-1])
     assert curves["pruning/attention/flips"][1] == 0
     assert sum(curves["pruning/ffn/flips"].values()) >= 307
@@ -98,7 +98,7 @@ def test_random_scores_are_those_of_their_seed() -> None:
         model = make_model("gpt2")
         part.apply_to(model, context_of(model))
         part.after_step(model, Progress(10, 10))
-        found.append(torch.cat([part.units["ffn"].keep(str(layer)) for layer in range(4)]))
+        found.append(torch.cat([part.units["ffn"].keep(f"decoder.{layer}") for layer in range(4)]))
         assert int((~found[-1]).sum()) == round(0.6 * 4 * 128)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[1], found[2])

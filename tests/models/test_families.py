@@ -58,7 +58,7 @@ def test_stacks_head_and_axes_cover_all_parameters(family: str, changes: dict[st
     (stack,) = known.stacks(model).values()
     assert len(stack) == len(blocks(model)) == model.config.num_hidden_layers
     inside = {id(parameter) for parameter in stack.parameters()}
-    assert {named.name for named in named_axes(model) if named.layer is not None} == {
+    assert {named.name for named in named_axes(model) if named.block is not None} == {
         name for name, parameter in model.named_parameters() if id(parameter) in inside
     }
     assert head(model).weight is model.get_output_embeddings().weight
@@ -78,12 +78,12 @@ OTHERS = [
     (
         "gpt_neo",
         {},
-        "models of type 'gpt_neo' are not supported; use a model of type bert, distilbert, gemma3_text, gpt2, ",
+        "models of type 'gpt_neo' are not supported; use a model of type bart, bert, distilbert, gemma3_text, gpt2, ",
     ),
     (
         "bloom",
         {},
-        "models of type 'bloom' are not supported; use a model of type bert, distilbert, gemma3_text, gpt2, ",
+        "models of type 'bloom' are not supported; use a model of type bart, bert, distilbert, gemma3_text, gpt2, ",
     ),
     (
         "opt",
@@ -124,16 +124,16 @@ def test_sections_of_an_axis_lie_behind_one_another_or_alternate_head_by_head(al
 @pytest.mark.parametrize("family", DECODERS)
 def test_recorded_states_are_before_the_final_norm(family: str) -> None:
     model = make_model(family)
-    with torch.no_grad(), families.recorded_states(model, [0, 2, 4]) as states:
+    with torch.no_grad(), families.recorded_states(model, ["decoder.0", "decoder.2", "decoder.4"]) as states:
         output = backbone(model)(IDS, output_hidden_states=True, use_cache=False)
     for index in (0, 2):
-        torch.testing.assert_close(states[index], output.hidden_states[index])
-    inside = {*blocks(model).modules()}
+        torch.testing.assert_close(states[f"decoder.{index}"], output.hidden_states[index])
+    inside = {module for block in blocks(model).values() for module in block.modules()}
     norm = next(m for m in model.base_model.modules() if "Norm" in type(m).__name__ and m not in inside)
-    torch.testing.assert_close(norm(states[4]), output.last_hidden_state)
-    assert not torch.allclose(states[4], output.last_hidden_state)
+    torch.testing.assert_close(norm(states["decoder.4"]), output.last_hidden_state)
+    assert not torch.allclose(states["decoder.4"], output.last_hidden_state)
     logits(model, IDS[:, :3])
-    assert states[2].shape[1] == IDS.shape[1], "outside the context nothing is recorded"
+    assert states["decoder.2"].shape[1] == IDS.shape[1], "outside the context nothing is recorded"
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -220,7 +220,8 @@ def test_a_family_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model = new_model(load_config(values, "model")).eval()
     check_head(model, "model")
     heads, ffn = (
-        [torch.arange(count) % 2 < index for index, count in enumerate(counts)] for counts in block_units(model.config)
+        {name: torch.arange(count) % 2 < index for index, (name, count) in enumerate(counts.items())}
+        for counts in block_units(model.config)
     )
     smaller = remove(model, heads, ffn).eval()
     assert type(smaller).__name__ == "LightSeedOssForCausalLM"

@@ -28,12 +28,13 @@ def test_extracted_layers_compute_what_those_layers_compute(family: str) -> None
     smaller = surgery.extract_layers(model, [0, 2, 3]).eval()
     assert smaller.config.num_hidden_layers == 3
     assert model.config.num_hidden_layers == len(blocks(model)) == 4
-    blocks(model).pop(1)  # the same surgery by hand
+    (stack,) = family_of(model).stacks(model).values()
+    stack.pop(1)  # the same surgery by hand
     model.config.num_hidden_layers = 3
     for name in family_of(model).layer_settings:
         if values := getattr(model.config, name, None):
             setattr(model.config, name, [values[0], *values[2:]])
-    for i, block in enumerate(blocks(model)):
+    for i, block in enumerate(stack):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = i
@@ -92,7 +93,8 @@ def test_a_folder_of_transformers_and_one_of_ours_compute_the_same_in_both(tmp_p
     assert torch.equal(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()))
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
     masks = [
-        [torch.arange(count) % 3 < 2 - index % 2 for index, count in enumerate(c)] for c in block_units(model.config)
+        {name: torch.arange(count) % 3 < 2 - index % 2 for index, (name, count) in enumerate(counts.items())}
+        for counts in block_units(model.config)
     ]
     smaller, tokenizer = remove(loaded, *masks).eval(), write_tokenizer(tmp_path / "t")
     for name, saved in (("whole", loaded), ("removed", smaller)):

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightgpt2.models.axes import Shape, named_axes
-from lightgpt2.models.families import DECODERS, family_of, head, is_tied, recorded_states
+from lightgpt2.models.families import DECODERS, blocks, family_of, head, is_tied, recorded_states
 from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.surgery import apply, replay, trim_operation, vocabulary_operation
 from lightgpt2.models.trimming import Kept, Scores, activation_scores, choose, cut, first_scores, norm_scores
@@ -48,8 +48,8 @@ def silence(model: PreTrainedModel, kept: Kept) -> None:
     """Set the weights that write or read what is to be cut to zero."""
     for named in named_axes(model):
         for axis, roles in enumerate(named.axes):
-            if {*roles} & {"context", "ffn"}:
-                mask = torch.cat([kept[named.layer, role] for role in roles])
+            if roles[0].endswith(("context", "ffn")):
+                mask = torch.cat([kept[named.block, role] for role in roles])
                 named.value.mul_(mask.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
 
 
@@ -69,7 +69,7 @@ def test_a_width_of_which_half_is_a_copy_is_cut_without_a_trace(family: str, tie
     for named in named_axes(model):
         for axis, roles in enumerate(named.axes):
             if roles == ("width",):
-                channels, in_block = named.value.movedim(axis, 0), named.layer is not None
+                channels, in_block = named.value.movedim(axis, 0), named.block is not None
                 if in_block and named.value.ndim == 2 and axis == inputs:
                     channels[copies] = 0  # a layer reads none of them
                 elif not in_block and named.value.ndim == 1:  # nor does the head behind the final norm
@@ -90,7 +90,7 @@ def test_every_tensor_is_cut_along_the_channels_that_stay_and_its_record_repeats
     assert_same_weights(trimmed, apply(model, [operation]))
     assert_same_weights(trimmed, replay(model.config, [operation]))
     assert len(str(operation)) < 2000
-    small, wide, block = dict(trimmed.named_parameters()), dict(model.named_parameters()), 2
+    small, wide, block = dict(trimmed.named_parameters()), dict(model.named_parameters()), "decoder.2"
     masks = kept[None, "width"], kept[block, "ffn"], kept[block, "key"], kept[block, "value"]
     w, f, qk, vo = (mask.nonzero().flatten() for mask in masks)
     every, packed = slice(None), torch.cat([qk, 32 + qk, 64 + vo])
@@ -144,7 +144,7 @@ def test_large_weights_are_what_norm_keeps(family: str) -> None:
                         named.value.index_copy_(axis, channels, 10 * named.value.index_select(axis, channels))
     target = Shape(old.width, old.heads, old.groups, old.head, 3)
     kept = choose(model, target, norm_scores(model))
-    assert all(torch.equal(kept[layer, "ffn"].nonzero().flatten(), loud_neurons) for layer in range(4))
+    assert all(torch.equal(kept[f"decoder.{i}", "ffn"].nonzero().flatten(), loud_neurons) for i in range(4))
     widths = norm_scores(model)[None, "width"].topk(3).indices.sort().values
     assert torch.equal(widths, loud_width)
 
@@ -165,7 +165,7 @@ def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
                     neurons[where] = neurons[where] * 100 if reads else 0
     target = Shape(old.width, old.heads, old.groups, old.head, old.ffn - 3)
     by_activation, by_norm = activation_scores(model, [IDS[:1], IDS[1:]]), norm_scores(model)
-    for layer in range(4):
+    for layer in blocks(model):
         assert torch.equal(~choose(model, target, by_activation)[layer, "ffn"], silent)
         assert not torch.equal(~choose(model, target, by_norm)[layer, "ffn"], silent)
 
@@ -173,7 +173,7 @@ def test_what_carries_nothing_is_what_activation_gives_up(family: str) -> None:
 def test_width_by_activation_is_the_mean_hidden_state() -> None:
     model = make_model("gpt2")
     scores = activation_scores(model, [IDS[:1], IDS[1:]])[None, "width"]
-    with recorded_states(model, list(range(5))) as states:
+    with recorded_states(model, [f"decoder.{i}" for i in range(5)]) as states:
         logits(model)
     expected = torch.stack([state.abs().mean(dim=(0, 1)) for state in states.values()]).sum(dim=0)
     torch.testing.assert_close(scores / 2, expected)
@@ -182,7 +182,7 @@ def test_width_by_activation_is_the_mean_hidden_state() -> None:
 def test_narrower_heads_keep_one_choice_for_queries_and_keys_and_one_for_values_and_outputs() -> None:
     model, target = make_model("gpt2"), Shape(16, 2, 1, 8, 64)
     kept = choose(model, target, norm_scores(model))
-    for layer, role in ((layer, role) for layer in range(4) for role in ("query", "key", "value", "context")):
+    for layer, role in ((layer, role) for layer in blocks(model) for role in ("query", "key", "value", "context")):
         assert kept[layer, role].view(2, 16).sum(dim=1).tolist() == [8, 8]
     assert logits(cut(model, target.applied(model.config), kept)).shape == (2, 30, 300)
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from lightgpt2.models.trimming import remove
 from lightgpt2.models.units import Granularity, UnitMap, gate_weights, magnitudes, make_units, unit_map
 from tests.support.models import IDS, assert_same_weights, logits, make_model, shake, write_tokenizer
 
-Masks = list[Tensor]
+Masks = dict[str, Tensor]  # by the names of attentions and blocks
 
 
 def gated(model: PreTrainedModel, granularity: Granularity = "structured") -> tuple[UnitMap, nn.ModuleDict]:
@@ -32,18 +32,33 @@ def random_masks(model: PreTrainedModel, seed: int) -> tuple[Masks, Masks]:
     """Heads and neurons of each layer; in every third layer none at all of one kind, in another one single head."""
     random = torch.Generator().manual_seed(seed)
     heads, ffn = (
-        [torch.rand(count, generator=random) < float(torch.rand((), generator=random)) for count in counts]
+        {name: torch.rand(n, generator=random) < float(torch.rand((), generator=random)) for name, n in counts.items()}
         for counts in block_units(model.config)
     )
-    heads[seed % 4][:] = False
-    ffn[(seed + 1 + seed // 4) % 4][:] = False
-    heads[(seed + 2) % 4][:] = torch.arange(heads[0].numel()) == seed % heads[0].numel()
+    for name, masks in heads.items():
+        place = int(name.split(".")[1])
+        if place % 4 == seed % 4:
+            masks[:] = False
+        if place % 4 == (seed + 2) % 4:
+            masks[:] = torch.arange(masks.numel()) == seed % masks.numel()
+    for name, masks in ffn.items():
+        if int(name.split(".")[1]) % 4 == (seed + 1 + seed // 4) % 4:
+            masks[:] = False
     return heads, ffn
+
+
+def counted(masks: Masks, size: int = 1) -> dict[str, int]:
+    return {name: size * int(mask.sum()) for name, mask in masks.items()}
+
+
+def every(model: PreTrainedModel, keep: Callable[[Tensor], Tensor]) -> list[Masks]:
+    """Masks of all heads and neurons from the numbers that those of a layer have."""
+    return [{name: keep(torch.arange(n)) for name, n in counts.items()} for counts in block_units(model.config)]
 
 
 def mask(units: nn.ModuleDict, heads: Masks, ffn: Masks) -> None:
     for kind, masks in (("attention", heads), ("ffn", ffn)):
-        units[kind].masks.set({str(i): value for i, value in enumerate(masks)})
+        units[kind].masks.set(masks)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -58,13 +73,13 @@ def test_masked_and_removed_models_agree(family: str, seeds: range) -> None:
         difference = (logits(model) - logits(smaller)).abs().max()
         assert difference <= 1e-5, f"seed {seed}: {difference}"
         groups = Shape.of(model.config).groups
-        assert block_sizes(smaller.config) == ([groups * int(m.sum()) for m in heads], [int(m.sum()) for m in ffn])
+        assert block_sizes(smaller.config) == (counted(heads, groups), counted(ffn))
 
 
 def sections(named: Named, shape: Shape) -> Iterator[tuple[int, str, list[int]]]:
     """For each axis that heads or neurons lie on: the axis, their kind, and the channels of a unit in each section."""
     for axis, roles in enumerate(named.axes):
-        if named.layer is not None and roles[0] not in ("width", "channel"):
+        if named.block is not None and roles[0] not in ("width", "channel"):
             sizes = [shape.head * (shape.groups if role in ("query", "context") else 1) for role in roles]
             sizes = [sum(sizes)] if named.alternate else sizes
             yield axis, *(("ffn", [1] * len(roles)) if roles[0] == "ffn" else ("attention", sizes))
@@ -78,7 +93,7 @@ def test_a_gate_at_the_output_is_a_mask_on_everything(family: str) -> None:
     naive = copy.deepcopy(model)
     for named in named_axes(naive):
         for axis, kind, sizes in sections(named, Shape.of(model.config)):
-            unit = (ffn if kind == "ffn" else heads)[named.layer]
+            unit = (ffn if kind == "ffn" else heads)[named.block]
             channels = torch.cat([unit.repeat_interleave(size) for size in sizes])
             named.value.data.mul_(channels.view([-1 if a == axis else 1 for a in range(named.value.ndim)]))
     mask(gated(model)[1], heads, ffn)
@@ -93,21 +108,21 @@ def test_a_heads_score_sums_over_query_key_value_and_output(family: str) -> None
     mapped, made = gated(model)
     for each in (model, naive):
         torch.nn.functional.cross_entropy(each(IDS).logits.flatten(0, 1), IDS.roll(-1, 1).flatten()).backward()
-    expected: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(()))
+    expected: dict[tuple[str, str | None], Tensor] = defaultdict(lambda: torch.zeros(()))
     for named in named_axes(naive):
         for axis, kind, sizes in sections(named, shape):
             product = (named.value.grad * named.value).detach()
             channels = product.sum(dim=1 - axis) if product.ndim == 2 else product
             units = len(channels) // sum(sizes)
             for part, size in zip(channels.split([units * size for size in sizes]), sizes, strict=True):
-                expected[kind, named.layer] = expected[kind, named.layer] + part.view(units, size).sum(dim=1)
+                expected[kind, named.block] = expected[kind, named.block] + part.view(units, size).sum(dim=1)
     assert len(expected) == 8
     for (kind, layer), value in expected.items():
-        torch.testing.assert_close(made[kind].scores[str(layer)].grad, value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(made[kind].scores[layer.replace(".", "/")].grad, value, rtol=1e-4, atol=1e-6)
     assert {name.rpartition(".")[0] for name in mapped} == {*block_linears(model)}
     model.zero_grad()
     made.zero_grad()
-    mask(made, *([torch.zeros(count, dtype=torch.bool) for count in kind] for kind in block_units(model.config)))
+    mask(made, *every(model, lambda numbers: numbers < 0))
     model(IDS, labels=IDS).loss.backward()
     scores = [score for units in made.values() for score in units.scores.values()]
     assert all(score.grad is not None and score.grad.abs().min() > 0 for score in scores), "masked units still learn"
@@ -142,9 +157,9 @@ def test_magnitudes_are_norms_over_a_unit(family: str, granularity: Granularity)
         assert total == pytest.approx(sum(float(p.detach().square().sum()) for p in mine), rel=1e-4)
     if granularity == "structured":
         for named in named_axes(model):
-            if named.layer == 1 and ("ffn",) in named.axes:
+            if named.block == "decoder.1" and ("ffn",) in named.axes:
                 named.value.data.select(named.axes.index(("ffn",)), 3).mul_(100)
-        assert int(magnitudes(model, mapped)["ffn"]["1"].argmax()) == 3
+        assert int(magnitudes(model, mapped)["ffn"]["decoder.1"].argmax()) == 3
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -162,10 +177,9 @@ def test_a_removal_is_replayed_from_its_record(family: str) -> None:
 @pytest.mark.parametrize("family", DECODERS)
 def test_shapes_that_plain_transformers_can_say_stay_plain(family: str) -> None:
     model = make_model(family, 7)
-    heads, neurons = block_units(model.config)
-    half = [torch.arange(count) % 2 == 0 for count in neurons]
-    assert type(remove(model, [torch.ones(count, dtype=torch.bool) for count in heads], half)) is type(model)
-    fewer = remove(model, [torch.arange(count) == 0 for count in heads], half)
+    (all_heads, _), (_, half) = (every(model, keep) for keep in (lambda n: n >= 0, lambda n: n % 2 == 0))
+    assert type(remove(model, all_heads, half)) is type(model)
+    fewer = remove(model, every(model, lambda n: n == 0)[0], half)
     shared = family_of(model).heads_share_width
     assert (type(fewer) is type(model)) == (not hasattr(fewer.config, "lightgpt2")) == (not shared)
 
@@ -178,7 +192,7 @@ def test_a_model_with_unlike_layers_is_one_like_any_other(family: str, tmp_path:
     """
     model = make_model(family, 9)
     heads, ffn = random_masks(model, 9)
-    heads[0][:] = False
+    heads["decoder.0"][:] = False
     smaller = remove(model, heads, ffn).eval()
     write_tokenizer(tmp_path)
     smaller.save_pretrained(tmp_path)
@@ -193,8 +207,8 @@ def test_a_model_with_unlike_layers_is_one_like_any_other(family: str, tmp_path:
     loaded.train()(input_ids=IDS, labels=IDS).loss.backward()
     assert not [name for name, parameter in loaded.named_parameters() if parameter.grad is None]
     counts = block_units(smaller.config)
-    again = remove(smaller, *([torch.arange(count) % 2 == 1 for count in kind] for kind in counts))
-    assert block_units(again.config)[1] == [count // 2 for count in counts[1]]
+    again = remove(smaller, *every(smaller, lambda n: n % 2 == 1))
+    assert block_units(again.config)[1] == {name: count // 2 for name, count in counts[1].items()}
     mapped, made = gated(smaller)
     assert mapped
     assert all(len(units.names) < 4 for units in made.values())

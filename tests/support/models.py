@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.models.families import CLASSIFICATION, Shape, class_for
+from lightgpt2.data.tokenizer import train_tokenizer, train_wordpiece
+from lightgpt2.models.families import CLASSIFICATION, SEQ2SEQ, Shape, class_for
 from lightgpt2.models.integers import Integers, integer_tensors
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.saving import save_model
@@ -71,6 +71,18 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "sep_token_id": 2,
     },
 }  # fmt: skip
+
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "bart": {
+        "d_model": 32, "encoder_layers": 3, "decoder_layers": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64, "forced_eos_token_id": None,
+    },
+    "t5": {
+        "d_model": 32, "num_layers": 4, "num_decoder_layers": 3, "num_heads": 4, "d_kv": 8, "d_ff": 48,
+        "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
+    },
+}  # fmt: skip
+ENCODER_DECODERS |= {"mbart": ENCODER_DECODERS["bart"], "pegasus": ENCODER_DECODERS["bart"]}
 
 # Changes of them that make every row whole blocks of NF4; and that make heads as long as ONNX Runtime wants them.
 WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
@@ -149,6 +161,37 @@ def make_classifier(
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval()
+
+
+def write_classifier(folder: Path, family: str = "bert", **changes: Any) -> Path:
+    """The folder of a classifier, by default of the five classes of `requirements`, with a WordPiece tokenizer."""
+    train_wordpiece([topics["assignment"], topics["class"]], 300, folder)
+    make_classifier(family, **{"classes": 5} | changes).save_pretrained(folder)
+    return folder
+
+
+def make_seq2seq(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A randomly initialised encoder-decoder with weights, norms and biases that matter."""
+    torch.manual_seed(seed)
+    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = AutoConfig.for_model(family, **{"vocab_size": 300, **special, **ENCODER_DECODERS[family], **changes})
+    config.architectures = [class_for(config, SEQ2SEQ, "model")]
+    model = new_model(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed_positions" not in name:
+                parameter.mul_(4 if family != "t5" else 1.5)
+    shake(model)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_()
+    return model.eval()
+
+
+def write_seq2seq(folder: Path, family: str, seed: int = 0, **changes: Any) -> Path:
+    """A folder of an encoder-decoder with its tokenizer."""
+    write_tokenizer(folder)
+    make_seq2seq(family, seed, **changes).save_pretrained(folder)
+    return folder
 
 
 def make_encoder(family: str, classifies: bool = False, **changes: Any) -> PreTrainedModel:

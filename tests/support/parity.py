@@ -29,8 +29,7 @@ SIZES = {"train": 256, "valid": 48, "test": 48}
 class Parity(Task):
     """One decision a sequence: the token after its `=`."""
 
-    auto_class = "AutoModelForCausalLM"
-    peft_type = "CAUSAL_LM"
+    auto_classes = ("AutoModelForCausalLM",)
     primary = "accuracy"
     better = "higher"
 

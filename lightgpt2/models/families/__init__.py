@@ -3,7 +3,7 @@
 A new one is a file here with a subclass of `Family`; everything else asks `family_of`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.architectures import CAUSAL_LM, CLASSIFICATION, predicts
+from lightgpt2.models.architectures import CAUSAL_LM, CLASSIFICATION, SEQ2SEQ, predicts
 from lightgpt2.models.families.base import (
     FAMILIES,
     Family,
@@ -27,19 +27,24 @@ from lightgpt2.models.families.base import (
     family_of,
 )
 from lightgpt2.models.families.encoder import Encoder
+from lightgpt2.models.families.encoder_decoder import EncoderDecoder
 from lightgpt2.models.families.substitution import compute_with
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 DECODERS = {name: family for name, family in FAMILIES.items() if CAUSAL_LM in family.auto_classes}
-ENCODERS = {name: family for name, family in FAMILIES.items() if isinstance(family, Encoder)}  # both by model type
+ENCODERS = {name: family for name, family in FAMILIES.items() if isinstance(family, Encoder)}
+ENCODER_DECODERS = {
+    name: family for name, family in FAMILIES.items() if isinstance(family, EncoderDecoder)
+}  # by model type
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
 
 __all__ = [
-    "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "FAMILIES", "LINEAR", "Encoder", "Family", "Head", "Shape",
-    "backbone", "block_linears", "blocks", "check_family", "check_head", "class_for", "compute_with", "family_of", "head",
-    "is_tied", "predicts", "recorded_states", "unquantized_head",
+    "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "ENCODER_DECODERS", "FAMILIES", "LINEAR", "SEQ2SEQ", "Encoder",
+    "EncoderDecoder", "Family", "Head", "Shape", "backbone", "block_linears", "blocks", "check_family", "check_head",
+    "class_for", "compute_with", "family_of", "head", "is_tied", "predicts", "recorded_states", "stack_paths",
+    "unquantized_head",
 ]  # fmt: skip
 
 
@@ -48,10 +53,16 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return cast(nn.Module, model.base_model)
 
 
-def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks in order, of a model with one stack of them."""
-    (found,) = family_of(model).stacks(model).values()
-    return found
+def blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The transformer blocks in order, by stack and index: `decoder.3`."""
+    stacks = family_of(model).stacks(model).items()
+    return {f"{stack}.{index}": block for stack, found in stacks for index, block in enumerate(found)}
+
+
+def stack_paths(model: PreTrainedModel) -> dict[str, str]:
+    """The stacks by the path of their list of blocks in the model."""
+    stacks = family_of(model).stacks(model).items()
+    return {path: stack for stack, found in stacks for path, module in model.named_modules() if module is found}
 
 
 def head(model: PreTrainedModel) -> Head:
@@ -77,28 +88,31 @@ def unquantized_head(model: PreTrainedModel) -> dict[str, str]:
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The linear layers of the blocks by their names in the model, in its order; those of adapters are not among them."""
-    inside = {id(module) for module in blocks(model).modules() if isinstance(module, LINEAR)}
+    every = (module for block in blocks(model).values() for module in block.modules())
+    inside = {id(module) for module in every if isinstance(module, LINEAR)}
     return {name: m for name, m in model.named_modules() if id(m) in inside and ".lora_" not in name}
 
 
 @contextmanager
-def recorded_states(model: PreTrainedModel, layers: list[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the hidden states `[B, T, D]` of some layers while the model runs inside the context.
+def recorded_states(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the hidden states `[B, T, D]` of these names while the model runs inside the context.
 
-    Index 0 is the embedding output, index i the output of block i, all before the final norm. (The last element of
-    transformers' own `hidden_states` is after it; a pair of layers must compare like with like.)
+    `decoder.0` is what the first block of that stack reads, `decoder.i` the output of its i-th block, all before the final
+    norm. (The last element of transformers' own `hidden_states` is after it; a pair of layers must compare like with like.)
     """
-    states: dict[int, Tensor] = {}
+    states: dict[str, Tensor] = {}
 
-    def keep(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if index == 0:  # what the first block reads
+    def keep(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if name.endswith(".0"):
             output = args or kwargs["hidden_states"]
-        states[index] = output[0] if isinstance(output, tuple) else output
+        states[name] = output[0] if isinstance(output, tuple) else output
 
+    stacks = family_of(model).stacks(model)
     with ExitStack() as hooks:
-        for index in layers:
-            block = blocks(model)[max(index - 1, 0)]
-            hooks.enter_context(block.register_forward_hook(partial(keep, index), with_kwargs=True))
+        for name in names:
+            stack, _, index = name.rpartition(".")
+            block = stacks[stack][max(int(index) - 1, 0)]
+            hooks.enter_context(block.register_forward_hook(partial(keep, name), with_kwargs=True))
         yield states
 
 
@@ -122,11 +136,12 @@ def check_head(model: PreTrainedModel, key: str) -> None:
     training = model.training
     model.eval()
     try:
-        logits = model(input_ids=ids, use_cache=False).logits
+        inputs = dict.fromkeys(family_of(model).text_inputs, ids)
+        logits = model(**inputs, use_cache=False).logits
     except RuntimeError as error:  # a shape that transformers builds but cannot run
         reason = str(error).splitlines()[0]
         raise UserError(f"{key}: this model cannot run ({reason}); check its configuration") from error
-    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = family_of(model).final_states(model, **inputs)
     model.train(training)
     if not logits.isfinite().all():
         raise UserError(f"{key}: the model's logits are not finite; it is damaged, fetch it or make it again")

@@ -40,8 +40,10 @@ class Shape:
         """The channels of each role in a block; for the roles see `Family`."""
         inner = self.heads * self.head
         shared = inner // self.groups
-        attention = {"query": inner, "key": shared, "value": shared, "context": inner, "channel": self.head}
-        return {"width": self.width, **attention, "ffn": self.ffn}
+        attention = {"query": inner, "key": shared, "value": shared, "context": inner}
+        cross = {f"cross_{role}": count for role, count in attention.items()}
+        every = {"channel": self.head, "head": self.heads}
+        return {"width": self.width, **attention, **cross, **every, "ffn": self.ffn}
 
 
 class Head(NamedTuple):
@@ -61,8 +63,9 @@ class Family(ABC):
 
     `axes` says what each axis of a module's weight stands for, by a regular expression on names of modules; a bias has the axis
     of the outputs. Roles are `width`, `vocabulary`, `position`, `segment`, `class`; `query`, `key` and `value`, the channels of
-    the heads as the attention's projections give them, and `context`, those that its output projection takes; `channel`, those
-    that every head has; `ffn`, the neurons. Sections that lie behind one another are joined by `+`, those that alternate head
+    the heads as the attention's projections give them, and `context`, those that its output projection takes, all four with
+    `cross_` before them in cross-attention; `channel`, those that every head has; `head`, one for each head; `ffn`, the
+    neurons. Sections that lie behind one another are joined by `+`, those that alternate head
     by head by `/`.
     """
 
@@ -71,12 +74,17 @@ class Family(ABC):
     auto_classes: ClassVar[tuple[str, ...]] = (CAUSAL_LM, CLASSIFICATION)  # transformers' classes by what they predict
     stack: ClassVar[str] = "decoder"  # the kind of its blocks
     blocks: ClassVar[str] = "layers"  # path of their list in the base model
+    text_inputs: ClassVar[tuple[str, ...]] = ("input_ids",)  # of its forward pass: those that are token ids
     model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")  # of its forward pass, from a batch
     head_parts: ClassVar[tuple[str, ...]] = ("score",)  # modules of a classification head, which always train
     layer_settings: ClassVar[tuple[str, ...]] = ("layer_types",)  # configuration keys with a value for each layer
     conv1d: ClassVar[bool] = False  # True if linear layers are `Conv1D`, whose weights are [inputs, outputs]
     heads_share_width: ClassVar[bool] = False  # True if the width is the number of heads times their size
+    heads_divide_width: ClassVar[bool] = True  # False if the width need not be a multiple of the number of heads
+    heads_align: ClassVar[bool] = False  # True if a stack's blocks share something for each head, by its place
     heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
+    first_differs: ClassVar[bool] = False  # True if the first block has other parts than the others
+    pads_behind: ClassVar[bool] = False  # True if a classifier reads the first token, which must not be a pad
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 
@@ -87,6 +95,37 @@ class Family(ABC):
     def stacks(self, model: PreTrainedModel) -> dict[str, nn.ModuleList]:
         """The transformer blocks in order, by the name of their stack."""
         return {self.stack: model.base_model.get_submodule(self.blocks)}
+
+    def depths(self, config: PretrainedConfig) -> dict[str, int]:
+        """The number of blocks of each stack."""
+        return {self.stack: config.num_hidden_layers}
+
+    def attentions(self, config: PretrainedConfig) -> dict[str, int]:
+        """The number of attentions of each kind: those of a stack's blocks on themselves, and `decoder.cross`."""
+        return self.depths(config)
+
+    def lender(self, name: str) -> str:
+        """The parameter whose values one has that its model lacks, as blocks that shared it get their own."""
+        return name
+
+    def keep_layers(self, config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> None:
+        """Lets a configuration have only these blocks, in this order, in each stack; a ValueError if no model can."""
+        (chosen,) = layers.values()
+        if self.first_differs and [i for i, layer in enumerate(chosen) if not layer] != [0]:
+            what = f"the first layer of a {config.model_type} has other parts than the others"
+            raise ValueError(f"layers {[*chosen]}: {what}; begin with layer 0, and name it once")
+        config.num_hidden_layers = len(chosen)
+        for name in self.layer_settings:
+            if values := getattr(config, name, None):
+                setattr(config, name, [values[i] for i in chosen])
+
+    def called(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The modules that `final_states` calls."""
+        return [model.base_model]
+
+    def final_states(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+        """What the head reads of each token `[B, T, D]`."""
+        return cast(Tensor, model.base_model(**inputs, use_cache=False).last_hidden_state)
 
     def classifier(self, model: PreTrainedModel) -> nn.Module:
         """The last layer of a classification head."""
@@ -108,10 +147,9 @@ class Family(ABC):
         mask = batch["attention_mask"]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
-        found = model.base_model(**inputs, use_cache=False)
         numbers = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * numbers).argmax(dim=1)
-        return cast(Tensor, found.last_hidden_state[torch.arange(len(mask), device=mask.device), last])
+        return self.final_states(model, **inputs)[torch.arange(len(mask), device=mask.device), last]
 
     def config_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What of a configuration is not supported, each with the fix: `what; fix`."""
@@ -120,6 +158,10 @@ class Family(ABC):
     def positions(self, config: PretrainedConfig) -> int | None:
         """The longest context; None if there is no limit."""
         return config.max_position_embeddings
+
+    def special_tokens(self, tokenizer: Any) -> dict[str, int | None]:
+        """What the configuration of a new model says of a tokenizer's special tokens."""
+        return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
     def apart(self, model: PreTrainedModel, positions: Tensor) -> dict[str, Tensor]:
         """The inputs with which no document of a row sees another; `positions [B, T]` begin at 0 with each document."""
@@ -159,10 +201,14 @@ class Family(ABC):
                 setattr(sized, key, size)
         return sized
 
+    def fixed(self, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """Parameters that are computed once and never trained."""
+        return ()
+
     def narrowed(self, model: PreTrainedModel, width: int) -> None:  # noqa: B027 - most need nothing
         """Correct the weights cut out of a model of this width for what a family computes from the width."""
 
-    def renumbered(self, model: PreTrainedModel, layers: Sequence[int]) -> None:  # noqa: B027 - most need nothing
+    def renumbered(self, model: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> None:  # noqa: B027 - most need nothing
         """Correct the weights of layers that had these numbers for what a family computes from a layer's number."""
 
     @abstractmethod
@@ -174,6 +220,11 @@ class Family(ABC):
         own = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         scaling = {key: value for key, value in rope.items() if key not in own}
         return {"rope_scaling": None if rope.get("rope_type", "default") == "default" else scaling, **own}
+
+    def old_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys from which transformers 4 reads what a `config.json` says under other ones."""
+        rope = config.get("rope_parameters")
+        return self.old_rope(rope) if rope else {}
 
     def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What the graph would compute differently, each with the fix: `what; fix`."""
@@ -207,14 +258,20 @@ def family_of(source: PretrainedConfig | PreTrainedModel) -> Family:
     return FAMILIES[getattr(source, "config", source).model_type]
 
 
-def check_family(config: PretrainedConfig, key: str, auto_class: str | None = None) -> None:
+def check_family(config: PretrainedConfig, key: str, *auto_classes: str) -> str | None:
     """Raise a `UserError` naming `key` if the model's family, or what is special in its configuration, is not supported.
 
-    `auto_class` is what it has to predict, as the name of transformers' class; None: whatever it does.
+    `auto_classes` are what it may predict, as names of transformers' classes; none: whatever it does. Returns the first of them
+    that the family has.
     """
+
+    def chosen(family: Family) -> str | None:
+        return next((name for name in auto_classes if name in family.auto_classes), None)
+
     family = FAMILIES.get(config.model_type)
-    if family is None or auto_class not in (None, *family.auto_classes):
-        types = ", ".join(sorted(t for t, each in FAMILIES.items() if auto_class in (None, *each.auto_classes)))
+    auto_class = chosen(family) if family else None
+    if family is None or (auto_classes and auto_class is None):
+        types = ", ".join(sorted(t for t, each in FAMILIES.items() if chosen(each) or not auto_classes))
         for_this = " for this task" if family else ""
         raise UserError(
             f"{key}: models of type {config.model_type!r} are not supported{for_this}; use a model of type {types}"
@@ -223,6 +280,7 @@ def check_family(config: PretrainedConfig, key: str, auto_class: str | None = No
         class_for(config, auto_class, key)
     if problems := [Problem(key, *line.split("; ", 1)) for line in family.config_problems(config)]:
         raise UserError(problems)
+    return auto_class
 
 
 def class_for(config: PretrainedConfig, auto_class: str, key: str) -> str:

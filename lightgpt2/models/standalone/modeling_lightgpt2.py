@@ -3,15 +3,15 @@
 A model folder has this file if plain transformers cannot express the model: transformers' class for what it predicts, say
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`, loads it. `config.lightgpt2` says
 
-    heads: attention heads of each layer, 0 included
-    ffn: neurons of each layer, likewise
+    heads: attention heads of each layer, 0 included; of an encoder-decoder by `encoder`, `decoder` and `decoder.cross`
+    ffn: neurons of each layer, likewise, by `encoder` and `decoder`
     stored: `int8` or `int4` if the file holds integers with scales, which become FP32 weights when they are loaded
     activations: `int8` if the inputs of the layers' projections are rounded to that
     packed: true if the file is compressed
 
 `LightLlamaForCausalLM` is transformers' `LlamaForCausalLM` with that, and so for any other decoder: a family needs nothing
-here if each of its blocks has one attention, and one MLP (or its layers beside it), whose outputs are the last linear layers
-that give the width.
+here if each of its blocks has one attention (a decoder's that reads an encoder two), and one MLP (or its layers beside it),
+whose outputs are the last linear layers that give the width.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, PretrainedConfig
+from transformers import Cache, EncoderDecoderCache, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -33,8 +34,11 @@ from transformers.utils import cached_file
 from .stored_weights import read, round_inputs
 
 _LINEAR = (nn.Linear, Conv1D)
+_WHOLE = ("ActDense",)  # the classes of neurons that ask for the weights of their layers
+_NEURONS = ("MLP", "FFN", *_WHOLE)
 _NAMES = {
     "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -69,15 +73,21 @@ class NoHeads(nn.Module):
         super().__init__()
         self.layer_idx = getattr(part, "layer_idx", 0)
         self.is_sliding = getattr(part, "is_sliding", False)  # which Gemma 3's layer asks for in transformers 4
+        self.gives_positions = hasattr(part, "has_relative_attention_bias")  # as T5's, between its two results
         self.output, module = _output(part, width)
         self.add_module(self.output, Constant(width, module.bias is not None))
 
-    def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor | None = None, **others: Any) -> tuple[Tensor, ...]:
+        if hidden_states is None:
+            hidden_states = others["query"]  # DistilBERT's in transformers 4
         for past in others.values():
+            if isinstance(past, EncoderDecoderCache):
+                past = None if "key_value_states" in others else past.self_attention_cache
             if isinstance(past, Cache):  # it is asked for the number of past tokens, and needs a tensor to answer
                 place = hidden_states[:, None, :, :1]
                 past.update(place, place, self.layer_idx)
-        return self.get_submodule(self.output)(hidden_states), None
+        rest = (None, None) if self.gives_positions else (None,)
+        return self.get_submodule(self.output)(hidden_states), *rest
 
 
 class Light:
@@ -86,23 +96,11 @@ class Light:
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         model: Any = self
-        blocks: Any = next(module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
-        for index, block in enumerate(blocks):
-            if "heads" in config.lightgpt2:
-                name, part = _attention(block)
-                if count := config.lightgpt2["heads"][index]:
-                    _set_heads(part, count, config)
-                elif hasattr(part, "self"):  # the norm behind it stays
-                    part.self = NoContext()
-                    part.output.dense = Constant(config.hidden_size, True)
-                else:
-                    setattr(block, name, NoHeads(part, config.hidden_size))
-            if "ffn" in config.lightgpt2:
-                ends = ("MLP", "FFN")
-                part = next((module for module in block.children() if type(module).__name__.endswith(ends)), block)
-                _resize(part, config.lightgpt2["ffn"][index], config.hidden_size)
+        stacks = _stacks(model.base_model, config)
+        for stack, blocks in stacks.items():
+            _set_sizes(stack, blocks, config)
         if config.lightgpt2.get("activations") == "int8":
-            for module in blocks.modules():
+            for module in (module for blocks in stacks.values() for module in blocks.modules()):
                 if isinstance(module, _LINEAR):
                     module.register_forward_pre_hook(round_inputs)
         model.post_init()
@@ -134,9 +132,58 @@ class Light:
         return loaded
 
 
-def _attention(block: nn.Module) -> tuple[str, Any]:
-    """Name and module of a block's attention."""
-    return next((name, module) for name, module in block.named_children() if _is_attention(module))
+def _stacks(base: nn.Module, config: PretrainedConfig) -> dict[str, nn.ModuleList]:
+    """The lists of blocks, by the names of the stacks of an encoder-decoder."""
+    parts = (
+        {name: base.get_submodule(name) for name in ("encoder", "decoder")} if config.is_encoder_decoder else {"": base}
+    )
+    return {name: next(m for m in part.modules() if isinstance(m, nn.ModuleList)) for name, part in parts.items()}
+
+
+def _set_sizes(stack: str, blocks: nn.ModuleList, config: PretrainedConfig) -> None:
+    """Give the blocks of a stack the heads and neurons that the configuration says."""
+    said, width = config.lightgpt2, config.hidden_size
+    for index, block in enumerate(blocks):
+        for place, (name, part) in zip((stack, f"{stack}.cross"), _attentions(block), strict=False):
+            if "heads" in said:
+                sizes = said["heads"][place] if stack else said["heads"]
+                _set_attention(block, name, part, sizes[index], config)
+                if hasattr(part, "has_relative_attention_bias"):
+                    _set_positions(part, sizes[index], place == stack)
+        if "ffn" in said:
+            sizes = said["ffn"][stack] if stack else said["ffn"]
+            name, part = next(
+                ((name, m) for name, m in block.named_modules() if type(m).__name__.endswith(_NEURONS)), ("", block)
+            )
+            if sizes[index] or not type(part).__name__.endswith(_WHOLE):
+                _resize(part, sizes[index], width)
+            else:
+                _put(block, name, Constant(width, False))
+
+
+def _set_attention(block: nn.Module, name: str, part: Any, count: int, config: PretrainedConfig) -> None:
+    """Give one attention of a block other heads, or none."""
+    if count:
+        _set_heads(part, count, config)
+    elif hasattr(part, "self"):  # the norm behind it stays
+        part.self = NoContext()
+        part.output.dense = Constant(config.hidden_size, True)
+    else:
+        _put(block, name, NoHeads(part, config.hidden_size))
+
+
+def _put(block: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, own = name.rpartition(".")
+    setattr(block.get_submodule(owner), own, module)
+
+
+def _attentions(block: nn.Module) -> list[tuple[str, Any]]:
+    """Names and modules of a block's attentions: on itself first, then on an encoder."""
+    found: list[tuple[str, Any]] = []
+    for name, module in block.named_modules():
+        if _is_attention(module) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
 
 
 def _linears(part: nn.Module) -> list[tuple[str, Any]]:
@@ -148,7 +195,8 @@ def _linears(part: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _is_attention(part: nn.Module) -> bool:
-    return type(part).__name__.endswith("Attention")
+    name = type(part).__name__
+    return name.endswith("Attention") and "Layer" not in name  # T5's layers have their attention inside
 
 
 def _output(part: nn.Module, width: int) -> tuple[str, Any]:
@@ -161,12 +209,29 @@ def _set_heads(part: Any, count: int, config: PretrainedConfig) -> None:
     before, _ = _sizes(_output(part, config.hidden_size)[1])
     size = before // config.num_attention_heads
     _resize(part, count * size, config.hidden_size)
-    # Some read the sizes when they run (GPT-2 the first two, Phi-3 the others).
+    # Some read the sizes when they run, under names of their own.
     part = getattr(part, "self", part)  # BERT's without its output layer
-    part.num_heads, part.split_size = count, count * size
-    part.num_key_value_heads = count // getattr(part, "num_key_value_groups", 1)
-    part.config = copy.copy(part.config)
-    part.config.num_attention_heads = count
+    groups = getattr(part, "num_key_value_groups", 1)
+    names = {"num_heads": count, "num_attention_heads": count, "n_heads": count, "num_key_value_heads": count // groups}
+    for name, value in {**names, **dict.fromkeys(("split_size", "all_head_size", "dim"), count * size)}.items():
+        if hasattr(part, name):
+            setattr(part, name, value)
+    if hasattr(part, "config"):
+        part.config = copy.copy(part.config)
+        part.config.num_attention_heads = count
+
+
+def _set_positions(part: Any, count: int, own: bool) -> None:
+    """Give T5's attention its own table of relative positions, if any: its heads are not those of the first block."""
+    part.n_heads, part.inner_dim = count, count * part.key_value_proj_dim
+    if own:
+        part.has_relative_attention_bias = True
+        part.relative_attention_bias = nn.Embedding(part.relative_attention_num_buckets, count)
+    part.register_forward_pre_hook(_without_positions, with_kwargs=True)
+
+
+def _without_positions(_: nn.Module, args: tuple[Any, ...], others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {**others, "position_bias": None}
 
 
 def _resize(part: nn.Module, units: int, width: int) -> None:

@@ -1,0 +1,61 @@
+"""Choices of layers, one for each stack of a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jsonargparse.typing import PositiveInt
+
+from lightgpt2.functional.layers import check_layers, even_layers
+
+Layers = Mapping[str, Sequence[int]]  # the indices of layers by the name of their stack
+StackChoice = PositiveInt | list[int]  # their number, or a list
+LayerChoice = StackChoice | dict[str, StackChoice]  # for every stack; or for each by its name
+
+
+def in_stacks(choice: Any, depths: Mapping[str, int], default: Any) -> dict[str, Any]:
+    """A choice for each stack; `default` for those that it does not name. A `ValueError` if it names another one."""
+    if not isinstance(choice, dict):
+        return dict.fromkeys(depths, default if choice is None else choice)
+    if unknown := [name for name in choice if name not in depths]:
+        raise ValueError(f"the model has no {', '.join(unknown)}; it has {' and '.join(depths)}")
+    return {stack: choice.get(stack, default) for stack in depths}
+
+
+def chosen_layers(
+    choice: Any,
+    depths: Mapping[str, int],
+    default: Callable[[int], int | list[int]],
+    spread: Callable[[int, int], list[int]] = even_layers,
+) -> dict[str, list[int]]:
+    """The layers that a choice means in stacks of these depths.
+
+    Args:
+        choice: A `LayerChoice`, or None.
+        depths: The number of layers of each stack.
+        default: What is chosen of a stack of some depth that the choice does not name.
+        spread: Gives the indices of a number of layers out of a depth.
+
+    Raises:
+        ValueError: A stack has no such layers, or there is no such stack.
+    """
+    found = {}
+    for stack, chosen in in_stacks(choice, depths, None).items():
+        chosen = default(depths[stack]) if chosen is None else chosen
+        try:
+            found[stack] = spread(depths[stack], chosen) if isinstance(chosen, int) else [*chosen]
+            check_layers(found[stack], depths[stack])
+        except ValueError as error:
+            raise (ValueError(f"{stack}: {error}") if len(depths) > 1 else error) from error
+    return found
+
+
+def check_stacks(layers: Layers, depths: Mapping[str, int]) -> None:
+    """Raise a `ValueError` if layers are not of all stacks, or one lacks some of them."""
+    if {*layers} != {*depths}:
+        raise ValueError(f"layers of {' and '.join(layers)} do not fit a model that has {' and '.join(depths)}")
+    chosen_layers({stack: [*chosen] for stack, chosen in layers.items()}, depths, lambda deep: deep)
+
+
+def recorded(layers: Layers) -> Any:
+    """Layers as an operation records them: a list for a model with one stack."""
+    return [*next(iter(layers.values()))] if len(layers) == 1 else {stack: [*found] for stack, found in layers.items()}
