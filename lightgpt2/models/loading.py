@@ -330,6 +330,8 @@ def load_tokenizer(
     tokenizer: PreTrainedTokenizerFast
     with explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
+        if file := gguf_file(source):
+            gguf_files.name_special_tokens(tokenizer, file)
         tokenizer("a")  # some settings that mean nothing show only when it is used
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
