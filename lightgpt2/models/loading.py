@@ -179,14 +179,15 @@ def new_like(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMode
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are written over
         made = new_model(config).to(model.device)
-    if is_tied(made) and not is_tied(model):
-        untie(made)
+    untie(made, is_tied(model))
     carry_generation(model, made)
     return made.train(model.training)
 
 
-def untie(model: PreTrainedModel) -> None:
-    """Gives a model's vocabulary head a weight of its own."""
+def untie(model: PreTrainedModel, tied: bool = False) -> None:
+    """Gives a model's vocabulary head a weight of its own, unless it is to be tied."""
+    if tied or not is_tied(model):
+        return
     head: Any = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
