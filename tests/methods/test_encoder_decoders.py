@@ -1,6 +1,7 @@
 """Every method on encoder-decoders: the real command, and what it leaves is what plain transformers computes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def test_adapters_on_an_nf4_base_and_pruned_weights(bench: Bench, family: str) -
     fitted(bench, summarizing(bench, "QLoRA"))
     assert [operation["op"] for operation in entries()[-1]["operations"]] == ["dequantize", "lora", "merge"]
     Path("checkpoints/r/model").rename("merged")
+    shutil.rmtree("checkpoints/r")
     pruning = callback("GlobalL1Pruning", amount=0.5)
     model = fitted(bench, summarizing(bench, "FineTune", "merged") | {"trainer.callbacks": [pruning]})
     weights = [module.weight for module in block_linears(model).values()]
