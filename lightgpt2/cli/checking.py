@@ -45,7 +45,8 @@ _CLASS = {
     **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict, NoneType))),
 }
 _SOURCES = {"model": "a hub id, a model folder or a .gguf file", "data": "a file, a folder or a hub id"}
-_SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer")  # settings that may be the path of what is read
+# Settings that may be the path of what is read.
+_SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer", "generated_by")
 
 
 def check(args: list[str], models: bool = True) -> list[str]:
@@ -112,6 +113,8 @@ def _fields(key: str, values: dict[str, Any], known: dict[str, Setting], page: s
 
 
 def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Problem]:
+    if value in (None, "null") and NoneType in setting.types:
+        return
     sections = [each for each in setting.types if isinstance(each, Section)]
     items = [each for each in setting.types if item(each)]
     others = [each for each in setting.types if each not in sections and each not in items]
@@ -123,7 +126,7 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
     elif isinstance(value, dict) and (chosen or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)
-    elif len(sections) == 1 and not items and not {*others} - {NoneType} and (value is not None or not others):
+    elif len(sections) == 1 and not items and not {*others} - {NoneType}:
         yield from _group(key, value, sections[0], page)
     elif others and not (classes and isinstance(value, dict | str)):  # where a text may be the path of a class
         try:

@@ -26,6 +26,9 @@ def generate(
     top_p: PositiveFloat | None = None,
     repetition_penalty: PositiveFloat | None = None,
     no_repeat_ngram: NonNegativeInt | None = None,
+    num_beams: PositiveInt | None = None,
+    length_penalty: float | None = None,
+    min_new_tokens: NonNegativeInt | None = None,
     stop: list[str] = [],  # noqa: B006
     seed: NonNegativeInt = 0,
     threads: PositiveInt | None = None,
@@ -34,7 +37,8 @@ def generate(
 ) -> None:
     """Continue a prompt, or each prompt of a file, or answer as an assistant.
 
-    The settings of the sampling default to what the model's folder says, else to the value in brackets.
+    An encoder-decoder writes what belongs to the prompt, its summary for example. Settings default to what the model's folder
+    says, else to the value in brackets.
 
     Args:
         model: An exported folder, a model folder, a GGUF file or a hub model.
@@ -50,6 +54,9 @@ def generate(
         top_p: Sample from the fewest most likely tokens with this share of the probability (1).
         repetition_penalty: Above 1, tokens that are there already become less likely (1).
         no_repeat_ngram: Never repeat this many tokens in a row (0: no limit) (0).
+        num_beams: Texts that an encoder-decoder begins side by side, of which the best is taken (1).
+        length_penalty: Power of its length that a beam's score is divided by; above 0 it favours longer texts (1).
+        min_new_tokens: The least tokens before a text may end (0).
         stop: Texts that end a continuation, and are not printed.
         seed: Seed of the sampling: the same seed gives the same text.
         threads: Threads to compute with (default: all cores).
@@ -61,10 +68,12 @@ def generate(
     from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import resolve
     from lightgpt2.runtime.prompts import Texts, conversation, read_prompts, stamp
+    from lightgpt2.runtime.text_to_text import TextToText
 
     options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram, "seed": seed, "batch_size": batch,
+        "num_beams": num_beams, "length_penalty": length_penalty, "min_new_tokens": min_new_tokens,
     }  # fmt: skip
     if output is not None:
         refuse(unwritable("--output", Path(output), Path(output).parent))
@@ -84,8 +93,10 @@ def generate(
         if not is_exported(model):
             quiet_transformers()
         loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
-        if not isinstance(loaded, LanguageModel):
+        if not isinstance(loaded, LanguageModel | TextToText):
             raise UserError(f"MODEL: {model} classifies texts; use lightgpt2 classify")
+        if chat and isinstance(loaded, TextToText):
+            raise UserError(f"--chat: {model} is an encoder-decoder, which has no conversations; remove it")
         head = [] if system is None else [{"role": "system", "content": system}]
         if given == 0:
             from lightgpt2.runtime.conversation import converse

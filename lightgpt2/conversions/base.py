@@ -11,6 +11,7 @@ from lightgpt2.errors import Problem
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import Operation
 from lightgpt2.runtime.engines import Classifier, Engine
+from lightgpt2.runtime.text_to_text import TextToText
 
 
 class Conversion(ABC):
@@ -55,7 +56,7 @@ class Conversion(ABC):
             UserError: The model does not fit, or the copy is larger than it should be.
         """
 
-    def runner(self, folder: Path) -> PreTrainedModel | Engine | Classifier:
+    def runner(self, folder: Path) -> PreTrainedModel | Engine | Classifier | TextToText:
         """The copy, loaded from disk, as it is scored; by default as transformers loads it."""
         return load_model(str(folder), "model", self.trust_remote_code)
 

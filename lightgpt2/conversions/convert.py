@@ -18,6 +18,7 @@ from lightgpt2.models.operations import Operation
 from lightgpt2.models.quality import Metric, read_scores, write_scores
 from lightgpt2.models.saving import measure_sizes
 from lightgpt2.runtime.engines import Classifier, Engine
+from lightgpt2.runtime.text_to_text import TextToText
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Converter:
         self,
         made: Converted,
         conversion: Conversion,
-        engine: Engine | Classifier,
+        engine: Engine | Classifier | TextToText,
         source: str,
         folder: Path,
         known: Any,

@@ -9,8 +9,9 @@ from lightgpt2.data.classification import ClassificationData
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.documents import plain_text
 from lightgpt2.data.language_modeling import LanguageModelingData
+from lightgpt2.data.text_to_text import TextToTextData
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, check_family, family_of, predicts
+from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, SEQ2SEQ, check_family, family_of, predicts
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_tokenizer
 
@@ -22,16 +23,21 @@ class _Kind(NamedTuple):
     length: str  # the setting for the length of an input in tokens
     tokens: int  # its value, unless the ledger says or the model has fewer positions
     source: str | None  # its source where the ledger names none
+    texts: str  # what a source holds, in words
     kept: tuple[str, ...]  # the settings that decide what is scored
 
 
 _KINDS = {
-    CAUSAL_LM: _Kind(LanguageModelingData, "sequence_length", 512, Corpus.source, (
+    CAUSAL_LM: _Kind(LanguageModelingData, "sequence_length", 512, Corpus.source, "text", (
         "source", "text_field", "separator", "streaming", "token_budget", "near_duplicates", "loss_on",
         "valid_fraction", "test_fraction", "sequence_length", "stride",
     )),
-    CLASSIFICATION: _Kind(ClassificationData, "max_length", 128, None, (
+    CLASSIFICATION: _Kind(ClassificationData, "max_length", 128, None, "labelled texts", (
         "source", "text_field", "pair_field", "label_field", "class_names", "valid_fraction", "test_fraction", "max_length",
+    )),
+    SEQ2SEQ: _Kind(TextToTextData, "max_source_length", 512, None, "texts with targets", (
+        "source", "source_field", "target_field", "prefix", "max_source_length", "max_target_length", "valid_fraction",
+        "test_fraction",
     )),
 }  # fmt: skip
 
@@ -52,7 +58,7 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
     kind = _KINDS[predicts(config.architectures)]
     settings: dict[str, Any] = {"source": source} if source else _trained_on(model, kind)
     if not settings:
-        raise UserError(f"--data: the ledger of {model} names no labelled texts; give some, as data.source")
+        raise UserError(f"--data: the ledger of {model} names no {kind.texts}; give some, as data.source")
     positions = family_of(config).positions(config)
     settings[kind.length] = min(filter(None, (settings.get(kind.length, kind.tokens), positions)))
     if (settings.get("stride") or 0) >= settings[kind.length]:

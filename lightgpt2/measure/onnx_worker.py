@@ -15,12 +15,15 @@ from torch import Tensor
 from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import cuda_problem
 from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
-from lightgpt2.models.families import CAUSAL_LM, predicts
+from lightgpt2.models.families import CLASSIFICATION, SEQ2SEQ, predicts
 from lightgpt2.models.files import atomic_file
 from lightgpt2.models.loading import folder_config
+from lightgpt2.runtime.beams import Beams
 from lightgpt2.runtime.folder import ONNX, open_export
 from lightgpt2.runtime.onnx_classifier import OnnxClassifier
+from lightgpt2.runtime.onnx_encoder_decoder import OnnxEncoderDecoder
 from lightgpt2.runtime.onnx_engine import OnnxEngine
+from lightgpt2.runtime.options import Settings
 from lightgpt2.runtime.ort import runtime
 
 
@@ -30,14 +33,17 @@ class OnnxWorker(Worker):
     def _prepare(self) -> None:
         if self.device != "cpu":
             raise UserError([cuda_problem(self.arm.source)])
-        folder = Path(self.arm.source).expanduser()
-        self._graph, self._bytes = folder / ONNX, sum(open_export(folder)["bytes"].values())
+        folder = self._folder = Path(self.arm.source).expanduser()
+        self._bytes = sum(open_export(folder)["bytes"].values())
         self._config, self._threads = folder_config(folder, "MODEL"), torch.get_num_threads()
 
     def _open(self, profile: str | None = None) -> Any:
-        if predicts(self._config.architectures) != CAUSAL_LM:
-            return OnnxClassifier(self._graph, self._threads, profile=profile)
-        return OnnxEngine(self._graph, self._config.max_position_embeddings, self._threads, profile=profile)
+        kind, about = predicts(self._config.architectures), {"threads": self._threads, "profile": profile}
+        if kind == SEQ2SEQ:
+            return OnnxEncoderDecoder(self._folder, **about)
+        if kind == CLASSIFICATION:
+            return OnnxClassifier(self._folder / ONNX, **about)
+        return OnnxEngine(self._folder / ONNX, self._config.max_position_embeddings, **about)
 
     def _load(self) -> dict[str, float | None]:
         self.engine = self._open()
@@ -56,26 +62,52 @@ class OnnxWorker(Worker):
         tokens, seen = ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy()
         if isinstance(self.engine, OnnxEngine):
             self.engine.logits(tokens, seen)
+        elif isinstance(self.engine, OnnxEncoderDecoder):
+            self.engine.logits(tokens, seen, tokens)
         else:
             self.engine.logits({"input_ids": tokens, "attention_mask": seen})
 
     def encode(self, ids: Tensor) -> None:
-        self.engine.prefill(ids.numpy(), np.ones(ids.shape, np.int64), 1)
-
-    def search(self, prompt: Tensor, count: int, beams: int) -> None:
-        raise UserError(f"an exported decoder generates greedily: {beams} beams cannot be measured")
+        if isinstance(self.engine, OnnxEncoderDecoder):
+            self.engine.read(ids.numpy(), np.ones(ids.shape, np.int64))
+        else:
+            self._begin(ids, 1)
 
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
         """Greedy, as for the other arms."""
-        ids, times = prompt.numpy(), list[float]()
+        times = list[float]()
         spent, started = time.process_time(), time.perf_counter()
-        logits = self.engine.prefill(ids, np.ones_like(ids), count)
+        logits = self._begin(prompt, count)
         while True:
             tokens = logits.argmax(axis=1)
             times.append(time.perf_counter())
             if len(times) == count:
                 return [started, *times], time.process_time() - spent
             logits = self.engine.decode(tokens)
+
+    def search(self, prompt: Tensor, count: int, beams: int) -> None:
+        if not isinstance(self.engine, OnnxEncoderDecoder):
+            raise UserError(f"an exported decoder generates greedily: {beams} beams cannot be measured")
+        search = Beams(Settings(num_beams=beams), len(prompt), self._start, count)
+        logits = self._begin(prompt, count)
+        while True:
+            tokens, rows = search(logits)
+            if search.done:
+                return
+            logits = self.engine.decode(tokens, rows)
+
+    def _begin(self, prompt: Tensor, count: int) -> Any:
+        """The logits of the first token behind a prompt, or of the target of a source."""
+        ids = prompt.numpy()
+        mask = np.ones_like(ids)
+        if isinstance(self.engine, OnnxEncoderDecoder):
+            return self.engine.prefill(ids, mask, np.tile(np.array(self._start, np.int64), (len(ids), 1)))
+        return self.engine.prefill(ids, mask, count)
+
+    @property
+    def _start(self) -> list[int]:
+        """How targets begin: with any token, for what it takes."""
+        return [getattr(self._config, "decoder_start_token_id", None) or 0]
 
 
 def profiled(open_engine: Callable[[str], Any], step: Callable[[Any], None], trace: Path) -> tuple[list[Operator], str]:

@@ -46,6 +46,12 @@ class Decoding:
             "no_repeat_ngram_size": int(self.no_repeat_ngram_size),
         }
 
+    def runtime_options(self, most: int) -> dict[str, Any]:
+        """The same, as options of `runtime.text_to_text.TextToText`."""
+        options = {"temperature": 0.0, "num_beams": int(self.num_beams), "min_new_tokens": int(self.min_new_tokens)}
+        options |= {"max_new_tokens": self.longest(most), "no_repeat_ngram": int(self.no_repeat_ngram_size)}
+        return options | ({"length_penalty": float(self.length_penalty)} if self.num_beams > 1 else {})
+
     def longest(self, most: int) -> int:
         return int(self.max_new_tokens or most)
 

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def load_config(
     source: str | dict[str, Any],
     key: str,
     trust_remote_code: bool = False,
-    auto_classes: Sequence[str] = (),
+    auto_classes: tuple[str, ...] = (),
     new_head: bool = False,
 ) -> PretrainedConfig:
     """The configuration of a model that is named, or described by a dictionary of values with `model_type`.
@@ -99,6 +99,9 @@ def load_config(
         named = ", ".join(config.architectures or ["none"])
         what = f"{source} has no classification head (its architecture: {named})"
         raise UserError([Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first")])
+    if auto_class == CLASSIFICATION and (kind := config.problem_type) not in (None, "single_label_classification"):
+        what = f"{source} is a model for {kind}, and here each text has one class"
+        raise UserError([Problem(key, what, "remove problem_type from its config.json")])
     if auto_class:
         config.architectures = [class_for(config, auto_class, key)]
     _check_uneven(config, str(source), key)
@@ -240,7 +243,7 @@ def load_model(
     source: str,
     key: str,
     trust_remote_code: bool = False,
-    auto_classes: Sequence[str] = (),
+    auto_classes: tuple[str, ...] = (),
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:

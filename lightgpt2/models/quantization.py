@@ -14,6 +14,8 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
+from lightgpt2.models.adapted import adapted_config, load_adapted
+from lightgpt2.models.adapters import is_adapter
 from lightgpt2.models.families import (
     CLASSIFICATION,
     LINEAR,
@@ -70,19 +72,24 @@ def quantization_of(config: PretrainedConfig) -> str | None:
 
 def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
     """The format of a model's file: as `quantization_of`, or `gguf`."""
-    config = load_config(source, key, trust_remote_code)
+    config = inference_config(source, key, trust_remote_code)
     return "gguf" if source.endswith(".gguf") else quantization_of(config)
+
+
+def inference_config(source: str, key: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of what `load_for_inference` loads."""
+    return (adapted_config if is_adapter(source) else load_config)(source, key, trust_remote_code)
 
 
 def load_for_inference(
     source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A pretrained model as it is deployed, on its device (`cpu` or `cuda:N`), in eval mode.
+    """A pretrained model as it is deployed, on its device (`cpu` or `cuda:N`), in eval mode; adapters stay beside their base.
 
     `precision` is `fp32`, `bf16`, `fp16`, bitsandbytes' `int8` or `nf4`, or `DYNAMIC`; a quantized folder keeps its own.
     `attention` is transformers' `attn_implementation`; `key` is named in errors.
     """
-    config, form = load_config(source, key, trust_remote_code), cast(Format, precision)
+    config, form = inference_config(source, key, trust_remote_code), cast(Format, precision)
     options: dict[str, Any] = {"attn_implementation": attention}
     if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
@@ -95,7 +102,8 @@ def load_for_inference(
         fast = torch.float16 if form == "int8" else torch.bfloat16
         options |= {"dtype": fast if cuda else torch.float32, "device_map": {"": device}}
         options["quantization_config"] = settings(form, config, cuda)
-    model = load_model(source, key, trust_remote_code, **options).eval()
+    load = load_adapted if is_adapter(source) else load_model
+    model = load(source, key, trust_remote_code, **options).eval()
     if precision == DYNAMIC:
         return _quantized_dynamically(model)
     if "device_map" not in options:

@@ -16,6 +16,9 @@ Ints = NDArray[np.int64]
 PREFILL = "prefill"
 CONTEXT = "context"  # key likewise, of a classifier: how many positions it has
 
+# The graphs of an exported encoder-decoder.
+ENCODER, DECODER, DECODER_WITH_PAST = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
+
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -55,6 +58,34 @@ class Classifier(Protocol):
 
     def logits(self, batch: Mapping[str, Ints]) -> Floats:
         """The logits of the classes `[B, C]` for `input_ids`, `attention_mask` and perhaps `token_type_ids`, `[B, T]`."""
+
+
+class EncoderDecoder(Protocol):
+    """An encoder-decoder with a cache of keys and values, for one batch at a time.
+
+    Attributes:
+        vocabulary: V, the number of logits.
+        context: How many positions sources and targets have; None: there is no limit.
+    """
+
+    vocabulary: int
+    context: int | None
+
+    def prefill(self, ids: Ints, mask: Ints, start: Ints) -> Floats:
+        """Read the sources `[B, S]` of a new batch, with 0 at pads in `mask`, and the beginning of each target `[B, T]`.
+
+        Returns logits of the next token `[B, V]`: the caller's until the next call.
+        """
+
+    def decode(self, tokens: Ints, rows: Ints | None = None) -> Floats:
+        """Add a token `[N]` to each sequence; the logits of the next one `[N, V]`, as in `prefill`.
+
+        `rows` `[N]` says which sequences of the call before go on, in this order: several may go on from one. Those of a source
+        stay side by side, and all sources have as many. None: all go on as they are.
+        """
+
+    def logits(self, ids: Ints, mask: Ints, targets: Ints) -> Floats:
+        """The logits `[B, T, V]` behind each token of targets `[B, T]`, without a cache; `decode` does not go on from here."""
 
 
 def positions(mask: Ints) -> Ints:

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from tokenizers import Tokenizer
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.models.chat import ChatTemplate, Message, message_problem
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.engines import Engine, Floats, Ints
@@ -20,6 +20,9 @@ from lightgpt2.runtime.text import Writer
 
 OnText = Callable[[int, str], None]
 Prompt = str | Sequence[Message]  # a text to continue, or a conversation to answer
+
+
+_OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")  # options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,9 @@ class LanguageModel:
         Raises:
             UserError: The model has no chat template, the template refuses the conversation, or as for `generate`.
         """
+        if isinstance(messages, str):  # which would be continued as it is
+            fix = 'give [{"role": "user", "content": ...}]'
+            raise UserError([Problem("messages", f"must be a list of messages, got {messages!r:.60}", fix)])
         (done,) = self.texts([messages], options, on_text and (lambda _, piece: on_text(piece)))
         return done.text
 
@@ -123,6 +129,12 @@ class LanguageModel:
 
         Prompts whose indices are `known` are left out, and the other ones get the texts that they would get beside them.
         """
+        wrong = (each for each in prompts if isinstance(each, bytes) or not isinstance(each, Sequence))
+        if (given := next(wrong, self)) is not self:
+            raise UserError(
+                [Problem("prompt", f"must be text, or a list of messages, got {given!r:.60}", "correct it")]
+            )
+        refuse(_no_beams(name) for name in _OF_BEAMS if options.get(name) is not None)
         if any(not isinstance(prompt, str) for prompt in prompts):
             ids, stop = self._turn_end
             ends = [*as_ids(self._folder.get("eos_token_id")), *ids]
@@ -208,27 +220,49 @@ class LanguageModel:
 
     def _continue(self, batch: Sequence[_Prompt], settings: Settings, on_text: OnText | None) -> Iterator[Continuation]:
         new_tokens = batch[0].new_tokens  # the same for all
-        prompts = [prompt.tokens for prompt in batch]
-        sampler = Sampler(settings, prompts, [prompt.index for prompt in batch], new_tokens)
-        shown = (on_text and partial(on_text, prompt.index) for prompt in batch)
-        stop, ends = settings.stop, settings.stop_strings
-        writers = [Writer(self.tokenizer, p, stop, on, ends) for p, on in zip(prompts, shown, strict=True)]
-        active = set(range(len(batch)))
+        prompts, indices = [prompt.tokens for prompt in batch], [prompt.index for prompt in batch]
+        writers = writers_of(self.tokenizer, prompts, indices, settings, on_text)
+        sampler = Sampler(settings, prompts, indices, new_tokens)
         logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
-        for count in range(1, new_tokens + 1):
-            tokens = sampler(logits)
-            for row in sorted(active):
-                token = int(tokens[row])
-                if token not in settings.ends:
-                    writers[row].add(token)
-                if token in settings.ends or writers[row].stopped or count == new_tokens:
-                    active.remove(row)
-                    text = writers[row].finish()  # which may find a stop text
-                    stopped = token in settings.ends or writers[row].stopped
-                    yield Continuation(batch[row].index, text, "stop" if stopped else "length")
-            if not active:
-                return
-            logits = self.engine.decode(tokens)
+        for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new_tokens):
+            yield Continuation(indices[row], text, "stop" if stopped else "length")
+
+
+def _no_beams(name: str) -> Problem:
+    return Problem(name, "models that continue a text are not searched with beams here", "remove it")
+
+
+def writers_of(
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    settings: Settings,
+    on_text: OnText | None,
+) -> list[Writer]:
+    """What writes the texts behind prompts of these indices."""
+    shown = (on_text and partial(on_text, index) for index in indices)
+    stop, ends = settings.stop, settings.stop_strings
+    return [Writer(tokenizer, prompt, stop, on, ends) for prompt, on in zip(prompts, shown, strict=True)]
+
+
+def written(
+    logits: Floats, decode: Callable[[Ints], Floats], sampler: Sampler, writers: Sequence[Writer], new_tokens: int
+) -> Iterator[tuple[int, str, bool]]:
+    """Write on, token by token, from logits `[B, V]`; yields each row that is done, its text, and whether it ended itself."""
+    ends, active = sampler.settings.ends, set(range(len(writers)))
+    for count in range(1, new_tokens + 1):
+        tokens = sampler(logits)
+        for row in sorted(active):
+            token = int(tokens[row])
+            if token not in ends:
+                writers[row].add(token)
+            if token in ends or writers[row].stopped or count == new_tokens:
+                active.remove(row)
+                text = writers[row].finish()  # which may find a stop text
+                yield row, text, token in ends or writers[row].stopped
+        if not active:
+            return
+        logits = decode(tokens)
 
 
 def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:

@@ -1,5 +1,6 @@
 """Settings of a generation: what is asked, else what the model's folder says, else a default."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ _OF_FOLDERS = {
     name: name
     for name in (
         "max_new_tokens", "max_length", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
-        "repetition_penalty",
+        "repetition_penalty", "num_beams", "length_penalty", "early_stopping",
     )
 } | {"no_repeat_ngram_size": "no_repeat_ngram"}  # fmt: skip
 
@@ -31,6 +32,9 @@ class Settings:
         repetition_penalty: Divisor of positive logits, and factor of negative ones, of tokens that were there before, in the
             prompt too (1: none).
         no_repeat_ngram: Length of the sequences of tokens that may not come twice, the prompt included (0: no limit).
+        num_beams: How many texts are begun side by side, of which the best is taken (1: no beam search).
+        length_penalty: The power of its length by which a text's log probability is divided: above 0 favours long ones.
+        early_stopping: True to stop at `num_beams` ends; False: when no better one is likely; "never": when none is possible.
         seed: Seed of the sampling, with a prompt's index.
         stop: Texts that end a text, and are no part of it; for `resolve` one text will do.
         ends: End-of-text tokens; always the folder's, as is what follows.
@@ -51,6 +55,9 @@ class Settings:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     seed: int = 0
     stop: tuple[str, ...] = ()
     ends: frozenset[int] = frozenset()
@@ -71,10 +78,14 @@ def _texts(value: Any) -> tuple[str, ...]:
 def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
     """The settings that some options give, with what is open (missing or None) from the folder's generation configuration.
 
+    Options are the fields that have a default above `ends`, and `min_new_tokens`, the least tokens before a text may end.
+
     Raises:
         UserError: One line for each value that is out of range.
     """
     asked = {name: value for name, value in options.items() if value is not None}
+    if (least := asked.pop("min_new_tokens", None)) is not None:
+        folder = {**folder, "min_new_tokens": least}
     theirs = {name: folder[key] for key, name in _OF_FOLDERS.items() if folder.get(key) is not None}
     values: dict[str, Any] = {"temperature": 1.0, **theirs, **asked}
     if not asked.get("temperature", folder.get("do_sample")):
@@ -92,6 +103,9 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
         "top_p": ("above 0 and at most 1", 0 < settings.top_p <= 1),
         "repetition_penalty": ("above 0 (1: none)", 0 < settings.repetition_penalty < float("inf")),
         "no_repeat_ngram": ("at least 0 (0: no limit)", settings.no_repeat_ngram >= 0),
+        "num_beams": ("at least 1", settings.num_beams >= 1),
+        "length_penalty": ("a finite number", math.isfinite(settings.length_penalty)),
+        "early_stopping": ("true, false or never", settings.early_stopping in (True, False, "never")),
         "seed": ("at least 0", settings.seed >= 0),
         "min_p": ("at least 0 and at most 1", 0 <= settings.min_p <= 1),
         "typical_p": ("above 0 and at most 1", 0 < settings.typical_p <= 1),
@@ -109,6 +123,11 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
         what = "must be left out at temperature 0, which takes the most likely token"
         unused = [name for name in ("top_k", "top_p") if name in asked]
         problems += [Problem(name, what, "give a temperature above 0, or remove it") for name in unused]
+    if least is not None and least < 0:
+        problems.append(Problem("min_new_tokens", f"must be at least 0, got {least}"))
+    elif least and settings.max_length is None and least > settings.max_new_tokens:
+        what = f"must be at most max_new_tokens, {settings.max_new_tokens}, got {least}"
+        problems.append(Problem("min_new_tokens", what, "give fewer, or more max_new_tokens"))
     if problems:
         raise UserError(problems)
     return settings

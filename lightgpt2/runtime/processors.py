@@ -1,7 +1,7 @@
 """What a folder's `generation_config.json` does to logits `[V]`, under transformers' names; and what of it is not done here."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ _NOT_DONE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def not_done(folder: Mapping[str, Any]) -> list[str]:
-    """The settings of a folder that transformers would follow, and that are passed over here."""
-    return [name for name, neutral in _NOT_DONE.items() if folder.get(name) is not None and folder.get(name) != neutral]
+def not_done(folder: Mapping[str, Any], done: Container[str] = ()) -> list[str]:
+    """The settings of a folder that transformers would follow, and that are passed over here, but those that are `done`."""
+    asked = {name: folder.get(name) for name in _NOT_DONE if name not in done}
+    return [name for name, value in asked.items() if value is not None and value != _NOT_DONE[name]]
 
 
 def as_ids(value: Any) -> list[int]:
@@ -45,7 +46,8 @@ def later_processors(folder: Mapping[str, Any]) -> Iterator[Processor]:
         raise ValueError("bad_words_ids has a word without tokens")
     if words:
         yield _biased([(ids, -math.inf) for ids in words])
-    least, new = folder.get("min_length") or 0, folder.get("min_new_tokens") or 0
+    new = folder.get("min_new_tokens")
+    least, new = 0 if new is not None else folder.get("min_length") or 0, new or 0  # the second replaces the first
     if least or new:
         yield _forbidden(ends, lambda length, prompt: length < least or length - prompt < new)
     if (begin := folder.get("forced_bos_token_id")) is not None:
@@ -57,7 +59,8 @@ def later_processors(folder: Mapping[str, Any]) -> Iterator[Processor]:
     if never := as_ids(folder.get("suppress_tokens")):
         yield _forbidden(never, lambda length, prompt: True)
     if at_first := as_ids(folder.get("begin_suppress_tokens")):
-        yield _forbidden(at_first, lambda length, prompt: length == prompt)
+        late = int(begin is not None)  # behind the forced one
+        yield _forbidden(at_first, lambda length, prompt: length == prompt + (late if prompt == 1 else 0))
 
 
 def _known(ids: list[int], logits: Floats) -> list[int]:

@@ -30,6 +30,25 @@ def forbid_ngrams(logits: Floats, history: Ints, length: int) -> None:
     logits[windows[(windows[:, :-1] == begun).all(axis=1), -1]] = -np.inf
 
 
+def check_finite(logits: Floats) -> None:
+    """Raise a `UserError` if logits `[B, V]` are not finite."""
+    if not np.isfinite(logits.max(axis=1)).all():  # the largest of numbers with a NaN is NaN
+        what = "the model's logits are not finite: its weights are damaged, or overflow"
+        raise UserError([Problem("model", what, "fetch the model or make it again")])
+
+
+def process(logits: Floats, history: Ints, prompt: int, new_tokens: int, settings: Settings) -> None:
+    """Change, in place, the logits `[V]` of the token behind `history`, of which the first `prompt` tokens were given."""
+    for each in settings.first:
+        each(logits, history, prompt, new_tokens)
+    if settings.repetition_penalty != 1:
+        penalize(logits, history, settings.repetition_penalty)
+    if settings.no_repeat_ngram:
+        forbid_ngrams(logits, history, settings.no_repeat_ngram)
+    for each in settings.later:
+        each(logits, history, prompt, new_tokens)
+
+
 def distribution(logits: Floats, temperature: float, top_k: int = 0, top_p: float = 1.0) -> tuple[Ints, Floats]:
     """The tokens that may be sampled, of logits `[V]`: their ids `[K]`, and probabilities `[K]` that sum to 1.
 
@@ -113,19 +132,9 @@ class Sampler:
     def __call__(self, logits: Floats) -> Ints:
         """The next tokens `[B]`, from logits `[B, V]`, which are changed in place."""
         settings = self.settings
-        if not np.isfinite(logits.max(axis=1)).all():  # the largest of numbers with a NaN is NaN
-            what = "the model's logits are not finite: its weights are damaged, or overflow"
-            raise UserError([Problem("model", what, "fetch the model or make it again")])
+        check_finite(logits)
         for row, tokens, length, prompt in zip(logits, self._history, self._lengths, self._prompts, strict=True):
-            history = tokens[:length]
-            for process in settings.first:
-                process(row, history, prompt, self._new_tokens)
-            if settings.repetition_penalty != 1:
-                penalize(row, history, settings.repetition_penalty)
-            if settings.no_repeat_ngram:
-                forbid_ngrams(row, history, settings.no_repeat_ngram)
-            for process in settings.later:
-                process(row, history, prompt, self._new_tokens)
+            process(row, tokens[:length], prompt, self._new_tokens, settings)
         if settings.temperature == 0:
             tokens = logits.argmax(axis=1)
         else:

@@ -19,7 +19,7 @@ from lightgpt2.models.quality import Metric, value_of
 from lightgpt2.tasks.base import Batch, Row, Task
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 16, 64
-_TIE = 1e-3  # logits that are this close may change places by rounding alone
+TIE = 1e-3  # logits that are this close may change places by rounding alone
 
 # By how much the primary metric, the perplexity, may exceed the source's.
 BOUNDS = {"fp32": 0.001, "f16": 0.005, "int8": 0.05, "int4": 0.5}
@@ -63,18 +63,28 @@ def agreement(engine: Any, model: PreTrainedModel, prompts: list[list[int]]) -> 
         text, chosen = row[None, :-1], row[length:, None]
         both = engine.logits(text, np.ones_like(text)), torch_logits(model, text)
         pair = [logits[0, length - 1 :] for logits in both]
-        likeliest = (np.take_along_axis(each, chosen, axis=1)[:, 0] >= each.max(axis=1) - _TIE for each in pair)
+        likeliest = (np.take_along_axis(each, chosen, axis=1)[:, 0] >= each.max(axis=1) - TIE for each in pair)
         same.append([*likeliest])
-        errors += [_error(*pair).max(), _error(last[None], pair[1][-1:]).max()]
+        errors += [error_of(*pair).max(), error_of(last[None], pair[1][-1:]).max()]
     cache, source = (float(share) for share in np.mean(same, axis=(0, 2)))
     return Agreement(cache, source, float(np.max(errors)), ids[:, length:].size)
 
 
-def _error(found: Floats, wanted: Floats) -> Floats:
+def error_of(found: Floats, wanted: Floats) -> Floats:
     """The relative error of logits `[T, V]`, `[T]`; what is added to all of a token's logits says nothing."""
     found, wanted = (logits - logits.mean(axis=1, keepdims=True) for logits in (found, wanted))
     size: Floats = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
     return size
+
+
+def share_problems(found: Agreement, precision: str) -> Iterator[str]:
+    """What of an agreement is out of bounds; NaN is."""
+    least = _SHARES[precision]
+    if not (found.cache >= least[0] and found.source >= least[1]):
+        shares = f"{found.cache:.2%} come without the cache too and {found.source:.2%} from PyTorch"
+        yield f"of {found.tokens} greedy tokens {shares}; at least {least[0]:.0%} and {least[1]:.0%} must"
+    if not found.error <= (most := _LOGITS.get(precision, math.inf)):
+        yield f"its logits are up to {found.error:.2%} off PyTorch's; at most {most:.0%} is allowed"
 
 
 @torch.inference_mode()
@@ -140,11 +150,6 @@ def verify(
     if not ratio <= 1 + BOUNDS[precision]:  # nor is NaN
         said = f"its {task.primary} is {mine:.2f}, {ratio - 1:.1%} above the source's {theirs:.2f}"
         problems.append(f"{said}; at most {BOUNDS[precision]:.1%} is allowed")
-    least = _SHARES[precision]
-    if not (found.cache >= least[0] and found.source >= least[1]):
-        shares = f"{found.cache:.2%} come without the cache too and {found.source:.2%} from PyTorch"
-        problems.append(f"of {found.tokens} greedy tokens {shares}; at least {least[0]:.0%} and {least[1]:.0%} must")
-    if not found.error <= (most := _LOGITS.get(precision, math.inf)):
-        problems.append(f"its logits are up to {found.error:.2%} off PyTorch's; at most {most:.0%} is allowed")
+    problems += share_problems(found, precision)
     quality = {"before": before, "after": after, "ratio": ratio}
     return {"quality": quality, "agreement": vars(found), "problems": problems, "metrics": metrics}

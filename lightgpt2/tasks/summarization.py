@@ -20,7 +20,7 @@ from lightgpt2.models.quality import Metric
 from lightgpt2.models.room import free_memory, lack
 from lightgpt2.models.saving import positions_of
 from lightgpt2.models.workloads import Documents, Encoding, Generation, Positions, Workload
-from lightgpt2.tasks import rouge
+from lightgpt2.tasks import exported_seq2seq, rouge
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
 _WITHOUT_DATA = 128  # the most new tokens where no data says it
@@ -50,6 +50,7 @@ class Summarization(Task):
     auto_classes = (SEQ2SEQ, CAUSAL_LM)
     primary = "rouge1"
     better = "higher"
+    verify = exported_seq2seq.verify
 
     def __init__(
         self,

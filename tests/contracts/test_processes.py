@@ -6,14 +6,12 @@ Runs of three optimizer steps of two micro-batches, by a plain `Trainer` with th
 import functools
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -26,7 +24,6 @@ from lightgpt2.adaptations import Adaptation, FakeQuantize, Lora, LoraAdapters, 
 from lightgpt2.adaptations.pruning_settings import Pruning, Threshold
 from lightgpt2.callbacks import run_callbacks
 from lightgpt2.data import ClassificationData, LanguageModelingData, TaskData, TextToTextData
-from lightgpt2.data.tokenizer import train_wordpiece
 from lightgpt2.errors import exit_with_message
 from lightgpt2.methods import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
@@ -39,7 +36,14 @@ from lightgpt2.starts import Pretrained
 from lightgpt2.tasks import Classification, LanguageModeling, Summarization
 from tests.support.cli import run_cli
 from tests.support.kill import KillAt
-from tests.support.models import WHOLE_BLOCKS, make_classifier, make_model, write_corpus, write_seq2seq, write_tokenizer
+from tests.support.models import (
+    WHOLE_BLOCKS,
+    make_model,
+    write_classifier,
+    write_corpus,
+    write_seq2seq,
+    write_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -144,9 +148,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(folder / name)
     for dropout in (0.0, 0.1):
         dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
-        make_classifier("bert", classes=5, **dropouts).save_pretrained(folder / f"classifier-{dropout}")
-        train_wordpiece([topics["assignment"], topics["class"]], 300, folder / "words")
-        shutil.copytree(folder / "words", folder / f"classifier-{dropout}", dirs_exist_ok=True)
+        write_classifier(folder / f"classifier-{dropout}", **dropouts)
         write_seq2seq(folder / f"summarizer-{dropout}", "t5", dropout_rate=dropout)
     Ledger([{"operations": [done]}]).write(folder / "pruned")
     return folder

@@ -41,7 +41,7 @@ def massive_model() -> PreTrainedModel:
 
 
 def input_errors(model: PreTrainedModel, rows: Array) -> dict[str, float]:
-    return {name: found.error for name, found in measure_inputs(model, [torch.from_numpy(rows)]).items()}
+    return {name: found.error for name, found in measure_inputs(model, [{"input_ids": torch.from_numpy(rows)}]).items()}
 
 
 def test_rounding_is_that_of_onnx_runtime() -> None:
@@ -65,7 +65,7 @@ def test_even_layers_are_left(family: str) -> None:
     assert {*errors} == {*block_linears(model), "lm_head"}
     assert 0 < min(errors.values()) < max(errors.values()) < BOUND
     with pytest.raises(IndexError):
-        measure_inputs(model, [torch.full((1, 4), 999)])
+        measure_inputs(model, [{"input_ids": torch.full((1, 4), 999)}])
     assert not any(module._forward_hooks for module in model.modules()), "nor after an error"
 
 
@@ -96,7 +96,7 @@ def test_blocks_do_no_harm_where_one_scale_does(tmp_path: Path) -> None:
 def test_the_power_of_inputs_is_their_mean_square(family: str) -> None:
     model = make_restless_model(family)
     batches = [torch.from_numpy(IDS[:1]), torch.from_numpy(IDS[1:2, :7])]
-    found = measure_inputs(model, batches)
+    found = measure_inputs(model, [{"input_ids": ids} for ids in batches])
     states = [model(input_ids=ids, output_hidden_states=True).hidden_states for ids in batches]
     last = torch.cat([each[-1].flatten(0, 1) for each in states])  # after the last norm: what the head is given
     torch.testing.assert_close(found["lm_head"].power, last.square().mean(dim=0))
@@ -124,7 +124,7 @@ def test_the_export_stores_them_in_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     assert forms.others == {UNEVEN: "int8-blocks"}
     forms = Onnx(Target("onnx-int4")).forms(model, {}, data)
     assert (forms.others, forms.embeddings, forms.prefill) == ({}, "int8-blocks", None)
-    for name, found in measure_inputs(model, data.calibration(4)).items():
+    for name, found in measure_inputs(model, [{"input_ids": ids} for ids in data.calibration(4)]).items():
         assert torch.equal(forms.powers[name], found.power), "rounded to INT4 for the inputs of that text"
     forms = Onnx(Target("onnx-int4", "int4", prefill="int8")).forms(model, {}, data)
     assert forms.prefill == ["lm_head", UNEVEN]

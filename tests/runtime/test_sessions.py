@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
+from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph, Weights
 from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.runtime.onnx_engine import OnnxEngine
 from lightgpt2.runtime.ort import _PROBE, _page_out, clips_products, open_session, session_options
@@ -30,7 +30,8 @@ def extreme_products(folder: Path) -> tuple[Path, Array, Array]:
     random = np.random.default_rng(0)
     weights, x = random.integers(-127, 128, (256, 48)).astype(np.int8), random.random((9, 256)).astype(np.float32)
     scales = (random.random(48) + 0.1).astype(np.float32)
-    with Graph(folder) as graph:
+    with Weights(folder) as stored:
+        graph = Graph(folder, stored)
         read = graph.input("x", ir.DataType.FLOAT, ["M", 256])
         scale, zero = graph.weight(scales, "s"), graph.weight(np.zeros(48, np.int8), "z")
         layer = graph.op("DynamicQuantizeMatMul", read, graph.weight(weights, "w"), scale, domain=MICROSOFT)
@@ -38,6 +39,7 @@ def extreme_products(folder: Path) -> tuple[Path, Array, Array]:
         head = graph.op("QGemm", *rounded, rows, scale, zero, domain=MICROSOFT, transB=1)
         for name, value in (("layer", layer), ("head", head)):
             graph.output(name, value, ir.DataType.FLOAT, ["M", 48])
+        graph.save()
     step = x.max() / np.float32(255)
     return folder / "model.onnx", x, np.rint(x / step) @ weights.astype(np.float64) * step * scales
 

@@ -4,7 +4,8 @@ A few inputs of a few tokens are thousands of times as large as the others (mass
 arXiv:2402.17762): rounded to 8 bits with one scale for all, nothing is left of those. Which layers they reach is measured.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,8 +43,10 @@ class Inputs(NamedTuple):
 
 
 @torch.no_grad()
-def measure_inputs(model: PreTrainedModel, batches: list[Tensor], form: Form = "int8") -> dict[str, Inputs]:
-    """The inputs of the linear layers of the blocks and the vocabulary head that are used, by name; of token ids `[1, T]`.
+def measure_inputs(
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], form: Form = "int8"
+) -> dict[str, Inputs]:
+    """The inputs of the linear layers of the blocks and the vocabulary head that are used, by name; of single texts.
 
     The model is in FP32, in eval mode. `form` says how the inputs would be rounded.
     """
@@ -51,6 +54,7 @@ def measure_inputs(model: PreTrainedModel, batches: list[Tensor], form: Form = "
     head: Any = model.get_output_embeddings()
     layers = block_linears(model) | {name: module for name, module in model.named_modules() if module is head}
     errors, squares = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
+    tokens = Counter[str]()
 
     def note(name: str, module: Any, args: Any, output: Any) -> None:
         x, weight = args[0].flatten(0, -2), module.weight
@@ -58,15 +62,15 @@ def measure_inputs(model: PreTrainedModel, batches: list[Tensor], form: Form = "
         exact, off = x @ columns, (rounded(x) - x) @ columns
         errors[name].append(off.norm(dim=1) / exact.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny))
         squares[name].append(x.square().sum(dim=0))
+        tokens[name] += len(x)
 
     with ExitStack() as hooks:
         for name, module in layers.items():
             hooks.callback(module.register_forward_hook(partial(note, name)).remove)
-        for ids in batches:
-            model(input_ids=ids, use_cache=False)
-    tokens = sum(ids.numel() for ids in batches)
+        for batch in batches:
+            model(**batch, use_cache=False)
     return {
-        name: Inputs(float(torch.cat(errors[name]).median()), torch.stack(squares[name]).sum(dim=0) / tokens)
+        name: Inputs(float(torch.cat(errors[name]).median()), torch.stack(squares[name]).sum(dim=0) / tokens[name])
         for name in layers
         if name in errors
     }

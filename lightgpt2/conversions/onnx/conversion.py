@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,19 +14,21 @@ from lightgpt2.conversions.exported import Exported
 from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs
 from lightgpt2.conversions.onnx.decoder import Decoder, DecoderClassifier
 from lightgpt2.conversions.onnx.encoder import Encoder
-from lightgpt2.conversions.onnx.graph import GRAPH, WEIGHTS
+from lightgpt2.conversions.onnx.encoder_decoder import TargetDecoder
+from lightgpt2.conversions.onnx.graph import WEIGHTS
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
 from lightgpt2.conversions.onnx.writer import Forms, ModelWriter, Stored
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.families import CLASSIFICATION, ENCODERS, predicts
+from lightgpt2.models.families import CLASSIFICATION, ENCODER_DECODERS, ENCODERS, predicts
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.runtime.engines import Classifier, Engine
-from lightgpt2.runtime.loading import exported_engine
+from lightgpt2.runtime.loading import exported_runner
+from lightgpt2.runtime.text_to_text import TextToText
 
 _LAYERS: dict[str, Form] = {"onnx": "fp32", "onnx-int8": "int8", "onnx-int4": "int4"}
 _BLOCKS: Form = "int8-blocks"
@@ -36,11 +38,13 @@ def writer_of(config: PretrainedConfig) -> type[ModelWriter]:
     """The class that writes the graph of a model of this configuration."""
     if config.model_type in ENCODERS:
         return Encoder
+    if config.model_type in ENCODER_DECODERS:
+        return TargetDecoder
     return DecoderClassifier if predicts(config.architectures) == CLASSIFICATION else Decoder
 
 
 class Onnx(Exported):
-    """Writes `model.onnx` and `model.onnx_data`."""
+    """Writes `model.onnx`, or the graphs of an encoder-decoder, and `model.onnx_data`."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -69,20 +73,21 @@ class Onnx(Exported):
         if _is_stored(model.config):
             integers = stored_weights.read_stored(source.expanduser() / "model.safetensors")
         forms = self.forms(model, integers[1] if integers else {}, data)
-        graph = writer_of(model.config).into(folder, model, forms, integers)
+        writer = writer_of(model.config)
+        written = writer.into(folder, model, forms, integers)
         prefill = None if forms.prefill is None else {"layers": self.target.prefill, "other_layers": forms.prefill}
         return {
-            "weights": graph.bytes,
+            "weights": written.bytes,
             "layers": forms.layers,
             "embeddings": forms.embeddings,
             "other_layers": dict(forms.others),
             "prefill": prefill,
             "scales": "trained" if integers else "rounded",
-            "bytes": {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)},
+            "bytes": {name: (folder / name).stat().st_size for name in (*writer.parts(), WEIGHTS)},
         }
 
-    def runner(self, folder: Path) -> Engine | Classifier:
-        return exported_engine(folder, torch.get_num_threads(), "MODEL")
+    def runner(self, folder: Path) -> Engine | Classifier | TextToText:
+        return exported_runner(folder, torch.get_num_threads(), "MODEL")
 
     def forms(self, model: PreTrainedModel, table: stored_weights.Table, data: TaskData) -> Forms:
         """How each weight is stored: as the model's own file has it (by its table), else by the inputs of training windows."""
@@ -90,11 +95,13 @@ class Onnx(Exported):
             return Forms()
         names = {id(module): name for name, module in model.named_modules()}
         embeddings = self._embeddings(table, f"{names[id(model.get_input_embeddings())]}.weight")
-        layers = writer_of(model.config).int8 if self.layers == "int8" else self.layers
-        inputs = measure_inputs(model, _calibration(data), layers)
+        writer = writer_of(model.config)
+        layers = writer.int8 if self.layers == "int8" else self.layers
+        inputs = measure_inputs(model, _calibration(model, data), layers)
         uneven = {name for name, found in inputs.items() if not found.error <= BOUND}  # nor is NaN
         head = names.get(id(model.get_output_embeddings()), "")
-        embeddings = _BLOCKS if embeddings == "int8" and head in uneven else embeddings
+        if embeddings == "int8":
+            embeddings = _BLOCKS if head in uneven else writer.int8_vocabulary
         others = dict.fromkeys(sorted(uneven - {head}), _BLOCKS) if self.layers == "int8" else {}
         powers = {name: found.power for name, found in inputs.items()}
         prefill = sorted(uneven) if self.target.prefill else None
@@ -120,11 +127,15 @@ def _is_stored(config: PretrainedConfig) -> bool:
     return "stored" in getattr(config, "lightgpt2", {})
 
 
-def _calibration(data: TaskData) -> list[Tensor]:
-    """Inputs of the training split; of the validation split where that has too few."""
+def _calibration(model: PreTrainedModel, data: TaskData) -> list[dict[str, Tensor]]:
+    """Single texts of the training split as inputs; of the validation split where that has too few."""
+    if model.config.is_encoder_decoder:
+        pairs = data.examples("train", data.calibrates) or data.examples("valid", data.calibrates)
+        shift: Any = model.prepare_decoder_input_ids_from_labels
+        names = ("input_ids", "attention_mask")
+        return [{n: pair[n] for n in names} | {"decoder_input_ids": shift(pair["labels"])} for pair in pairs]
     with contextlib.suppress(UserError):
-        found: list[Tensor] = data.calibration(data.calibrates)
-        return found
+        return [{"input_ids": ids} for ids in data.calibration(data.calibrates)]
     batch = next(iter(data.scoring_loader("valid")))
     rows = zip(batch["input_ids"], batch["lengths"], strict=True)
-    return [row[None, :length] for row, length in itertools.islice(rows, data.calibrates)]
+    return [{"input_ids": row[None, :length]} for row, length in itertools.islice(rows, data.calibrates)]

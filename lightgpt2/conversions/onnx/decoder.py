@@ -18,7 +18,7 @@ from lightgpt2.conversions.onnx.graph import MICROSOFT, Graph
 from lightgpt2.conversions.onnx.weights import Form, Vocabulary, linear
 from lightgpt2.conversions.onnx.writer import ACTIVATIONS, Forms, ModelWriter, Stored
 from lightgpt2.errors import Problem
-from lightgpt2.models.families import family_of, head, is_tied
+from lightgpt2.models.families import family_of, is_tied
 from lightgpt2.runtime.engines import PREFILL
 
 _FLOAT, _INT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
@@ -58,7 +58,7 @@ class Decoder(ModelWriter):
         self._positions = graph.input("position_ids", _INT, ["batch", "sequence"])
         embedding, module = self.model.get_input_embeddings(), cast(Any, self.model.get_output_embeddings())
         tied = is_tied(self.model)
-        tokens = self._vocabulary(embedding, module if tied else embedding)
+        tokens = self._embedding()
         hidden = self._read(ids, mask, tokens)
         keep = graph.option("num_logits_to_keep", np.array(0))
         first = graph.op("Unsqueeze", graph.op("Neg", keep), graph.constant([0], "zero"))
@@ -67,13 +67,8 @@ class Decoder(ModelWriter):
         if not tied:
             tokens = self._vocabulary(module, module)
         self._note([self._names[id(module)]], self._names[id(embedding if tied else module)])
-        weight, bias, scale = head(self.model)
-        logits = tokens.scores(hidden)
-        if scale != 1:
-            logits = graph.op("Mul", logits, graph.constant(np.float32(scale), "logit_scale"))
-        if bias is not None:
-            logits = graph.op("Add", logits, self._parameter(module, "bias"))
-        graph.output("logits", logits, _FLOAT, ["batch", "kept", weight.shape[0]])
+        logits = self._logits(tokens, hidden)
+        graph.output("logits", logits, _FLOAT, ["batch", "kept", len(module.weight)])
         for name, value, shape in self._caches:
             graph.output(name, value, _FLOAT, shape)
         if self.forms.prefill is not None:
@@ -88,11 +83,6 @@ class Decoder(ModelWriter):
     def _past(self, layer: int, shape: list[int | str]) -> list[ir.Value | None]:
         """The keys and values of tokens that were read before."""
         return [self.graph.input(f"past_key_values.{layer}.{part}", _FLOAT, shape) for part in ("key", "value")]
-
-    def _vocabulary(self, module: Any, user: Any) -> Vocabulary:
-        """A table `[V, D]`, rounded for the inputs of the layer that multiplies with it."""
-        matrix = self._matrix(module, self._names[id(user)])
-        return Vocabulary(self.graph, self._names[id(module)], matrix, self.forms.embeddings, self.forms.group)
 
     def _read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """From the mask: each row's last place in use, the length with the cache, and what hides padding on the left."""
@@ -164,7 +154,7 @@ class Decoder(ModelWriter):
     def _normalize_heads(self, module: Any, x: ir.Value, size: int) -> ir.Value:
         graph = self.graph
         by_head = graph.op("Reshape", x, graph.constant([0, 0, -1, size], f"by_head.{size}"))
-        return graph.op("Reshape", self._normalize_rms(module, by_head), graph.constant([0, 0, -1], "side_by_side"))
+        return graph.op("Reshape", self.normalize_rms(module, by_head), graph.constant([0, 0, -1], "side_by_side"))
 
     def layer_norm(self, module: Any) -> ir.Value:
         """The normalized residual stream."""
@@ -176,20 +166,13 @@ class Decoder(ModelWriter):
     def rms_norm(self, module: Any) -> ir.Value:
         """The residual stream normalized without mean and bias."""
         if self._added is None:
-            return self._normalize_rms(module, self._residual)
+            return self.normalize_rms(module, self._residual)
         gamma, epsilon = self._rms_parts(module)
         normal, _, _, self._residual = self.graph.ops(
             "SkipSimplifiedLayerNormalization", self._added, self._residual, gamma, outputs=4, domain=MICROSOFT, epsilon=epsilon
         )  # fmt: skip
         self._added = None
         return normal
-
-    def _normalize_rms(self, module: Any, x: ir.Value) -> ir.Value:
-        return self.graph.rms_norm(x, *self._rms_parts(module))
-
-    def _rms_parts(self, module: Any) -> tuple[ir.Value, float]:
-        gamma, epsilon = self._family.norm(module)
-        return self.graph.weight(gamma.detach().numpy(), f"{self._names[id(module)]}.weight"), epsilon
 
     def add(self, x: ir.Value | None, projection: Any, norm: Any = None) -> None:
         """Add a projection of `x` to the residual stream, through `norm` if there is one; of its bias alone without `x`.
@@ -198,7 +181,7 @@ class Decoder(ModelWriter):
         """
         if x is not None:
             added = self.project(x, projection)
-            added = added if norm is None else self._normalize_rms(norm, added)
+            added = added if norm is None else self.normalize_rms(norm, added)
             self._added = added if self._added is None else self.graph.op("Add", self._added, added)
         elif projection.bias is not None:
             bias = projection.bias if norm is None else norm(projection.bias)
@@ -235,8 +218,7 @@ class DecoderClassifier(Decoder):
         ids, mask = self._inputs()
         one, count = graph.constant(1, "first_token"), graph.op("CumSum", mask, graph.constant(1, "of_a_text"))
         self._positions = graph.op("Max", graph.op("Sub", count, one), graph.constant(0, "first_position"))
-        embedding = self.model.get_input_embeddings()
-        hidden = self._read(ids, mask, self._vocabulary(embedding, embedding))
+        hidden = self._read(ids, mask, self._embedding())
         last = graph.op("Unsqueeze", graph.op("Cast", self._lengths, to=_INT), graph.constant([1], "one"))
         self._classify(graph.op("GatherND", hidden, last, batch_dims=1))
 

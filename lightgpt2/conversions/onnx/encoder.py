@@ -59,17 +59,22 @@ class Encoder(ModelWriter):
 
     def write(self) -> None:
         graph, model = self.graph, self.model
-        self._ids, self.mask = self._inputs()
-        self._length = graph.op("Shape", self._ids, start=1, end=2)
-        if self._pixels:
-            self._shape = graph.op("Concat", graph.op("Shape", self._ids), graph.constant([-1], "rest"), axis=0)
-        # For each query one row: the operator wants it.
-        self._bias = self._for_each_query(self._hidden(self.mask), self._length)
+        self._read()
         hidden = self._texts(self._family.graph(self, model))
         if not hasattr(model, "classifier"):
             graph.output("last_hidden_state", hidden, _FLOAT, ["batch", "sequence", self.config.hidden_size])
             return
         self._classify(self._family.pool(self, model, hidden))
+
+    def _read(self) -> None:
+        """Write the inputs, and what hides pads."""
+        graph = self.graph
+        self._ids, self.mask = self._inputs()
+        self._length = graph.op("Shape", self._ids, start=1, end=2)
+        if self._pixels:
+            self._shape = graph.op("Concat", graph.op("Shape", self._ids), graph.constant([-1], "rest"), axis=0)
+        # For each query one row: the operator wants it.
+        self.seen = self._for_each_query(self._hidden(self.mask), self._length)
 
     # -- what families write with --------------------------------------------------------------------------------------------
 
@@ -78,12 +83,15 @@ class Encoder(ModelWriter):
         matrix, forms = self._matrix(table), self.forms
         return Vocabulary(self.graph, self._names[id(table)], matrix, forms.embeddings, forms.group).rows(self._ids)
 
-    def positions(self, table: Any, pad: int | None = None) -> ir.Value:
-        """The rows of a position embedding; with `pad`, only other tokens count, and the first has the row behind it."""
+    def positions(self, table: Any, pad: int | None = None, first: int = 0) -> ir.Value:
+        """The rows of a position embedding, from the row `first` on.
+
+        With `pad`, only other tokens count, and the first of them has the row behind it.
+        """
         graph, rows = self.graph, self._parameter(table, "weight")
         if pad is None:
-            zero = graph.constant([0], "zero")
-            return graph.op("Slice", rows, zero, self._length, zero)
+            start = graph.constant([first], "first_row")
+            return graph.op("Slice", rows, start, graph.op("Add", self._length, start), graph.constant([0], "zero"))
         padding = graph.constant(pad, "padding")
         counts = graph.op("Cast", graph.op("Not", graph.op("Equal", self._ids, padding)), to=_INT)
         places = graph.op("Mul", graph.op("CumSum", counts, graph.constant(1, "of_a_text")), counts)
@@ -96,16 +104,27 @@ class Encoder(ModelWriter):
             return self.graph.op("Gather", self._parameter(table, "weight"), ids)
         return self.graph.weight(table.weight[0].detach().numpy(), f"{self._names[id(table)]}.weight")
 
+    def times(self, x: ir.Value, factor: float) -> ir.Value:
+        """`x` multiplied by a number."""
+        return x if factor == 1 else self.graph.op("Mul", x, self.graph.constant(np.float32(factor), f"times.{factor}"))
+
     def activate(self, x: ir.Value, name: str | None = None) -> ir.Value:
         """Apply an activation; the default is that of the feed-forward layer."""
         return self._activate(x, name or self._family.activation(self.config))
 
     def attend(
-        self, x: ir.Value, *modules: Any, rotary: tuple[ir.Value, ir.Value] | None = None, window: int | None = None
+        self,
+        x: ir.Value,
+        *modules: Any,
+        rotary: tuple[ir.Value, ir.Value] | None = None,
+        window: int | None = None,
+        seen: ir.Value | None = None,
+        scale: float | None = None,
     ) -> ir.Value:
         """Attention of all tokens to each other, or to those that are at most `window` places away.
 
-        `modules` give queries, keys and values, or one gives all three; `rotary` turns queries and keys.
+        `modules` give queries, keys and values, or one gives all three; `rotary` turns queries and keys. `seen` is added to the
+        scores, by default what hides pads; `scale` multiplies them, by default one over the root of the head's width.
         """
         graph = self.graph
         if self._pixels and len(modules) == 3:
@@ -117,9 +136,10 @@ class Encoder(ModelWriter):
             turned = [self._turned(part, heads, rotary) for part in parts[:2]]
             parts = [*turned, parts[2]]
         counts = {"q_num_heads": heads, "kv_num_heads": heads}
-        bias = self._bias if window is None else graph.op("Add", self._bias, self._far(window))
-        seen = graph.op("Attention", *parts, bias, **counts, scale=self._head**-0.5)
-        return self.tokens(seen, heads * self._head)
+        bias = self.seen if seen is None else seen
+        bias = bias if window is None else graph.op("Add", bias, self._far(window))
+        context = graph.op("Attention", *parts, bias, **counts, scale=self._head**-0.5 if scale is None else scale)
+        return self.tokens(context, heads * self._head)
 
     def _turned(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
         places = self.graph.op("Expand", self._places, self.graph.op("Shape", self._ids))

@@ -1,4 +1,4 @@
-"""An ONNX graph written node by node, its weights streamed to a file beside it.
+"""ONNX graphs written node by node, their weights streamed to one file beside them.
 
 Two names may stand for one place in that file. A tied head is stored once on disk that way, and in memory too: ONNX Runtime
 maps each name by itself, packs the one that is multiplied with and lets go of its pages, and of the other reads only the rows
@@ -25,29 +25,50 @@ _INLINE = 256  # bytes up to which a constant lies in the graph itself, where ON
 Array = NDArray[Any]
 
 
-class Graph:
-    """Collects the nodes of a graph, and writes `model.onnx` and `model.onnx_data` into a folder."""
+class Weights:
+    """Writes `model.onnx_data`, which the graphs of a folder share: a name stands for one array in all of them."""
 
-    def __init__(self, folder: Path, opset: int = OPSET) -> None:
-        self._folder, self._opset = folder, opset
-        self._tape = ir.tape.Tape()
-        self._inputs: list[ir.Value] = []
-        self._outputs: list[ir.Value] = []
-        self.metadata: dict[str, str] = {}  # of the model, as clients read it
-        self.bytes = 0  # of weights, each once, without what fills pages up
+    def __init__(self, folder: Path) -> None:
         self._file = (folder / WEIGHTS).open("wb")
+        self._offsets: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  # bytes of each weight, without what fills pages up
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
-        if error is None:
-            self._save()
 
-    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        """An input of the graph; named dimensions are free."""
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    @property
+    def bytes(self) -> int:
+        """The bytes of all weights, each counted once."""
+        return sum(self.sizes.values())
+
+    def write(self, name: str, array: Array) -> int:
+        """Write an array that has no place in the file yet; returns its place."""
+        if name not in self._offsets:
+            self._file.write(b"\0" * (-self._file.tell() % _PAGE))
+            self._offsets[name] = self._file.tell()
+            self._file.write(np.ascontiguousarray(array).data)
+        return self._offsets[name]
+
+
+class Graph:
+    """Collects the nodes of a graph, and writes it into a folder, by default as `model.onnx`; its weights beside it."""
+
+    def __init__(self, folder: Path, weights: Weights, opset: int = OPSET, name: str = GRAPH) -> None:
+        self._folder, self._weights, self._opset, self._name = folder, weights, opset, name
+        self._tape = ir.tape.Tape()
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self.metadata: dict[str, str] = {}  # of the model, as clients read it
+
+    def input(
+        self, name: str, dtype: ir.DataType, shape: Sequence[int | str], value: ir.Value | None = None
+    ) -> ir.Value:
+        """An input of the graph; named dimensions are free. `value` is one that nodes read already."""
+        value = ir.Value() if value is None else value
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self._inputs.append(value)
         return value
 
@@ -83,13 +104,11 @@ class Graph:
         return found or self._tape.initializer(ir.tensor(np.asarray(values), name=name))
 
     def weight(self, array: Array, name: str) -> ir.Value:
-        """An array as it is, written to the file unless it is small."""
-        self.bytes += array.nbytes
+        """An array as it is, written to the file unless it is small or there already."""
+        self._weights.sizes[name] = array.nbytes
         if array.nbytes <= _INLINE:
             return self._tape.initializer(ir.tensor(array, name=name))
-        self._file.write(b"\0" * (-self._file.tell() % _PAGE))
-        offset = self._file.tell()
-        self._file.write(np.ascontiguousarray(array).data)
+        offset = self._weights.write(name, array)
         return self._external(name, ir.DataType.from_numpy(array.dtype), array.shape, offset, array.nbytes)
 
     def again(self, weight: ir.Value, name: str, shape: tuple[int, ...] | None = None, first: int = 0) -> ir.Value:
@@ -108,11 +127,12 @@ class Graph:
         where: Any = {"shape": ir.Shape(shape), "name": name, "base_dir": self._folder}
         return self._tape.initializer(ir.ExternalTensor(WEIGHTS, offset, length, dtype, **where))
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the graph, once all its nodes are there."""
         # A weight may be known by its other names alone; one that no node reads is a warning to each client.
         used = {*self._inputs, *(value for node in self._tape.nodes for value in node.inputs)}
         kept = [value for value in self._tape.initializers if value in used]
         about: Any = {"opset_imports": {"": self._opset, MICROSOFT: 1}, "name": "model"}
         graph = ir.Graph(self._inputs, self._outputs, nodes=self._tape.nodes, initializers=kept, **about)
         model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="lightgpt2", metadata_props=self.metadata)
-        ir.save(model, self._folder / GRAPH)
+        ir.save(model, self._folder / self._name)

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lightgpt2.conversions.onnx.graph import MICROSOFT, OPSET, Graph
-from lightgpt2.conversions.onnx.weights import GROUP, Form, Matrix, linear
+from lightgpt2.conversions.onnx.graph import GRAPH, MICROSOFT, OPSET, Graph, Weights
+from lightgpt2.conversions.onnx.weights import GROUP, Form, Matrix, Vocabulary, linear
 from lightgpt2.errors import Problem
-from lightgpt2.models.families import family_of
+from lightgpt2.models.families import family_of, head, is_tied
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.runtime.engines import CONTEXT
 
@@ -61,6 +61,7 @@ class ModelWriter(ABC):
     """
 
     int8: ClassVar[Form]  # how layers are stored in INT8
+    int8_vocabulary: ClassVar[Form] = "int8"  # how embedding and vocabulary head are
     opset: ClassVar[int] = OPSET  # of the standard
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
@@ -70,11 +71,19 @@ class ModelWriter(ABC):
         self._family: Any = family_of(model)
 
     @classmethod
-    def into(cls, folder: Path, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> Graph:
-        """Write `model.onnx` and `model.onnx_data` into a folder."""
-        with torch.no_grad(), Graph(folder, cls.opset) as graph:
-            cls(graph, model, forms, stored).write()
-        return graph
+    def parts(cls) -> "dict[str, type[ModelWriter]]":
+        """The writers of a model's graphs, by the names of their files."""
+        return {GRAPH: cls}
+
+    @classmethod
+    def into(cls, folder: Path, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> Weights:
+        """Write the graphs and `model.onnx_data` into a folder."""
+        with torch.no_grad(), Weights(folder) as weights:
+            for name, part in cls.parts().items():
+                graph = Graph(folder, weights, part.opset, name)
+                part(graph, model, forms, stored).write()
+                graph.save()
+        return weights
 
     @classmethod
     @abstractmethod
@@ -116,6 +125,34 @@ class ModelWriter(ABC):
             return self._parameter(module, name)
         width = module.normalized_shape[0]
         return self.graph.constant(np.full(width, missing, np.float32), f"norms_{name}_{width}")
+
+    def normalize_rms(self, module: Any, x: ir.Value) -> ir.Value:
+        """`x` through a norm without mean and bias."""
+        return self.graph.rms_norm(x, *self._rms_parts(module))
+
+    def _rms_parts(self, module: Any) -> tuple[ir.Value, float]:
+        gamma, epsilon = self._family.norm(module)
+        return self.graph.weight(gamma.detach().numpy(), f"{self._names[id(module)]}.weight"), epsilon
+
+    def _embedding(self) -> Vocabulary:
+        """The token embedding, which is the vocabulary head too where the two are tied."""
+        module = self.model.get_input_embeddings()
+        return self._vocabulary(module, self.model.get_output_embeddings() if is_tied(self.model) else module)
+
+    def _vocabulary(self, module: Any, user: Any) -> Vocabulary:
+        """A table `[V, D]`, rounded for the inputs of the layer that multiplies with it."""
+        matrix = self._matrix(module, self._names[id(user)])
+        return Vocabulary(self.graph, self._names[id(module)], matrix, self.forms.embeddings, self.forms.group)
+
+    def _logits(self, tokens: Vocabulary, hidden: ir.Value) -> ir.Value:
+        """The logits `[B, S, V]` of final hidden states `[B, S, D]`, with the head's scale and bias."""
+        graph, (_, bias, scale) = self.graph, head(self.model)
+        logits = tokens.scores(hidden)
+        if scale != 1:
+            logits = graph.op("Mul", logits, graph.constant(np.float32(scale), "logit_scale"))
+        if bias is not None:
+            logits = graph.op("Add", logits, graph.weight(bias.detach().numpy(), "logit_bias"))
+        return logits
 
     def _activate(self, x: ir.Value, name: str) -> ir.Value:
         kind, domain, settings = ACTIVATIONS[name]

@@ -1,6 +1,7 @@
 """BART, mBART and Pegasus: learned or sinusoidal positions, layer norms, biases; the logits' own is not trained."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -8,6 +9,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Shape
 from lightgpt2.models.families.encoder_decoder import EncoderDecoder
+
+_SIZES = (
+    ("heads", "attention_heads"),
+    ("neurons", "ffn_dim"),
+)  # what both stacks must have as many of, and the ends of their keys
 
 
 class Bart(EncoderDecoder):
@@ -59,6 +65,21 @@ class Bart(EncoderDecoder):
         sized.encoder_ffn_dim = sized.decoder_ffn_dim = shape.ffn
         return sized
 
+    def stack_graph(self, writer: Any, stack: Any) -> Any:
+        places = stack.embed_positions
+        scale = getattr(stack, "embed_scale", None) or getattr(stack.embed_tokens, "embed_scale", 1.0)
+        x = writer.times(writer.words(stack.embed_tokens), scale)
+        x = writer.graph.op("Add", x, writer.positions(places, first=getattr(places, "offset", 0)))
+        if hasattr(stack, "layernorm_embedding"):
+            x = writer.normalize(stack.layernorm_embedding, x)
+        x = writer.tokens(x, writer.config.d_model)
+        before = hasattr(stack, "layer_norm")  # a norm behind all blocks, where others stand before each part
+        for layer, block in enumerate(stack.layers):
+            for norm, inner, projection in _parts(writer, layer, block):
+                x = writer.added(x, inner(writer.normalize(norm, x) if before else x), projection)
+                x = x if before else writer.normalize(norm, x)
+        return writer.normalize(stack.layer_norm, x) if before else x
+
     def fixed(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The sinusoids of Pegasus."""
         tables: Iterator[Any] = (module for module in model.modules() if hasattr(module, "create_weight"))
@@ -79,4 +100,20 @@ class Bart(EncoderDecoder):
                 parameter.div_(ratio)
 
 
-_SIZES = (("heads", "attention_heads"), ("neurons", "ffn_dim"))
+def _parts(writer: Any, layer: int, block: Any) -> Iterator[tuple[Any, Callable[[Any], Any], Any]]:
+    """The norm of each part of a block, what writes its inside, and its last layer."""
+
+    def attend(how: Any, attention: Any, x: Any) -> Any:
+        if not hasattr(attention.out_proj, "weight"):
+            return None
+        layers = attention.q_proj, attention.k_proj, attention.v_proj
+        return how(layer, x, layers, attention.head_dim, attention.scaling)
+
+    def neurons(x: Any) -> Any:
+        return writer.activate(writer.project(x, block.fc1)) if hasattr(block.fc2, "weight") else None
+
+    own = block.self_attn
+    yield block.self_attn_layer_norm, partial(attend, writer.attend_own, own), own.out_proj
+    if (cross := getattr(block, "encoder_attn", None)) is not None:
+        yield block.encoder_attn_layer_norm, partial(attend, writer.attend_source, cross), cross.out_proj
+    yield block.final_layer_norm, neurons, block.fc2

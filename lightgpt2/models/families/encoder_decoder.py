@@ -1,6 +1,7 @@
 """Encoder-decoders: a stack that reads the source, and one that writes the target and attends to what was read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -62,11 +63,13 @@ class EncoderDecoder(Family):
             bias = added[0] if bias is None else bias + added[0]
         return Head(weight, bias, scale)
 
-    def onnx_problems(self, config: PretrainedConfig) -> Iterator[str]:
-        yield "encoder-decoders are not written as ONNX; use the model's folder"
-
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} writes no graph")
+        """Write the graph of one of the two stacks with a writer of `conversions.onnx.encoder_decoder`."""
+        return self.stack_graph(writer, _part(model, writer.stack))
+
+    @abstractmethod
+    def stack_graph(self, writer: Any, stack: Any) -> Any:
+        """Write the blocks of a stack; returns the final hidden state."""
 
 
 def _part(model: PreTrainedModel, stack: str) -> nn.Module:

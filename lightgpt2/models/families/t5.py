@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.models.families.base import Head, Shape
@@ -73,3 +75,49 @@ class T5(EncoderDecoder):
         sized = super().resized(config, shape)
         sized.d_ff = shape.ffn
         return sized
+
+    def stack_graph(self, writer: Any, stack: Any) -> Any:
+        seen: Any = None
+        x = writer.tokens(writer.words(stack.embed_tokens), writer.config.d_model)
+        for layer, block in enumerate(stack.block):
+            own, *cross, neurons = block.layer
+            attention = own.SelfAttention
+            # The first block's table is for all, unless heads were removed: then each has one of its own.
+            if getattr(attention, "relative_attention_bias", None) is not None:
+                seen = writer.relative(attention.relative_attention_bias, _by_distance(attention))
+            normal = writer.normalize_rms(own.layer_norm, x)
+            x = writer.added(x, _attended(writer.attend_own, layer, normal, attention, seen), attention.o)
+            for part in cross:
+                attention, normal = part.EncDecAttention, writer.normalize_rms(part.layer_norm, x)
+                x = writer.added(x, _attended(writer.attend_source, layer, normal, attention), attention.o)
+            dense, normal = neurons.DenseReluDense, writer.normalize_rms(neurons.layer_norm, x)
+            x = writer.added(x, _neurons(writer, normal, dense), getattr(dense, "wo", dense))
+        return writer.normalize_rms(stack.final_layer_norm, x)
+
+
+def _by_distance(attention: Any) -> Tensor:
+    """What is added to the scores for each distance, `[2 M + 1, H]`; from M on it is the same for all."""
+    most = attention.relative_attention_max_distance
+    distances = torch.arange(-most, most + 1)
+    buckets = attention._relative_position_bucket(
+        distances, not attention.is_decoder, attention.relative_attention_num_buckets, most
+    )
+    rows: Tensor = attention.relative_attention_bias.weight.detach()[buckets]
+    return rows
+
+
+def _attended(how: Any, layer: int, x: Any, attention: Any, *seen: Any) -> Any:
+    """What the heads of an attention give; None if it has none. Scores are not scaled."""
+    if not hasattr(attention.o, "weight"):
+        return None
+    return how(layer, x, (attention.q, attention.k, attention.v), attention.key_value_proj_dim, 1.0, *seen)
+
+
+def _neurons(writer: Any, x: Any, part: Any) -> Any:
+    """What the neurons of a block give, gated in some; None if there are none."""
+    if not hasattr(part, "wo"):
+        return None
+    if hasattr(part, "wi"):
+        return writer.activate(writer.project(x, part.wi))
+    gate, up = writer.split(writer.project(x, part.wi_0, part.wi_1), 2)
+    return writer.graph.op("Mul", writer.activate(gate), up)
