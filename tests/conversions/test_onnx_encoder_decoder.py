@@ -175,9 +175,7 @@ def test_a_weight_is_on_the_disk_once(tmp_path: Path, family: str, form: str) ->
     parts = [
         length for start, length in sorted(shared) if any(s <= start < e for s, e in zip(starts, ends[1:], strict=True))
     ]
-    assert (tmp_path / WEIGHTS).stat().st_size <= sum({start: n for start, n in sorted(shared)}.values()) + 4096 * len(
-        parts
-    )
+    assert (tmp_path / WEIGHTS).stat().st_size <= sum(dict(sorted(shared)).values()) + 4096 * len(parts)
 
 
 def test_a_decoder_without_heads_of_its_own_is_refused(tmp_path: Path) -> None:
