@@ -45,8 +45,8 @@ _CLASS = {
     **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict, NoneType))),
 }
 _SOURCES = {"model": "a hub id, a model folder or a .gguf file", "data": "a file, a folder or a hub id"}
-# Settings that may be the path of what is read.
-_SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer", "generated_by")
+_WRITERS = ("generated_by",)  # settings of the data that name a model
+_SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer")  # settings that may be the path of what is read
 
 
 def check(args: list[str], models: bool = True) -> list[str]:
@@ -68,6 +68,8 @@ def check(args: list[str], models: bool = True) -> list[str]:
         for name, what in _SOURCES.items():
             if models or name != "model":
                 problems += _missing(name, settings.get(name), what, section(settings, "needs"))
+        if models:
+            problems += _missing("data", settings.get("data"), _SOURCES["model"], section(settings, "needs"), _WRITERS)
         refuse(dict.fromkeys(problems))
     return args
 
@@ -213,13 +215,15 @@ def _near(name: str, known: Iterable[str]) -> str:
     return "".join(f"did you mean {close}?" for close in difflib.get_close_matches(name, known, 1))
 
 
-def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator[Problem]:
+def _missing(
+    key: str, value: Any, what: str, needs: dict[str, str], names: tuple[str, ...] = _SOURCE_NAMES
+) -> Iterator[Problem]:
     """The files and folders that are not there, of the settings that may be one."""
     for name, each in value.items() if isinstance(value, dict) else ():
         inside = key if name in ("init_args", "dict_kwargs") else f"{key}.{name}"
         if not isinstance(each, str):
-            yield from _missing(inside, each, what, needs)
-        elif name in _SOURCE_NAMES and each not in needs and _is_path(each) and not exists(each):
+            yield from _missing(inside, each, what, needs, names)
+        elif name in names and each not in needs and _is_path(each) and not exists(each):
             yield Problem(inside, f"{cut(each)} does not exist", f"give {what}")
 
 
