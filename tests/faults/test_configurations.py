@@ -120,7 +120,10 @@ NAMED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"class_path": "lightgpt2.methods.FineTune", "init_ags": {}}}, "model.init_ags: no such key; did you"),
     ({"model": {"class_path": ["a"]}}, "model.class_path: must be text, got ['a']"),
     ({"model": {"class_path": "lightgpt2.methods.FineTune", "init_args": [1]}}, "model.init_args: must be a mapping, got"),
-    ({"data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": None}}, "data.init_args: must be a mapping, got null"),
+    (
+        {"data": {"class_path": "lightgpt2.data.LanguageModelingData", "init_args": None}},
+        "data.init_args: must be a mapping, got null",
+    ),
     ({"model": {"class_path": "1e999"}}, "model.class_path: must be the path of a class, got '1e999'"),
     ({"model": {"init_args": {}}}, "model.class_path: required, but not given"),
     ({"model.optimizer.lr": float("inf")}, "model.optimizer.lr: must be a finite number, got inf"),
