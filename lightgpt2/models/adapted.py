@@ -9,12 +9,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.adapters import CONFIG, base_of
-from lightgpt2.models.architectures import CAUSAL_LM, CLASSIFICATION
+from lightgpt2.models.architectures import CLASSIFICATION, PEFT_TYPES
 from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import has_head, load_config, load_model, new_model
 from lightgpt2.models.sources import explained
 
-_TASKS = {"CAUSAL_LM": CAUSAL_LM, "SEQ_CLS": CLASSIFICATION}  # transformers' classes by PEFT's names
+_TASKS = {peft: auto_class for auto_class, peft in PEFT_TYPES.items()}
 
 
 def adapted_config(source: str, key: str, trust_remote_code: bool = False) -> PretrainedConfig:
