@@ -14,7 +14,7 @@ from lightgpt2.models.families import family_of
 from lightgpt2.models.loading import has_head, load_config, load_model, new_model
 from lightgpt2.models.sources import explained
 
-_TASKS = {peft: auto_class for auto_class, peft in PEFT_TYPES.items()}
+_TASKS = {theirs: auto_class for auto_class, theirs in PEFT_TYPES.items()}
 
 
 def adapted_config(source: str, key: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -23,7 +23,7 @@ def adapted_config(source: str, key: str, trust_remote_code: bool = False) -> Pr
     The classes of a head that came with the adapters have no names there; their number is that of its weight's rows.
     """
     base, task = base_of(source, key), _task(source, key)
-    config = load_config(base, key, trust_remote_code, task, new_head=True)
+    config = load_config(base, key, trust_remote_code, (task,), new_head=True)
     if not _lacks_head(base, key, task, trust_remote_code):
         return config
     with torch.device("meta"):
@@ -44,7 +44,7 @@ def load_adapted(source: str, key: str, trust_remote_code: bool = False, **optio
     base, task = base_of(source, key), _task(source, key)
     config = adapted_config(source, key, trust_remote_code)
     head = {"num_labels": config.num_labels} if _lacks_head(base, key, task, trust_remote_code) else None
-    model = load_model(base, key, trust_remote_code, task, head, **options)
+    model = load_model(base, key, trust_remote_code, (task,), head, **options)
     folder = str(Path(source).expanduser())
     with explained(source, key):
         adapted: Any = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)

@@ -16,8 +16,16 @@ from transformers.pytorch_utils import Conv1D
 from lightgpt2.errors import UserError
 from lightgpt2.models.adapted import adapted_config, load_adapted
 from lightgpt2.models.adapters import is_adapter
-from lightgpt2.models.families import CLASSIFICATION, LINEAR, block_linears, family_of, predicts, unquantized_head
-from lightgpt2.models.loading import allow_packing, carry_generation, load_config, load_model, new_model
+from lightgpt2.models.families import (
+    CLASSIFICATION,
+    LINEAR,
+    block_linears,
+    family_of,
+    is_tied,
+    predicts,
+    unquantized_head,
+)
+from lightgpt2.models.loading import allow_packing, carry_generation, load_config, load_model, new_model, untie
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
 
@@ -166,7 +174,9 @@ def coverage(model: PreTrainedModel, form: Format) -> Operation:
     """
     done = _quantized(model)
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]
-    kept = {name: why for name, why in unquantized_head(model).items() if name in left}
+    wide = {*(model._keep_in_fp32_modules or ())}  # parts of names
+    kept = {name: "transformers keeps it in FP32" for name in left if wide & {*name.split(".")}}
+    kept |= {name: why for name, why in unquantized_head(model).items() if name in left}
     if not done or len(kept) < len(left):
         passed = ", ".join(sorted(set(left) - set(kept))) or "all"
         raise UserError(f"{form}: linear layers were left in full precision ({passed}); this model is not supported")
@@ -191,6 +201,7 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     plain = new_model(config)
+    untie(plain, is_tied(model))
     carry_generation(model, plain)
     plain.name_or_path = model.name_or_path
     weights = model.state_dict()  # which also undoes the packing that some processors' kernels want

@@ -52,7 +52,7 @@ def write(path: str, rows: list[tuple[Any, ...]], names: tuple[str, ...] = ("tex
 def data_of(source: str, config: dict[str, Any] | None = None, **settings: Any) -> ClassificationData:
     """Data that is set up, of a model of this configuration."""
     data = ClassificationData(source, **{"tokenizer": "tokenizer", "batch_size": 2} | settings)
-    found = config and load_config({"model_type": "bert", **config}, "model", auto_classes=[CLASSIFICATION])
+    found = config and load_config({"model_type": "bert", **config}, "model", auto_classes=(CLASSIFICATION,))
     data.connect(Connection("model", "model.model", config=found or None))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         accumulate_grad_batches=1, global_rank=0, world_size=1, global_step=0

@@ -23,7 +23,6 @@ from lightgpt2.data.documents import Conversation, Document
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE
-from lightgpt2.models.families import backbone
 from lightgpt2.models.loading import new_model
 from lightgpt2.tasks import LanguageModeling
 from tests.support.models import SHAPES, write_tokenizer
@@ -156,7 +155,7 @@ ROWS: dict[str, tuple[Row, Document | None]] = {
         Conversation((SYSTEM, *turns(("user", "ask"), ("assistant", "told")))),
     ),
     "no system message, no earlier turns": (
-        {"prompt": "ask", "completion": "told", "system": "", "history": None, "functions": None}, PAIR,
+        {"prompt": "ask", "completion": "told", "system": "", "history": "[]", "functions": None}, PAIR,
     ),
     "a text beside a system": ({"text": "some", "system": "Linux", "history": "long"}, "some"),
     "nothing": ({"text": None}, None),
@@ -485,7 +484,7 @@ def test_documents_in_one_window_see_nothing_of_each_other(here: Path, family: s
     data = prepared(here, rows, mode="packed", sequence_length=60, cross_document_attention=False)
     torch.manual_seed(0)
     whole = new_model(AutoConfig.for_model(family, **SHAPES[family], vocab_size=400)).eval()
-    model = backbone(whole)
+    model = whole.base_model
     batches = [*data.train_dataloader()]
     several = 0
     for batch in batches:

@@ -215,7 +215,7 @@ def test_outputs_that_are_no_probabilities_of_one_class_are_refused(
         with pytest.raises(
             UserError, match=f"^model: .*{name} is a model for {kind}, and here each text has one class"
         ):
-            load_config(str(copy), "model", auto_class=CLASSIFICATION)
+            load_config(str(copy), "model", auto_classes=(CLASSIFICATION,))
 
 
 BROKEN = {

@@ -154,7 +154,7 @@ def test_a_model_without_a_head_is_no_teacher(tmp_path: Any) -> None:
     with pytest.raises(
         UserError, match=r"teacher: .* has no classification head \(its architecture: BertModel\); fine-tune"
     ):
-        load_config(str(tmp_path), "teacher", auto_classes=[CLASSIFICATION])
+        load_config(str(tmp_path), "teacher", auto_classes=(CLASSIFICATION,))
 
 
 def test_metrics_are_what_their_definitions_say() -> None:
