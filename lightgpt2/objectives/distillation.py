@@ -155,7 +155,7 @@ class Distillation(Objective):
         theirs, mine = (family_of(config).depths(config) for config in (teacher, student))
         if len(theirs) != len(mine):
             raise ValueError(f"the teacher has {' and '.join(theirs)}, and the student {' and '.join(mine)}")
-        maps = in_stacks(self.layer_map, mine, None)
+        maps = in_stacks(self.layer_map, mine)
         found = []
         for (ours, shallow), (other, deep) in zip(mine.items(), theirs.items(), strict=True):
             with said_of(ours, mine):
