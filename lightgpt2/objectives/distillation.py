@@ -153,7 +153,7 @@ class Distillation(Objective):
         if self.loss.hidden == 0:
             return []
         theirs, mine = (family_of(config).depths(config) for config in (teacher, student))
-        maps = in_stacks(self.layer_map, mine, None)
+        maps = in_stacks(self.layer_map, mine)
         found = []
         for (ours, shallow), (other, deep) in zip(mine.items(), theirs.items(), strict=True):
             with said_of(ours, mine):
