@@ -115,6 +115,8 @@ def _fields(key: str, values: dict[str, Any], known: dict[str, Setting], page: s
 
 
 def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Problem]:
+    if value in (None, "null") and NoneType in setting.types:
+        return
     sections = [each for each in setting.types if isinstance(each, Section)]
     items = [each for each in setting.types if item(each)]
     others = [each for each in setting.types if each not in sections and each not in items]
@@ -126,7 +128,7 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
     elif isinstance(value, dict) and (chosen or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)
-    elif len(sections) == 1 and not items and not {*others} - {NoneType} and (value is not None or not others):
+    elif len(sections) == 1 and not items and not {*others} - {NoneType}:
         yield from _group(key, value, sections[0], page)
     elif others and not (classes and isinstance(value, dict | str)):  # where a text may be the path of a class
         try:

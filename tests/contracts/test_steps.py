@@ -149,8 +149,9 @@ def reference_loss(
     kd = 4.0 * ((log_p.exp() * (log_p - log_q)).sum(-1) * supervised * each).sum()
     counts = [supervised] * len(states)
     depths = family_of(model).depths(model.config)
-    if isinstance(task, Classification):  # the states of a text's tokens count together as one text
-        counts = [(batch["attention_mask"] / batch["attention_mask"].sum(1, keepdim=True)).flatten()] * len(states)
+    if isinstance(task, Classification):  # the states of a text's tokens count together as the text
+        mask = batch["attention_mask"]
+        counts = [(mask * each[:, None] / mask.sum(1, keepdim=True)).flatten()] * len(states)
     if isinstance(task, Summarization):  # all tokens of a source count
         counts[: depths["encoder"]] = [batch["attention_mask"].flatten()] * depths["encoder"]
     if not states:  # the parity task calls the final hidden state by all names

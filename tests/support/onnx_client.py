@@ -60,6 +60,47 @@ class Client:
         return logits, dict(zip(self.pasts, presents, strict=True))
 
 
+class Seq2SeqClient:
+    """Runs the three graphs of an encoder-decoder on one thread, by the names that the ecosystem's clients know."""
+
+    def __init__(self, folder: Path) -> None:
+        names = ("encoder_model", "decoder_model", "decoder_with_past_model")
+        self.encoder, self.first, self.next = (plain_session(folder / f"{name}.onnx") for name in names)
+        inputs, outputs = (
+            [
+                [each.name for each in getattr(session, f"get_{what}")()]
+                for session in (self.encoder, self.first, self.next)
+            ]
+            for what in ("inputs", "outputs")
+        )
+        assert inputs[0] == ["input_ids", "attention_mask"]
+        assert outputs[0] == ["last_hidden_state"]
+        assert inputs[1] == ["input_ids", "encoder_hidden_states", "encoder_attention_mask"]
+        assert inputs[2][:2] == ["input_ids", "encoder_attention_mask"]
+        self.pasts = inputs[2][2:]
+        presents = {name.replace("past_key_values.", "present.") for name in self.pasts}
+        assert {*outputs[1]} == {"logits", *presents}
+        assert {*outputs[2]} == {"logits", *(name for name in presents if ".decoder." in name)}
+
+    def generate(self, ids: Array, mask: Array, start: int, count: int) -> Array:
+        """Greedy tokens `[B, count]`, whatever they are."""
+        (states,) = self.encoder.run(None, {"input_ids": ids, "attention_mask": mask})
+        tokens = np.full((len(ids), 1), start)
+        feeds = {"input_ids": tokens, "encoder_hidden_states": states, "encoder_attention_mask": mask}
+        found = self._run(self.first, feeds)
+        cache = {name: found[name.replace("past_key_values.", "present.")] for name in self.pasts}
+        written = [found["logits"][:, -1].argmax(axis=1)]
+        while len(written) < count:
+            found = self._run(self.next, {"input_ids": written[-1][:, None], "encoder_attention_mask": mask, **cache})
+            cache |= {name.replace("present.", "past_key_values."): v for name, v in found.items() if name != "logits"}
+            written.append(found["logits"][:, -1].argmax(axis=1))
+        return np.stack(written, axis=1)
+
+    def _run(self, session: onnxruntime.InferenceSession, feeds: dict[str, Array]) -> dict[str, Array]:
+        names = [each.name for each in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+
 def write_onnx(model: PreTrainedModel, folder: Path, forms: Forms | None = None, stored: Stored | None = None) -> Path:
     """Writes a model's graph and weights to a folder."""
     folder.mkdir(exist_ok=True)

@@ -61,6 +61,15 @@ def test_a_decoder_reads_the_last_token_on_whichever_side_the_pads_are(family: s
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ENCODERS)
+def test_pads_before_the_texts_of_an_encoder_are_refused(family: str) -> None:
+    """It would read one of them in the place of its first token."""
+    model = make_classifier(family)
+    batch = {**padded("left", model.config.pad_token_id), "example": torch.arange(3)}
+    with pytest.raises(UserError, match=rf"^data: pads stand before the texts, where a {family} reads .*; put them"):
+        bound().rows(model, batch)
+
+
 def bound(names: list[str] = NAMES) -> Classification:
     task = Classification()
     task.bind(SimpleNamespace(labels=names, tokenizer=SimpleNamespace(pad_token_id=0)))
@@ -127,7 +136,7 @@ def test_a_model_without_a_head_is_no_teacher(tmp_path: Any) -> None:
     with pytest.raises(
         UserError, match=r"teacher: .* has no classification head \(its architecture: BertModel\); fine-tune"
     ):
-        load_config(str(tmp_path), "teacher", auto_classes=[CLASSIFICATION])
+        load_config(str(tmp_path), "teacher", auto_classes=(CLASSIFICATION,))
 
 
 def test_metrics_are_what_their_definitions_say() -> None:
