@@ -24,7 +24,7 @@ from lightgpt2.cli import verbs
 from lightgpt2.conversions.target import Format
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.families import DECODERS, ENCODERS
+from lightgpt2.models.families import DECODERS, ENCODER_DECODERS, ENCODERS
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.surgery import keep_layers
 
@@ -64,7 +64,9 @@ Those of Gemma 3, Phi-3 and Mistral 7B are not: export these models to ONNX. Phi
 of type longrope) can be trained and not exported.
 
 DistilGPT-2 is of type `gpt2`, Pythia of type `gpt_neox`. Encoders ({encoders}) [classify](classification.md).
-Other types, for example `gpt_neo` and `bloom`, are refused in one line.
+Encoder-decoders ({encoder_decoders}) take every method with `lightgpt2.tasks.Summarization`; FLAN-T5 is of
+type `t5`. Not supported are those whose encoder and decoder have different numbers of heads or neurons, and a T5 whose decoder
+is deeper than its encoder. Other types, for example `gpt_neo` and `bloom`, are refused in one line.
 """
 
 
@@ -77,7 +79,8 @@ def page() -> str:
             Path(f"corpus/{part}.txt").write_text(text[part * 800 : part * 800 + 800])
         rows = [[f"`{name}`", _title(name), *_cells(name)] for name in sorted(DECODERS)]
     table = markdown(["type", "models", *METHODS, *EXPORTS], rows)
-    return _TEXT.format(table=table, encoders=", ".join(f"`{name}`" for name in ENCODERS))
+    encoders, both = (", ".join(f"`{name}`" for name in sorted(types)) for types in (ENCODERS, ENCODER_DECODERS))
+    return _TEXT.format(table=table, encoders=encoders, encoder_decoders=both)
 
 
 def _title(model_type: str) -> str:
@@ -112,7 +115,7 @@ def tiny(model_type: str) -> PreTrainedModel:
     config, family = AutoConfig.for_model(model_type), DECODERS[model_type]
     head = min(family.shape(config).head, _HEAD)
     config = family.resized(config, Shape(2 * head, 2, 1, head, 128))
-    keep_layers(config, range(_LAYERS))
+    keep_layers(config, {stack: range(_LAYERS) for stack in family.depths(config)})
     config.vocab_size, config.max_position_embeddings = _VOCABULARY, min(_POSITIONS, config.max_position_embeddings)
     if hasattr(config, "query_pre_attn_scalar"):  # the size of a head, in the default configuration of Gemma 3
         config.query_pre_attn_scalar = head

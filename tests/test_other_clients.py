@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import lightgpt2
 from lightgpt2.conversions.onnx.conversion import writer_of
@@ -32,9 +32,12 @@ from lightgpt2.models.families import DECODERS
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.loading import load_config, load_model, load_tokenizer
-from lightgpt2.models.saving import carry_licence, save_model, save_tokenizer
+from lightgpt2.models.saving import carry_licence, save_model, save_tokenizer, whole_weights
 from lightgpt2.models.standalone import stored_weights
+from lightgpt2.models.surgery import extract_layers
 from lightgpt2.runtime.folder import open_export
+from lightgpt2.tasks import Classification
+from tests.contracts.test_steps import prepared
 from tests.support.models import (
     LONG_HEADS,
     logits,
@@ -364,7 +367,7 @@ for name in ("lightgpt2", "torch", "transformers"):
 import numpy, onnxruntime, tokenizers
 texts, found = json.loads(sys.argv[1]), {}
 for folder in sys.argv[2:]:
-    session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(f"{folder}/{form}/model.onnx", providers=["CPUExecutionProvider"])
     tokenizer = tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")
     names = json.load(open(folder + "/config.json"))["id2label"]
     found[folder] = []
@@ -377,32 +380,82 @@ for folder in sys.argv[2:]:
         found[folder].append({names[str(number)]: float(share) for number, share in enumerate(shares)})
 print(json.dumps(found))
 """
-_KINDS = ["bert", "distilbert", "roberta", "modernbert", "gpt2", "llama"]
+CLASSES = {0: "down", 1: "up", 2: "still"}
+KINDS = ["bert", "distilbert", "roberta", "modernbert", "gpt2", "llama"]
+TRAINED = ["lora", "heads and neurons", "weights", "int8", "gates and int8"]  # what each leaves of a BERT
+TEXTS = ["some text", "other words", "def f(x): return x"]
+
+
+def named(model: PreTrainedModel) -> PreTrainedModel:
+    model.config.id2label, model.config.label2id = CLASSES, {name: number for number, name in CLASSES.items()}
+    return model
+
+
+@pytest.mark.parametrize(("layers", "every"), [([0, 1, 2, 3], 3), ([0, 3], 1), ([0, 1], 2), ([0, 1, 2, 3, 3], 0)])
+def test_which_layers_of_a_modernbert_see_the_whole_text_is_said_as_transformers_4_reads_it(
+    tmp_path: Path, layers: list[int], every: int
+) -> None:
+    save_model(extract_layers(make_classifier("modernbert"), layers), write_tokenizer(tmp_path / "t"), tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["global_attn_every_n_layers"] == every
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of every family, of layers of different sizes, and of what is trained; each has its graphs beside the weights."""
+    root = tmp_path_factory.mktemp("classifiers")
+    tokenizer = write_tokenizer(root / "tokenizer")
+    tokenizer.pad_token = tokenizer.eos_token
+    models = {family: make_classifier(family, **LONG_HEADS.get(family, {})) for family in KINDS}
+    for family in ("bert", "distilbert", "modernbert"):
+        models[f"uneven {family}"] = make_classifier(family, uneven=True)
+    for name, model in models.items():
+        save_model(named(model), tokenizer, root / name)
+    for name in TRAINED:
+        method, plain, _ = prepared("bert", Classification(), "cross-entropy", name)
+        save_model(named(plain.float()), tokenizer, root / f"source {name}")
+        method.start.source = str(root / f"source {name}")
+        named(method.float().model)
+        method.save(root / name / "model", tokenizer, whole_weights(method.model))
+    folders = [root / name for name in models] + [root / name / "model" for name in TRAINED]
+    for folder in folders:
+        model = load_model(str(folder), "model").eval()
+        writer = writer_of(model.config)
+        for form, forms in (("fp32", Forms()), ("int8", Forms(writer.int8, "int8"))):
+            (folder / form).mkdir()
+            writer.into(folder / form, model, forms)
+    return folders
+
+
+def client(code: str, folders: list[Path], environment: dict[str, str]) -> dict[str, list[dict[str, float]]]:
+    """The probabilities of the classes of some texts, by folder, that a script without this package finds."""
+    command = [sys.executable, "-c", code, json.dumps(TEXTS), *map(str, folders)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[dict[str, float]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def assert_probabilities(found: dict[str, list[dict[str, float]]], near: float = 1e-4) -> None:
+    for folder, rows in found.items():
+        expected = lightgpt2.load(folder, threads=1).classify(TEXTS)
+        for row, each in zip(rows, expected, strict=True):
+            assert row == pytest.approx(each["probabilities"], abs=near), folder
+            assert row.keys() == {*CLASSES.values()}
 
 
 @pytest.mark.slow
-def test_classifiers_need_no_lightgpt2(tmp_path: Path) -> None:
-    """Model folders in transformers' pipeline, with layers of different sizes and integers too; exports in onnxruntime."""
-    tokenizer = write_tokenizer(tmp_path / "tokenizer")
-    tokenizer.pad_token = tokenizer.eos_token
-    models = {family: make_classifier(family, **LONG_HEADS.get(family, {})) for family in _KINDS}
-    models |= {
-        f"uneven {family}": make_classifier(family, uneven=True) for family in ("bert", "distilbert", "modernbert")
-    }
-    for name, model in models.items():
-        model.config.id2label = {0: "down", 1: "up", 2: "still"}
-        model.config.label2id = {label: number for number, label in model.config.id2label.items()}
-        save_model(model, tokenizer, tmp_path / name)
-        writer_of(model.config).into(tmp_path / name, model, Forms())
-    weights = {name: value.detach() for name, value in models["bert"].named_parameters()}
-    save_integers(models["bert"], Integers(bits=8), tokenizer, tmp_path / "int8", weights)
-    texts = ["some text", "other words", "def f(x): return x"]
+@pytest.mark.parametrize("version", ["5", "4"])
+def test_classifiers_need_no_lightgpt2(
+    classifiers: list[Path], tmp_path: Path, version: str, request: pytest.FixtureRequest
+) -> None:
+    """In transformers' pipeline: also layers of different sizes, merged adapters, integers, and what pruning has removed."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    for code, names in ((_CLASSIFY, [*models, "int8"]), (_RUN_ONNX, [*models])):
-        folders = [str(tmp_path / name) for name in names]
-        client = [sys.executable, "-c", code, json.dumps(texts), *folders]
-        done = subprocess.run(client, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        for folder, rows in json.loads(done.stdout.splitlines()[-1]).items():
-            for row, expected in zip(rows, lightgpt2.load(folder, threads=1).classify(texts), strict=True):
-                assert row == pytest.approx(expected["probabilities"], abs=1e-4), folder
+    if version == "4":
+        environment = request.getfixturevalue("transformers_4")
+    assert_probabilities(client(_CLASSIFY, classifiers, environment))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "near"), [("fp32", 1e-4), ("int8", 0.1)])
+def test_graphs_of_classifiers_need_onnxruntime_alone(classifiers: list[Path], form: str, near: float) -> None:
+    assert_probabilities(client(f"form = {form!r}\n{_RUN_ONNX}", classifiers, {**os.environ}), near)

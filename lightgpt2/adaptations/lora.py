@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightgpt2.adaptations.base import Adaptation, Context, Result
 from lightgpt2.adaptations.movement_gates import MovementGates
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.adapters import CONFIG, WEIGHTS, name_base
+from lightgpt2.models.adapters import ADAPTER, CONFIG, WEIGHTS, name_base
 from lightgpt2.models.architectures import PEFT_TYPES
 from lightgpt2.models.families import LINEAR, compute_with, family_of, predicts
 from lightgpt2.models.files import atomic_folder
@@ -28,7 +28,6 @@ from lightgpt2.models.saving import positions_of, save_tokenizer
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_FOLDER = "adapter"  # of what PEFT loads, beside the artefact
 _DORA = "DoRA's weights are not rounded as they are merged"
 
 
@@ -124,7 +123,7 @@ class Lora(Adaptation):
         """Writes the adapters beside the artefact, and goes on with the model that they are merged into."""
         from peft import PeftModel
 
-        folder = result.folder.with_name(_FOLDER)
+        folder = result.folder.with_name(ADAPTER)
         with atomic_folder(folder) as temporary:
             named = {f"base_model.model.{name}": value for name, value in result.weights.items()}
             self._peft_model[0].save_pretrained(str(temporary), state_dict=named, save_embedding_layers=False)
@@ -137,7 +136,7 @@ class Lora(Adaptation):
     def zeros(self, folder: Path, names: Sequence[str]) -> int:
         """The zeros in the adapter folder: nothing else was trained."""
         saved = [f"base_model.model.{n.replace('.modules_to_save.default', '').replace('.default', '')}" for n in names]
-        return saved_zeros(folder.with_name(_FOLDER) / WEIGHTS, saved)
+        return saved_zeros(folder.with_name(ADAPTER) / WEIGHTS, saved)
 
     def _begun(self, model: PreTrainedModel, rounded: bool) -> Any:
         from peft import LoraConfig, get_peft_model

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
+from lightgpt2.models.adapters import ADAPTER
 from lightgpt2.models.files import atomic_file, clear_leftovers, remove, scratch_folder
 from lightgpt2.models.ledger import Entry, Ledger, Parent
 from lightgpt2.models.loading import load_model
@@ -113,7 +114,7 @@ class Artefact(Callback):
         if not trainer.is_global_zero:
             return
         self._write_config()
-        stale = [self.run.last, self.run.best, self.run.model, self.run.folder / "adapter", *self._stale_logs]
+        stale = [self.run.last, self.run.best, self.run.model, self.run.folder / ADAPTER, *self._stale_logs]
         for path in stale if self.fresh else []:
             remove(path)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -253,7 +254,7 @@ class Artefact(Callback):
             entry.operations = operations
             source.extended(entry).write(folder)
         if not self._operations:  # of the same weights, which were not trained any further
-            for folder in (self.run.model, self.run.folder / "adapter"):
+            for folder in (self.run.model, self.run.folder / ADAPTER):
                 if old := Ledger.read(folder):
                     old.amended(quality=entry.quality, sizes=entry.sizes).write(folder)
 

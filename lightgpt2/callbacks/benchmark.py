@@ -15,6 +15,7 @@ from lightgpt2.measure.arms import GRAPH, Arm, is_graph, own_precision
 from lightgpt2.measure.benchmark import measure
 from lightgpt2.measure.plan import workloads_of
 from lightgpt2.methods.method import Method
+from lightgpt2.models.adapters import ADAPTER, is_adapter
 from lightgpt2.models.families import family_of
 from lightgpt2.models.files import write_json
 from lightgpt2.models.ledger import Ledger
@@ -31,14 +32,15 @@ from lightgpt2.runtime.folder import is_exported
 class InferenceBenchmark(RunCallback):
     """Measures speed and memory of the artefact in FP32 and half precision, and of its quantized and exported copies beside it.
 
-    Not of GGUF, which would be dequantized for it, nor of packed copies, which compute as the artefact does. The figures go
-    to the terminal, TensorBoard, `checkpoints/<run>/benchmark.json` and the ledger; traces to `tb-logs/<run>/profile/`.
+    Adapters are also measured as they were trained, beside their base and not merged. Not of GGUF, which would be dequantized
+    for it, nor of packed copies, which compute as the artefact does. The figures go to the terminal, TensorBoard,
+    `checkpoints/<run>/benchmark.json` and the ledger; traces to `tb-logs/<run>/profile/`.
     What is run is what the task's models are for: decoders generate, classifiers read texts. Settings that a task does not
     have are refused.
 
     Args:
         rounds: How often every copy is measured, in turn with the others.
-        new_tokens: Numbers of new tokens to generate; null: 128 and 256.
+        new_tokens: Numbers of new tokens to generate; null: those of 128 and 256 that fit.
         prompt_tokens: Length of the random prompt that generation starts from; null: 32.
         batches: Batch sizes of the forward pass; of a classifier, in which validation texts are read. null: 1 and 16; 16.
         forward_tokens: Lengths of the texts of the forward pass; null: 128; of a classifier 8, 32, 128, 256 and 512.
@@ -105,11 +107,12 @@ class InferenceBenchmark(RunCallback):
         arms = self._source(given, trusted) if self.source and given != "config" else []  # `config`: random weights
         bar = trainer.progress_bar_callback is not None
         traces = self.run.logs / "profile"
-        result = measure([*arms, *self._arms(trusted)], self._workloads, self.rounds, device, traces, bar)
+        arms += [*self._arms(trusted), *self._unmerged(pl_module.start.precision, trusted)]
+        result = measure(arms, self._workloads, self.rounds, device, traces, bar)
         if self.dynamic_int8:
             ledger = self._score_dynamic(ledger, pl_module)
         for arm in result["arms"]:  # quantization scores half precision too, for comparison
-            if arm["precision"] in ledger.last["quality"]:
+            if arm["precision"] in ledger.last["quality"] and not is_adapter(arm["source"]):
                 arm["quality"] = ledger.last["quality"][arm["precision"]]
         ledger.amended(benchmark=result).write(self.run.model)
         print(benchmark_table(result), flush=True)
@@ -145,6 +148,11 @@ class InferenceBenchmark(RunCallback):
                     chosen.append((copy, str(precision), GRAPH if graph else first))
         names = [" ".join([folder.name, precision, *({kind} & {*others})]) for folder, precision, kind in chosen]
         return [Arm(name, str(arm[0]), *arm[1:], trusted) for name, arm in zip(names, chosen, strict=True)]
+
+    def _unmerged(self, precision: str, trusted: bool) -> list[Arm]:
+        folder = str(self.run.folder / ADAPTER)
+        name = f"{ADAPTER} {precision}"
+        return [Arm(name, folder, precision, self.attention[0], trusted)] if is_adapter(folder) else []
 
     def _write_logs(self, logger: TensorBoardLogger, step: int, result: dict[str, Any]) -> None:
         board = logger.experiment

@@ -42,9 +42,10 @@ _SETTINGS = {
 # What a mapping that chooses a class may hold.
 _CLASS = {
     "class_path": Setting((str,), required=True),
-    **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict, NoneType))),
+    **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict,))),
 }
 _SOURCES = {"model": "a hub id, a model folder or a .gguf file", "data": "a file, a folder or a hub id"}
+_WRITERS = ("generated_by",)  # settings of the data that name a model
 _SOURCE_NAMES = ("model", "teacher", "student", "source", "tokenizer")  # settings that may be the path of what is read
 
 
@@ -67,6 +68,8 @@ def check(args: list[str], models: bool = True) -> list[str]:
         for name, what in _SOURCES.items():
             if models or name != "model":
                 problems += _missing(name, settings.get(name), what, section(settings, "needs"))
+        if models:
+            problems += _missing("data", settings.get("data"), _SOURCES["model"], section(settings, "needs"), _WRITERS)
         refuse(dict.fromkeys(problems))
     return args
 
@@ -112,6 +115,8 @@ def _fields(key: str, values: dict[str, Any], known: dict[str, Setting], page: s
 
 
 def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Problem]:
+    if value in (None, "null") and NoneType in setting.types:
+        return
     sections = [each for each in setting.types if isinstance(each, Section)]
     items = [each for each in setting.types if item(each)]
     others = [each for each in setting.types if each not in sections and each not in items]
@@ -123,7 +128,7 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
     elif isinstance(value, dict) and (chosen or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)
-    elif len(sections) == 1 and not items and not {*others} - {NoneType} and (value is not None or not others):
+    elif len(sections) == 1 and not items and not {*others} - {NoneType}:
         yield from _group(key, value, sections[0], page)
     elif others and not (classes and isinstance(value, dict | str)):  # where a text may be the path of a class
         try:
@@ -164,6 +169,11 @@ def _chosen(key: str, value: dict[str, Any], page: str) -> Iterator[Problem]:
     if own:
         return
     path = value["class_path"]
+    if not all(map(str.isidentifier, path.split("."))):
+        yield Problem(
+            f"{key}.class_path", f"must be the path of a class, got {_shown(path)}", "give package.module.Class"
+        )
+        return
     module, _, name = path.rpartition(".")
     known = settings_of(path)
     if known is not None:
@@ -210,13 +220,15 @@ def _near(name: str, known: Iterable[str]) -> str:
     return "".join(f"did you mean {close}?" for close in difflib.get_close_matches(name, known, 1))
 
 
-def _missing(key: str, value: Any, what: str, needs: dict[str, str]) -> Iterator[Problem]:
+def _missing(
+    key: str, value: Any, what: str, needs: dict[str, str], names: tuple[str, ...] = _SOURCE_NAMES
+) -> Iterator[Problem]:
     """The files and folders that are not there, of the settings that may be one."""
     for name, each in value.items() if isinstance(value, dict) else ():
         inside = key if name in ("init_args", "dict_kwargs") else f"{key}.{name}"
         if not isinstance(each, str):
-            yield from _missing(inside, each, what, needs)
-        elif name in _SOURCE_NAMES and each not in needs and _is_path(each) and not exists(each):
+            yield from _missing(inside, each, what, needs, names)
+        elif name in names and each not in needs and _is_path(each) and not exists(each):
             yield Problem(inside, f"{cut(each)} does not exist", f"give {what}")
 
 
@@ -233,10 +245,12 @@ def typed(key: str, value: Any, kind: Any, fix: str = "", also: str = "") -> Any
     Raises:
         UserError: It does not.
     """
+    if wrong := _limit(value):
+        raise UserError([Problem(key, f"{wrong}, got {_shown(value)}", fix)])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     wrong = f"must be {describe(kind)}{also}"
-    with suppress(ArgumentError):  # whose words are those of Python's types
+    with suppress(ArgumentError, OverflowError):  # whose words are those of Python's types
         found = parser.parse_object({"value": value}).value
         # To the parser null means "not given", and stays in the place of a value.
         fits = found is not None or kind is Any or NoneType in (kind, *get_args(kind))

@@ -27,6 +27,8 @@ def problems(settings: Namespace, training: bool, generating: bool) -> list[str]
                 found.append((key, "0 trains nothing; give at least 1"))
         if not (_whole(trainer.limit_train_batches) or trainer.limit_train_batches == 0) or trainer.overfit_batches:
             found.append(("limit_train_batches", "cuts optimizer steps apart; give trainer.max_steps instead"))
+        if trainer.precision == "16-true":  # a weight with no gradient would be divided by zero
+            found.append(("precision", "16-true has no numbers as small as AdamW needs; give bf16-mixed or 16-mixed"))
         if trainer.max_steps in (None, -1) and trainer.max_epochs is None and trainer.max_time is None:
             found.append(("max_steps", "nothing ends the run; give trainer.max_steps or trainer.max_epochs"))
     for key in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):

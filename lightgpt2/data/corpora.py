@@ -21,7 +21,7 @@ from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
 BUILT_IN = ("pydoc", "requirements", "wikitext")
-_READING = 5  # the version of the reading and of what is cached, in fingerprints
+_READING = 6  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
@@ -59,8 +59,8 @@ class Corpus:
         if (made := self._made()) is not None:
             parts.append(hashlib.sha256(json.dumps([*made]).encode()).hexdigest())
         else:
-            files = self._files(Remarks()) if self._is_local() else []
-            parts += [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+            files = self._split_files(Remarks()) if self._is_local() else {}  # a dataset card may say their splits
+            parts += [(str(p.absolute()), split, p.stat().st_size, p.stat().st_mtime_ns) for p, split in files.items()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def problems(self) -> list[Problem]:

@@ -9,19 +9,26 @@ from typing import Any, Protocol
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.errors import UserError
-from lightgpt2.models.chat import Message, message_problem
+from lightgpt2.models.chat import CALLS, Message, message_problem
 from lightgpt2.models.vocabulary import is_unicode
 
-_TOOLS = "tools"
+_TOOLS, _SYSTEM = "tools", "system"
+# What rows say beside a conversation and nothing reads, and how to write it.
+_UNREAD = {
+    "history": "earlier turns, which are read of messages alone",
+    "functions": "functions, which are read of tools alone",
+}
+_BESIDE = (_TOOLS, _SYSTEM, *_UNREAD)
 # The fields of rows that hold a conversation, and those that such rows may lack.
 _CONVERSATIONS = (
-    (("messages",), (_TOOLS,)),
-    (("prompt", "completion"), (_TOOLS,)),
-    (("instruction", "output"), ("input",)),
+    (("messages",), _BESIDE),
+    (("prompt", "completion"), _BESIDE),
+    (("instruction", "output"), ("input", *_BESIDE)),
 )
 # What templates write of a turn.
 _RENDERED = ("role", "content", "tool_calls", "reasoning", "reasoning_content", "thinking")
 ANSWERS = "assistant"  # the role whose turns are learnt
+_ASKING = ("user", "tool")  # those whose turns an answer is to
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,19 @@ def plain_text(document: Document, system: bool = True) -> str:
 
 
 def question(document: Document) -> str:
-    """The text that decides on the split: that of a conversation is what is asked, so that all answers to it share one."""
+    """The text that decides on the split: that of a conversation is what is asked before its first answer that is learnt.
+
+    So all answers to it share a split, and so do rows that have a conversation up to its first, second and third answer.
+    """
     if isinstance(document, str):
         return document
-    return _said(document, [turn for turn in document.messages if turn["role"] != ANSWERS])
+    asked = list[Message]()
+    for turn in document.messages:
+        if is_answer(turn) and any(before["role"] in _ASKING for before in asked):
+            break
+        if turn["role"] != ANSWERS:
+            asked.append(turn)
+    return _said(document, asked)
 
 
 def _said(conversation: Conversation, turns: Iterable[Message]) -> str:
@@ -99,7 +115,7 @@ class DocumentColumns:
 def fields(names: Iterable[str], text_field: str) -> list[str]:
     """The fields to read of a table: the text field, else those of a conversation; empty if the table has neither."""
     known = [*names]
-    for needed, more in (((text_field,), (_TOOLS,)), *_CONVERSATIONS):
+    for needed, more in (((text_field,), _BESIDE), *_CONVERSATIONS):
         if {*needed} <= {*known}:
             return [*needed, *(name for name in more if name in known and name not in needed)]
     return []
@@ -154,7 +170,7 @@ class _WrongError(Exception):
 
 
 def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
-    values = {name: row[name] for name in names if name != _TOOLS or name == names[0]}
+    values = {name: row[name] for name in names if name not in _BESIDE or name == names[0]}
     is_alone = len(values) < 2  # a text, or the turns of a conversation
     if is_alone:
         (value,) = values.values() or [None]
@@ -162,14 +178,16 @@ def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
             return None
         if isinstance(value, str) and names[0] != "messages":
             return value
+    if unread := next((name for name in names[1:] if name in _UNREAD and str(row[name] or "[]") != "[]"), None):
+        raise _WrongError(unread, f"holds {_UNREAD[unread]}")
     tools = _tools(row[_TOOLS]) if _TOOLS in names[1:] else None
+    system = _system(row[_SYSTEM]) if _SYSTEM in names[1:] else ()
     if is_alone:
-        return Conversation(_turns(names[0], _from_json(names[0], value)), tools=tools)
+        return Conversation(_led(system, _turns(names[0], _from_json(names[0], value))), tools=tools)
     if names[0] == "prompt" and not any(isinstance(value, str) for value in values.values() if value is not None):
         asked, told = (_turns(name, value) if value else () for name, value in values.items())
-        return Conversation(
-            (*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told), tools=tools
-        )
+        turns = (*({**turn, "weight": 0} if is_answer(turn) else turn for turn in asked), *told)
+        return Conversation(_led(system, turns), tools=tools)
     for name, value in values.items():
         if not isinstance(value, str | None):
             raise _WrongError(name, f"holds {type(value).__name__}, not text")
@@ -177,8 +195,26 @@ def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
     if not answer.strip():
         return None
     prompt = f"{first}\n\n{more}" if more.strip() else first
-    turns = {"role": "user", "content": prompt}, {"role": ANSWERS, "content": answer}
-    return Conversation(turns, is_pair=not tools, tools=tools)
+    turns = (*system, {"role": "user", "content": prompt}, {"role": ANSWERS, "content": answer})
+    return Conversation(turns, is_pair=not tools and not system, tools=tools)
+
+
+def _system(value: Any) -> tuple[Message, ...]:
+    """The message that a row has beside its conversation for its beginning, if any."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ()
+    if not isinstance(value, str):
+        raise _WrongError(_SYSTEM, f"holds {type(value).__name__}, not text")
+    return ({"role": "system", "content": value},)
+
+
+def _led(system: tuple[Message, ...], turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Turns behind the system message of their row, unless they begin with the same."""
+    if not system or not turns or turns[0] == system[0]:
+        return turns
+    if turns[0]["role"] == system[0]["role"]:
+        raise _WrongError(_SYSTEM, "is another text than the system message with which the conversation begins")
+    return (*system, *turns)
 
 
 def _from_json(field: str, value: Any) -> Any:
@@ -204,7 +240,7 @@ def _turns(field: str, value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise _WrongError(field, f"holds {type(value).__name__}, not text or a list of messages")
     turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in value]
-    if any(isinstance(turn, dict) and not {"content", "tool_calls"} & turn.keys() for turn in turns):
+    if any(isinstance(turn, dict) and not {"content", *CALLS} & turn.keys() for turn in turns):
         return ()  # a turn that says nothing, which many datasets have
     if problem := message_problem(turns) or _weight_problem(turns):
         raise _WrongError(field, f"is not a conversation: {problem}")

@@ -43,7 +43,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        return f"{self.text}\n{self.pair or ''}"
+        return f"{self.text.strip()}\n{(self.pair or '').strip()}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> 
     Raises:
         UserError: The source cannot be read, or a row holds something else.
     """
+    counts: dict[int, str] = {}  # of texts, and where rows with as many are
     for split, where, rows in corpus.rows(columns, remarks):
         for number, row in enumerate(rows, 1):
             names, label_name = columns.texts(row), columns.label_field  # rows of JSON may each have other fields
@@ -110,10 +111,15 @@ def read_examples(corpus: Corpus, columns: ExampleColumns, remarks: Remarks) -> 
                 remarks.add("rows without a label, left out", where)
             elif not texts or not all((text or "").strip() for text in texts):
                 remarks.add("rows without text, left out", where)
-            elif not all(is_unicode(text or "") for text in texts):
+            elif not all(is_unicode(text or "") for text in (*texts, str(label))):
                 remarks.add("rows that are not valid Unicode, left out", where)
             else:
                 assert label is not None
+                counts.setdefault(len(texts), f"row {number} of {where}")
+                if len(counts) > 1:
+                    what = f"{counts[2]} has two texts and {counts[1]} one"
+                    fix = "name data.text_field, and data.pair_field if there are two, or give each row both"
+                    raise UserError(f"data.text_field: {what}; {fix}")
                 yield split, Example(texts[0] or "", texts[1] if len(texts) > 1 else None, label)
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,17 @@ _SPLIT_WORDS: dict[str, Split] = {
 }
 # Metadata files of `Dataset.save_to_disk` and of older hub datasets; they hold no rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+_CARD = "README.md"
+# Keys that cards of datasets have, and pages of documentation do not.
+_OF_CARDS = {
+    "configs",
+    "dataset_info",
+    "task_categories",
+    "size_categories",
+    "annotations_creators",
+    "pretty_name",
+    "license",
+}
 _HIDDEN = (".", "~$")  # how the names of hidden files and of an office program's locks begin
 
 
@@ -44,6 +54,8 @@ def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -
             remarks.add("links to nothing and other things that are no files, not read", name)
         elif path.name in _ABOUT or (path.name == "state.json" and path.with_name(_ABOUT[0]).is_file()):
             remarks.add("files about a dataset, not read", name)
+        elif folder == top and path.name == _CARD and _is_card(path):
+            remarks.add("dataset cards, not read as text", name)
         elif not kind(path):
             remarks.add("files of other kinds, not read", name)
         else:
@@ -54,24 +66,40 @@ def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -
 
 def card_splits(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The name of the split of each file that the folder's dataset card puts into one: `configs` in the YAML of `README.md`."""
+    from fsspec.utils import glob_translate  # the hub's: `**/` also stands for no folder
+
     found: dict[str, str] = {}
-    for name, (split, pattern) in product(names, _card(folder / "README.md")):
-        if fnmatchcase(name, pattern.removeprefix("./")) and split_named(found.get(name, "train")) == "train":
+    for name, (split, pattern) in product(names, _card(folder / _CARD)):
+        fits = re.match(glob_translate(pattern.removeprefix("./")), name)
+        if fits and split_named(found.get(name, "train")) == "train":
             found[name] = split
     return found
 
 
-def _card(path: Path) -> list[tuple[str, str]]:
-    """The splits and the patterns of their files in a card; none if it is no card, or of another form than the hub reads."""
+def _about(path: Path) -> Any:
+    """The YAML at the beginning of a dataset card; None if it has none."""
     from huggingface_hub.repocard import metadata_load
 
     try:
-        about: Any = metadata_load(path) if path.is_file() else None
+        return metadata_load(path) if path.is_file() else None
+    except (YAMLError, OSError, ValueError):
+        return None
+
+
+def _is_card(path: Path) -> bool:
+    about = _about(path)
+    return isinstance(about, dict) and not _OF_CARDS.isdisjoint(about)
+
+
+def _card(path: Path) -> list[tuple[str, str]]:
+    """The splits and the patterns of their files in a card; none if it is no card, or of another form than the hub reads."""
+    try:
+        about = _about(path)
         configs = [config for config in (about or {}).get("configs") or [] if "data_files" in config]
         entries = [entry for config in configs for entry in _listed(config["data_files"])]
         pairs = [(entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry) for entry in entries]
         return [(str(split), str(pattern)) for split, patterns in pairs for pattern in _listed(patterns)]
-    except (YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         return []
 
 

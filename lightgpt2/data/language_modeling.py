@@ -294,8 +294,16 @@ class LanguageModelingData(TaskData):
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:
         tokenizer = self._plain_tokenizer()
         if self.chat_template:
-            tokenizer.chat_template = Path(self.chat_template).expanduser().read_text(encoding="utf-8")
+            tokenizer.chat_template = self._read_template(Path(self.chat_template).expanduser())
         return tokenizer
+
+    def _read_template(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"data.chat_template: {path} cannot be read ({error}); give a Jinja file in UTF-8"
+            ) from error
 
     def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.vocab_size:

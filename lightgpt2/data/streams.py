@@ -12,6 +12,7 @@ from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
 
 _GZIP = b"\x1f\x8b"
+_POINTER = b"version https://git-lfs.github.com/spec/"  # how what Git LFS puts in the place of a large file begins
 _MARKS = {  # the first fits: that of UTF-32 begins as that of UTF-16
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -22,8 +23,13 @@ _MARKS = {  # the first fits: that of UTF-32 begins as that of UTF-16
 def opened(file: Path, remarks: Remarks) -> Iterator[IO[bytes]]:
     """A file's content; whether it is compressed says its first bytes, not its name."""
     with file.open("rb") as stream, remarks.reading(stream):
-        compressed = stream.read(2) == _GZIP
+        start = stream.read(len(_POINTER))
         stream.seek(0)
+        if start == _POINTER:
+            raise UserError(
+                f"data.source: {file} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
+            )
+        compressed = start.startswith(_GZIP)
         with gzip.GzipFile(fileobj=stream) if compressed else stream as content:
             yield cast("IO[bytes]", content)
 

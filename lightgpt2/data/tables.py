@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightgpt2.data.tsv import is_quoted
 from lightgpt2.errors import UserError
 
 Row = dict[str, Any]
+_SPLIT = "split"
 _ARROW_FILE = b"ARROW1"  # how a file of Arrow that is no stream begins
 
 
@@ -28,6 +29,8 @@ def json_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
         if not isinstance(row, dict):
             what = f"row {number} of {file} is {type(row).__name__}, not an object with fields"
             raise UserError(f"data.source: {what}; correct it")
+        if not names:
+            _say_split(row, file, remarks)
         names, known = names or [*row], known or bool(columns.of(row))
         yield row
     if names and not known:
@@ -56,12 +59,12 @@ def _objects(found: Iterator[str]) -> Iterator[Any]:
 
 
 def csv_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
-    return _columns(_quoted(file, ",", remarks), columns, file)
+    return _columns(_quoted(file, ",", remarks), columns, file, remarks)
 
 
 def tsv_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
     marks = is_quoted(lines(file, Remarks()))
-    return _columns(_quoted(file, "\t", remarks) if marks else _plain(file, remarks), columns, file)
+    return _columns(_quoted(file, "\t", remarks) if marks else _plain(file, remarks), columns, file, remarks)
 
 
 def _quoted(file: Path, delimiter: str, remarks: Remarks) -> Iterator[list[str]]:
@@ -80,15 +83,13 @@ def _plain(file: Path, remarks: Remarks) -> Iterator[list[str]]:
         yield row
 
 
-def _columns(rows: Iterator[list[str]], columns: Columns, file: Path) -> Iterator[Row]:
+def _columns(rows: Iterator[list[str]], columns: Columns, file: Path, remarks: Remarks) -> Iterator[Row]:
     """The rows by the names of the header; blank lines are no rows."""
     filled = filter(None, rows)
     header = next(filled, None)
     if header is None:
         return
-    names = _found(header, columns, file)
-    if twice := [name for name in names if header.count(name) > 1]:
-        raise UserError(f"data.source: {file} has {header.count(twice[0])} columns {twice[0]!r}; rename the others")
+    names = _found(header, columns, file, remarks)
     places = [(name, header.index(name)) for name in names]
     for number, row in enumerate(filled, 2):
         if len(row) != len(header):
@@ -107,7 +108,7 @@ def parquet_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row
         if content.seek(0, io.SEEK_END) == 0:
             return
         table = ParquetFile(content)
-        names = _found(table.schema_arrow.names, columns, file)
+        names = _found(table.schema_arrow.names, columns, file, remarks)
         for batch in table.iter_batches(columns=names, batch_size=1024):
             yield from map(without_none, batch.to_pylist())
 
@@ -126,16 +127,27 @@ def arrow_rows(file: Path, columns: Columns, remarks: Remarks) -> Iterator[Row]:
             batches = map(table.get_batch, range(table.num_record_batches))
         else:
             batches = table = ipc.open_stream(stream)
-        names = _found(table.schema.names, columns, file)
+        names = _found(table.schema.names, columns, file, remarks)
         for batch in batches:
             yield from map(without_none, batch.select(names).to_pylist())
 
 
-def _found(names: list[str], columns: Columns, file: Path) -> list[str]:
-    """The columns to read of a table, which must have some."""
-    if found := columns.of(names):
-        return found
-    raise columns.missing(str(file), names)
+def _found(names: list[str], columns: Columns, file: Path, remarks: Remarks) -> list[str]:
+    """The columns to read of a table, which must have some, and each once."""
+    if not (found := columns.of(names)):
+        raise columns.missing(str(file), names)
+    if twice := [name for name in found if names.count(name) > 1]:
+        raise UserError(f"data.source: {file} has {names.count(twice[0])} columns {twice[0]!r}; rename the others")
+    _say_split(names, file, remarks)
+    return found
+
+
+def _say_split(names: Iterable[str], file: Path, remarks: Remarks) -> None:
+    """Say that a column does not decide on the splits of its rows, though its name promises to."""
+    if _SPLIT in names:
+        remarks.add(
+            f"tables with a column {_SPLIT!r}, which decides nothing; give each split a file of its own", str(file)
+        )
 
 
 def without_none(row: Row) -> Row:

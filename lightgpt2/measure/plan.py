@@ -11,8 +11,8 @@ from transformers import PretrainedConfig
 
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.measure.arms import GRAPH, Arm, cuda_problem, is_graph, own_precision
-from lightgpt2.models.loading import folder_config, load_config
-from lightgpt2.models.quantization import DYNAMIC, Format
+from lightgpt2.models.loading import folder_config
+from lightgpt2.models.quantization import DYNAMIC, Format, inference_config
 from lightgpt2.models.saving import positions_of
 from lightgpt2.models.sources import verify
 from lightgpt2.models.workloads import Positions, Workload
@@ -85,7 +85,7 @@ def workloads_of(task: Task, settings: Mapping[str, Any], positions: Positions, 
 def _config(model: str, trust_remote_code: bool) -> PretrainedConfig:
     if is_exported(model):
         return folder_config(Path(model).expanduser(), "MODEL")
-    return load_config(model, "MODEL", trust_remote_code)
+    return inference_config(model, "MODEL", trust_remote_code)
 
 
 def _precisions(model: str, own: str | None, wanted: Sequence[str] | None, device: str) -> list[str]:

@@ -20,8 +20,8 @@ from lightgpt2.measure.base import PROFILED_STEPS, Operator, Steps, Worker
 from lightgpt2.measure.memory import embedding_mb, stored_tensors, weights_mb
 from lightgpt2.models.families import family_of
 from lightgpt2.models.files import scratch_folder
-from lightgpt2.models.loading import load_config, new_model
-from lightgpt2.models.quantization import DYNAMIC, Format, load_for_inference
+from lightgpt2.models.loading import new_model
+from lightgpt2.models.quantization import DYNAMIC, Format, inference_config, load_for_inference
 
 _ATTENTION = "aten::_scaled_dot_product_"
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_mm")
@@ -50,7 +50,7 @@ class TorchWorker(Worker):
         if self.cuda:
             torch.cuda.set_device(self.device)
             torch.cuda.init()
-        config = load_config(arm.source, "MODEL", arm.trust_remote_code)
+        config = inference_config(arm.source, "MODEL", arm.trust_remote_code)
         with torch.device("meta"), contextlib.suppress(Exception):  # what is wrong shows when it is loaded
             new_model(config)
         needed = dict.fromkeys(get_args(Format), ("accelerate", "bitsandbytes")) | {DYNAMIC: ("torch.ao.quantization",)}

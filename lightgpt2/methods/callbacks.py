@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from lightning import Callback
 from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
+    BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
@@ -21,7 +21,7 @@ from lightgpt2.errors import Problem
 from lightgpt2.tasks.base import Task
 
 _REFUSED: dict[type[Callback], tuple[str, str]] = {
-    BackboneFinetuning: ("methods have no backbone to thaw", "use lightgpt2.methods.LoRA, or FineTune"),
+    BaseFinetuning: ("methods have no backbone to thaw", "use lightgpt2.methods.LoRA, or FineTune"),
     BatchSizeFinder: ("batches decide the order of the text, so they are chosen before a run", "set data.batch_size"),
     GradientAccumulationScheduler: (
         "the loss is a mean over a step's items, which are counted for one number of micro-batches",

@@ -28,7 +28,7 @@ from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.families import blocks, check_finite, family_of
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import load_tokenizer, new_model
+from lightgpt2.models.loading import load_tokenizer, new_model, untie
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import prunable, saved_zeros
 from lightgpt2.models.quality import Metric
@@ -187,6 +187,7 @@ class Method(Parts):
             self.model, _ = self.start.build(None, self.trust_remote_code)  # type: ignore[arg-type]
         else:
             self.model = new_model(config)
+            untie(self.model, checkpoint.get("tied", True))
         self.objective, self.operations = CrossEntropy(), []  # a teacher is not needed to use the model
         for name in [name for name in checkpoint["state_dict"] if name.startswith("objective.")]:
             del checkpoint["state_dict"][name]

@@ -11,6 +11,7 @@ from torch import nn
 from lightgpt2.errors import UserError
 from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import gathered
+from lightgpt2.models.families import is_tied
 from lightgpt2.models.ledger import Parent
 
 _ANEW = "or start anew with another --run"
@@ -60,6 +61,7 @@ def pack(method: Parts, checkpoint: dict[str, Any], before_step: RandomState | N
     for name in _unchanging(method, checkpoint["state_dict"]):
         del checkpoint["state_dict"][name]
     checkpoint["model_config"] = method.model.config.to_json_string()
+    checkpoint["tied"] = is_tied(method.model)
     checkpoint["prunings"] = method.held.prunings
     checkpoint["frozen"] = [Parent.of(source).sha256 for source in _frozen_sources(method)]
     checkpoint["start"] = method.start.fingerprint

@@ -6,9 +6,21 @@ from typing import Any
 
 from lightgpt2.errors import UserError
 
+ADAPTER = "adapter"  # the folder of what PEFT loads, beside the artefact
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
-# Settings of PEFT that no plain weights hold
+# Whether adapters are a classifier's: the tag on the hub, PEFT's class, and its further arguments.
+_LOADED = {
+    False: {"tag": "text-generation", "loader": "AutoPeftModelForCausalLM", "classes": ""},
+    True: {
+        "tag": "text-classification",
+        "loader": "AutoPeftModelForSequenceClassification",
+        "classes": ", num_labels=classes",  # of which the base may say nothing
+    },
+}
+
+# Settings of PEFT that no plain weights hold.
+_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias", "ensure_weight_tying")
 
 
 def is_adapter(source: str) -> bool:
@@ -53,7 +65,7 @@ def has_tokenizer(source: str) -> bool:
 _README = """---
 base_model: {base}
 library_name: peft
-pipeline_tag: text-generation
+pipeline_tag: {tag}
 ---
 
 # LoRA adapters of {name}
@@ -62,10 +74,10 @@ Trained by LightGPT2 on `{base}`: rank {r}, alpha {lora_alpha}, on {modules}. `.
 weights. They load with their base, from any working folder:
 
 ```python
-from peft import AutoPeftModelForCausalLM
+from peft import {loader}
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained(folder)  # this folder
+model = {loader}.from_pretrained(folder{classes})  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
@@ -83,7 +95,5 @@ def name_base(folder: Path) -> None:
     targets = about["target_modules"]
     modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
     values = {**about, "base": about["base_model_name_or_path"], "name": base.name, "modules": modules}
+    values |= _LOADED[about["task_type"] == "SEQ_CLS"]
     (folder / "README.md").write_text(_README.format(**values), encoding="utf-8")
-
-
-_ELSEWHERE = ("layer_replication", "alora_invocation_tokens", "lora_bias")

@@ -16,6 +16,7 @@ from lightgpt2.models.vocabulary import is_unicode
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else a template reads: tool_calls, ...
 _Tools = Sequence[Mapping[str, Any]] | None  # JSON schemas of functions
 ROLES = ("system", "developer", "user", "assistant", "tool")
+CALLS = ("tool_calls", "function_call")  # what a turn may have instead of content; the second is no longer written
 
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")  # around what an assistant writes, as transformers looks for it
 _STAND_IN = "\ufdd0"  # for an answer's content: a code that stands for no character
@@ -191,6 +192,8 @@ def message_problem(messages: Any, reply: bool = False) -> str | None:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             got = message.get("role") if isinstance(message, dict) else message
             return f"the role of message {number} must be one of {', '.join(ROLES)}, got {got!r:.60}"
+        if message.get("function_call"):
+            return f"message {number} has a function_call, which templates do not write; write it as tool_calls"
         content = message.get("content")
         if calls := message.get("tool_calls"):
             if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):

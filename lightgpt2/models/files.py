@@ -219,10 +219,16 @@ def is_whole(folder: Path) -> bool:
 
 
 def folder_megabytes(folder: Path) -> float:
-    """The size of the weight files of a model folder in 10^6 bytes; of shards, those that the index names."""
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    if (
-        index := folder / "model.safetensors.index.json"
-    ).is_file():  # whole downloads have the weights in other forms, too
-        files = [folder / name for name in {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}]
-    return sum(path.stat().st_size for path in files) / 1e6
+    """The size of the weight files of a model folder in 10^6 bytes."""
+    return sum(path.stat().st_size for path in weight_files(folder)) / 1e6
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads the weights of a folder from: whole downloads have them in other forms, too."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (whole := folder / name).is_file():
+            return [whole]
+        if (index := folder / f"{name}.index.json").is_file():
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return [folder / shard for shard in sorted({*shards.values()})]
+    return [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]

@@ -1,15 +1,16 @@
 """Choices of layers, one for each stack of a model."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 from jsonargparse.typing import PositiveInt
 
 from lightgpt2.functional.layers import check_layers, even_layers
 
 Layers = Mapping[str, Sequence[int]]  # the indices of layers by the name of their stack
-StackChoice = PositiveInt | list[int]  # their number, or a list
-LayerChoice = StackChoice | dict[str, StackChoice]  # for every stack; or for each by its name
+StackChoice: TypeAlias = PositiveInt | list[int]  # their number, or a list
+LayerChoice: TypeAlias = StackChoice | dict[str, StackChoice]  # for every stack; or for each by its name
 
 
 def in_stacks(choice: Any, depths: Mapping[str, int], default: Any) -> dict[str, Any]:
@@ -41,12 +42,19 @@ def chosen_layers(
     found = {}
     for stack, chosen in in_stacks(choice, depths, None).items():
         chosen = default(depths[stack]) if chosen is None else chosen
-        try:
+        with said_of(stack, depths):
             found[stack] = spread(depths[stack], chosen) if isinstance(chosen, int) else [*chosen]
             check_layers(found[stack], depths[stack])
-        except ValueError as error:
-            raise (ValueError(f"{stack}: {error}") if len(depths) > 1 else error) from error
     return found
+
+
+@contextmanager
+def said_of(stack: str, depths: Mapping[str, int]) -> Iterator[None]:
+    """Let a `ValueError` name the stack, where there are several."""
+    try:
+        yield
+    except ValueError as error:
+        raise (ValueError(f"{stack}: {error}") if len(depths) > 1 else error) from error
 
 
 def check_stacks(layers: Layers, depths: Mapping[str, int]) -> None:

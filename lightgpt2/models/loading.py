@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.errors import Problem, UserError, refuse
+from lightgpt2.errors import Problem, UserError, cut, refuse
 from lightgpt2.models import gguf_files
 from lightgpt2.models.axes import uneven_sizes
 from lightgpt2.models.families import (
@@ -48,9 +48,11 @@ _HEADS = (
 )  # that a model was trained with
 _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files hold beside the weights
 _INTEGERS = ("I", "U", "BOOL")  # how the names of their types begin in safetensors
+_LAYERS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 _SIZES = (
-    "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-    "n_inner", "ffn_dim", "word_embed_proj_dim", "max_position_embeddings", "vocab_size",
+    *_LAYERS, "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "n_inner", "ffn_dim", "word_embed_proj_dim", "max_position_embeddings", "vocab_size", "decoder_attention_heads",
+    "encoder_ffn_dim", "decoder_ffn_dim", "d_ff",
 )  # fmt: skip
 _DEEPEST = 10_000  # layers; some configurations list something for each
 
@@ -59,7 +61,7 @@ def load_config(
     source: str | dict[str, Any],
     key: str,
     trust_remote_code: bool = False,
-    auto_classes: Sequence[str] = (),
+    auto_classes: tuple[str, ...] = (),
     new_head: bool = False,
 ) -> PretrainedConfig:
     """The configuration of a model that is named, or described by a dictionary of values with `model_type`.
@@ -97,6 +99,9 @@ def load_config(
         named = ", ".join(config.architectures or ["none"])
         what = f"{source} has no classification head (its architecture: {named})"
         raise UserError([Problem(key, what, "fine-tune it with lightgpt2.methods.FineTune first")])
+    if auto_class == CLASSIFICATION and (kind := config.problem_type) not in (None, "single_label_classification"):
+        what = f"{source} is a model for {kind}, and here each text has one class"
+        raise UserError([Problem(key, what, "remove problem_type from its config.json")])
     if auto_class:
         config.architectures = [class_for(config, auto_class, key)]
     _check_uneven(config, str(source), key)
@@ -124,10 +129,10 @@ def _check_sizes(values: dict[str, Any], model_type: str, key: str) -> None:
     own = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
     problems = []
     for name in (each for size in _SIZES for each in {size, own.get(size, size)} if each in values):
-        layers, value = name == own.get(_SIZES[0], _SIZES[0]), values[name]
+        layers, value = name in {own.get(each, each) for each in _LAYERS}, values[name]
         if value is not None and (type(value) is not int or value < 1 or (layers and value > _DEEPEST)):
             wanted = f"from 1 to {_DEEPEST:,}" if layers else "of at least 1"
-            problems.append(Problem(f"{key}.{name}", f"must be a whole number {wanted}, got {value!r}"))
+            problems.append(Problem(f"{key}.{name}", f"must be a whole number {wanted}, got {cut(repr(value))}"))
     refuse(problems)
 
 
@@ -179,14 +184,15 @@ def new_like(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMode
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are written over
         made = new_model(config).to(model.device)
-    if is_tied(made) and not is_tied(model):
-        untie(made)
+    untie(made, is_tied(model))
     carry_generation(model, made)
     return made.train(model.training)
 
 
-def untie(model: PreTrainedModel) -> None:
-    """Gives a model's vocabulary head a weight of its own."""
+def untie(model: PreTrainedModel, tied: bool = False) -> None:
+    """Gives a model's vocabulary head a weight of its own, unless it is to be tied."""
+    if tied or not is_tied(model):
+        return
     head: Any = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -237,7 +243,7 @@ def load_model(
     source: str,
     key: str,
     trust_remote_code: bool = False,
-    auto_classes: Sequence[str] = (),
+    auto_classes: tuple[str, ...] = (),
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
@@ -327,6 +333,8 @@ def load_tokenizer(
     tokenizer: PreTrainedTokenizerFast
     with explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
+        if file := gguf_file(source):
+            gguf_files.name_special_tokens(tokenizer, file)
         tokenizer("a")  # some settings that mean nothing show only when it is used
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -97,7 +97,9 @@ def _describe_rounding(operation: Operation) -> str:
 
 
 def _describe_layers(operation: Operation) -> str:
-    return f"layers {', '.join(map(str, operation['layers']))} kept"
+    layers = operation["layers"]  # of each stack, if there are several
+    stacks = layers.items() if isinstance(layers, dict) else [("", layers)]
+    return " and ".join(f"{stack} layers {', '.join(map(str, kept))}".strip() for stack, kept in stacks) + " kept"
 
 
 def _describe_vocabulary(operation: Operation) -> str:

@@ -14,8 +14,18 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, 
 from transformers.pytorch_utils import Conv1D
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.families import CLASSIFICATION, LINEAR, block_linears, family_of, predicts, unquantized_head
-from lightgpt2.models.loading import allow_packing, carry_generation, load_config, load_model, new_model
+from lightgpt2.models.adapted import adapted_config, load_adapted
+from lightgpt2.models.adapters import is_adapter
+from lightgpt2.models.families import (
+    CLASSIFICATION,
+    LINEAR,
+    block_linears,
+    family_of,
+    is_tied,
+    predicts,
+    unquantized_head,
+)
+from lightgpt2.models.loading import allow_packing, carry_generation, load_config, load_model, new_model, untie
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import save_model
 
@@ -62,19 +72,24 @@ def quantization_of(config: PretrainedConfig) -> str | None:
 
 def stored_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:
     """The format of a model's file: as `quantization_of`, or `gguf`."""
-    config = load_config(source, key, trust_remote_code)
+    config = inference_config(source, key, trust_remote_code)
     return "gguf" if source.endswith(".gguf") else quantization_of(config)
+
+
+def inference_config(source: str, key: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of what `load_for_inference` loads."""
+    return (adapted_config if is_adapter(source) else load_config)(source, key, trust_remote_code)
 
 
 def load_for_inference(
     source: str, key: str, precision: str, attention: str, device: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A pretrained model as it is deployed, on its device (`cpu` or `cuda:N`), in eval mode.
+    """A pretrained model as it is deployed, on its device (`cpu` or `cuda:N`), in eval mode; adapters stay beside their base.
 
     `precision` is `fp32`, `bf16`, `fp16`, bitsandbytes' `int8` or `nf4`, or `DYNAMIC`; a quantized folder keeps its own.
     `attention` is transformers' `attn_implementation`; `key` is named in errors.
     """
-    config, form = load_config(source, key, trust_remote_code), cast(Format, precision)
+    config, form = inference_config(source, key, trust_remote_code), cast(Format, precision)
     options: dict[str, Any] = {"attn_implementation": attention}
     if getattr(config, "quantization_config", None) is not None and not source.endswith(".gguf"):
         options |= {"dtype": "auto", "device_map": {"": device}}
@@ -87,7 +102,8 @@ def load_for_inference(
         fast = torch.float16 if form == "int8" else torch.bfloat16
         options |= {"dtype": fast if cuda else torch.float32, "device_map": {"": device}}
         options["quantization_config"] = settings(form, config, cuda)
-    model = load_model(source, key, trust_remote_code, **options).eval()
+    load = load_adapted if is_adapter(source) else load_model
+    model = load(source, key, trust_remote_code, **options).eval()
     if precision == DYNAMIC:
         return _quantized_dynamically(model)
     if "device_map" not in options:
@@ -158,7 +174,9 @@ def coverage(model: PreTrainedModel, form: Format) -> Operation:
     """
     done = _quantized(model)
     left = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n not in done and ".lora_" not in n]
-    kept = {name: why for name, why in unquantized_head(model).items() if name in left}
+    wide = {*(model._keep_in_fp32_modules or ())}  # parts of names
+    kept = {name: "transformers keeps it in FP32" for name in left if wide & {*name.split(".")}}
+    kept |= {name: why for name, why in unquantized_head(model).items() if name in left}
     if not done or len(kept) < len(left):
         passed = ", ".join(sorted(set(left) - set(kept))) or "all"
         raise UserError(f"{form}: linear layers were left in full precision ({passed}); this model is not supported")
@@ -183,6 +201,7 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     plain = new_model(config)
+    untie(plain, is_tied(model))
     carry_generation(model, plain)
     plain.name_or_path = model.name_or_path
     weights = model.state_dict()  # which also undoes the packing that some processors' kernels want

@@ -89,9 +89,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, positions: 
 def complete_config(folder: Path) -> None:
     """Let a folder's `config.json` say rotary positions as transformers 4 reads them, and whether plain transformers can."""
     with _edited(folder / "config.json") as config:
-        family, rope = FAMILIES.get(config["model_type"]), config.get("rope_parameters")
-        if family and rope:
-            config.update(family.old_rope(rope))
+        if family := FAMILIES.get(config["model_type"]):
+            config.update(family.old_settings(config))
         if "lightgpt2" in config:
             config["transformers_weights"] = _NEEDED
         else:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lightgpt2.errors import Problem, UserError, cut
 from lightgpt2.models import adapters, hub
-from lightgpt2.models.files import exists, folder_megabytes
+from lightgpt2.models.files import exists, folder_megabytes, weight_files
 from lightgpt2.models.ledger import Ledger
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -62,9 +62,9 @@ def stored_size(source: str) -> tuple[float, set[str]]:
 
 
 def stored_types(folder: Path) -> dict[str, str]:
-    """The type of each tensor in the safetensors files of a folder, by its name."""
+    """The type of each tensor in the safetensors files that the weights of a folder are in, by its name."""
     types: dict[str, str] = {}
-    for file in folder.glob("*.safetensors"):
+    for file in (each for each in weight_files(folder) if each.suffix == ".safetensors"):
         with safe_open(file, framework="pt") as opened:
             types |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
     return types
@@ -97,6 +97,11 @@ def check_folder(source: str, key: str) -> None:
     Ledger.read(path).check(path, key, whole=False)
     if not any(file for pattern in _WEIGHT_FILES for file in path.glob(pattern)):
         raise UserError(f"{key}: {source} has no weights (*.safetensors); give a complete model folder")
+    try:  # transformers goes on without settings that it cannot read: a text would have another end, or none
+        if (settings := path / "generation_config.json").is_file():
+            json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {settings} is damaged ({error}); correct it, or remove it") from error
 
 
 @contextmanager

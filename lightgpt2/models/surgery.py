@@ -40,11 +40,12 @@ def extract_layers(model: PreTrainedModel, layers: Sequence[int] | Layers) -> Pr
                 index, _, rest = name.removeprefix(f"{path}.").partition(".")
                 name = f"{path}.{chosen[paths[path]][int(index)]}.{rest}"
             value.copy_(old[name if name in old else family.lender(name)])
+        family.renumbered(smaller, chosen)
     return smaller
 
 
 def keep_layers(config: PretrainedConfig, layers: Layers) -> None:
-    """Let a configuration have only the layers of these indices, in this order, in each stack."""
+    """Let a configuration have only the layers of these indices, in this order, in each stack; a ValueError if no model can."""
     uneven = uneven_sizes(config)
     family_of(config).keep_layers(config, layers)
     for name, places in uneven.items():

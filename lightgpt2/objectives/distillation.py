@@ -21,7 +21,7 @@ from lightgpt2.functional.layers import check_layers, even_layers
 from lightgpt2.functional.schedules import Progress
 from lightgpt2.functional.vocabulary import LossWeights, vocabulary_loss
 from lightgpt2.models.families import family_of
-from lightgpt2.models.layers import Layers, in_stacks
+from lightgpt2.models.layers import Layers, in_stacks, said_of
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.teachers.base import Teacher
 from lightgpt2.teachers.model import ModelTeacher
@@ -91,6 +91,9 @@ class Distillation(Objective):
         teacher = self.teacher.config(trust) if self.teacher else original
         if teacher is None:
             return [*found, Problem(_TEACHER, "required, but not given", "name a teacher")]
+        if self.loss.hidden and (theirs := family_of(teacher).stack) != (mine := family_of(student).stack):
+            what = f"layers of one kind are compared, and the teacher has {theirs} layers and the student {mine} layers"
+            return [*found, Problem("objective.loss.hidden", what, "give 0")]
         try:
             self._pair_layers(teacher, student, layers)
         except ValueError as error:
@@ -155,7 +158,8 @@ class Distillation(Objective):
         maps = in_stacks(self.layer_map, mine, None)
         found = []
         for (ours, shallow), (other, deep) in zip(mine.items(), theirs.items(), strict=True):
-            chosen = _mapped(maps[ours], deep, shallow, None if layers is None else layers[ours])
+            with said_of(ours, mine):
+                chosen = _mapped(maps[ours], deep, shallow, None if layers is None else layers[ours])
             pairs = [(0, 0), *((i + 1, layer + 1) for i, layer in enumerate(chosen))]
             found += [(f"{ours}.{i}", f"{other}.{layer}") for i, layer in pairs]
         return found

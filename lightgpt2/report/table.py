@@ -153,8 +153,8 @@ def _sections(result: dict[str, Any], measured: list[Arm]) -> list[str]:
         "",
         *(["Wall clock; CPU time of all threads; 100 % is one core\n", *_named(names, spent), ""] if spent[0] else []),
         *about,
-        f"{machine['name']}, {machine['threads']} threads on the CPU, torch {machine['versions']['torch']}; "
-        "one process a model",
+        f"{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)} on the CPU, "
+        f"torch {machine['versions']['torch']}; one process a model",
     ]
 
 

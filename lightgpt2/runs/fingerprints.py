@@ -52,8 +52,9 @@ def _input(stage: Stage, folder: str) -> dict[str, str]:
 
 def sources(stage: Stage) -> dict[str, str | None]:
     """Digests of the local models and tokenizers that no stage writes; None for one that `needs` is yet to make."""
-    tokenizer = section(stage.settings, "data", "init_args").get("tokenizer")
-    named = flat({"model": section(stage.settings, "model"), "data.tokenizer": tokenizer}, lists=True)
+    data = section(stage.settings, "data", "init_args")
+    read = {f"data.{name}": data.get(name) for name in ("tokenizer", "generated_by")}
+    named = flat({"model": section(stage.settings, "model"), **read}, lists=True)
     names = {key: name for key, name in named.items() if name and isinstance(name, str) and key not in stage.inputs}
     needs, found = section(stage.settings, "needs"), dict[str, str | None]()
     for key, name in names.items():

@@ -112,6 +112,9 @@ class LanguageModel:
         Raises:
             UserError: The model has no chat template, the template refuses the conversation, or as for `generate`.
         """
+        if isinstance(messages, str):  # which would be continued as it is
+            fix = 'give [{"role": "user", "content": ...}]'
+            raise UserError([Problem("messages", f"must be a list of messages, got {messages!r:.60}", fix)])
         (done,) = self.texts([messages], options, on_text and (lambda _, piece: on_text(piece)))
         return done.text
 
@@ -126,6 +129,11 @@ class LanguageModel:
 
         Prompts whose indices are `known` are left out, and the other ones get the texts that they would get beside them.
         """
+        wrong = (each for each in prompts if isinstance(each, bytes) or not isinstance(each, Sequence))
+        if (given := next(wrong, self)) is not self:
+            raise UserError(
+                [Problem("prompt", f"must be text, or a list of messages, got {given!r:.60}", "correct it")]
+            )
         refuse(_no_beams(name) for name in _OF_BEAMS if options.get(name) is not None)
         if any(not isinstance(prompt, str) for prompt in prompts):
             ids, stop = self._turn_end

@@ -62,6 +62,8 @@ def load(
 
     if verify:
         sources.verify(source, key, recorded=True)
+    if sources.is_path(source):
+        sources.check_folder(source, key)  # adapters are measured as they are, and used merged
     model = load_for_inference(source, key, "fp32", "sdpa", "cpu", trust_remote_code)
     engine, config = _torch_engine(model, threads), model.config.to_dict()
     classifies = _kind(config) == CLASSIFICATION
@@ -108,11 +110,21 @@ def _with_text(
 def _text_classifier(
     source: str, engine: Classifier, tokenizer: Tokenizer, config: Any, segments: bool, key: str
 ) -> TextClassifier:
+    if (kind := config.get("problem_type")) not in (None, "single_label_classification"):
+        what = f"{source} is a model for {kind}: its outputs are no probabilities of classes of which a text has one"
+        raise UserError([Problem(key, what, "use it with transformers")])
     names = {int(number): name for number, name in config["id2label"].items()}
     if len(names) < 2:
         raise UserError([Problem(key, f"{source} has one output, and no classes", "give a model with at least two")])
     labels = [names[number] for number in sorted(names)]
-    return TextClassifier(engine, tokenizer, labels, config.get("pad_token_id") or 0, segments)
+    if (
+        sorted(names) != [*range(len(names))]
+        or len({*labels}) < len(labels)
+        or not all(isinstance(x, str) for x in labels)
+    ):
+        what = f"the classes of {source} are not numbered from 0, each with its own name: {config['id2label']!r:.100}"
+        raise UserError([Problem(key, what, "correct id2label in its config.json")])
+    return TextClassifier(engine, tokenizer, labels, max(0, config.get("pad_token_id") or 0), segments)
 
 
 def _text_to_text(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, get_type_hints
 
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.chat import Message, message_problem
@@ -145,6 +145,7 @@ class Texts(Generic[R]):
         self, rows: Sequence[dict[str, Any]], output: Path | None, kind: type[R], unit: str = "prompt", **call: Any
     ) -> None:
         self._rows, self._output, self._kind, self._unit, self._printed = rows, output, kind, unit, 0
+        _check_names(rows, unit, [name for name in get_type_hints(kind) if name != "index"])
         self._call = hashlib.sha256(json.dumps([rows, call], sort_keys=True, default=str).encode()).hexdigest()
         self.texts = dict[int, R]()
         self.journal = None if output is None else output.with_name(f"{output.name}.partial")
@@ -217,6 +218,14 @@ class Texts(Generic[R]):
         if self._output and self.journal:
             _write(self._output, self._rows, [self.texts[index] for index in range(len(self._rows))])
             self.journal.unlink()
+
+
+def _check_names(rows: Sequence[Mapping[str, Any]], unit: str, written: Sequence[str]) -> None:
+    """Raise a `UserError` if a line has a key that its result is written under, such as the label that a text should have."""
+    taken = ((number, name) for number, row in enumerate(rows, 1) for name in written if name in row)
+    if found := next(taken, None):
+        what = f"{unit} {found[0]} has a key {found[1]}, in the place of which the result would be written"
+        raise UserError([Problem(f"--{unit}s", what, "give it another name")])
 
 
 def _write(path: Path | None, rows: Sequence[dict[str, Any]], results: Sequence[Result]) -> None:

@@ -16,7 +16,7 @@ from lightgpt2.functional.layers import central_layers, even_layers
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.families import check_family, family_of
-from lightgpt2.models.layers import LayerChoice, Layers, chosen_layers, recorded
+from lightgpt2.models.layers import LayerChoice, Layers, chosen_layers, recorded, said_of
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
@@ -109,10 +109,12 @@ class Trimmed(Start):
     def layers(self, original: PretrainedConfig) -> Layers:
         """The layers that stay; a `ValueError` if the model lacks one, or one comes twice."""
         spread = central_layers if self.layer_choice == "centre" else even_layers
-        found = chosen_layers(self.chosen, family_of(original).depths(original), lambda deep: [*range(deep)], spread)
-        for chosen in found.values():
-            if repeated := sorted({layer for layer in chosen if chosen.count(layer) > 1}):
-                raise ValueError(f"layers {repeated} come more than once")
+        depths = family_of(original).depths(original)
+        found = chosen_layers(self.chosen, depths, lambda deep: [*range(deep)], spread)
+        for stack, chosen in found.items():
+            with said_of(stack, depths):
+                if repeated := sorted({layer for layer in chosen if chosen.count(layer) > 1}):
+                    raise ValueError(f"layers {repeated} come more than once")
         return found
 
     def _cut_vocabulary(self, rows: int, data: TaskData) -> list[Operation]:

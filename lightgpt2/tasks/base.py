@@ -27,7 +27,7 @@ class Predictions:
     """N decisions over V classes, not multiplied out: `logits = scale * hidden @ weight.T + bias`.
 
     `states` holds hidden states `[M, D]` and the weight of each in its loss `[M]`, by name: `decoder.3` is the output of block
-    3, `decoder.0` the embedding's. The weights of an item's states add up to 1: those of tokens are true or false.
+    3, `decoder.0` the embedding's. The weights of an item's states add up to the item's: those of tokens are true or false.
     """
 
     hidden: Tensor  # what the head reads [N, D]: tokens of a decoder, pooled vectors of a classifier

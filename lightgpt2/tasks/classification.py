@@ -34,7 +34,7 @@ class Classification(Task):
     """One class for a text.
 
     What the head reads is the family's: an encoder's pooled first token, a decoder's last token. The hidden states of a text's
-    tokens weigh as much together as one text.
+    tokens weigh as much together as the text.
     """
 
     auto_classes = (CLASSIFICATION,)
@@ -106,7 +106,8 @@ class Classification(Task):
         with recorded_states(model, states) as found:
             pooled = family_of(model).pooled_states(model, batch)
         mask = batch["attention_mask"]
-        share = (mask / mask.sum(dim=1, keepdim=True)).flatten()  # of each token of a text
+        counts = (batch["labels"] != IGNORE) * batch.get("weights", 1.0)
+        share = (mask * (counts / mask.sum(dim=1))[:, None]).flatten()  # of each token of a text
         kept = {name: (state.flatten(0, 1), share) for name, state in found.items()}
         weight, bias, scale = head(model)
         return Predictions(pooled, weight, batch["labels"], bias, scale, kept, batch.get("weights"))
@@ -114,6 +115,9 @@ class Classification(Task):
     @torch.no_grad()
     def rows(self, model: PreTrainedModel, batch: Batch) -> list[Row]:
         """One row a text: its `loss` in nats, its `label`, and `probabilities` of the classes."""
+        if family_of(model).pads_behind and not batch["attention_mask"][:, 0].all():
+            what = f"pads stand before the texts, where a {model.config.model_type} reads what classifies them"
+            raise UserError(f"data: {what}; put them behind")
         return self.scored(self.predictions(model, batch).logits(slice(None), torch.float32), batch)
 
     def scored(self, logits: Tensor, batch: Batch) -> list[Row]:

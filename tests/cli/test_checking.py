@@ -15,13 +15,20 @@ from jsonargparse.typing import PositiveInt
 import lightgpt2.callbacks
 import lightgpt2.data
 import lightgpt2.methods
-from lightgpt2.cli import pages
+from lightgpt2.cli import checking, pages
 from lightgpt2.cli.checking import CHECKPOINT, TRAINER, check, describe, typed
 from lightgpt2.cli.schema import Section, item, settings_of, union
 from lightgpt2.errors import UserError
 from lightgpt2.runs.configs import shipped_configs
 from tests.support.cli import ROOT, write_config
 from tests.support.mistakes import spoilt
+
+SHIPPED = [
+    f"{module.__name__}.{name}"
+    for module in (lightgpt2.methods, lightgpt2.data, lightgpt2.callbacks)
+    for name in module.__all__
+    if isinstance(getattr(module, name), type)
+]
 
 MODEL = "lightgpt2.methods.Distill"
 DATA_HELP, MODEL_HELP = "--data.help lightgpt2.data.LanguageModelingData", f"--model.help {MODEL}"
@@ -114,6 +121,14 @@ def test_what_the_command_line_mends_or_a_need_makes_is_no_mistake() -> None:
         assert check(args)[0] == "fit", "nothing is refused"
 
 
+@pytest.mark.parametrize("path", SHIPPED)
+def test_null_on_the_command_line_is_what_it_is_in_a_file(path: str) -> None:
+    settings = settings_of(path) or {}
+    for name, setting in settings.items():
+        found = [[*checking._value(name, value, setting, "")] for value in (None, "null")]
+        assert type(None) not in setting.types or found == [[], []], name
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -127,14 +142,6 @@ def test_unreadable_configuration(content: bytes | None, words: str, flag: list[
         Path("bad.yaml").write_bytes(content)
     with pytest.raises(UserError, match=f"--config: bad.yaml {words}"):
         check(["fit", *flag])
-
-
-SHIPPED = [
-    f"{module.__name__}.{name}"
-    for module in (lightgpt2.methods, lightgpt2.data, lightgpt2.callbacks)
-    for name in module.__all__
-    if isinstance(getattr(module, name), type)
-]
 
 
 def test_the_source_says_what_the_parser_takes() -> None:

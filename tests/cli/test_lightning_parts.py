@@ -105,6 +105,7 @@ def test_a_timer_stops(bench: Bench) -> None:
         ("EMAWeightAveraging", {}, "from its own weights"),
         ("ModelPruning", {"pruning_fn": "l1_unstructured"}, "use lightgpt2.callbacks.GlobalL1Pruning"),
         ("BackboneFinetuning", {}, "no backbone"),
+        ("BaseFinetuning", {}, "no backbone"),
         ("SpikeDetection", {}, "when a run is resumed"),
         ("OnExceptionCheckpoint", {"dirpath": "d"}, "a run that fails keeps last.ckpt"),
         ("EarlyStopping", {"monitor": "val/nothing"}, "must be one of loss, tokens/s, val/loss, val/perplexity"),
@@ -134,6 +135,10 @@ def test_what_a_run_cannot_have_is_refused(bench: Bench, name: str, init: dict[s
         ({"trainer.val_check_interval": "soon"}, "Invalid time format for `val_check_interval`"),
         ({"trainer.check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch: must be above 0, got 0"),
         ({"trainer.accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches: must be above 0, got 0"),
+        (
+            {"trainer.precision": "16-true"},
+            "trainer.precision: 16-true has no numbers as small as AdamW needs; give bf16-mixed",
+        ),
         ({"trainer.gradient_clip_val": -1}, "trainer.gradient_clip_val: must be at least 0, got -1"),
     ],
 )

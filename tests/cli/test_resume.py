@@ -12,11 +12,12 @@ import torch
 
 from tests.support.cli import logged, run_cli, succeed, write_config
 from tests.support.mistakes import spoilt
-from tests.support.models import SHAPES, write_corpus, write_model
+from tests.support.models import SHAPES, write_classifier, write_corpus, write_model
 
 pytestmark = pytest.mark.slow
 
-_CLOCK = ("train/tokens_per_s", "train/memory_mb")  # what depends on the clock or the process is no part of the promise
+# What depends on the clock or the process is no part of the promise.
+_CLOCK = ("train/tokens_per_s", "train/texts_per_s", "train/memory_mb")
 TEACHER = {"model": "teacher", "teacher": "teacher"}
 SCHEDULE = {"targets": "lora", "amount": 0.8, "schedule": "cubic", "warmup": 0.2, "hold": 0.3, "every": 3}
 SCHEDULED = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": SCHEDULE}
@@ -27,6 +28,33 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "Distill": ("Distill", {"teacher": "teacher", "student": {"n_layer": 2, "n_embd": 16}}),
     "scheduled pruning": ("LoRA", {**TEACHER, "lora": {"dropout": 0.1}}),
 }
+# Of classifiers: an objective of several terms, a start that reads training texts, and frozen weights that are not in FP32.
+CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Distill": ("Distill", {"teacher": "teacher", "student": {"num_hidden_layers": 2, "hidden_size": 32}}),
+    "Trim": ("Trim", {"model": "teacher", "width": 32, "vocabulary": "corpus", "importance": "activation", "loss": {}}),
+    "QLoRA": ("QLoRA", {"model": "teacher"}),
+}
+LABELLED = {
+    "class_path": "lightgpt2.data.ClassificationData",
+    "init_args": {"source": "requirements:200", "max_length": 32, "batch_size": 8, "class_weights": "balanced"},
+}
+
+
+def write_classifier_run(folder: Path, name: str, **trainer: Any) -> None:
+    """Writes a classifier `teacher` and the `config.yaml` of one of `CLASSIFIERS`."""
+    write_classifier(folder / "teacher", hidden_size=64, intermediate_size=128)
+    method, settings = CLASSIFIERS[name]
+    init = {
+        "optimizer": {"lr": 3.0e-3, "warmup_steps": 3},
+        "task": {"class_path": "lightgpt2.tasks.Classification"},
+        **settings,
+    }
+    changes = {
+        "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": init}, "data": LABELLED,
+        "checkpoint.every_n_steps": 4, "trainer.accumulate_grad_batches": 2,
+        **{f"trainer.{key}": value for key, value in trainer.items()},
+    }  # fmt: skip
+    write_config(folder / "config.yaml", spoilt(changes))
 
 
 def write_run(folder: Path, name: str, **trainer: Any) -> dict[str, Any]:
@@ -102,6 +130,14 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> N
     write_run(tmp_path, name, max_steps=34, callbacks=[SCHEDULED] if name == "scheduled pruning" else [])
     fit(tmp_path, "whole")
     fit_killed(tmp_path, "killed", random_kills(3, total=68))
+    assert_same_run(tmp_path, "whole", "killed")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_killed_and_resumed_classifier_equals_an_uninterrupted_one(tmp_path: Path, name: str) -> None:
+    write_classifier_run(tmp_path, name, max_steps=20, val_check_interval=12)
+    fit(tmp_path, "whole")
+    fit_killed(tmp_path, "killed", random_kills(2, total=40))
     assert_same_run(tmp_path, "whole", "killed")
 
 

@@ -6,13 +6,12 @@ Runs of three optimizer steps of two micro-batches, by a plain `Trainer` with th
 import functools
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -24,8 +23,7 @@ from torch import Tensor
 from lightgpt2.adaptations import Adaptation, FakeQuantize, Lora, LoraAdapters, MovementGates
 from lightgpt2.adaptations.pruning_settings import Pruning, Threshold
 from lightgpt2.callbacks import run_callbacks
-from lightgpt2.data import ClassificationData, LanguageModelingData, TaskData
-from lightgpt2.data.tokenizer import train_wordpiece
+from lightgpt2.data import ClassificationData, LanguageModelingData, TaskData, TextToTextData
 from lightgpt2.errors import exit_with_message
 from lightgpt2.methods import Method
 from lightgpt2.methods.optimizer import OptimizerConfig
@@ -35,10 +33,17 @@ from lightgpt2.models.loading import load_model
 from lightgpt2.models.operations import KINDS
 from lightgpt2.models.pruning import prunable
 from lightgpt2.starts import Pretrained
-from lightgpt2.tasks import Classification, LanguageModeling
+from lightgpt2.tasks import Classification, LanguageModeling, Summarization
 from tests.support.cli import run_cli
 from tests.support.kill import KillAt
-from tests.support.models import WHOLE_BLOCKS, make_classifier, make_model, write_corpus, write_tokenizer
+from tests.support.models import (
+    WHOLE_BLOCKS,
+    make_model,
+    write_classifier,
+    write_corpus,
+    write_seq2seq,
+    write_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -58,12 +63,16 @@ RUNS: dict[str, tuple[str, Callable[[], list[Adaptation]]]] = {
     "rounded blocks": ("plain", lambda: [MovementGates(_BLOCKS), FakeQuantize()]),
     "masks": ("pruned", list),
 }
-# The same of a classifier, of which the last case also runs on two processes.
+# The same of a classifier and of an encoder-decoder, of which the last cases also run on two processes.
+SUMMARIZERS: dict[str, tuple[str, Callable[[], list[Adaptation]]]] = {
+    "summarizer, rounded heads and neurons": ("summarizer", lambda: [MovementGates(_HEADS), FakeQuantize()]),
+}
 CLASSIFIERS: dict[str, tuple[str, Callable[[], list[Adaptation]]]] = {
     "classifier, all weights": ("classifier", list),
     "classifier, lora": ("classifier", lambda: [Lora(_ADAPTERS)]),
     "classifier, rounded heads and neurons": ("classifier", lambda: [MovementGates(_HEADS), FakeQuantize()]),
 }
+_TASKS = {"classifier": Classification, "summarizer": partial(Summarization, samples=0, max_new_tokens=4)}
 REFUSED_BY_FSDP2 = {
     "heads and neurons": "MovementGates is",
     "rounded blocks": "MovementGates is",
@@ -95,11 +104,11 @@ def train(
 ) -> None:
     """Trains in the working folder, going on with the run's checkpoint if there is one; killed after `kill` micro-batches."""
     torch.manual_seed(1)
-    source, adaptations = (RUNS | CLASSIFIERS)[case]
-    folder = source if source == "pruned" else f"{'classifier' if source == 'classifier' else 'plain'}-{dropout}"
+    source, adaptations = (RUNS | CLASSIFIERS | SUMMARIZERS)[case]
+    folder = source if source == "pruned" else f"{source if source in _TASKS else 'plain'}-{dropout}"
     start = Pretrained(folder, "nf4" if source == "nf4" else "fp32", adapters=True)
     optimizer = OptimizerConfig(lr=3e-4, decay="constant")  # low: Adam scales up what is rounded another way
-    task = Classification() if source == "classifier" else LanguageModeling(samples=0)
+    task = _TASKS.get(source, partial(LanguageModeling, samples=0))()
     method = Method(start, adaptations=adaptations(), task=task, optimizer=optimizer)
     processes = 1 if strategy == "auto" else 2
     # Windows of different lengths, classes of different weights: the mean is over the items of all processes.
@@ -107,6 +116,9 @@ def train(
     if source == "classifier":
         text = {"max_length": 32, "class_weights": "balanced", "batch_size": 4 // processes}
         data = ClassificationData("requirements:200", **text)
+    if source == "summarizer":
+        sizes = {"max_source_length": 48, "max_target_length": 24, "batch_size": 4 // processes}
+        data = TextToTextData("requirements:200", **sizes)
     callbacks: list[Callback] = [*run_callbacks(run, method, data, every_n_steps=1), Losses(Path(f"{run}.losses"))]
     callbacks += [] if kill is None else [KillAt(kill)]
     sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -136,9 +148,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(folder / name)
     for dropout in (0.0, 0.1):
         dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
-        make_classifier("bert", classes=5, **dropouts).save_pretrained(folder / f"classifier-{dropout}")
-        train_wordpiece([topics["assignment"], topics["class"]], 300, folder / "words")
-        shutil.copytree(folder / "words", folder / f"classifier-{dropout}", dirs_exist_ok=True)
+        write_classifier(folder / f"classifier-{dropout}", **dropouts)
+        write_seq2seq(folder / f"summarizer-{dropout}", "t5", dropout_rate=dropout)
     Ledger([{"operations": [done]}]).write(folder / "pruned")
     return folder
 
@@ -178,7 +189,7 @@ def artefact(folder: Path, run: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("case", "options"),
     [
-        *((case, {}) for case in RUNS | CLASSIFIERS),
+        *((case, {}) for case in RUNS | CLASSIFIERS | SUMMARIZERS),
         ("lora", {"strategy": "fsdp2"}),
         ("all weights", {"precision": "bf16-mixed"}),
     ],
@@ -205,7 +216,10 @@ def on_one(folder: Path) -> Callable[[str], dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("case", "strategy"),
-    [*((case, strategy) for case in RUNS for strategy in ("ddp", "fsdp2")), ([*CLASSIFIERS][-1], "ddp")],
+    [
+        *((case, strategy) for case in RUNS for strategy in ("ddp", "fsdp2")),
+        *((case, "ddp") for case in ([*CLASSIFIERS][-1], *SUMMARIZERS)),
+    ],
 )
 def test_two_processes_are_one_and_resume(folder: Path, on_one: Callable[[str], Any], case: str, strategy: str) -> None:
     run = f"{case}-{strategy}"

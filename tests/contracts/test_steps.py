@@ -1,4 +1,4 @@
-"""Every objective with every adaptation, on two tasks: one exact step against plain autograd in double precision."""
+"""Every objective with every adaptation, on several tasks: one exact step against plain autograd in double precision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,9 @@ from lightgpt2.models.families import DECODERS, block_linears, family_of
 from lightgpt2.models.integers import Integers
 from lightgpt2.objectives import CrossEntropy, Distillation, DistillLoss, Objective
 from lightgpt2.starts import Pretrained
-from lightgpt2.tasks import Classification, LanguageModeling, Task
+from lightgpt2.tasks import Classification, LanguageModeling, Summarization, Task
 from lightgpt2.teachers import ModelTeacher
-from tests.support.models import ENCODERS, LLAMAS, make_classifier, make_model
+from tests.support.models import ENCODERS, LLAMAS, make_classifier, make_model, make_seq2seq
 from tests.support.parity import Parity
 
 _LOSS = DistillLoss(ce=0.2, hidden=0.5, kd=0.7, temperature=2.0)
@@ -32,13 +32,15 @@ _QUIET: dict[str, dict[str, Any]] = {
     "gpt_neox": {"hidden_dropout": 0.0},
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 1},
+    "bart": {"dropout": 0.0},
+    "t5": {"dropout_rate": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
 }
 
 
 def small(family: str, seed: int, task: Task) -> PreTrainedModel:
     torch.manual_seed(seed)
-    make = make_classifier if isinstance(task, Classification) else make_model
+    make = {Classification: make_classifier, Summarization: make_seq2seq}.get(type(task), make_model)
     model = make(family, **_QUIET.get(family, {})).double()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -57,6 +59,12 @@ def batch_of(task: Task, vocabulary: int, family: str = "gpt2") -> dict[str, Any
         found["token_type_ids"] = (torch.arange(9) > 3).long().expand(3, 9) * mask
         return found | {"weights": torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64)}
     labels = torch.randint(vocabulary, (3, 9))
+    if isinstance(task, Summarization):  # pads behind the sources, and behind the targets
+        read, written = (
+            torch.arange(9) < torch.tensor([[9], [4], [6]]),
+            torch.arange(9) < torch.tensor([[5], [9], [2]]),
+        )
+        return {"input_ids": ids, "attention_mask": read.long(), "labels": torch.where(written, labels, IGNORE)}
     labels[0, :4] = IGNORE
     return {"input_ids": ids, "labels": labels}
 
@@ -76,7 +84,10 @@ ADAPTATIONS: dict[str, Callable[[], list[Adaptation]]] = {
 }  # fmt: skip
 OBJECTIVES = ("cross-entropy", "distillation")
 # Every part with two families and another task, and every family with parts that know about it.
-TASKS = [("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity()), ("bert", Classification())]
+TASKS = [
+    ("gpt2", LanguageModeling()), ("llama", LanguageModeling()), ("gpt2", Parity()), ("bert", Classification()),
+    ("bart", Summarization()), ("t5", Summarization()),
+]  # fmt: skip
 CASES = [
     *((*task, name) for task in TASKS for name in ADAPTATIONS if "everything" not in name),  # inputs are rounded too
     *((f, LanguageModeling(), n) for f in DECODERS if f not in ("gpt2", "llama") for n in ("gates and int8", "lora")),
@@ -117,10 +128,14 @@ def reference_loss(
 
     def outputs(net: PreTrainedModel, values: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         inputs = {key: batch[key] for key in family_of(net).model_inputs if key in batch}
+        if net.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = net.prepare_decoder_input_ids_from_labels(batch["labels"])
         out = functional_call(net, values, kwargs={**inputs, "output_hidden_states": True})
         if isinstance(task, Parity):
             return out.logits[:, -1], []
-        return out.logits.flatten(0, -2), [state.flatten(0, 1) for state in out.hidden_states[:-1]]
+        states = out.encoder_hidden_states[:-1] if net.config.is_encoder_decoder else ()
+        states += (out.decoder_hidden_states if net.config.is_encoder_decoder else out.hidden_states)[:-1]
+        return out.logits.flatten(0, -2), [state.flatten(0, 1) for state in states]
 
     labels = batch["labels"].flatten()
     logits, states = outputs(model, weights)
@@ -132,13 +147,19 @@ def reference_loss(
     log_p, log_q = (F.log_softmax(x / 2.0, -1) for x in (targets, logits))
     supervised = labels != IGNORE
     kd = 4.0 * ((log_p.exp() * (log_p - log_q)).sum(-1) * supervised * each).sum()
-    if "attention_mask" in batch:  # the states of a text's tokens count together as one text
-        supervised = (batch["attention_mask"] / batch["attention_mask"].sum(1, keepdim=True)).flatten()
+    counts = [supervised] * len(states)
+    depths = family_of(model).depths(model.config)
+    if isinstance(task, Classification):  # the states of a text's tokens count together as the text
+        mask = batch["attention_mask"]
+        counts = [(mask * each[:, None] / mask.sum(1, keepdim=True)).flatten()] * len(states)
+    if isinstance(task, Summarization):  # all tokens of a source count
+        counts[: depths["encoder"]] = [batch["attention_mask"].flatten()] * depths["encoder"]
     if not states:  # the parity task calls the final hidden state by all names
         return 0.2 * ce + 0.7 * kd
-    # transformers' last state is after the final norm, and left out on both sides here
-    errors = [((a - b).square().mean(-1) * supervised).sum() for a, b in zip(states, theirs, strict=True)]
-    return 0.2 * ce + 0.7 * kd + 0.5 * torch.stack(errors).sum() / (len(errors) + 1)
+    # transformers' last state of a stack is after the final norm, and left out on both sides here
+    three = zip(states, theirs, counts, strict=True)
+    errors = [((a - b).square().mean(-1) * count).sum() for a, b, count in three]
+    return 0.2 * ce + 0.7 * kd + 0.5 * torch.stack(errors).sum() / (len(errors) + len(depths))
 
 
 def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -161,7 +182,7 @@ def effective(method: Method, plain: PreTrainedModel, name: str, leaves: dict[st
             head = module is plain.get_output_embeddings()
             if path in linears or head or isinstance(module, torch.nn.Embedding):
                 key = f"{path}.weight"
-                if head and key not in weights:
+                if key not in weights:  # tied to another
                     continue
                 columns = family_of(plain).conv1d and path in linears
                 rows = weights[key].float().T if columns else weights[key].float()
@@ -179,12 +200,12 @@ def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -
     batch = batch_of(task, plain.config.vocab_size, family)
     loss, terms = method.objective(method.model, batch, Progress(9, 10))
     if objective == "distillation" and method.objective.pairs:
-        # The state after the last block is before the final norm, transformers' own is after it: out of both sides.
-        ours, theirs = method.objective.pairs[-1]
-        a = task.predictions(method.model, batch, [ours]).states[ours]
-        b = task.predictions(teacher, batch, [theirs]).states[theirs]
-        error = (((a[0] - b[0].detach()).square().mean(-1)) * a[1]).sum()
-        loss = loss - 0.5 * error / len(method.objective.pairs)
+        # The state after a stack's last block is before the final norm, transformers' own is after it: out of both sides.
+        for ours, theirs in ({pair[0].partition(".")[0]: pair for pair in method.objective.pairs}).values():
+            a = task.predictions(method.model, batch, [ours]).states[ours]
+            b = task.predictions(teacher, batch, [theirs]).states[theirs]
+            error = (((a[0] - b[0].detach()).square().mean(-1)) * a[1]).sum()
+            loss = loss - 0.5 * error / len(method.objective.pairs)
     loss.backward()
 
     leaves = {key: value.detach().clone().requires_grad_() for key, value in plain.named_parameters()}
@@ -197,7 +218,10 @@ def test_one_step_is_exact(family: str, name: str, objective: str, task: Task) -
     expected = reference_loss(task, plain, used, teacher, batch, objective)
     expected.backward()
 
-    single = "int" in name or family in LLAMAS  # rounding, and transformers' RMS norm, compute in single precision
+    single = "int" in name or family in (
+        *LLAMAS,
+        "t5",
+    )  # rounding, and transformers' RMS norm, compute in single precision
     tolerance = {"rtol": 2e-4, "atol": 1e-5} if single else {"rtol": 1e-7, "atol": 1e-9}
     torch.testing.assert_close(loss, expected, rtol=1e-5 if single else 1e-9, atol=1e-9)
     assert all(torch.isfinite(value) for value in terms.values())

@@ -297,6 +297,16 @@ def test_added_tokens_and_a_beginning_of_text_are_said(tmp_path: Path, file: Pat
     assert (types["<|endoftext|>"], types["<think>"]) == (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED)
 
 
+@pytest.mark.parametrize(("ends", "turn"), [(None, None), (0, None), ([0], None), ([7, 0], 7), ([0, 7], 7), (7, 7)])
+def test_the_end_of_a_turn_is_said(file: Path, tokenizer: PreTrainedTokenizerFast, ends: Any, turn: int | None) -> None:
+    """A token that ends texts beside the tokenizer's own, whatever it is called."""
+    model = make_model("llama")
+    model.generation_config.eos_token_id = ends
+    write_gguf(model, tokenizer, file, "F16")
+    said = fields(file)
+    assert (said["tokenizer.ggml.eos_token_id"], said.get("tokenizer.ggml.eot_token_id")) == (0, turn)
+
+
 LEVEL, SEQUENCE = pre_tokenizers.ByteLevel, pre_tokenizers.Sequence
 
 

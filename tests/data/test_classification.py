@@ -19,6 +19,7 @@ from lightgpt2.data.tokenizer import train_wordpiece
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import CLASSIFICATION
 from lightgpt2.models.loading import load_config
+from tests.support.models import write_tokenizer
 
 ROWS = [(f"text {number} of class {number % 3}", "abc"[number % 3]) for number in range(60)]
 NAMES = ["a", "b", "c"]
@@ -51,7 +52,7 @@ def write(path: str, rows: list[tuple[Any, ...]], names: tuple[str, ...] = ("tex
 def data_of(source: str, config: dict[str, Any] | None = None, **settings: Any) -> ClassificationData:
     """Data that is set up, of a model of this configuration."""
     data = ClassificationData(source, **{"tokenizer": "tokenizer", "batch_size": 2} | settings)
-    found = config and load_config({"model_type": "bert", **config}, "model", auto_classes=[CLASSIFICATION])
+    found = config and load_config({"model_type": "bert", **config}, "model", auto_classes=(CLASSIFICATION,))
     data.connect(Connection("model", "model.model", config=found or None))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         accumulate_grad_batches=1, global_rank=0, world_size=1, global_step=0
@@ -116,6 +117,20 @@ def test_pairs_have_segments() -> None:
         first = ids.tolist().index(data.tokenizer.sep_token_id) + 1
         assert segments[:first].sum() == 0
         assert segments[first : int(mask.sum())].all()
+
+
+def test_pairs_without_segments_need_something_between_their_texts() -> None:
+    source = write("p.csv", [(f"one {i}", f"two {i}", i % 2) for i in range(40)], ("text", "text_pair", "label"))
+    about = Path("tokenizer/tokenizer_config.json")
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}  # as DistilBERT's
+    about.write_text(json.dumps(json.loads(about.read_text()) | inputs))
+    batch = next(iter(data_of(source).train_dataloader()))
+    assert "token_type_ids" not in batch
+    write_tokenizer(Path("decoders"))
+    assert refused(source, tokenizer="decoders") == (
+        "data.pair_field: the tokenizer puts nothing between the two texts of a pair; give an encoder's, "
+        "or join them in one field"
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,6 +249,16 @@ def test_texts_of_similar_length_share_a_batch_and_an_epoch_has_each_once() -> N
     assert [row for batch in data.train_dataloader() for row in batch["example"].tolist()] != seen
 
 
+def test_pads_stand_behind_texts_whatever_the_tokenizer_says() -> None:
+    about = Path("tokenizer/tokenizer_config.json")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"padding_side": "left"}))
+    data = data_of(write("d.csv", [*ROWS, ("a longer text of some more words", "a")]))
+    masks = [batch["attention_mask"] for batch in data.scoring_loader("train")]
+    assert any((mask == 0).any() for mask in masks)
+    assert all(mask[:, 0].all() for mask in masks)
+    assert data.tokenizer.padding_side == "right", "it is saved beside the model"
+
+
 def test_processes_share_a_step_and_resume_in_the_middle() -> None:
     source = write("t.jsonl", [(f"text {i} " + "of " * (i % 7), "ab"[i % 2]) for i in range(100)])
 
@@ -350,3 +375,28 @@ def test_what_cannot_be_read_is_said_without_a_tokenizer() -> None:
     (problem,) = ClassificationData(lacking).unreadable()
     assert problem.startswith("data.label_field: ")
     assert ClassificationData("glue:sst2").unreadable(fetch=False) == [], "which is not at hand"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_of_one_text_and_of_two_are_refused(first: int) -> None:
+    rows = [{"text": f"one {i}", "label": i % 2} | ({"text_pair": "two"} if i % 2 == first else {}) for i in range(40)]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = {"two": 1 + first, "one": 2 - first}
+    said = f"row {places['two']} of t.jsonl has two texts and row {places['one']} of t.jsonl one"
+    assert refused("t.jsonl").startswith(f"data.text_field: {said}; ")
+    assert all(pair is None for _, pair, _ in texts(data_of("t.jsonl", text_field="text"), "train"))
+
+
+def test_a_label_with_half_a_surrogate_pair_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_of(write("t.jsonl", [*ROWS, ("text", "\ud83d")]))
+    assert data.labels == NAMES
+    assert "rows that are not valid Unicode, left out: 1 (t.jsonl)" in capsys.readouterr().out
+
+
+def test_white_space_around_a_text_makes_no_other_one(capsys: pytest.CaptureFixture[str]) -> None:
+    write("t/train.jsonl", [*ROWS, (" held out ", "a")])
+    write("t/test.jsonl", [(f"{text} ", label) for text, label in [*ROWS[:5], ("held out", "a")]])
+    write("t/valid.jsonl", [(f"other {text}", label) for text, label in ROWS[:6]])
+    found = {text for text, *_ in texts(data_of("t"), "train")}
+    assert found == {text for text, _ in ROWS[5:]}
+    assert "examples that a held-out split has too, left out: 6 (train: 6)" in capsys.readouterr().out

@@ -23,7 +23,6 @@ from lightgpt2.data.documents import Conversation, Document
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
 from lightgpt2.functional.divergence import IGNORE
-from lightgpt2.models.families import backbone
 from lightgpt2.models.loading import new_model
 from lightgpt2.tasks import LanguageModeling
 from tests.support.models import SHAPES, write_tokenizer
@@ -125,6 +124,7 @@ def learnt(data: LanguageModelingData) -> list[str]:
 # -- rows ----------------------------------------------------------------------------------------------------------------
 
 PAIR = Conversation(tuple(turns(("user", "ask"), ("assistant", "told"))), is_pair=True)
+SYSTEM = {"role": "system", "content": "Be brief."}
 NO_PROMPT = Conversation(tuple(turns(("user", ""), ("assistant", "told"))), is_pair=True)
 MORE = Conversation(tuple(turns(("user", "ask\n\nthis"), ("assistant", "told"))), is_pair=True)
 ROWS: dict[str, tuple[Row, Document | None]] = {
@@ -148,6 +148,16 @@ ROWS: dict[str, tuple[Row, Document | None]] = {
     ),
     "no tools": ({"messages": ASKED, "tools": None}, Conversation(tuple(ASKED))),
     "a text beside tools of another kind": ({"text": "some", "tools": "hammer, saw"}, "some"),
+    "a system message beside turns": ({"messages": ASKED, "system": "Be brief."}, Conversation((SYSTEM, *ASKED))),
+    "the same one in them": ({"messages": [SYSTEM, *ASKED], "system": "Be brief."}, Conversation((SYSTEM, *ASKED))),
+    "a system message beside a pair": (
+        {"instruction": "ask", "output": "told", "system": "Be brief."},
+        Conversation((SYSTEM, *turns(("user", "ask"), ("assistant", "told")))),
+    ),
+    "no system message, no earlier turns": (
+        {"prompt": "ask", "completion": "told", "system": "", "history": "[]", "functions": None}, PAIR,
+    ),
+    "a text beside a system": ({"text": "some", "system": "Linux", "history": "long"}, "some"),
     "nothing": ({"text": None}, None),
     "no answer": ({"prompt": "ask", "completion": " "}, None),
     "no turn of the assistant": ({"messages": ASKED[:1]}, None),
@@ -207,6 +217,22 @@ WRONG: dict[str, tuple[Row, str]] = {
     "turns and a text": ({"prompt": ASKED[:1], "completion": "a"}, "'prompt' of {} holds list, not text, in row 1"),
     "answers to choose from": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "nor messages, or prompt and completion"),
     "turns in text that are another text": ({"messages": '"a text"'}, "'messages' of {} holds str, not text or a list of"),
+    "two system messages": (
+        {"messages": [SYSTEM, *ASKED], "system": "Be kind."}, "'system' of {} is another text than the system message",
+    ),
+    "a system that is a number": ({"messages": ASKED, "system": 3}, "'system' of {} holds int, not text, in row 1"),
+    "earlier turns": (
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]}, "'history' of {} holds earlier turns, which are read of",
+    ),
+    "functions": ({"messages": ASKED, "functions": [{"name": "f"}]}, "'functions' of {} holds functions, which are read of"),
+    "a call of a function": (
+        {"messages": [ASKED[0], {"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
+        "message 2 has a function_call, which templates do not write; write it as tool_calls",
+    ),
+    "a call of a function beside content": (
+        {"messages": [ASKED[0], {"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+        "message 2 has a function_call",
+    ),
     "other fields": ({"question": "a", "answer": "b"}, "nor messages, or prompt and completion, or instruction and output"),
 }  # fmt: skip
 
@@ -262,6 +288,22 @@ def test_all_answers_to_a_question_share_a_split(tmp_path: Path) -> None:
     assert len(places) == 40
     assert all(len(splits) == 1 for splits in places.values())
     assert len(set().union(*places.values())) == 3
+
+
+def test_a_conversation_shares_its_split_with_those_that_go_on_from_it(tmp_path: Path) -> None:
+    """Rows that end after the first, the second and the third answer, as many datasets have them; with a few-shot prompt."""
+    said = [turns(*((role, f"{role} {n} {m}") for m in range(3) for role in ("user", "assistant"))) for n in range(60)]
+    rows: list[Row] = [{"messages": whole[:end]} for end in (2, 4, 6) for whole in said]
+    shown = turns(("user", "shown"), ("assistant", "told"))
+    rows += [{"prompt": [*shown, whole[0]], "completion": whole[1:2]} for whole in said]
+    places: dict[str, list[str]] = {}
+    for split, document in split_documents(Corpus(str(write_rows(tmp_path / "a.jsonl", rows))), 0.3, 0.2):
+        assert isinstance(document, Conversation)
+        first = document.messages[0]["content"]
+        places.setdefault(first if first != "shown" else "", []).append(split)
+    assert len({*places.pop("")}) == 3, "what all prompts begin with does not decide"
+    assert len(places) == 60
+    assert all(len(splits) == 3 and len({*splits}) == 1 for splits in places.values())
 
 
 # -- what is learnt ------------------------------------------------------------------------------------------------------
@@ -343,11 +385,17 @@ def test_an_answer_that_begins_a_conversation_is_learnt(here: Path) -> None:
     assert learnt(data) == ["A template.<|endoftext|>"], "of a prompt no answer is learnt"
 
 
-def test_a_template_from_a_file_is_used_and_kept(here: Path) -> None:
-    Path("t.jinja").write_text(TEMPLATE)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_template_from_a_file_is_used_and_kept(here: Path, mark: str) -> None:
+    Path("t.jinja").write_text(mark + TEMPLATE)
     data = prepared(here, [{"messages": ASKED}], template=None, chat_template="t.jinja")
     assert learnt(data) == ["A template.<|endoftext|>", "A letter.<|endoftext|>"]
     assert data.tokenizer.chat_template == TEMPLATE
+    Path("t.jinja").write_bytes("é".encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"^data.chat_template: t.jinja cannot be read \(.*; give a Jinja file in UTF-8"
+    ):
+        prepared(here, [{"messages": ASKED}], template=None, chat_template="t.jinja")
 
 
 @pytest.mark.parametrize("special", [{"bos_token": "<s>", "eos_token": "</s>"}, {"eos_token": "</s>"}])
@@ -436,7 +484,7 @@ def test_documents_in_one_window_see_nothing_of_each_other(here: Path, family: s
     data = prepared(here, rows, mode="packed", sequence_length=60, cross_document_attention=False)
     torch.manual_seed(0)
     whole = new_model(AutoConfig.for_model(family, **SHAPES[family], vocab_size=400)).eval()
-    model = backbone(whole)
+    model = whole.base_model
     batches = [*data.train_dataloader()]
     several = 0
     for batch in batches:

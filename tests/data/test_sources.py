@@ -165,7 +165,39 @@ def test_a_dataset_card_says_the_splits_of_files(tmp_path: Path) -> None:
     found = set(split_documents(Corpus(str(tmp_path)), 0.0, 0.0))
     assert found == {(split, name) for split, some in (("train", ["a1", "a2", "c"]), ("test", ["b", "more/x", "test"]))
                      for name in some}  # fmt: skip
-    assert "not read: 2 (README.md, d.jsonl)" in read(tmp_path)[1]
+    assert "not read: 1 (d.jsonl)" in read(tmp_path)[1]
+
+
+def test_the_patterns_of_a_card_are_the_hub_s(tmp_path: Path) -> None:
+    """`**/` also stands for no folder, and `*` for no part of a path."""
+    patterns = {"train": "**/*.jsonl", "test": "data/**/h*.jsonl", "validation": "data/v*"}
+    files = [f"  - {{split: {split}, path: '{pattern}'}}\n" for split, pattern in patterns.items()]
+    names = ["a", "data/a", "data/h", "data/x/h", "data/v", "data/v/a"]
+    write(tmp_path, {"README.md": "---\nconfigs:\n- data_files:\n" + "".join(files) + "---\n",
+                     **{f"{name}.jsonl": lines({"text": name}) for name in names}})  # fmt: skip
+    found = {str(text): split for split, text in split_documents(Corpus(str(tmp_path)), 0.0, 0.0)}
+    assert found == dict(zip(names, ["train", "train", "test", "test", "valid", "train"], strict=True))
+
+
+def test_a_dataset_card_is_no_text_and_another_one_another_source(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {"README.md": CARD.replace("a*", "x"), "a1.jsonl": lines({"text": "one"}), "b.jsonl": lines({"text": "b"})},
+    )
+    corpus = Corpus(str(tmp_path))
+    found, said = read(tmp_path)
+    assert sorted(found) == ["b", "one"]
+    assert "dataset cards, not read as text: 1 (README.md)" in said
+    page = "---\ntitle: A page\n---\ntext"
+    for name in ("pages/README.md", "pages/more/README.md"):
+        write(tmp_path, {name: page if name.startswith("pages/R") else CARD})
+    assert read(tmp_path / "pages") == ([page, *(part.strip("\n") for part in CARD.split("\n\n"))], ""), (
+        "no card is there"
+    )
+    before = corpus.fingerprint()
+    write(tmp_path, {"README.md": CARD.replace("b.jsonl", "a1.jsonl")})
+    assert {text for split, text in split_documents(corpus, 0.0, 0.0) if split == "test"} == {"one"}
+    assert corpus.fingerprint() != before
 
 
 @pytest.mark.parametrize(
@@ -423,6 +455,15 @@ def parquet(**columns: Any) -> bytes:
     return out.getvalue()
 
 
+def twice(write_table: Any) -> bytes:
+    out = io.BytesIO()
+    write_table(pa.table([pa.array(["one"]), pa.array(["two"])], names=["text", "text"]), out)
+    return out.getvalue()
+
+
+LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 12345\n"
+
+
 def test_datasets_that_were_saved_to_disk(tmp_path: Path) -> None:
     tables = {
         "train": Dataset.from_dict({"n": [1, 2], "text": ["one", "two"]}),
@@ -463,6 +504,20 @@ def test_what_a_table_s_types_add_to_structs_is_no_part_of_a_row(tmp_path: Path)
     assert [*document.messages] == rows[0]["text"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"])
+def test_a_column_of_splits_that_decides_nothing_is_said(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "one", "split": "train"}, {"text": "two", "split": "test"}]
+    mark = "\t" if name.endswith("tsv") else ","
+    table = "\n".join(mark.join(row) for row in (["text", "split"], *(row.values() for row in rows)))
+    contents: dict[str, Content] = {
+        "a.jsonl": lines(*rows), "a.json": json.dumps(rows),
+        "a.parquet": parquet(text=["one", "two"], split=["train", "test"]),
+    }  # fmt: skip
+    source = write(tmp_path, {name: contents.get(name, table)}) / name
+    said = f"tables with a column 'split', which decides nothing; give each split a file of its own: 1 ({source})"
+    assert read(source) == (["one", "two"], said)
+
+
 REFUSED: dict[str, tuple[str, Content, str]] = {
     "a column twice": ("a.csv", "text,text\none,two\n", "a.csv has 2 columns 'text'; rename the others"),
     "too many fields": ("a.csv", "text,id\none,1\ntwo, three,2\n", "(row 3 has 3 fields and the header 2)"),
@@ -480,6 +535,10 @@ REFUSED: dict[str, tuple[str, Content, str]] = {
     "a byte order mark inside": ("a.jsonl", '{"text": "one"}\n\ufeff{"text": "two"}', "in line 2, column 1)"),
     "semicolons": ("a.csv", "text;label\none;1\n", "name one of text;label"),
     "carriage returns alone": ("a.csv", "text\rone\r", "a.csv is not a readable csv file (line "),
+    "a column twice in a Parquet file": ("a.parquet", twice(pq.write_table), "a.parquet has 2 columns 'text'; rename"),
+    "a column twice in an Arrow file": ("a.arrow", twice(feather.write_feather), "a.arrow has 2 columns 'text'; rename"),
+    "a pointer of Git LFS": ("a.txt", LFS, "a.txt is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"),
+    "such a pointer to a table": ("a.parquet", LFS, "a.parquet is a pointer of Git LFS"),
     "no Arrow": ("a.arrow", "some text", "a.arrow is not a readable arrow file ("),
     "no such field": ("a.tsv", "body\tid\none\t1\n", "name one of body, id"),
     "no such field anywhere": ("a.jsonl", lines({"a": 1}, {"b": 2}), "name one of a"),

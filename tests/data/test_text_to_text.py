@@ -136,8 +136,8 @@ def test_the_last_answer_of_a_conversation_is_learnt(
     if config is GPT2:
         assert "known" in decoded(data, batch["input_ids"][0])
         assert "known" not in decoded(data, batch["labels"][0])
-        short = data_of(source, config, **chat, max_source_length=20)
-        said = "train sources of t.jsonl have more than 20 tokens: truncated"
+        short = data_of(source, config, **chat, max_source_length=50)
+        said = "train sources of t.jsonl have more than 50 tokens: truncated"
         assert said in capsys.readouterr().out
         assert "then" in decoded(short, next(iter(short.train_dataloader()))["input_ids"][0])  # the end is kept
 

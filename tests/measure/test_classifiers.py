@@ -1,11 +1,16 @@
-"""Classifiers as arms of a benchmark: in PyTorch, with its dynamic INT8, and as graphs."""
+"""Classifiers as arms of a benchmark: in PyTorch, with its dynamic INT8, with adapters beside them, and as graphs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
+import lightgpt2
 from lightgpt2.conversions.onnx.decoder import Forms
 from lightgpt2.conversions.onnx.encoder import write_encoder
 from lightgpt2.errors import UserError
@@ -15,7 +20,9 @@ from lightgpt2.measure.worker import worker_of
 from lightgpt2.models.quantization import DYNAMIC, load_for_inference
 from lightgpt2.models.workloads import Forward, Texts, Workload
 from lightgpt2.report.table import benchmark_table
-from tests.support.models import make_classifier, write_model
+from tests.support.cli import succeed, write_config
+from tests.support.mistakes import spoilt
+from tests.support.models import make_classifier, write_classifier, write_model
 from tests.support.onnx_decoder import seal
 
 SETTINGS: dict[str, Any] = {"forward_tokens": [8], "batches": [2], "concurrency": [2]}
@@ -97,6 +104,70 @@ def test_dynamic_int8_leaves_the_head_and_takes_a_quarter_of_the_layers(folder: 
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
     with pytest.raises(UserError, match=r"^dynamic-int8: PyTorch quantizes nn.Linear, and .* is Conv1D; choose"):
         load_for_inference(str(folder / "gpt2"), "m", DYNAMIC, "sdpa", "cpu")
+
+
+def write_adapters(folder: Path, base: str, saved: list[str], **settings: Any) -> peft.PeftModel:
+    """The adapters of a classifier of three classes, trained to something, with the modules that are saved whole."""
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    made = {"target_modules": "all-linear", "init_lora_weights": False, "task_type": "SEQ_CLS", **settings}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(modules_to_save=saved, **made))
+    adapted.save_pretrained(str(folder))
+    return adapted.eval()
+
+
+def test_adapters_are_measured_beside_their_base_with_the_head_that_they_brought(tmp_path: Path) -> None:
+    base = str(tmp_path / "base")
+    make_classifier("bert", hidden_size=64, intermediate_size=128).base_model.save_pretrained(base)
+    adapted = write_adapters(tmp_path / "adapter", base, ["classifier", "bert.pooler"])
+    adapter, ids = str(tmp_path / "adapter"), torch.arange(5, 25)[None]
+    arms, workloads = plan([adapter], ["fp32", "nf4", DYNAMIC], ["sdpa"], SETTINGS)
+    assert [arm.name for arm in arms] == ["adapter fp32", "adapter nf4", f"adapter {DYNAMIC}"]
+    assert workloads == plan([adapter], None, ["sdpa"], SETTINGS)[1]
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        for arm, near in zip(arms, (1e-6, 0.5, 0.1), strict=True):
+            model = load_for_inference(adapter, "MODEL", arm.precision, "sdpa", "cpu")
+            assert any(".lora_A." in name for name, _ in model.named_parameters()), "they are not merged"
+            torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=near * float(expected.abs().max()))
+    half = load_for_inference(adapter, "MODEL", "bf16", "sdpa", "cpu")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+def test_adapters_that_make_no_model_of_their_base_are_refused(tmp_path: Path) -> None:
+    base = str(tmp_path / "base")
+    make_classifier("bert").base_model.save_pretrained(base)
+    write_adapters(tmp_path / "a", base, ["bert.pooler"])
+    with pytest.raises(UserError, match=r"^MODEL: .*a is a folder of adapters; give the model that they are merged"):
+        lightgpt2.load(str(tmp_path / "a"), key="MODEL")
+    about = tmp_path / "a" / "adapter_config.json"
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if "classifier" not in name}
+    save_file(kept, weights)
+    with pytest.raises(UserError, match=r"^MODEL: .*a and .*base have no classifier; give adapters with a head$"):
+        plan([str(tmp_path / "a")], None, ["sdpa"], SETTINGS)
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"task_type": "TOKEN_CLS"}))
+    with pytest.raises(UserError, match=r"^MODEL: .*a: task_type in its .* must be CAUSAL_LM or SEQ_CLS, got TOKEN"):
+        plan([str(tmp_path / "a")], None, ["sdpa"], SETTINGS)
+
+
+@pytest.mark.slow
+def test_the_callback_measures_adapters_merged_and_as_they_were_trained(tmp_path: Path) -> None:
+    write_classifier(tmp_path / "teacher", hidden_size=64, intermediate_size=128)
+    settings = SETTINGS | {"rounds": 1, "half": None}
+    task = {"class_path": "lightgpt2.tasks.Classification"}
+    method = {"class_path": "lightgpt2.methods.QLoRA", "init_args": {"task": task, "model": "teacher"}}
+    data = {"class_path": "lightgpt2.data.ClassificationData"}
+    data["init_args"] = {"source": "requirements:200", "max_length": 32}  # type: ignore[assignment]
+    benchmark = {"class_path": "lightgpt2.callbacks.InferenceBenchmark", "init_args": settings}
+    config = spoilt({"model": method, "data": data, "trainer.max_steps": 2, "trainer.callbacks": [benchmark]})
+    succeed(tmp_path, "fit", "--config", str(write_config(tmp_path / "c.yaml", config)), "--run", "r")
+    merged, unmerged = json.loads((tmp_path / "checkpoints/r/benchmark.json").read_text())["arms"]
+    assert [merged["name"], unmerged["name"]] == ["model fp32", "adapter nf4"]
+    assert unmerged["weights_mb"] < merged["weights_mb"]
+    assert unmerged["ratio"].keys() == merged["ratio"].keys()
+    readme = (tmp_path / "checkpoints/r/adapter/README.md").read_text()
+    assert "AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=classes)" in readme
 
 
 def test_the_table_has_a_block_for_each_workload_and_no_generation() -> None:

@@ -62,7 +62,7 @@ def test_a_loaded_folder_computes_what_plain_transformers_does(
 ) -> None:
     written(tmp_path, family, **changes)
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
-    model = load_model(str(tmp_path), "model", auto_classes=[SEQ2SEQ]).eval()
+    model = load_model(str(tmp_path), "model", auto_classes=(SEQ2SEQ,)).eval()
     torch.testing.assert_close(logits(model), logits(plain), rtol=0, atol=1e-5)
     check_head(model, "model")
     weight, bias, scale = head(model)
@@ -109,7 +109,7 @@ def test_a_configuration_alone_makes_a_model(family: str) -> None:
     sizes = make_seq2seq(family).config.to_diff_dict()
     values = {key: sizes[key] for key in ("model_type", "d_model", "vocab_size")}
     few = {"num_layers": 1, "num_heads": 2} if family == "t5" else {"encoder_layers": 1, "decoder_layers": 1}
-    model = new_model(load_config(values | few, "model.model", auto_classes=[SEQ2SEQ]))
+    model = new_model(load_config(values | few, "model.model", auto_classes=(SEQ2SEQ,)))
     assert type(model).__name__.endswith("ForConditionalGeneration")
     assert [*blocks(model)] == ["encoder.0", "decoder.0"]
 
@@ -319,7 +319,7 @@ def test_a_model_with_unlike_layers_is_one_like_any_other(family: str, changes: 
     smaller = emptied(family, **changes)
     assert 0 in smaller.config.lightgpt2["heads"]["decoder.cross"]
     save_model(smaller, write_tokenizer(tmp_path / "t"), tmp_path / "m")
-    loaded = load_model(str(tmp_path / "m"), "model", auto_classes=[SEQ2SEQ]).eval()
+    loaded = load_model(str(tmp_path / "m"), "model", auto_classes=(SEQ2SEQ,)).eval()
     assert type(loaded) is type(smaller)
     assert torch.equal(logits(loaded), logits(smaller))
     assert torch.equal(generated(loaded), generated(loaded, use_cache=False))
@@ -385,7 +385,7 @@ def test_a_head_of_its_own_stays_one(tmp_path: Path) -> None:
         assert not is_tied(each)
         each.eval()
         save_model(each, write_tokenizer(tmp_path / "t"), tmp_path / str(number))
-        loaded = load_model(str(tmp_path / str(number)), "model", auto_classes=[SEQ2SEQ]).eval()
+        loaded = load_model(str(tmp_path / str(number)), "model", auto_classes=(SEQ2SEQ,)).eval()
         assert not is_tied(loaded)
         torch.testing.assert_close(logits(loaded), logits(each))
         check_head(loaded, "model")

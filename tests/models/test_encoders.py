@@ -1,5 +1,6 @@
 """Encoders that lose layers, width, heads and neurons."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightgpt2.errors import UserError
 from lightgpt2.models.axes import Shape, block_units, named_axes
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import extract_layers
 from lightgpt2.models.trimming import choose, cut, norm_scores, remove
+from lightgpt2.starts import ChosenLayers, Start, Trimmed
 from lightgpt2.tasks import Classification
 from tests.support.models import ENCODERS, assert_same_weights, make_classifier, shake, write_tokenizer
 
@@ -59,3 +62,29 @@ def test_a_narrower_model_and_one_of_fewer_layers(family: str) -> None:
     fewer = extract_layers(model, [0, 2])
     assert fewer.config.num_hidden_layers == 2
     assert logits(fewer).isfinite().all()
+
+
+def test_layers_of_a_modernbert_compute_what_they_did_and_begin_with_its_first() -> None:
+    model = make_classifier("modernbert")
+    fewer = extract_layers(model, [0, 2, 3])
+    with torch.no_grad():
+        left_out = model.base_model.layers[1]
+        for last in (left_out.attn.Wo, left_out.mlp.Wo):
+            last.weight.zero_()
+    torch.testing.assert_close(logits(fewer), logits(model), rtol=1e-5, atol=1e-5)
+    for layers in ([1, 2], [2, 0], [0, 0]):
+        with pytest.raises(ValueError, match=r"first layer of a modernbert has other parts .*; begin with layer 0"):
+            extract_layers(model, layers)
+
+
+@pytest.mark.parametrize("start", [lambda m: ChosenLayers(m, [1, 3]), lambda m: Trimmed(m, 2, layer_choice="centre")])
+def test_a_start_without_the_first_layer_of_a_modernbert_is_refused(
+    tmp_path: Path, start: Callable[[str], Start]
+) -> None:
+    make_classifier("modernbert").save_pretrained(tmp_path)
+    made = start(str(tmp_path))
+    made.task = Classification()
+    with pytest.raises(
+        UserError, match=r"^start\.layers: layers \[1, [23]\]: the first layer of a modernbert has other"
+    ):
+        made.configs(False)

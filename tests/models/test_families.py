@@ -18,7 +18,6 @@ from lightgpt2.models.axes import Named, Shape, block_units, named_axes
 from lightgpt2.models.families import (
     DECODERS,
     FAMILIES,
-    backbone,
     block_linears,
     blocks,
     check_head,
@@ -125,7 +124,7 @@ def test_sections_of_an_axis_lie_behind_one_another_or_alternate_head_by_head(al
 def test_recorded_states_are_before_the_final_norm(family: str) -> None:
     model = make_model(family)
     with torch.no_grad(), families.recorded_states(model, ["decoder.0", "decoder.2", "decoder.4"]) as states:
-        output = backbone(model)(IDS, output_hidden_states=True, use_cache=False)
+        output = model.base_model(IDS, output_hidden_states=True, use_cache=False)
     for index in (0, 2):
         torch.testing.assert_close(states[f"decoder.{index}"], output.hidden_states[index])
     inside = {module for block in blocks(model).values() for module in block.modules()}
@@ -189,7 +188,7 @@ def test_substitutes_of_a_module_are_applied_in_order(family: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gemma3_text"])
 def test_substitutes_are_traced_in_one_graph(family: str) -> None:
     """Also where the class of an embedding calls `super()`; and a forward pass that fails leaves the weights as they are."""
-    base = backbone(make_model(family))
+    base = make_model(family).base_model
     embedding = base.get_input_embeddings()
     modules = [(embedding, IDS), (next(iter(block_linears(base).values())), embedding(IDS).detach())]
     if family == "opt":

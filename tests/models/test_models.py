@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,9 @@ def test_layers_whose_scale_is_their_place_s_compute_what_is_saved(tmp_path: Pat
     smaller = surgery.extract_layers(model, [0, 3]).eval()
     smaller.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(smaller))
+    base: Any = model.base_model
+    base.h = torch.nn.ModuleList([base.h[0], base.h[3]])  # which keep the numbers that they had
+    torch.testing.assert_close(logits(smaller), logits(model), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", DECODERS)

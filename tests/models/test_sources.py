@@ -33,6 +33,7 @@ from lightgpt2.models.sources import stored_size
 from lightgpt2.starts import Pretrained
 from tests.support.models import (
     WHOLE_BLOCKS,
+    assert_same_weights,
     logits,
     make_model,
     make_restless_model,
@@ -155,6 +156,8 @@ ODD_FILES: dict[str, tuple[str, Any, str]] = {  # the file, its content or some 
     "fewer positions": ("config.json", {"n_positions": 32}, "of other shapes than its config.json says"),
     "no layers": ("config.json", {"n_layer": 0}, "44 weights that its config.json has no place for"),
     "a list as generation settings": ("generation_config.json", "[]", "could not be loaded"),
+    "generation settings with a comma too many": ("generation_config.json", '{"eos_token_id": 0,}', "is damaged (Expecting"),
+    "a pointer as generation settings": ("generation_config.json", "version https://git-lfs", "is damaged (Expecting"),
     "a shard as the whole": ("model-00001-of-00002.safetensors", None, "no file named model.safetensors"),
     "weights of another program": ("consolidated.safetensors", None, "no file named model.safetensors"),
 }  # fmt: skip
@@ -299,6 +302,19 @@ def test_weights_in_two_forms_are_counted_once(tmp_path: Path) -> None:
     assert stored_size(str(tmp_path))[0] == pytest.approx(shards / 1e6)
 
 
+@pytest.mark.parametrize("more", ["consolidated.safetensors", "model.fp16.safetensors", "an index of old shards"])
+def test_only_the_file_that_is_loaded_is_counted(tmp_path: Path, more: str) -> None:
+    make_model("llama").half().save_pretrained(tmp_path, max_shard_size="20KB")
+    model = make_model("llama", seed=1)
+    model.save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    if more.endswith(".safetensors"):
+        (tmp_path / "model.safetensors.index.json").unlink()
+        shutil.copy(tmp_path / "model.safetensors", tmp_path / more)
+    assert stored_size(str(tmp_path)) == ((tmp_path / "model.safetensors").stat().st_size / 1e6, {"F32"})
+    assert_same_weights(load_model(str(tmp_path), "model"), model)
+
+
 def test_what_a_folder_holds_beside_weights_is_carried_on(tmp_path: Path) -> None:
     """Settings of a generation that transformers would refuse to save, templates, added tokens, the licence."""
     tokenizer = write_tokenizer(tmp_path / "m", 298)
@@ -355,6 +371,9 @@ def test_a_gguf_file_alone_gives_the_model_s_logits(
     torch.testing.assert_close(logits(found), logits(model), rtol=1e-5, atol=1e-5)
     assert (found.config.bos_token_id, found.generation_config.eos_token_id) == (0, 0), "not the family's default"
     assert stored_size(str(tmp_path / "m.gguf")) == ((tmp_path / "m.gguf").stat().st_size / 1e6, {"GGUF"})
+    again = load_tokenizer(str(tmp_path / "m.gguf"), "model")
+    assert again("a class")["input_ids"] == tokenizer("a class")["input_ids"]
+    assert (again.bos_token, again.eos_token, again.pad_token) == ("<|endoftext|>",) * 3
 
 
 def write_odd_gguf(file: Path, tensors: dict[str, Any], **metadata: Any) -> None:
@@ -464,6 +483,9 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "norms": (peft.LNTuningConfig(**TASK), "kind LN_TUNING"),
     "copied layers": (peft.LoraConfig(**TASK, layer_replication=[[0, 2], [1, 4]]), "adapters with layer_replication"),
     "biases": (peft.LoraConfig(**TASK, lora_bias=True), "adapters with lora_bias"),
+    "tied copies": (
+        peft.LoraConfig(**TASK, ensure_weight_tying=True, modules_to_save=["norm"]), "adapters with ensure_weight_tying",
+    ),
     "invoked": (peft.LoraConfig(**TASK, alora_invocation_tokens=[1]), "adapters with alora_invocation_tokens"),
     "another revision": (peft.LoraConfig(**TASK, revision="v2"), "adapters of revision v2 of their base"),
 }  # fmt: skip
@@ -487,6 +509,9 @@ LORAS: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True},
     "PiSSA": {"init_lora_weights": "pissa"},
     "whole modules": {"modules_to_save": ["norm"]},
+    "a tied head of their own": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
+    "parameters": {"target_modules": [], "target_parameters": ["mlp.down_proj.weight"]},
 }
 
 

@@ -145,6 +145,9 @@ WRONG: list[tuple[Any, dict[str, Any], list[str]]] = [
     ("A", {"stop": ["a", ""]}, ["stop: must not be empty"]),
     ("A", {"top_k": 5}, ["top_k: must be left out at temperature 0, which takes the most likely token; give a "]),
     ("A", {"temperature": 0.0, "top_p": 0.5}, ["top_p: must be left out"]),
+    ([3], {}, ["prompt: must be text, or a list of messages, got 3; correct it"]),
+    (["A", None], {}, ["prompt: must be text, or a list of messages, got None"]),
+    ([b"A"], {}, ["prompt: must be text, or a list of messages, got b'A'"]),
     ("A", {"max_new_tokens": 0, "top_p": 2.0, **SAMPLED}, ["max_new_tokens: must", "top_p: must"]),
 ]
 
@@ -155,3 +158,8 @@ def test_what_is_wrong_is_said_at_once(folder: Path, prompts: Any, options: dict
         lightgpt2.load(folder / "onnx", threads=1).generate(prompts, **options)
     for problem, start in zip(refused.value.problems, words, strict=True):
         assert problem.startswith(start)
+
+
+def test_a_text_is_no_conversation(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^messages: must be a list of messages, got 'A'; give \[\{"):
+        lightgpt2.load(folder / "onnx", threads=1).chat("A")  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """`lightgpt2.load` of classifiers, and `lightgpt2 classify`."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from lightgpt2.cli.verbs import run
 from lightgpt2.conversions.onnx.conversion import writer_of
 from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.errors import UserError
+from lightgpt2.models.families import CLASSIFICATION
+from lightgpt2.models.loading import load_config
 from lightgpt2.models.saving import save_tokenizer
 from lightgpt2.runtime.text_classifier import TextClassifier
 from tests.support.cli import ENVIRONMENT
@@ -168,6 +171,51 @@ def test_what_was_done_before_a_stop_is_not_done_again(
     run([*args, "parts.jsonl"])
     assert sorted(index for batch in (calls[0], *calls[2:]) for index in batch) == [*range(6)]
     assert Path("parts.jsonl").read_text() == Path("whole.jsonl").read_text()
+
+
+@pytest.mark.parametrize("key", ["label", "score", "probabilities"])
+def test_what_a_line_says_already_is_not_written_over(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("labelled.jsonl").write_text(f'{{"text": "a"}}\n{{"text": "b", "{key}": "up"}}\n')
+    said = stopped_with(2, ["classify", "bert-onnx", "--texts", "labelled.jsonl"], capsys)
+    assert f"--texts: text 2 has a key {key}, in the place of which the result would be written; give it" in said
+
+
+NUMBERED = {
+    "one name twice": {"0": "up", "1": "up", "2": "still"},
+    "a gap": {"0": "down", "2": "up", "5": "still"},
+    "no name": {"0": None, "1": "up", "2": "still"},
+}
+
+
+@pytest.mark.parametrize("names", NUMBERED.values(), ids=NUMBERED)
+def test_classes_that_cannot_be_told_apart_are_refused(folder: Path, tmp_path: Path, names: dict[str, Any]) -> None:
+    copy = shutil.copytree(folder / "bert", tmp_path / "bert")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    with pytest.raises(UserError, match=r"^path: the classes of .* are not numbered from 0, each with its own name"):
+        lightgpt2.load(copy)
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("name", ["bert", "bert-onnx"])
+def test_outputs_that_are_no_probabilities_of_one_class_are_refused(
+    folder: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    copy = shutil.copytree(folder / name, tmp_path / name)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"problem_type": kind}))
+    if name == "bert-onnx":
+        seal(copy, {"format": "onnx"})
+    with pytest.raises(UserError, match=f"^path: .*{name} is a model for {kind}: its outputs are no probabilities"):
+        lightgpt2.load(copy)
+    if name == "bert":
+        with pytest.raises(
+            UserError, match=f"^model: .*{name} is a model for {kind}, and here each text has one class"
+        ):
+            load_config(str(copy), "model", auto_classes=(CLASSIFICATION,))
 
 
 BROKEN = {

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.data.tokenizer import train_tokenizer, train_wordpiece
 from lightgpt2.models.families import CLASSIFICATION, SEQ2SEQ, Shape, class_for
 from lightgpt2.models.integers import Integers, integer_tensors
 from lightgpt2.models.loading import new_model
@@ -161,6 +161,13 @@ def make_classifier(
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval()
+
+
+def write_classifier(folder: Path, family: str = "bert", **changes: Any) -> Path:
+    """The folder of a classifier, by default of the five classes of `requirements`, with a WordPiece tokenizer."""
+    train_wordpiece([topics["assignment"], topics["class"]], 300, folder)
+    make_classifier(family, **{"classes": 5} | changes).save_pretrained(folder)
+    return folder
 
 
 def make_seq2seq(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

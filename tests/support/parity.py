@@ -17,7 +17,7 @@ from lightgpt2.data.batches import Slice, StepSampler, WindowLoader, evaluation_
 from lightgpt2.data.windows import Windows
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.functional.vocabulary import token_nll
-from lightgpt2.models.families import backbone, head
+from lightgpt2.models.families import family_of, head
 from lightgpt2.models.quality import Metric
 from lightgpt2.tasks import Predictions, Task
 from lightgpt2.tasks.base import Batch, Row
@@ -34,7 +34,7 @@ class Parity(Task):
     better = "higher"
 
     def predictions(self, model: PreTrainedModel, batch: Batch, states: Sequence[str] = ()) -> Predictions:
-        final = backbone(model)(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, -1]
+        final = family_of(model).final_states(model, input_ids=batch["input_ids"])[:, -1]
         weight, bias, scale = head(model)
         kept = {name: (final, torch.ones(len(final), dtype=torch.bool, device=final.device)) for name in states}
         return Predictions(final, weight, batch["labels"], bias, scale, kept)

@@ -11,8 +11,10 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.families import CLASSIFICATION, FAMILIES, family_of
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.models.saving import save_model
+from lightgpt2.objectives import Distillation, DistillLoss
 from lightgpt2.starts import Fresh, Pretrained
 from lightgpt2.tasks import Classification
+from lightgpt2.teachers import ModelTeacher
 from tests.support.models import ENCODERS, SHAPES, make_classifier, make_model, write_tokenizer
 
 CLASSIFIERS = [
@@ -59,6 +61,15 @@ def test_a_decoder_reads_the_last_token_on_whichever_side_the_pads_are(family: s
     model = make_classifier(family)
     left, right = (logits(model, padded(side, model.config.pad_token_id)) for side in ("left", "right"))
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_pads_before_the_texts_of_an_encoder_are_refused(family: str) -> None:
+    """It would read one of them in the place of its first token."""
+    model = make_classifier(family)
+    batch = {**padded("left", model.config.pad_token_id), "example": torch.arange(3)}
+    with pytest.raises(UserError, match=rf"^data: pads stand before the texts, where a {family} reads .*; put them"):
+        bound().rows(model, batch)
 
 
 def bound(names: list[str] = NAMES) -> Classification:
@@ -122,12 +133,28 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_put_in_the_students()
         bound().align(teacher, student.config)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "allowed"),
+    [("bert", "distilbert", True), ("bert", "roberta", True), ("gpt2", "llama", True), ("bert", "gpt2", False)],
+)
+def test_hidden_states_are_compared_between_layers_of_one_kind(teacher: str, student: str, allowed: bool) -> None:
+    objective = Distillation(ModelTeacher(make_classifier(teacher), "t"), DistillLoss(hidden=1.0), "even")
+    problems = objective.problems(make_classifier(student).config, None, None, False)
+    refused = [
+        "objective.loss.hidden: layers of one kind are compared, and the teacher has encoder layers and the student "
+        "decoder layers; give 0"
+    ]
+    assert problems == ([] if allowed else refused)
+    logits_only = Distillation(objective.teacher, DistillLoss(hidden=0.0))
+    assert logits_only.problems(make_classifier(student).config, None, None, False) == []
+
+
 def test_a_model_without_a_head_is_no_teacher(tmp_path: Any) -> None:
     make_classifier("bert").base_model.save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match=r"teacher: .* has no classification head \(its architecture: BertModel\); fine-tune"
     ):
-        load_config(str(tmp_path), "teacher", auto_classes=[CLASSIFICATION])
+        load_config(str(tmp_path), "teacher", auto_classes=(CLASSIFICATION,))
 
 
 def test_metrics_are_what_their_definitions_say() -> None:

@@ -31,6 +31,7 @@ from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.runtime.engines import Engine
 from lightgpt2.runtime.folder import GGUF
+from lightgpt2.runtime.processors import as_ids
 from lightgpt2.runtime.transformers_engine import TransformersEngine
 
 _BLOCK = 32  # weights of a row that share one scale, in Q8_0 and Q4_0
@@ -103,6 +104,9 @@ def write_gguf(
     with closing(GGUFWriter(file, architecture, use_temp_file=True)) as writer:
         _add_metadata(writer, model, kind)
         add_tokenizer(writer, tokenizer, model.config)
+        ends = [id_ for id_ in as_ids(model.generation_config.eos_token_id) if id_ != tokenizer.eos_token_id]
+        if ends:  # llama.cpp knows a turn's end by its name, or by this
+            writer.add_eot_token_id(ends[0])
         for name, value in _tensors(model):
             stored = _stored_as(name, value, kind, tied)
             array = gguf.quants.quantize(value.detach().float().cpu().contiguous().numpy(), stored)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +42,10 @@ LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public t
 
 __all__ = [
     "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "ENCODER_DECODERS", "FAMILIES", "LINEAR", "SEQ2SEQ", "Encoder",
-    "EncoderDecoder", "Family", "Head", "Shape", "backbone", "block_linears", "blocks", "check_family", "check_head",
+    "EncoderDecoder", "Family", "Head", "Shape", "block_linears", "blocks", "check_family", "check_head",
     "class_for", "compute_with", "family_of", "head", "is_tied", "predicts", "recorded_states", "stack_paths",
     "unquantized_head",
 ]  # fmt: skip
-
-
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The model without its head; called with `input_ids`, it gives `last_hidden_state`."""
-    return cast(nn.Module, model.base_model)
 
 
 def blocks(model: PreTrainedModel) -> dict[str, nn.Module]:

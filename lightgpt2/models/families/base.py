@@ -83,6 +83,8 @@ class Family(ABC):
     heads_divide_width: ClassVar[bool] = True  # False if the width need not be a multiple of the number of heads
     heads_align: ClassVar[bool] = False  # True if a stack's blocks share something for each head, by its place
     heads_narrow: ClassVar[bool] = False  # True if a head's channels can be cut: rotary positions turn them in pairs
+    first_differs: ClassVar[bool] = False  # True if the first block has other parts than the others
+    pads_behind: ClassVar[bool] = False  # True if a classifier reads the first token, which must not be a pad
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
 
@@ -107,8 +109,11 @@ class Family(ABC):
         return name
 
     def keep_layers(self, config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> None:
-        """Lets a configuration have only the blocks of these indices, in this order, in each stack."""
+        """Lets a configuration have only these blocks, in this order, in each stack; a ValueError if no model can."""
         (chosen,) = layers.values()
+        if self.first_differs and [i for i, layer in enumerate(chosen) if not layer] != [0]:
+            what = f"the first layer of a {config.model_type} has other parts than the others"
+            raise ValueError(f"layers {[*chosen]}: {what}; begin with layer 0, and name it once")
         config.num_hidden_layers = len(chosen)
         for name in self.layer_settings:
             if values := getattr(config, name, None):
@@ -203,6 +208,9 @@ class Family(ABC):
     def narrowed(self, model: PreTrainedModel, width: int) -> None:  # noqa: B027 - most need nothing
         """Correct the weights cut out of a model of this width for what a family computes from the width."""
 
+    def renumbered(self, model: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> None:  # noqa: B027 - most need nothing
+        """Correct the weights of layers that had these numbers for what a family computes from a layer's number."""
+
     @abstractmethod
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         """Write the ONNX graph of the blocks with a `conversions.onnx.decoder.Decoder`; returns the final hidden state."""
@@ -212,6 +220,11 @@ class Family(ABC):
         own = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         scaling = {key: value for key, value in rope.items() if key not in own}
         return {"rope_scaling": None if rope.get("rope_type", "default") == "default" else scaling, **own}
+
+    def old_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys from which transformers 4 reads what a `config.json` says under other ones."""
+        rope = config.get("rope_parameters")
+        return self.old_rope(rope) if rope else {}
 
     def onnx_problems(self, config: PretrainedConfig) -> Iterable[str]:
         """What the graph would compute differently, each with the fix: `what; fix`."""

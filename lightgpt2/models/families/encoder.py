@@ -18,7 +18,7 @@ class Encoder(Family):
 
     auto_classes = (CLASSIFICATION,)
     stack = "encoder"
-    heads_share_width = heads_narrow = True
+    heads_share_width = heads_narrow = pads_behind = True
     parts: ClassVar[tuple[str, ...]]
     pooler: ClassVar[str]  # the layer between the first token and the classifier
     pooled: ClassVar[str]  # its activation

@@ -1,6 +1,6 @@
 """GPT-2: learned positions, layer norms with biases, one projection for queries, keys and values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -34,6 +34,15 @@ class Gpt2(Family):
         sized = super().resized(config, shape)
         sized.n_inner = None if shape.ffn == 4 * shape.width else shape.ffn
         return sized
+
+    def renumbered(self, model: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> None:
+        """Let queries make up for the number of their layer, by which some GPT-2 divide attention scores."""
+        if not model.config.scale_attn_by_inverse_layer_idx:
+            return
+        for new, (old, block) in enumerate(zip(layers[self.stack], self.stacks(model)[self.stack], strict=True)):
+            attention: Any = block.get_submodule("attn")
+            for parameter in attention.c_attn.parameters():
+                parameter[..., : attention.embed_dim].mul_((new + 1) / (old + 1))
 
     def graph(self, writer: Any, model: PreTrainedModel) -> Any:
         base: Any = model.base_model

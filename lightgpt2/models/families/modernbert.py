@@ -15,7 +15,7 @@ class ModernBert(Encoder):
 
     model_types, blocks = ("modernbert",), "layers"
     head_parts = ("classifier", "head")
-    heads_narrow = False
+    heads_narrow, first_differs = False, True
     adapted = ["Wqkv"]  # noqa: RUF012 - declared in `Family`
     axes: ClassVar = {
         r"model\.embeddings\.tok_embeddings": ("vocabulary", "width"),
@@ -65,6 +65,13 @@ class ModernBert(Encoder):
         for rope in config.rope_parameters.values():
             if rope["rope_type"] not in _ROPES:
                 yield f"rotary positions of type {rope['rope_type']} are not written; use the model's folder"
+
+    def old_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        whole = [kind == "full_attention" for kind in config["layer_types"]]
+        every = next((index for index, each in enumerate(whole) if index and each), len(whole))
+        if whole != [index % every == 0 for index in range(len(whole))]:
+            every = 0  # with which transformers 4 ends: it knows no other order of layers
+        return {**super().old_settings(config), "global_attn_every_n_layers": every}
 
     def old_rope(self, rope: Mapping[str, Any]) -> dict[str, Any]:
         names = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}

@@ -22,7 +22,6 @@ class T5(EncoderDecoder):
     model_types, blocks = ("t5",), "block"
     heads_divide_width = False
     heads_align = True
-    adapted: ClassVar = ["q", "v"]
     layer_counts: ClassVar = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
     axes: ClassVar = {
         r"shared|(en|de)coder\.embed_tokens|lm_head": ("vocabulary", "width"),

@@ -77,7 +77,9 @@ class NoHeads(nn.Module):
         self.output, module = _output(part, width)
         self.add_module(self.output, Constant(width, module.bias is not None))
 
-    def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, ...]:
+    def forward(self, hidden_states: Tensor | None = None, **others: Any) -> tuple[Tensor, ...]:
+        if hidden_states is None:
+            hidden_states = others["query"]  # DistilBERT's in transformers 4
         for past in others.values():
             if isinstance(past, EncoderDecoderCache):
                 past = None if "key_value_states" in others else past.self_attention_cache
@@ -207,12 +209,16 @@ def _set_heads(part: Any, count: int, config: PretrainedConfig) -> None:
     before, _ = _sizes(_output(part, config.hidden_size)[1])
     size = before // config.num_attention_heads
     _resize(part, count * size, config.hidden_size)
-    # Some read the sizes when they run (GPT-2 the first two, Phi-3 the others).
+    # Some read the sizes when they run, under names of their own.
     part = getattr(part, "self", part)  # BERT's without its output layer
-    part.num_heads, part.split_size = count, count * size
-    part.num_key_value_heads = count // getattr(part, "num_key_value_groups", 1)
-    part.config = copy.copy(part.config)
-    part.config.num_attention_heads = count
+    groups = getattr(part, "num_key_value_groups", 1)
+    names = {"num_heads": count, "num_attention_heads": count, "n_heads": count, "num_key_value_heads": count // groups}
+    for name, value in {**names, **dict.fromkeys(("split_size", "all_head_size", "dim"), count * size)}.items():
+        if hasattr(part, name):
+            setattr(part, name, value)
+    if hasattr(part, "config"):
+        part.config = copy.copy(part.config)
+        part.config.num_attention_heads = count
 
 
 def _set_positions(part: Any, count: int, own: bool) -> None:

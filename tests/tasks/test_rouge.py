@@ -1,0 +1,115 @@
+"""ROUGE beside the package, sentences, Lead-3, the oracle, and what is copied."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from lightgpt2.tasks import rouge
+
+Articles = list[tuple[str, str]]
+
+
+@pytest.fixture
+def articles(real_data: Path) -> Articles:
+    """The BBC's validation articles with their summaries."""
+    lines = (real_data / "bbc" / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(row["text"], row["summary"]) for row in map(json.loads, lines)]
+
+
+def package(summary: list[str], reference: list[str], stem: bool = False) -> dict[str, float]:
+    """What rouge-score says of sentences."""
+    found = RougeScorer([*rouge.NAMES], use_stemmer=stem).score("\n".join(reference), "\n".join(summary))
+    return {name: score.fmeasure for name, score in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", [False, True])
+def test_scores_of_lead_3_and_of_the_oracle_are_the_package_s(articles: Articles, stem: bool) -> None:
+    mine, theirs = [], []
+    score = rouge.scorer(stem)
+    for text, reference in articles[:: 1 if not stem else 10]:
+        whole = rouge.sentences(reference)
+        for summary in (rouge.lead(text), rouge.oracle(text, reference)):
+            mine.append(score(summary, reference))
+            theirs.append(package(summary.split("\n"), whole, stem))
+    for name in rouge.NAMES:
+        np.testing.assert_allclose([each[name] for each in mine], [each[name] for each in theirs], atol=5e-5)
+
+
+@pytest.mark.slow
+def test_figures_of_the_bbc(articles: Articles) -> None:
+    """What is reported; another way to cut sentences would show."""
+    score = rouge.scorer()
+    lead, best = (
+        {name: float(np.mean([each[name] for each in scored])) for name in rouge.NAMES}
+        for scored in (
+            [score(rouge.lead(text), reference) for text, reference in articles],
+            [score(rouge.oracle(text, reference), reference) for text, reference in articles],
+        )
+    )
+    assert lead == pytest.approx({"rouge1": 0.3755, "rouge2": 0.2987, "rougeL": 0.3133, "rougeLsum": 0.3680}, abs=5e-5)
+    assert best["rouge1"] > 0.99  # these summaries are sentences of their articles
+    assert best["rougeLsum"] > 0.99
+    assert best["rougeL"] < 0.7  # in another order
+
+
+def test_lost_and_exchanged_sentences_show_as_they_should(articles: Articles) -> None:
+    score = rouge.scorer()
+    for _, reference in articles[:20]:
+        parts = rouge.sentences(reference)
+        whole = score(reference, reference)
+        assert all(value == pytest.approx(1.0) for value in whole.values())
+        half = score("\n".join(parts[: len(parts) // 2]), reference)
+        assert all(half[name] < 0.9 for name in rouge.NAMES)
+        turned = score("\n".join(reversed(parts)), reference)
+        assert turned["rouge1"] == pytest.approx(1.0)  # words alone
+        assert turned["rougeLsum"] == pytest.approx(1.0)  # each sentence finds its own
+        assert turned["rougeL"] < 0.9  # one order for all
+        words = rouge.by_lines(reference).split()
+        random.Random(0).shuffle(words)
+        mixed = score(" ".join(words), reference)
+        assert mixed["rouge1"] == pytest.approx(1.0, abs=0.05)
+        assert mixed["rouge2"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("One is here. Two is there! Is it three?", ["One is here.", "Two is there!", "Is it three?"]),
+        ("It ended.Then it began.", ["It ended.", "Then it began."]),  # as in the BBC's summaries
+        ("Mr. Smith met Dr. Jones. They spoke.", ["Mr. Smith met Dr. Jones.", "They spoke."]),
+        ("It rose 3.5 % to $1.2bn. J. K. Rowling wrote.", ["It rose 3.5 % to $1.2bn.", "J. K. Rowling wrote."]),
+        ('He said: "Go." She went.', ['He said: "Go."', "She went."]),
+        ("A headline\n\nA text. More\r\nof it", ["A headline", "A text.", "More", "of it"]),
+        ("no capital. after it", ["no capital. after it"]),
+        ("   \n ", []),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, parts: list[str]) -> None:
+    assert rouge.sentences(text) == parts
+
+
+def test_no_character_is_lost(articles: Articles) -> None:
+    for pair in articles:
+        for text in pair:
+            assert "".join("".join(rouge.sentences(text)).split()) == "".join(text.split())
+
+
+def test_the_oracle_takes_the_best_sentences_and_no_others() -> None:
+    text = "The cat sat. Dogs bark at night. It rained in Paris. Nothing else happened."
+    assert rouge.oracle(text, "Dogs bark at night. It rained in Paris.") == "Dogs bark at night.\nIt rained in Paris."
+    assert rouge.oracle(text, "completely different") == ""
+
+
+def test_what_is_copied() -> None:
+    source = "one two three four five six"
+    assert rouge.copied("two three four", source) == 1.0
+    assert rouge.copied("four three two", source) == 0.0
+    assert rouge.copied("one two three five", source) == 0.5
+    assert rouge.copied("one two", source) == 0.0  # there is no such sequence in it
+    assert rouge.words("It's 3.5 %") == 4
