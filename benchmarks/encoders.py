@@ -1,16 +1,21 @@
 """Encoders on a CPU, in one interleaved run: forward passes of ours and of what else runs them.
 
     pip install -r benchmarks/requirements-inference.txt
+    pip install --no-deps --target PACKAGES -r benchmarks/requirements-optimum.txt
     python -m benchmarks.encoders [--model FOLDER | --model distilbert] [--rounds 8] [--seconds 0.3] [--batch 1] [--length 128]
+      [--optimum PACKAGES]
 
 `--model` is a BERT or DistilBERT folder, or a model_type, whose default shape then gets random weights. The others: ONNX
 Runtime on the export of torch, after its own optimizer for BERT, and after `quantize_dynamic` (per channel); OpenVINO in
 FP32 and INT8 (weights only, and static by NNCF, calibrated on random tokens), each with its own choice of precision
-(bfloat16 where the CPU has it) and held to float32; PyTorch with and without dynamic INT8. Ours in INT8 has one scale per
+(bfloat16 where the CPU has it) and held to float32; PyTorch with and without dynamic INT8; Optimum's INT8 export, which
+needs transformers 4 in a folder of its own. Ours in INT8 has one scale per
 token for a layer's inputs; beside it are one for the whole batch, which makes texts depend on each other, and one per block
 of each token. A round's figure is the time that one forward pass in ten stays below. Measured as by `benchmarks.inference`.
 """
 
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +34,7 @@ from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.models.families import ENCODERS
 from lightgpt2.models.loading import load_encoder
 from lightgpt2.runtime.engines import Ints
+from lightgpt2.runtime.ort import clips_products
 
 BASELINE = "PyTorch FP32"
 _CALIBRATION = 100
@@ -38,6 +44,7 @@ ARMS = [
     Arm("PyTorch dynamic INT8", "pytorch:encoder", "hf", {"int8": True}),
     Arm("ONNX Runtime, optimizer FP32", "onnx:encoder", "optimized.onnx"),
     Arm("ONNX Runtime, optimizer INT8", "onnx:encoder", "optimized-int8.onnx"),
+    Arm("Optimum INT8", "onnx:encoder", "optimum/model_quantized.onnx"),
     *(
         Arm(f"OpenVINO {name}{more}", "openvino_engine:encoder", file, options)
         for name, file in (("FP32", "fp32.xml"), ("INT8 weights", "weights.xml"), ("INT8 static", "static.xml"))
@@ -48,6 +55,19 @@ ARMS = [
     Arm("the same, one scale a batch", "onnx:encoder", "ours-int8-batch/model.onnx", {"exact": True}),
     Arm("the same, scales by blocks", "onnx:encoder", "ours-int8-blocks/model.onnx", {"exact": True}),
 ]
+
+
+# Optimum's export, then its dynamic INT8: weights per channel, for processors with VNNI or without.
+_OPTIMUM = """
+import sys
+from optimum.exporters.onnx import main_export
+from optimum.onnxruntime import ORTQuantizer
+from optimum.onnxruntime.configuration import AutoQuantizationConfig
+source, target, kind = sys.argv[1:]
+main_export(source, target, task="feature-extraction", library_name="transformers", do_validation=False)
+settings = getattr(AutoQuantizationConfig, kind)(is_static=False, per_channel=True)
+ORTQuantizer.from_pretrained(target).quantize(save_dir=target, quantization_config=settings)
+"""
 
 
 class Positional(torch.nn.Module):
@@ -80,6 +100,12 @@ def convert(model: Any, folder: Path) -> None:
         _to_openvino(model.config, folder)
     except ImportError as error:
         print(f"OpenVINO: left out, {error}; pip install -r benchmarks/requirements-inference.txt", file=sys.stderr)
+
+
+def _to_optimum(packages: str, folder: Path) -> None:
+    kind = "avx2" if clips_products() else "avx512_vnni"
+    command = [sys.executable, "-c", _OPTIMUM, str(folder / "hf"), str(folder / "optimum"), kind]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": packages, "HF_HUB_OFFLINE": "1"}, check=True)
 
 
 def _optimize(config: Any, folder: Path) -> None:
@@ -117,7 +143,15 @@ def tokens(config: Any, length: int, seed: int = 0) -> dict[str, Ints]:
 
 
 def main() -> None:
-    defaults = {"model": "distilbert", "rounds": 8, "seconds": 0.3, "batch": 1, "length": 128, "threads": 2}
+    defaults = {
+        "model": "distilbert",
+        "rounds": 8,
+        "seconds": 0.3,
+        "batch": 1,
+        "length": 128,
+        "threads": 2,
+        "optimum": "",
+    }
     options = parser(__doc__, **defaults).parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
@@ -130,6 +164,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         convert(model, folder)
+        if options.optimum:
+            _to_optimum(str(Path(options.optimum).resolve()), folder)
         arms = [arm for arm in ARMS if (folder / arm.files).exists()]
         result = rounds.measure(arms, lambda arm: folder / arm.files, settings, options.rounds)
     print(f"\n{options.model}\n\n{rounds.table(result)}")

@@ -40,7 +40,7 @@ class InferenceBenchmark(RunCallback):
 
     Args:
         rounds: How often every copy is measured, in turn with the others.
-        new_tokens: Numbers of new tokens to generate; null: 128 and 256.
+        new_tokens: Numbers of new tokens to generate; null: those of 128 and 256 that fit.
         prompt_tokens: Length of the random prompt that generation starts from; null: 32.
         batches: Batch sizes of the forward pass; of a classifier, in which validation texts are read. null: 1 and 16; 16.
         forward_tokens: Lengths of the texts of the forward pass; null: 128; of a classifier 8, 32, 128, 256 and 512.

@@ -42,7 +42,7 @@ _SETTINGS = {
 # What a mapping that chooses a class may hold.
 _CLASS = {
     "class_path": Setting((str,), required=True),
-    **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict, NoneType))),
+    **dict.fromkeys(("init_args", "dict_kwargs"), Setting((dict,))),
 }
 _SOURCES = {"model": "a hub id, a model folder or a .gguf file", "data": "a file, a folder or a hub id"}
 _WRITERS = ("generated_by",)  # settings of the data that name a model
@@ -169,6 +169,11 @@ def _chosen(key: str, value: dict[str, Any], page: str) -> Iterator[Problem]:
     if own:
         return
     path = value["class_path"]
+    if not all(map(str.isidentifier, path.split("."))):
+        yield Problem(
+            f"{key}.class_path", f"must be the path of a class, got {_shown(path)}", "give package.module.Class"
+        )
+        return
     module, _, name = path.rpartition(".")
     known = settings_of(path)
     if known is not None:
@@ -240,10 +245,12 @@ def typed(key: str, value: Any, kind: Any, fix: str = "", also: str = "") -> Any
     Raises:
         UserError: It does not.
     """
+    if wrong := _limit(value):
+        raise UserError([Problem(key, f"{wrong}, got {_shown(value)}", fix)])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     wrong = f"must be {describe(kind)}{also}"
-    with suppress(ArgumentError):  # whose words are those of Python's types
+    with suppress(ArgumentError, OverflowError):  # whose words are those of Python's types
         found = parser.parse_object({"value": value}).value
         # To the parser null means "not given", and stays in the place of a value.
         fits = found is not None or kind is Any or NoneType in (kind, *get_args(kind))

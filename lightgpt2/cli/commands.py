@@ -69,7 +69,7 @@ def benchmark(
             dynamic-int8 is PyTorch's own.
         attention: Kinds of attention; flash is sdpa held to its flash kernel.
         rounds: How often every model is measured, in turns.
-        new_tokens: Numbers of new tokens to generate (default: 128 256).
+        new_tokens: Numbers of new tokens to generate (default: those of 128 256 that fit).
         prompt_tokens: Length of the random prompt (default: 32).
         batches: Batch sizes of the forward pass (default: 1 16); of a classifier, in which texts are read (default: 16).
         forward_tokens: Lengths of the texts of the forward pass (default: 128; of a classifier 8 32 128 256 512).

@@ -98,7 +98,7 @@ def generate(
         if chat and isinstance(loaded, TextToText):
             raise UserError(f"--chat: {model} is an encoder-decoder, which has no conversations; remove it")
         head = [] if system is None else [{"role": "system", "content": system}]
-        if given == 0:
+        if given == 0 and isinstance(loaded, LanguageModel):
             from lightgpt2.runtime.conversation import converse
 
             converse(loaded, options, head)

@@ -17,7 +17,7 @@ from lightgpt2.data.examples_data import ExamplesData
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.splits import Split
 from lightgpt2.data.texts import LabelledTexts, TextDataset
-from lightgpt2.data.tokenizer import train_wordpiece
+from lightgpt2.data.tokenizer import separates_pairs, train_wordpiece
 from lightgpt2.errors import UserError, tell
 from lightgpt2.models.families import CLASSIFICATION
 from lightgpt2.models.loading import has_head
@@ -152,6 +152,9 @@ class ClassificationData(ExamplesData):
     def _tokenized(self, split: Split, examples: Sequence[Example]) -> LabelledTexts:
         texts = [example.text for example in examples]
         pairs = [example.pair for example in examples] if examples and examples[0].pair is not None else None
+        if pairs and not separates_pairs(self.tokenizer):
+            what = "the tokenizer puts nothing between the two texts of a pair"
+            raise UserError(f"data.pair_field: {what}; give an encoder's, or join them in one field")
         found: Any = self.tokenizer(texts, pairs, verbose=False) if texts else {"input_ids": []}
         long = sum(len(ids) > self.max_length for ids in found["input_ids"])
         if long and self.longer == "refuse":

@@ -178,7 +178,7 @@ def _document(row: Mapping[str, Any], names: list[str]) -> Document | None:
             return None
         if isinstance(value, str) and names[0] != "messages":
             return value
-    if unread := next((name for name in names[1:] if name in _UNREAD and row[name]), None):
+    if unread := next((name for name in names[1:] if name in _UNREAD and str(row[name] or "[]") != "[]"), None):
         raise _WrongError(unread, f"holds {_UNREAD[unread]}")
     tools = _tools(row[_TOOLS]) if _TOOLS in names[1:] else None
     system = _system(row[_SYSTEM]) if _SYSTEM in names[1:] else ()

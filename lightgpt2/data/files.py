@@ -22,6 +22,16 @@ _SPLIT_WORDS: dict[str, Split] = {
 # Metadata files of `Dataset.save_to_disk` and of older hub datasets; they hold no rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _CARD = "README.md"
+# Keys that cards of datasets have, and pages of documentation do not.
+_OF_CARDS = {
+    "configs",
+    "dataset_info",
+    "task_categories",
+    "size_categories",
+    "annotations_creators",
+    "pretty_name",
+    "license",
+}
 _HIDDEN = (".", "~$")  # how the names of hidden files and of an office program's locks begin
 
 
@@ -44,7 +54,7 @@ def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -
             remarks.add("links to nothing and other things that are no files, not read", name)
         elif path.name in _ABOUT or (path.name == "state.json" and path.with_name(_ABOUT[0]).is_file()):
             remarks.add("files about a dataset, not read", name)
-        elif path.name == _CARD and _about(path):
+        elif folder == top and path.name == _CARD and _is_card(path):
             remarks.add("dataset cards, not read as text", name)
         elif not kind(path):
             remarks.add("files of other kinds, not read", name)
@@ -74,6 +84,11 @@ def _about(path: Path) -> Any:
         return metadata_load(path) if path.is_file() else None
     except (YAMLError, OSError, ValueError):
         return None
+
+
+def _is_card(path: Path) -> bool:
+    about = _about(path)
+    return isinstance(about, dict) and not _OF_CARDS.isdisjoint(about)
 
 
 def _card(path: Path) -> list[tuple[str, str]]:

@@ -31,6 +31,13 @@ def other_token(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
     return wrong and f"{wrong[0]} is {wrong[1]!r} in the one and {theirs[wrong[0]]!r} in the other"
 
 
+def separates_pairs(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """True if a tokenizer marks where the second text of a pair begins."""
+    together = [id_ for text in ("a", "b") for id_ in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids, count = tokenizer("a", "b")["input_ids"], len(together)
+    return all(ids[start : start + count] != together for start in range(len(ids) - count + 1))
+
+
 def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> None:
     """Train a GPT-2-style tokenizer and write it, atomically, as a folder that transformers loads.
 

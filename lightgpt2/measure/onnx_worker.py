@@ -38,7 +38,8 @@ class OnnxWorker(Worker):
         self._config, self._threads = folder_config(folder, "MODEL"), torch.get_num_threads()
 
     def _open(self, profile: str | None = None) -> Any:
-        kind, about = predicts(self._config.architectures), {"threads": self._threads, "profile": profile}
+        kind = predicts(self._config.architectures)
+        about: dict[str, Any] = {"threads": self._threads, "profile": profile}
         if kind == SEQ2SEQ:
             return OnnxEncoderDecoder(self._folder, **about)
         if kind == CLASSIFICATION:

@@ -28,6 +28,7 @@ from lightgpt2.models.families import family_of
 _FACTORS = "rope_freqs.weight"  # by which pairs of a head's channels turn slower
 # Tensors of a layer that has biases, by the key that makes room for them.
 _BIASES = {"attention_bias": ("attn_q.bias", "attn_output.bias"), "mlp_bias": ("ffn_gate.bias", "ffn_down.bias")}
+_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}  # the file's names of special tokens
 # What changes the result, by the value that does not.
 _COMPUTES = {
     "logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0, "attention.scale": None,
@@ -80,11 +81,19 @@ def complete(config: PretrainedConfig, file: Path, key: str) -> None:
     for name, suffixes in _BIASES.items():
         if hasattr(config, name) and any(tensor.endswith(suffixes) for tensor in held.tensors):
             setattr(config, name, True)
-    for name, place in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+    for name, place in _SPECIAL.items():
         if (id_ := held.said.get(f"tokenizer.ggml.{place}_token_id")) is not None:
             setattr(config, f"{name}_token_id", id_)
     if unread := [*_unread(held), *filter(None, [_scale(config, held)])]:
         raise UserError(f"{key}: {file} has {', '.join(unread)}, which is not read; give the model's folder")
+
+
+def name_special_tokens(tokenizer: Any, file: Path) -> None:
+    """Give a tokenizer the special tokens of its file that transformers passes over, as it does for some architectures."""
+    for name, place in _SPECIAL.items():
+        id_ = _read(file).said.get(f"tokenizer.ggml.{place}_token_id")
+        if id_ is not None and getattr(tokenizer, f"{name}_token") is None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(id_))
 
 
 def _unread(held: _Contents) -> Iterator[str]:

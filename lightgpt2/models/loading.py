@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.errors import Problem, UserError, refuse
+from lightgpt2.errors import Problem, UserError, cut, refuse
 from lightgpt2.models import gguf_files
 from lightgpt2.models.axes import uneven_sizes
 from lightgpt2.models.families import (
@@ -132,7 +132,7 @@ def _check_sizes(values: dict[str, Any], model_type: str, key: str) -> None:
         layers, value = name in {own.get(each, each) for each in _LAYERS}, values[name]
         if value is not None and (type(value) is not int or value < 1 or (layers and value > _DEEPEST)):
             wanted = f"from 1 to {_DEEPEST:,}" if layers else "of at least 1"
-            problems.append(Problem(f"{key}.{name}", f"must be a whole number {wanted}, got {value!r}"))
+            problems.append(Problem(f"{key}.{name}", f"must be a whole number {wanted}, got {cut(repr(value))}"))
     refuse(problems)
 
 
@@ -333,6 +333,8 @@ def load_tokenizer(
     tokenizer: PreTrainedTokenizerFast
     with explained(source, key):
         tokenizer = AutoTokenizer.from_pretrained(**arguments(source), trust_remote_code=trust_remote_code)
+        if file := gguf_file(source):
+            gguf_files.name_special_tokens(tokenizer, file)
         tokenizer("a")  # some settings that mean nothing show only when it is used
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -213,15 +213,35 @@ def cut_vocabulary(model: PreTrainedModel, kept: Tensor) -> PreTrainedModel:
     smaller = cut(model, config, {(None, "vocabulary"): kept})
     if hasattr(smaller, "generation_config"):
         _renumber(smaller.generation_config, kept)
+        _renumber_rules(smaller.generation_config, kept)
     return smaller
+
+
+def _renumbered(kept: Tensor) -> dict[int, int]:
+    """The new id of each token that stays."""
+    return {old: index for index, old in enumerate(kept.nonzero().flatten().tolist())}
 
 
 def _renumber(config: PretrainedConfig | GenerationConfig, kept: Tensor) -> None:
     """Give the special tokens their new ids; None to one that is gone."""
-    new = {old: index for index, old in enumerate(kept.nonzero().flatten().tolist())}
+    new = _renumbered(kept)
     for key, ids in config.to_dict().items():
         if key.endswith("_token_id"):
             setattr(config, key, [new[old] for old in ids if old in new] if isinstance(ids, list) else new.get(ids))
+
+
+def _renumber_rules(settings: GenerationConfig, kept: Tensor) -> None:
+    """Let rules on certain tokens be on the same ones; what is on a token that is gone goes too."""
+    new = _renumbered(kept)
+    for key in ("suppress_tokens", "begin_suppress_tokens"):
+        if ids := getattr(settings, key):
+            setattr(settings, key, [new[old] for old in ids if old in new] or None)
+    if words := settings.bad_words_ids:
+        settings.bad_words_ids = [[new[old] for old in word] for word in words if {*word} <= new.keys()] or None
+    if biases := settings.sequence_bias:
+        pairs = biases.items() if isinstance(biases, dict) else biases
+        found = [[[new[old] for old in ids], bias] for ids, bias in pairs if {*ids} <= new.keys()]
+        settings.sequence_bias = found or None
 
 
 def remove(model: PreTrainedModel, heads: Mapping[str, Tensor], ffn: Mapping[str, Tensor]) -> PreTrainedModel:

@@ -91,6 +91,9 @@ class Distillation(Objective):
         teacher = self.teacher.config(trust) if self.teacher else original
         if teacher is None:
             return [*found, Problem(_TEACHER, "required, but not given", "name a teacher")]
+        if self.loss.hidden and (theirs := family_of(teacher).stack) != (mine := family_of(student).stack):
+            what = f"layers of one kind are compared, and the teacher has {theirs} layers and the student {mine} layers"
+            return [*found, Problem("objective.loss.hidden", what, "give 0")]
         try:
             self._pair_layers(teacher, student, layers)
         except ValueError as error:

@@ -96,7 +96,8 @@ class Beams:
 
     def _is_full(self) -> NDArray[np.bool_]:
         """True for the texts `[B, 1]` that have as many ends as beams, if those will do."""
-        return self._is_ended.all(axis=1, keepdims=True) & (self.settings.early_stopping is True)
+        full: NDArray[np.bool_] = np.asarray(self._is_ended.all(axis=1, keepdims=True))
+        return full if self.settings.early_stopping is True else np.zeros_like(full)
 
     def _may_improve(self) -> NDArray[np.bool_]:
         """True for the texts `[B, 1]` whose best beam may still end better than their worst end, by a rule of thumb."""

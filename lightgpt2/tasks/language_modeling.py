@@ -21,6 +21,8 @@ from lightgpt2.models.workloads import Generation, Positions, Workload
 from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 
+_PASS, _NEW = 128, (128, 256)  # tokens that are measured unless others are asked for: of a forward pass, and new ones
+
 
 class LanguageModeling(Task):
     """Next-token prediction.
@@ -128,17 +130,22 @@ class LanguageModeling(Task):
         data: Any = None,
         *,
         batches: Sequence[int] = (1, 16),
-        forward_tokens: Sequence[int] = (128,),
-        new_tokens: Sequence[int] = (128, 256),
+        forward_tokens: Sequence[int] | None = None,
+        new_tokens: Sequence[int] | None = None,
         prompt_tokens: int = 32,
     ) -> list[Workload]:
-        """Forward passes with all logits, and the generation of `new_tokens` after a prompt."""
+        """Forward passes with all logits, and the generation of `new_tokens` after a prompt: by default, as many as fit."""
         passes, problems = list[Workload](), list[Problem]()
+        room = positions.count - prompt_tokens
+        if forward_tokens is None:
+            forward_tokens = [min(_PASS, positions.count)]
+        if new_tokens is None:
+            new_tokens = [count for count in _NEW if count <= room] or [max(2, room)]
         try:
             passes = super().workloads(positions, data, batches=batches, forward_tokens=forward_tokens)
         except UserError as error:
             problems += error.problems
-        longest, room = max(new_tokens, default=0), positions.count - prompt_tokens
+        longest = max(new_tokens, default=0)
         if not new_tokens:
             problems.append(Problem("new_tokens", "must have at least one value"))
         elif min(new_tokens) < 2:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -47,6 +48,8 @@ def talkative(family: str, **changes: Any) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if "embed_positions" in name:
             parameter.normal_()
+        elif name.endswith(("encoder_attn.out_proj.weight", "EncDecAttention.o.weight")):
+            parameter.mul_(8)  # the source matters
     return model
 
 
@@ -78,7 +81,7 @@ def test_plain_onnx_runtime_writes_what_transformers_writes(
     start = model.config.decoder_start_token_id
     found = Seq2SeqClient(written(tmp_path, model)).generate(ids, mask, start, 30)
     assert found.tolist() == wanted[:, 1:].tolist()
-    assert len(np.unique(found)) > 2, "a model that says one thing would hide what its cache does"
+    assert len(np.unique(found)) > 1, "a model that says one thing would hide what its cache does"
 
 
 @pytest.mark.parametrize(("family", "changes"), KINDS)
@@ -160,22 +163,18 @@ def test_a_weight_is_on_the_disk_once(tmp_path: Path, family: str, form: str) ->
     places: dict[str, dict[str, tuple[int, int]]] = {}
     for name in (ENCODER, DECODER, DECODER_WITH_PAST):
         onnx.checker.check_model(str(tmp_path / name))
-        graph = onnx.load(str(tmp_path / name), load_external_data=False).graph
-        external = {
-            each.name: {e.key: e.value for e in each.external_data} for each in graph.initializer if each.external_data
-        }
-        assert {about["location"] for about in external.values()} == {WEIGHTS}
-        places[name] = {key: (int(about["offset"]), int(about["length"])) for key, about in external.items()}
-    shared = {place for name in places for place in places[name].values()}
+        stored = [value.const_value for value in ir.load(tmp_path / name).graph.initializers.values()]
+        external = [each for each in stored if isinstance(each, ir.ExternalTensor)]
+        assert {str(each.location) for each in external} == {WEIGHTS}
+        places[name] = {str(each.name): (each.offset or 0, each.nbytes) for each in external}
     first, next_ = places[DECODER], places[DECODER_WITH_PAST]
     assert {*next_.items()} <= {*first.items()}, "the further steps need nothing that the first does not have"
     assert {*places[ENCODER].values()} & {*first.values()}, "the embedding"
-    ends = [0, *(start + length for start, length in sorted(shared))]
-    starts = [start for start, _ in sorted(shared)]
-    parts = [
-        length for start, length in sorted(shared) if any(s <= start < e for s, e in zip(starts, ends[1:], strict=True))
+    spans = sorted({place for name in places for place in places[name].values()})
+    arrays = [
+        (start, length) for start, length in spans if not any(s <= start < s + n and n > length for s, n in spans)
     ]
-    assert (tmp_path / WEIGHTS).stat().st_size <= sum(dict(sorted(shared)).values()) + 4096 * len(parts)
+    assert (tmp_path / WEIGHTS).stat().st_size <= sum(length for _, length in arrays) + 4096 * len(arrays)
 
 
 def test_a_decoder_without_heads_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lightgpt2.data.tokenizer import train_wordpiece
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import CLASSIFICATION
 from lightgpt2.models.loading import load_config
+from tests.support.models import write_tokenizer
 
 ROWS = [(f"text {number} of class {number % 3}", "abc"[number % 3]) for number in range(60)]
 NAMES = ["a", "b", "c"]
@@ -116,6 +117,20 @@ def test_pairs_have_segments() -> None:
         first = ids.tolist().index(data.tokenizer.sep_token_id) + 1
         assert segments[:first].sum() == 0
         assert segments[first : int(mask.sum())].all()
+
+
+def test_pairs_without_segments_need_something_between_their_texts() -> None:
+    source = write("p.csv", [(f"one {i}", f"two {i}", i % 2) for i in range(40)], ("text", "text_pair", "label"))
+    about = Path("tokenizer/tokenizer_config.json")
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}  # as DistilBERT's
+    about.write_text(json.dumps(json.loads(about.read_text()) | inputs))
+    batch = next(iter(data_of(source).train_dataloader()))
+    assert "token_type_ids" not in batch
+    write_tokenizer(Path("decoders"))
+    assert refused(source, tokenizer="decoders") == (
+        "data.pair_field: the tokenizer puts nothing between the two texts of a pair; give an encoder's, "
+        "or join them in one field"
+    )
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ ROWS: dict[str, tuple[Row, Document | None]] = {
         Conversation((SYSTEM, *turns(("user", "ask"), ("assistant", "told")))),
     ),
     "no system message, no earlier turns": (
-        {"prompt": "ask", "completion": "told", "system": "", "history": None, "functions": None}, PAIR,
+        {"prompt": "ask", "completion": "told", "system": "", "history": "[]", "functions": None}, PAIR,
     ),
     "a text beside a system": ({"text": "some", "system": "Linux", "history": "long"}, "some"),
     "nothing": ({"text": None}, None),

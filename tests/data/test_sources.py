@@ -188,6 +188,12 @@ def test_a_dataset_card_is_no_text_and_another_one_another_source(tmp_path: Path
     found, said = read(tmp_path)
     assert sorted(found) == ["b", "one"]
     assert "dataset cards, not read as text: 1 (README.md)" in said
+    page = "---\ntitle: A page\n---\ntext"
+    for name in ("pages/README.md", "pages/more/README.md"):
+        write(tmp_path, {name: page if name.startswith("pages/R") else CARD})
+    assert read(tmp_path / "pages") == ([page, *(part.strip("\n") for part in CARD.split("\n\n"))], ""), (
+        "no card is there"
+    )
     before = corpus.fingerprint()
     write(tmp_path, {"README.md": CARD.replace("b.jsonl", "a1.jsonl")})
     assert {text for split, text in split_documents(corpus, 0.0, 0.0) if split == "test"} == {"one"}

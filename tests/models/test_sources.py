@@ -371,6 +371,9 @@ def test_a_gguf_file_alone_gives_the_model_s_logits(
     torch.testing.assert_close(logits(found), logits(model), rtol=1e-5, atol=1e-5)
     assert (found.config.bos_token_id, found.generation_config.eos_token_id) == (0, 0), "not the family's default"
     assert stored_size(str(tmp_path / "m.gguf")) == ((tmp_path / "m.gguf").stat().st_size / 1e6, {"GGUF"})
+    again = load_tokenizer(str(tmp_path / "m.gguf"), "model")
+    assert again("a class")["input_ids"] == tokenizer("a class")["input_ids"]
+    assert (again.bos_token, again.eos_token, again.pad_token) == ("<|endoftext|>",) * 3
 
 
 def write_odd_gguf(file: Path, tensors: dict[str, Any], **metadata: Any) -> None:

@@ -212,3 +212,20 @@ def test_a_smaller_vocabulary_is_the_same_model_that_chooses_among_fewer_tokens(
     assert_same_weights(both, replay(model.config, operations))
     with pytest.raises(ValueError, match="300 tokens does not fit a model of 7"):
         apply(both, operations)
+
+
+def test_rules_on_tokens_are_on_the_same_ones_in_a_smaller_vocabulary() -> None:
+    model = make_model("llama")
+    rules = {
+        "suppress_tokens": [7, 9, 120], "begin_suppress_tokens": [9], "bad_words_ids": [[3, 50], [3, 51]],
+        "sequence_bias": [[[297], -2.0], [[0, 1], 3.0]],
+    }  # fmt: skip
+    for name, value in rules.items():
+        setattr(model.generation_config, name, value)
+    settings = apply(model, [vocabulary_operation(STAY, 300)]).generation_config
+    assert {name: getattr(settings, name) for name in rules} == {
+        "suppress_tokens": [2, 5], "begin_suppress_tokens": None, "bad_words_ids": [[1, 4]], "sequence_bias": [[[6], -2.0]],
+    }  # fmt: skip
+    assert model.generation_config.bad_words_ids == rules["bad_words_ids"], "the old one is as it was"
+    model.generation_config.sequence_bias = {(0, 3): 1.5}
+    assert apply(model, [vocabulary_operation(STAY, 300)]).generation_config.sequence_bias == [[[0, 1], 1.5]]

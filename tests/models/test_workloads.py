@@ -128,6 +128,14 @@ def test_lengths_that_are_asked_for_and_do_not_fit_are_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("positions", "length", "new"), [(1024, 128, [128, 256]), (256, 128, [128]), (100, 100, [68]), (64, 64, [32])]
+)
+def test_a_decoder_is_measured_at_lengths_that_fit(positions: int, length: int, new: list[int]) -> None:
+    work = LanguageModeling().workloads(Positions(positions))
+    assert work == [Forward(1, length), Forward(16, length), *(Generation(32, count) for count in new)]
+
+
 def test_a_model_says_which_task_it_has() -> None:
     assert isinstance(task_of(make_classifier("bert").config), Classification)
     assert isinstance(task_of(make_classifier("gpt2").config), Classification)

@@ -66,6 +66,27 @@ def test_the_report_shows_the_last_models_classes() -> None:
     assert "confusion" not in text.split("## Classes")[0], "no column of the main table"
 
 
+def test_classifiers_are_drawn_by_accuracy_against_size_speed_and_latency() -> None:
+    workloads = {"forward 1x32": {}, "texts batch 16": {"count": 64}}
+    stages: list[Entry] = []
+    for name, right, ms in (("teacher", 110, 10.0), ("student", 100, 4.0)):
+        figures = {"forward": {"1x32": {"p50_ms": ms}}, "texts": {"batch 16": {"texts_per_s": 1000 / ms}}}
+        ratio = {key: {"median": 1.0, "low": 1.0, "high": 1.0} for key in workloads}
+        arm = {"name": name, "source": f"checkpoints/{name}/model", "precision": "fp32", "ratio": ratio, **figures}
+        made = {"machine": {"name": "x"}, "settings": {"rounds": 3, "workloads": workloads}, "arms": [arm]}
+        stages.append(entry(name, 0.5, int(1e5 * ms), *stages[-1:], metric="accuracy", benchmark=made))
+        stages[-1]["quality"]["after"] = scored(right=right)
+    ledgers = {"checkpoints/teacher/model": stages[:1], "checkpoints/student/model": stages}
+    plots = {plot.name: plot for plot in compose(models(ledgers), 2, 10)[1]}
+    assert [plots[name].title for name in ("size-1", "speed-1", "latency-1")] == [
+        "accuracy against MB on disk", "accuracy against texts/s at batch 16", "accuracy against forward 1x32, ms",
+    ]  # fmt: skip
+    for name in ("size-1", "speed-1", "latency-1"):
+        assert plots[name].svg.count("<circle") == 2
+        assert all(f">{stage}</text>" in plots[name].svg for stage in ("teacher", "student"))
+        assert "accuracy (higher is better)" in plots[name].svg
+
+
 def test_an_image_has_a_cell_for_each_pair_of_classes() -> None:
     image = confusion_image(scored())
     assert image is not None

@@ -11,8 +11,10 @@ from lightgpt2.errors import UserError
 from lightgpt2.models.families import CLASSIFICATION, FAMILIES, family_of
 from lightgpt2.models.loading import load_config, load_model, new_model
 from lightgpt2.models.saving import save_model
+from lightgpt2.objectives import Distillation, DistillLoss
 from lightgpt2.starts import Fresh, Pretrained
 from lightgpt2.tasks import Classification
+from lightgpt2.teachers import ModelTeacher
 from tests.support.models import ENCODERS, SHAPES, make_classifier, make_model, write_tokenizer
 
 CLASSIFIERS = [
@@ -129,6 +131,22 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_put_in_the_students()
         UserError, match=r"objective\.teacher: it has the classes x, y, z and the student a, b, c; choose"
     ):
         bound().align(teacher, student.config)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "allowed"),
+    [("bert", "distilbert", True), ("bert", "roberta", True), ("gpt2", "llama", True), ("bert", "gpt2", False)],
+)
+def test_hidden_states_are_compared_between_layers_of_one_kind(teacher: str, student: str, allowed: bool) -> None:
+    objective = Distillation(ModelTeacher(make_classifier(teacher), "t"), DistillLoss(hidden=1.0), "even")
+    problems = objective.problems(make_classifier(student).config, None, None, False)
+    refused = [
+        "objective.loss.hidden: layers of one kind are compared, and the teacher has encoder layers and the student "
+        "decoder layers; give 0"
+    ]
+    assert problems == ([] if allowed else refused)
+    logits_only = Distillation(objective.teacher, DistillLoss(hidden=0.0))
+    assert logits_only.problems(make_classifier(student).config, None, None, False) == []
 
 
 def test_a_model_without_a_head_is_no_teacher(tmp_path: Any) -> None:

@@ -127,7 +127,7 @@ def _is_stored(config: PretrainedConfig) -> bool:
     return "stored" in getattr(config, "lightgpt2", {})
 
 
-def _calibration(model: PreTrainedModel, data: TaskData) -> list[dict[str, Tensor]]:
+def _calibration(model: PreTrainedModel, data: Any) -> list[dict[str, Tensor]]:
     """Single texts of the training split as inputs; of the validation split where that has too few."""
     if model.config.is_encoder_decoder:
         pairs = data.examples("train", data.calibrates) or data.examples("valid", data.calibrates)

@@ -38,6 +38,7 @@ class Encoder(ModelWriter):
 
     int8 = "int8-tokens"
     opset = 23  # the first with `Attention`
+    seen: ir.Value | None  # what is added to the scores of all layers
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:
         super().__init__(graph, model, forms, stored)

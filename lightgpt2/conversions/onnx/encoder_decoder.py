@@ -106,7 +106,7 @@ class TargetDecoder(Encoder):
         rows, columns = (graph.op("Unsqueeze", self._places, graph.constant([axis], f"axis_{axis}")) for axis in (1, 0))
         later = graph.op("Cast", graph.op("Greater", columns, rows), to=_FLOAT)
         later = graph.op("Mul", later, graph.constant(np.float32(MASKED), "masked"))
-        self.seen: ir.Value | None = graph.op("Unsqueeze", later, graph.constant([0, 1], "texts_and_heads"))
+        self.seen = graph.op("Unsqueeze", later, graph.constant([0, 1], "texts_and_heads"))
 
     # -- what families write with, beside what encoders do ---------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class NextToken(TargetDecoder):
         self._count = graph.op("Shape", self.mask, start=0, end=1)
         self.seen = None
         self._placeholder = ir.Value()  # stands for the first cache until its layer is written
-        self._first = None
+        self._first: ir.Value | None = None
 
     @cached_property
     def _places(self) -> ir.Value:
@@ -219,7 +219,7 @@ class NextToken(TargetDecoder):
         return _by_distance(graph, f"{self._names[id(module)]}.by_distance", values, self._places, every)
 
     def _source(self, layer: int, parts: Sequence[Any], heads: int, size: int) -> list[ir.Value]:
-        shape = ["sources", heads, "source", size]
+        shape: list[int | str] = ["sources", heads, "source", size]
         names = (f"past_key_values.{layer}.encoder.{part}" for part in ("key", "value"))
         return [self.graph.input(name, _FLOAT, shape) for name in names]
 
