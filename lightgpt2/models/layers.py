@@ -13,13 +13,13 @@ StackChoice: TypeAlias = PositiveInt | list[int]  # their number, or a list
 LayerChoice: TypeAlias = StackChoice | dict[str, StackChoice]  # for every stack; or for each by its name
 
 
-def in_stacks(choice: Any, depths: Mapping[str, int], default: Any) -> dict[str, Any]:
-    """A choice for each stack; `default` for those that it does not name. A `ValueError` if it names another one."""
+def in_stacks(choice: Any, depths: Mapping[str, int]) -> dict[str, Any]:
+    """A choice for each stack; None for those that it does not name. A `ValueError` if it names another one."""
     if not isinstance(choice, dict):
-        return dict.fromkeys(depths, default if choice is None else choice)
+        return dict.fromkeys(depths, choice)
     if unknown := [name for name in choice if name not in depths]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {' and '.join(depths)}")
-    return {stack: choice.get(stack, default) for stack in depths}
+    return {stack: choice.get(stack) for stack in depths}
 
 
 def chosen_layers(
@@ -40,7 +40,7 @@ def chosen_layers(
         ValueError: A stack has no such layers, or there is no such stack.
     """
     found = {}
-    for stack, chosen in in_stacks(choice, depths, None).items():
+    for stack, chosen in in_stacks(choice, depths).items():
         chosen = default(depths[stack]) if chosen is None else chosen
         with said_of(stack, depths):
             found[stack] = spread(depths[stack], chosen) if isinstance(chosen, int) else [*chosen]

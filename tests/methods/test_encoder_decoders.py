@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
+from lightgpt2.methods import FineTune
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.families import block_linears, family_of
+from lightgpt2.models.families import block_linears, family_of, is_tied
 from lightgpt2.models.loading import load_model
 from lightgpt2.models.quantization import Format, quantize_folder
+from tests.models.test_encoder_decoder import untied
 from tests.support.mistakes import Bench
 from tests.support.models import write_seq2seq, write_tokenizer
 from tests.support.stages import assert_replayed, callback, entries, stage
@@ -163,3 +165,13 @@ def test_adapters_on_an_nf4_base_and_pruned_weights(bench: Bench, family: str) -
     weights = [module.weight for module in block_linears(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     assert zeros / sum(weight.numel() for weight in weights) == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_model_whose_head_is_not_tied_is_that_model(bench: Bench) -> None:
+    write_seq2seq(Path("model"), "t5")
+    untied(load_model("model", "m")).save_pretrained("model")
+    model = fitted(bench, summarizing(bench, "FineTune"))
+    found = FineTune.load_from_checkpoint("checkpoints/r/last.ckpt").model
+    assert not is_tied(found)
+    torch.testing.assert_close(logits(found), logits(model))

@@ -142,23 +142,26 @@ def _stacks(base: nn.Module, config: PretrainedConfig) -> dict[str, nn.ModuleLis
 
 def _set_sizes(stack: str, blocks: nn.ModuleList, config: PretrainedConfig) -> None:
     """Give the blocks of a stack the heads and neurons that the configuration says."""
-    said, width = config.lightgpt2, config.hidden_size
+    heads, ffn = (config.lightgpt2.get(name) for name in ("heads", "ffn"))
     for index, block in enumerate(blocks):
         for place, (name, part) in zip((stack, f"{stack}.cross"), _attentions(block), strict=False):
-            if "heads" in said:
-                sizes = said["heads"][place] if stack else said["heads"]
-                _set_attention(block, name, part, sizes[index], config)
+            if heads is not None:
+                count = (heads[place] if stack else heads)[index]
+                _set_attention(block, name, part, count, config)
                 if hasattr(part, "has_relative_attention_bias"):
-                    _set_positions(part, sizes[index], place == stack)
-        if "ffn" in said:
-            sizes = said["ffn"][stack] if stack else said["ffn"]
-            name, part = next(
-                ((name, m) for name, m in block.named_modules() if type(m).__name__.endswith(_NEURONS)), ("", block)
-            )
-            if sizes[index] or not type(part).__name__.endswith(_WHOLE):
-                _resize(part, sizes[index], width)
-            else:
-                _put(block, name, Constant(width, False))
+                    _set_positions(part, count, place == stack)
+        if ffn is not None:
+            _set_neurons(block, (ffn[stack] if stack else ffn)[index], config.hidden_size)
+
+
+def _set_neurons(block: nn.Module, count: int, width: int) -> None:
+    """Give a block other neurons, or none; they are in a module, or in the block itself."""
+    inside = ((name, module) for name, module in block.named_modules() if type(module).__name__.endswith(_NEURONS))
+    name, part = next(inside, ("", block))
+    if count or not type(part).__name__.endswith(_WHOLE):
+        _resize(part, count, width)
+    else:
+        _put(block, name, Constant(width, False))
 
 
 def _set_attention(block: nn.Module, name: str, part: Any, count: int, config: PretrainedConfig) -> None:
