@@ -40,8 +40,8 @@ class Decoding:
             "do_sample": False,
             "num_beams": int(self.num_beams),
             "length_penalty": float(self.length_penalty),
-            "min_length": 0,  # of the model's own settings
-            "min_new_tokens": int(self.min_new_tokens),
+            # Either takes the place of the model's own `min_length`; transformers warns of both.
+            **({"min_new_tokens": int(self.min_new_tokens)} if self.min_new_tokens else {"min_length": 0}),
             "max_new_tokens": self.longest(most),
             "no_repeat_ngram_size": int(self.no_repeat_ngram_size),
         }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -19,22 +20,30 @@ from lightgpt2.errors import UserError
 from lightgpt2.measure.arms import Arm
 from lightgpt2.measure.onnx_worker import OnnxWorker
 from lightgpt2.measure.plan import plan
+from lightgpt2.models.integers import Integers
+from lightgpt2.models.standalone import stored_weights
 from lightgpt2.models.workloads import Documents, Encoding, Generation, Workload
+from lightgpt2.runtime.engines import DECODER
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks import Summarization
 from tests.conversions.test_onnx_encoder_decoder import talkative
-from tests.support.models import write_tokenizer
+from tests.support.models import save_integers, write_tokenizer
 
 
-def save(family: str, folder: Path) -> Path:
-    """A model folder with a tokenizer that pads and ends."""
+def save(family: str, folder: Path, form: Integers | None = None) -> Path:
+    """A model folder with a tokenizer that pads and ends, with integers in the place of weights if asked."""
     tokenizer = write_tokenizer(folder)
     end = tokenizer.eos_token_id
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(folder)
     special = {"pad_token_id": end, "eos_token_id": end, "decoder_start_token_id": end, "bos_token_id": end}
     room = {"max_position_embeddings": 200} if family == "bart" else {}
-    talkative(family, **special, **room).save_pretrained(folder)
+    model = talkative(family, **special, **room)
+    if form is None:
+        model.save_pretrained(folder)
+    else:
+        weights = {name: value.detach() for name, value in model.named_parameters()}
+        save_integers(model, form, tokenizer, folder, weights)
     return folder
 
 
@@ -79,6 +88,26 @@ def test_an_export_is_verified_and_stands_alone(tmp_path: Path, pairs: Path, fam
         assert agreed["cache"] > 0.95
     loaded = lightgpt2.load(tmp_path / "out", threads=1)
     assert loaded.generate("def name5(x): return", max_new_tokens=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_what_was_trained_is_what_ships(tmp_path: Path, pairs: Path, family: str, bits: Any) -> None:
+    """The graphs compute with the integers of the model's file, and in INT8 with inputs rounded as in training."""
+    form = Integers(bits=bits, group=16 if bits == 4 else None, activations=bits == 8, embeddings=True)
+    source = save(family, tmp_path / "m", form)
+    about = export(source, data_of(source, pairs), f"onnx-int{bits}", tmp_path / "out")  # type: ignore[arg-type]
+    assert about["scales"] == "trained"
+    tensors, table = stored_weights.read_stored(source / "model.safetensors")
+    ends = ("decoder.layers.1.fc1.weight", "block.1.layer.2.DenseReluDense.wi.weight")
+    name = next(name for name in table if name.endswith(ends))
+    trained = stored_weights.whole(tensors[name], bits, table[name]["group"]).flatten(1).numpy()
+    stored = ir.load(tmp_path / "out" / DECODER).graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
+    if bits == 4:
+        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1).astype(np.int8) - 8
+    np.testing.assert_array_equal(stored if bits == 4 else stored.T, trained)
+    assert about["agreement"]["source"] > (0.9 if bits == 8 else 0.5)
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def test_settings_of_the_decoding_are_what_is_generated_by() -> None:
     )
     assert [each["max_new_tokens"] for each in seen] == [9, 6]
     assert [each["num_beams"] for each in seen] == [1, 3]
+    assert seen[0]["min_length"] == 0  # whatever the model's own settings say
     assert (seen[1]["length_penalty"], seen[1]["min_new_tokens"], seen[1]["no_repeat_ngram_size"]) == (0.5, 4, 3)
 
 
