@@ -36,12 +36,13 @@ class Decoding:
 
     def options(self, most: int) -> dict[str, Any]:
         """The arguments of transformers' `generate`; `most` is the number of new tokens where none is given."""
+        least = int(self.min_new_tokens)
         return {
             "do_sample": False,
             "num_beams": int(self.num_beams),
             "length_penalty": float(self.length_penalty),
             # Either takes the place of the model's own `min_length`; transformers warns of both.
-            **({"min_new_tokens": int(self.min_new_tokens)} if self.min_new_tokens else {"min_length": 0}),
+            **({"min_new_tokens": least} if least else {"min_new_tokens": None, "min_length": 0}),
             "max_new_tokens": self.longest(most),
             "no_repeat_ngram_size": int(self.no_repeat_ngram_size),
         }

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from lightgpt2.runtime.engines import DECODER
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks import Summarization
 from tests.conversions.test_onnx_encoder_decoder import talkative
-from tests.support.models import save_integers, write_tokenizer
+from tests.support.models import make_model, save_integers, write_tokenizer
 
 
 def save(family: str, folder: Path, form: Integers | None = None) -> Path:
@@ -132,6 +133,16 @@ def test_an_export_that_says_something_else_is_refused(
     with pytest.raises(UserError, match="nothing was written"):
         export(source, data_of(source, pairs), form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_decoder_that_learns_pairs_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    model, data = make_model("gpt2"), SimpleNamespace(tokenizer=write_tokenizer(tmp_path), is_joined=True)
+    for form in ("onnx", "gguf"):
+        (problem,) = conversion_of(Target(form)).problems(model.config, data)  # type: ignore[arg-type]
+        assert problem == (
+            "a decoder that learns pairs of texts is not verified by its task; "
+            "remove it, and give the finished folder to lightgpt2 export"
+        )
 
 
 @pytest.mark.slow
