@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightgpt2.errors import Problem
 from lightgpt2.models.quantization import stored_precision
-from lightgpt2.runtime.folder import GGUF, is_exported, open_export
+from lightgpt2.runtime.folder import is_exported, open_export
 
 GRAPH = "graph"  # the attention of an exported ONNX folder: its graph's own
 
@@ -23,7 +23,7 @@ class Arm:
 
 def is_graph(source: str) -> bool:
     """True for a folder that was exported for ONNX Runtime."""
-    return is_exported(source) and not (Path(source).expanduser() / GGUF).is_file()
+    return is_exported(source) and any(Path(source).expanduser().glob("*.onnx"))
 
 
 def own_precision(source: str, key: str, trust_remote_code: bool = False) -> str | None:

@@ -70,7 +70,8 @@ class TorchWorker(Worker):
         if problem := residency_problem(self.device, self.tensors):
             raise UserError(problem)
         # The folder's own settings could stop or slow generation: its end-of-text token, a repetition penalty.
-        start = getattr(self.model.generation_config, "decoder_start_token_id", None)
+        settings = getattr(self.model, "generation_config", None)  # a classifier has none
+        start = getattr(settings, "decoder_start_token_id", None)
         self.model.generation_config = GenerationConfig(pad_token_id=0, decoder_start_token_id=start)
         self.vocabulary = self.model.config.vocab_size
         self._inputs = family_of(self.model).text_inputs

@@ -9,14 +9,11 @@ from lightgpt2.errors import UserError
 ADAPTER = "adapter"  # the folder of what PEFT loads, beside the artefact
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
-# Whether adapters are a classifier's: the tag on the hub, PEFT's class, and its further arguments.
+# By PEFT's name of a task: the tag on the hub, PEFT's class, and its further arguments: a base may say nothing of classes.
 _LOADED = {
-    False: {"tag": "text-generation", "loader": "AutoPeftModelForCausalLM", "classes": ""},
-    True: {
-        "tag": "text-classification",
-        "loader": "AutoPeftModelForSequenceClassification",
-        "classes": ", num_labels=classes",  # of which the base may say nothing
-    },
+    "CAUSAL_LM": ("text-generation", "AutoPeftModelForCausalLM", ""),
+    "SEQ_CLS": ("text-classification", "AutoPeftModelForSequenceClassification", ", num_labels=classes"),
+    "SEQ_2_SEQ_LM": ("text2text-generation", "AutoPeftModelForSeq2SeqLM", ""),
 }
 
 # Settings of PEFT that no plain weights hold.
@@ -95,5 +92,5 @@ def name_base(folder: Path) -> None:
     targets = about["target_modules"]
     modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
     values = {**about, "base": about["base_model_name_or_path"], "name": base.name, "modules": modules}
-    values |= _LOADED[about["task_type"] == "SEQ_CLS"]
+    values |= zip(("tag", "loader", "classes"), _LOADED.get(about["task_type"], _LOADED["CAUSAL_LM"]), strict=True)
     (folder / "README.md").write_text(_README.format(**values), encoding="utf-8")

@@ -83,7 +83,9 @@ def load_config(
         if model_type is None:
             types = ", ".join(sorted(FAMILIES))
             raise UserError(f"{key}: a model given as a configuration needs model_type, for example {types}")
-        _check_sizes(values, str(model_type), key)
+        if not isinstance(model_type, str):
+            raise UserError(f"{key}.model_type: must be text, got {cut(repr(model_type))}")
+        _check_sizes(values, model_type, key)
         with explained(f"model_type {model_type}", key, named=False):
             config = AutoConfig.for_model(model_type, **values)
         known, family = config.__class__(), FAMILIES.get(model_type)

@@ -91,7 +91,7 @@ class Distillation(Objective):
         teacher = self.teacher.config(trust) if self.teacher else original
         if teacher is None:
             return [*found, Problem(_TEACHER, "required, but not given", "name a teacher")]
-        if self.loss.hidden and (theirs := family_of(teacher).stack) != (mine := family_of(student).stack):
+        if self.loss.hidden and (theirs := _kinds(teacher)) != (mine := _kinds(student)):
             what = f"layers of one kind are compared, and the teacher has {theirs} layers and the student {mine} layers"
             return [*found, Problem("objective.loss.hidden", what, "give 0")]
         try:
@@ -153,8 +153,6 @@ class Distillation(Objective):
         if self.loss.hidden == 0:
             return []
         theirs, mine = (family_of(config).depths(config) for config in (teacher, student))
-        if len(theirs) != len(mine):
-            raise ValueError(f"the teacher has {' and '.join(theirs)}, and the student {' and '.join(mine)}")
         maps = in_stacks(self.layer_map, mine)
         found = []
         for (ours, shallow), (other, deep) in zip(mine.items(), theirs.items(), strict=True):
@@ -163,6 +161,10 @@ class Distillation(Objective):
             pairs = [(0, 0), *((i + 1, layer + 1) for i, layer in enumerate(chosen))]
             found += [(f"{ours}.{i}", f"{other}.{layer}") for i, layer in pairs]
         return found
+
+
+def _kinds(config: PretrainedConfig) -> str:
+    return " and ".join(family_of(config).depths(config))
 
 
 def _mapped(asked: StackMap | None, deep: int, shallow: int, layers: Sequence[int] | None) -> Sequence[int]:

@@ -111,7 +111,7 @@ def _text_classifier(
     source: str, engine: Classifier, tokenizer: Tokenizer, config: Any, segments: bool, key: str
 ) -> TextClassifier:
     if (kind := config.get("problem_type")) not in (None, "single_label_classification"):
-        what = f"{source} is a model for {kind}: its outputs are no probabilities of classes of which a text has one"
+        what = f"{source} is a model for {kind}, and here each text has one class"
         raise UserError([Problem(key, what, "use it with transformers")])
     names = {int(number): name for number, name in config["id2label"].items()}
     if len(names) < 2:

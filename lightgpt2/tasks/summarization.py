@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,12 +44,12 @@ class Summarization(Task):
         no_repeat_ngram_size: Length of the sequences of tokens that may not come twice; 0: all may.
         use_stemmer: Whether ROUGE compares the stems of words.
         samples: Number of validation texts whose summaries are shown in TensorBoard and in the report.
-        predict: What `predict` writes of each text: its `summaries`, or its `scores`.
     """
 
     auto_classes = (SEQ2SEQ, CAUSAL_LM)
     primary = "rouge1"
     better = "higher"
+    predict = "summaries"
     verify = exported_seq2seq.verify
 
     def __init__(
@@ -61,10 +61,9 @@ class Summarization(Task):
         no_repeat_ngram_size: NonNegativeInt = 0,
         use_stemmer: bool = False,
         samples: NonNegativeInt = 3,
-        predict: Literal["summaries", "scores"] = "summaries",
     ) -> None:
         self.decoding = Decoding(num_beams, length_penalty, min_new_tokens, max_new_tokens, no_repeat_ngram_size)
-        self.use_stemmer, self.shown, self.predict = use_stemmer, samples, predict
+        self.use_stemmer, self.shown = use_stemmer, samples
         self.most, self.tokenizer = _WITHOUT_DATA, None
         self._scorer: rouge.Scorer | None = None
 
@@ -206,10 +205,13 @@ class Summarization(Task):
         return f"lightgpt2 generate {model} --prompt 'TEXT'"
 
     def predicted(self, model: PreTrainedModel, tokenizer: Any, batch: Batch) -> list[dict[str, Any]]:
-        """Each text with its summary and its reference."""
-        columns = batch["example"].tolist(), batch["texts"], self.summaries(model, batch), batch["references"]
+        """Each text with its summary, its reference, and the scores."""
+        summaries = self.summaries(model, batch)
+        columns = batch["example"].tolist(), batch["texts"], summaries, batch["references"]
         names = ("example", "source", "summary", "reference")
-        return [dict(zip(names, each, strict=True)) for each in zip(*columns, strict=True)]
+        scores = self.scored(summaries, batch)
+        found = zip(zip(*columns, strict=True), scores, strict=True)
+        return [{**dict(zip(names, each, strict=True)), **scored} for each, scored in found]
 
     def prompts(self, data: Any) -> list[Batch]:
         """The first texts of the validation split, as batches of one."""

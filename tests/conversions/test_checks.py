@@ -246,7 +246,7 @@ def test_inputs_that_are_not_numbers_count_as_uneven(monkeypatch: pytest.MonkeyP
     for error, uneven in ((math.nan, True), (2 * BOUND, True), (BOUND / 2, False)):
         inputs = {name: Inputs(error, torch.ones(32))}
         monkeypatch.setattr("lightgpt2.conversions.onnx.conversion.measure_inputs", lambda *_, found=inputs: found)
-        monkeypatch.setattr("lightgpt2.conversions.onnx.conversion._calibration", lambda data: [])
+        monkeypatch.setattr("lightgpt2.conversions.onnx.conversion._calibration", lambda *_: [])
         forms = Onnx(Target("onnx-int8")).forms(model, {}, SimpleNamespace())  # type: ignore[arg-type]
         assert (name in dict(forms.others)) == uneven
 

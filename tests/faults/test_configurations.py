@@ -139,6 +139,7 @@ NAMED: list[tuple[dict[str, Any], str]] = [
     ({"trainer.devices": 10**9}, "trainer.devices: must be at most 1024, got 1000000000"),
     (new(n_layer=0), "model.model.n_layer: must be a whole number from 1 to 10,000, got 0"),
     (new(n_layer=10**9), "model.model.n_layer: must be a whole number from 1 to 10,000, got 1000000000"),
+    (new(model_type=["gpt2"]), "model.model.model_type: must be text, got ['gpt2']"),
     (new(n_head=0), "model.model.n_head: must be a whole number of at least 1, got 0"),
     (new(n_head="x/" * 3000), "model.model.n_head: must be a whole number of at least 1, got 'x/x/x/"),
     (new(resid_pdrop=[0.0]), "model.model: model_type gpt2 could not be loaded (Field 'resid_pdrop' with value [0.0]"),

@@ -147,7 +147,9 @@ def test_adapters_that_make_no_model_of_their_base_are_refused(tmp_path: Path) -
     with pytest.raises(UserError, match=r"^MODEL: .*a and .*base have no classifier; give adapters with a head$"):
         plan([str(tmp_path / "a")], None, ["sdpa"], SETTINGS)
     about.write_text(json.dumps(json.loads(about.read_text()) | {"task_type": "TOKEN_CLS"}))
-    with pytest.raises(UserError, match=r"^MODEL: .*a: task_type in its .* must be CAUSAL_LM or SEQ_CLS, got TOKEN"):
+    with pytest.raises(
+        UserError, match=r"^MODEL: .*a: task_type in its .* must be CAUSAL_LM or SEQ_CLS or SEQ_2_SEQ_LM, got TOKEN"
+    ):
         plan([str(tmp_path / "a")], None, ["sdpa"], SETTINGS)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightgpt2.errors import UserError
-from lightgpt2.models.workloads import Forward, Generation, Positions, Texts
-from lightgpt2.tasks import Classification, LanguageModeling, task_of
+from lightgpt2.models.workloads import Documents, Forward, Generation, Positions, Texts
+from lightgpt2.tasks import Classification, LanguageModeling, Summarization, task_of
 from tests.support.models import make_classifier, make_model
 
 LENGTHS = (5, 9, 3, 9, 7)
@@ -22,7 +22,7 @@ class Recorder:
     device, vocabulary = "cpu", 50
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.masks = seconds, list[Tensor]()
+        self.seconds, self.masks, self.written = seconds, list[Tensor](), list[tuple[int, int, int]]()
         self.inside, self.most, self._lock = 0, 0, threading.Lock()
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
@@ -35,8 +35,15 @@ class Recorder:
         with self._lock:
             self.inside -= 1
 
+    def encode(self, ids: Tensor) -> None:
+        self.forward(ids)
+
     def generate(self, prompt: Tensor, count: int) -> tuple[list[float], float]:
-        raise NotImplementedError
+        self.written.append((prompt.shape[1], count, 1))
+        return [], 0.0
+
+    def search(self, prompt: Tensor, count: int, beams: int) -> None:
+        self.written.append((prompt.shape[1], count, beams))
 
 
 @pytest.mark.parametrize(("batch", "shapes"), [(2, [(2, 9), (2, 9), (1, 7)]), (1, [(1, n) for n in LENGTHS])])
@@ -49,6 +56,27 @@ def test_every_text_is_read_once_and_padded_to_the_longest_of_its_batch(
     assert torch.cat([mask.sum(dim=1) for mask in runner.masks]).tolist() == [*LENGTHS]
     assert len(measured["calls"]) == len(shapes)
     assert work.speed({"seconds": 2.0}) == len(LENGTHS) / 2
+
+
+@pytest.mark.parametrize(("beams", "name"), [(1, "greedy"), (4, "4 beams")])
+def test_documents_are_written_one_by_one_with_their_own_lengths(beams: int, name: str) -> None:
+    runner, work = Recorder(), Documents(((9, 4), (5, 7)), beams)
+    assert len(work.measure(runner)) == 2
+    assert runner.written == [(9, 4, beams), (5, 7, beams)]
+    assert work.key == f"documents {name}"
+    assert work.speed([100.0, 300.0]) == 5.0
+    assert work.about == {"count": 2, "tokens": 14, "new_tokens": 11}
+
+
+def test_a_summarizer_is_measured_with_what_fits() -> None:
+    found = Summarization().workloads(Positions(100), new_tokens=[20])
+    assert [work.key for work in found] == ["encode 1x100", "generate 20", "documents greedy", "documents 4 beams"]
+    documents = found[2]
+    assert isinstance(documents, Documents)
+    assert all(read <= 100 and new <= 100 for read, new in documents.lengths)
+    with pytest.raises(UserError) as error:
+        Summarization().workloads(Positions(100), new_tokens=[1], batches=[])
+    assert sorted(problem.key for problem in error.value.problems) == ["batches", "new_tokens"]
 
 
 @pytest.mark.parametrize("threads", [1, 4])

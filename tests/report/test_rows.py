@@ -176,3 +176,17 @@ def test_entries_without_what_newer_ones_have() -> None:
     assert len(rows) == 4
     text, _ = compose(list(rows.values()), 2, 10)
     assert "| child | " in text
+
+
+def test_what_needs_no_model_has_rows_and_no_verdict() -> None:
+    best = score(10.0) | {"baseline": True}
+    first = entry("first", 40)
+    first["quality"]["oracle"] = best
+    second = entry("second", 39, 100, first)
+    second["quality"]["oracle"] = best
+    rows = models({"checkpoints/first/model": [first], "checkpoints/second/model": [first, second]})
+    assert [(row.name, row.kind) for row in rows] == [("oracle", "baseline"), ("first", "stage"), ("second", "stage")]
+    page, _ = compose(rows, 2, 10)
+    table, verdicts = page.split("## Models")[1].split("## Verdicts")
+    assert "| oracle |" in table
+    assert "| oracle |" not in verdicts
