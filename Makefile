@@ -20,11 +20,14 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The hashes of all packages are verified. What torch's CUDA builds need besides, torch itself names by its exact version.
+# The hashes of all packages are verified, and of what builds those that come as source (rouge-score). What torch's CUDA builds
+# need besides, torch itself names by its exact version.
 .venv/.installed: pyproject.toml constraints.txt .ci/torch-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --no-deps --require-hashes --requirement .ci/torch-cpu.txt 2> /dev/null || true
-	$(PIP) --no-deps --require-hashes --requirement constraints.txt
+	awk '/^setuptools==/, /# via/' constraints.txt > .venv/setuptools.txt
+	$(PIP) --no-deps --require-hashes --requirement .venv/setuptools.txt
+	$(PIP) --no-deps --require-hashes --no-build-isolation --requirement constraints.txt
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
