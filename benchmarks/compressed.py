@@ -13,9 +13,10 @@ from pathlib import Path
 from benchmarks import inference
 from benchmarks.common import parser
 from benchmarks.removal import without
-from lightgpt2.models.loading import load_model, load_tokenizer
+from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import save_model
 from lightgpt2.models.surgery import extract_layers
+from lightgpt2.models.tokenizers import load_tokenizer
 
 LAYERS = [0, 2, 4, 7, 9, 11]
 

@@ -30,8 +30,8 @@ from benchmarks.common import ROOT, gpt2, machine, markdown, parser
 from lightgpt2.data import LanguageModelingData
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.tokenizers import load_tokenizer
 
 _VOCABULARY, _DOCUMENT, _SCORED = 8192, 2000, 0.5  # tokens; characters; megabytes that a run is scored on
 _RESULT = Path("result.json")  # of a child, in its working folder

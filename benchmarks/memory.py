@@ -17,8 +17,8 @@ from benchmarks.paired import fit_all, model_folder, options_of
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.tokenizers import load_tokenizer
 
 METHODS = {"full fine-tuning": "FineTune", "LoRA, c_attn, r = 8": "LoRA", "QLoRA, c_attn, r = 8": "QLoRA"}
 CHECKPOINTING = {"": False, ", activation checkpointing": True}

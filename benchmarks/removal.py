@@ -18,8 +18,9 @@ from benchmarks.memory import write_model
 from lightgpt2.cli.commands import benchmark
 from lightgpt2.functional.pruning import keep_masks, random_scores
 from lightgpt2.models.axes import Shape, block_sizes, block_units
-from lightgpt2.models.loading import load_model, load_tokenizer
+from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.models.trimming import remove
 
 

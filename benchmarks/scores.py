@@ -19,7 +19,8 @@ from benchmarks.common import markdown, parser
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.functional.movement import Units
 from lightgpt2.functional.pruning import random_scores
-from lightgpt2.models.loading import load_model, load_tokenizer
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.models.units import gate_weights, magnitudes, make_units, unit_map
 
 _LENGTH, _HELD_OUT, _BATCH = 128, 64, 8

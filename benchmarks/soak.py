@@ -25,8 +25,8 @@ from benchmarks.common import ROOT, gpt2, machine, markdown, parser
 from benchmarks.corpora import write_corpus
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.tokenizers import load_tokenizer
 
 _EVERY, _STEPS = 0.1, Path("steps")  # seconds between two looks; a byte for each step
 _PREPARE = (

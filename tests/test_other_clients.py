@@ -31,10 +31,11 @@ from lightgpt2.models.adapters import name_base
 from lightgpt2.models.families import DECODERS
 from lightgpt2.models.integers import Integers
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import load_config, load_model, load_tokenizer
+from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.saving import carry_licence, save_model, save_tokenizer, whole_weights
 from lightgpt2.models.standalone import stored_weights
 from lightgpt2.models.surgery import extract_layers
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks import Classification
 from tests.contracts.test_steps import prepared

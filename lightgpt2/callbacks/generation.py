@@ -16,7 +16,8 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.diversity import distinct, repeated
 from lightgpt2.methods.method import Method
 from lightgpt2.models.ledger import FILE, Ledger
-from lightgpt2.models.loading import load_model, separator_id
+from lightgpt2.models.loading import load_model
+from lightgpt2.models.tokenizers import separator_id
 from lightgpt2.runtime.folder import is_exported
 
 _BATCH = 50

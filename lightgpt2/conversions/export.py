@@ -11,8 +11,9 @@ from lightgpt2.conversions.onnx.conversion import Onnx
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import UserError
-from lightgpt2.models.loading import load_config, load_tokenizer
+from lightgpt2.models.loading import load_config
 from lightgpt2.models.sources import verify
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.runtime.folder import is_exported
 from lightgpt2.tasks import task_of
 

@@ -21,8 +21,8 @@ from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import check_trims, trimmed
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.models.files import exists
-from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.quality import FEW
+from lightgpt2.models.tokenizers import load_tokenizer
 
 CACHE = Path("checkpoints/.data")
 _BUCKET = 50  # steps whose examples are sorted by length together

@@ -19,8 +19,9 @@ from lightgpt2.data.pairs import Pair
 from lightgpt2.errors import UserError
 from lightgpt2.models.decoding import Decoding, check_tokens, generate, left_padded
 from lightgpt2.models.files import atomic_file, digest, written
-from lightgpt2.models.loading import load_config, load_model, load_tokenizer
+from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.sources import source_folder, verify
+from lightgpt2.models.tokenizers import load_tokenizer
 
 KEY = "data.generated_by"
 _CACHE = Path("checkpoints/.data")

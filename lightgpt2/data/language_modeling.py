@@ -19,8 +19,8 @@ from lightgpt2.data.tokenizer import check_trims, trimmed
 from lightgpt2.data.windows import Windows, document_windows, packed_windows, prompt_windows
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.models.files import exists
-from lightgpt2.models.loading import load_tokenizer
 from lightgpt2.models.sources import verify
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token

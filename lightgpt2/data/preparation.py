@@ -22,7 +22,7 @@ from lightgpt2.data.tokenizing import build, progress
 from lightgpt2.errors import UserError, tell
 from lightgpt2.models.chat import chat_template
 from lightgpt2.models.files import is_whole
-from lightgpt2.models.loading import separator_id
+from lightgpt2.models.tokenizers import separator_id
 from lightgpt2.models.vocabulary import needed_rows
 
 _CACHE = Path("checkpoints/.data")

@@ -13,7 +13,8 @@ from lightgpt2.data.text_to_text import TextToTextData
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import CAUSAL_LM, CLASSIFICATION, SEQ2SEQ, check_family, family_of, predicts
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import load_config, load_tokenizer
+from lightgpt2.models.loading import load_config
+from lightgpt2.models.tokenizers import load_tokenizer
 
 
 class _Kind(NamedTuple):

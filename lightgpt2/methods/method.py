@@ -28,11 +28,12 @@ from lightgpt2.methods.parts import Parts
 from lightgpt2.methods.processes import of_all_processes
 from lightgpt2.models.families import blocks, check_finite, family_of
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import load_tokenizer, new_model, untie
+from lightgpt2.models.loading import new_model, untie
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.pruning import prunable, saved_zeros
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.saving import save_model, whole_weights
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.objectives.cross_entropy import CrossEntropy

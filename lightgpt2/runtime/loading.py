@@ -57,8 +57,8 @@ def load(
         open_export(folder, key)
         return exported_model(folder, threads, key)
     from lightgpt2.models import sources
-    from lightgpt2.models.loading import load_tokenizer
     from lightgpt2.models.quantization import load_for_inference
+    from lightgpt2.models.tokenizers import load_tokenizer
 
     if verify:
         sources.verify(source, key, recorded=True)

@@ -6,8 +6,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.data.base import TaskData
 from lightgpt2.models.families import family_of
-from lightgpt2.models.loading import check_tokenizer, load_config, new_model
+from lightgpt2.models.loading import load_config, new_model
 from lightgpt2.models.operations import Operation
+from lightgpt2.models.tokenizers import check_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 from lightgpt2.starts.base import Start
 

@@ -29,7 +29,8 @@ from lightgpt2.conversions.target import GgufType
 from lightgpt2.data.tokenizer import trimmed
 from lightgpt2.errors import UserError
 from lightgpt2.models.families import DECODERS
-from lightgpt2.models.loading import load_exported_gguf, load_model, load_tokenizer
+from lightgpt2.models.loading import load_exported_gguf, load_model
+from lightgpt2.models.tokenizers import load_tokenizer
 from tests.support.models import LLAMA_CPP, WHOLE_BLOCKS, make_model, shake, write_tokenizer, write_uneven_model
 
 TEXT = topics["class"] + " 1984 — 東京, naïve café 😀\n\n\t  x\r\n<|endoftext|>end"

@@ -12,7 +12,7 @@ from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splits import SPLITS, split_of
 from lightgpt2.data.tokenizer import train_tokenizer
-from lightgpt2.models.loading import load_tokenizer
+from lightgpt2.models.tokenizers import load_tokenizer
 from tests.support.models import write_tokenizer
 from tests.support.text import built, split_documents
 

@@ -28,7 +28,7 @@ from lightgpt2.data.language_modeling import LanguageModelingData
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.errors import UserError
 from lightgpt2.models.ledger import Ledger
-from lightgpt2.models.loading import load_tokenizer
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 from tests.support.models import write_tokenizer
 from tests.support.text import letters, split_documents

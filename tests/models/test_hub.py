@@ -17,10 +17,10 @@ SCRIPT = """
 import time
 from lightgpt2.data.corpora import Corpus
 from lightgpt2.errors import UserError
-from lightgpt2.models import loading
+from lightgpt2.models import loading, tokenizers
 import datasets
 started = time.monotonic()
-for load in (lambda: loading.load_config("nobody/nothing", "model"), lambda: loading.load_tokenizer("nobody/other", "model"),
+for load in (lambda: loading.load_config("nobody/nothing", "model"), lambda: tokenizers.load_tokenizer("nobody/other", "model"),
              lambda: Corpus("nobody/nothing")._hub()):
     try:
         load()

@@ -16,8 +16,9 @@ from lightgpt2.models.axes import block_units
 from lightgpt2.models.families import DECODERS, blocks, family_of, head
 from lightgpt2.models.files import atomic_folder, clear_leftovers
 from lightgpt2.models.ledger import Parent, config_hash
-from lightgpt2.models.loading import check_tokenizer, load_model, load_tokenizer
+from lightgpt2.models.loading import load_model
 from lightgpt2.models.saving import measure_sizes, save_model
+from lightgpt2.models.tokenizers import check_tokenizer, load_tokenizer
 from lightgpt2.models.trimming import remove
 from tests.support.models import IDS, assert_same_weights, logits, make_model, write_tokenizer, write_uneven_model
 

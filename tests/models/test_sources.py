@@ -26,10 +26,11 @@ from lightgpt2.models.adapters import base_of
 from lightgpt2.models.chat import chat_template
 from lightgpt2.models.gguf_files import _of_factors
 from lightgpt2.models.integers import Integers
-from lightgpt2.models.loading import load_config, load_encoder, load_model, load_tokenizer
+from lightgpt2.models.loading import load_config, load_encoder, load_model
 from lightgpt2.models.quantization import quantize_folder
 from lightgpt2.models.saving import save_model, whole_weights
 from lightgpt2.models.sources import stored_size
+from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.starts import Pretrained
 from tests.support.models import (
     WHOLE_BLOCKS,

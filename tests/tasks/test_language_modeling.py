@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.data import LanguageModelingData
 from lightgpt2.errors import UserError
-from lightgpt2.models.loading import load_model, load_tokenizer, separator_id
+from lightgpt2.models.loading import load_model
 from lightgpt2.models.quality import Metric
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.tokenizers import load_tokenizer, separator_id
 from lightgpt2.tasks.language_modeling import LanguageModeling
 from tests.support import tokenizers
 from tests.support.models import write_corpus, write_model
