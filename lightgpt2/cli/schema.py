@@ -69,6 +69,8 @@ def names_in(module: str) -> dict[str, Any]:
             found[node.name] = node
         elif isinstance(node, ast.Assign):
             found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            found[node.target.id] = node.value
         elif isinstance(node, ast.If | ast.Try):
             nodes += [*node.body, *node.orelse]
     return found
