@@ -297,7 +297,7 @@ def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, bool]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ships = sorted(path.name for path in shipped_configs().glob("*.yaml"))
-    for name, (every, few) in {"seed": (range(300), 15), "fit_seed": (range(60), 2), "ships": (ships, 2)}.items():
+    for name, (every, few) in {"seed": (range(300), 10), "fit_seed": (range(60), 2), "ships": (ships, 2)}.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, cases(metafunc.config, every, few))
 

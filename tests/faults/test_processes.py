@@ -598,7 +598,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """All cases by the name of their fixture, and how many the suite tries."""
     many: dict[str, tuple[Sequence[Any], int]] = {
         "seed": (range(len(ATTACKS)), 3), "disk": (range(len(DISKS)), 1), "milliseconds": (range(120), 2),
-        "more": (range(1), 0), "case": ([*UNSAFE], 3), "talk": ([*TALKS], 2),
+        "more": (range(1), 0), "case": ([*UNSAFE], 3), "talk": ([*TALKS], 1),
     }  # fmt: skip
     for name in many.keys() & {*metafunc.fixturenames}:
         metafunc.parametrize(name, cases(metafunc.config, *many[name]))
