@@ -35,7 +35,7 @@ from tests.faults.small_disk import isolate
 from tests.support.chats import write_chat_model
 from tests.support.cli import ENVIRONMENT, call, run_cli, succeed, write_config
 from tests.support.mistakes import spoilt
-from tests.support.models import SHAPES, make_model, write_corpus, write_model
+from tests.support.models import SHAPES, make_model, write_classifier, write_corpus, write_model, write_seq2seq
 from tests.support.stages import callback, stage
 
 _ONNX = callback("PostTrainingQuantization", formats=["onnx-int8"])
@@ -58,6 +58,10 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "fit": (FIT.format("lora"), RESUME, ("checkpoints/r/*/*.safetensors",)),
     "predict": ("predict --config lora.yaml --run done", "", ("checkpoints/done/predictions.jsonl",)),
     "generate": ("generate teacher --prompts p.jsonl --output o.jsonl --batch 2 --max-new-tokens 5", "", ("o.jsonl",)),
+    "classify": ("classify classes --texts t.jsonl --output c.jsonl --batch 2", "", ("c.jsonl",)),
+    "summaries": (
+        "generate writer --prompts p.jsonl --output s.jsonl --batch 2 --max-new-tokens 5 --num-beams 2", "", ("s.jsonl",)
+    ),
     "report": ("report checkpoints/done --output report", "", ("report/**/*.*",)),
     "onnx": ("export teacher --format onnx --data corpus --documents 2 --output onnx", "", ("onnx/*.onnx*",)),
     "gguf": ("export teacher --format gguf --data corpus --documents 2 --output gguf", "", ("gguf/*.gguf",)),
@@ -87,14 +91,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a corpus, prompts and a finished run, and the outputs of earlier calls."""
     folder = tmp_path_factory.mktemp("bench")
     write_model(folder / "teacher", n_embd=64)  # which QLoRA's blocks divide
+    write_classifier(folder / "classes")
+    write_seq2seq(folder / "writer", "bart")
     write_corpus(folder / "corpus", documents=24)
     write_config(folder / "chain.yaml", {"stages": [{"name": "a", "config": "lora.yaml"}]})
     for name, changes in METHODS.items():
         write_config(folder / f"{name}.yaml", spoilt(changes))
-    (folder / "p.jsonl").write_text("".join(f'{{"prompt": "{"The statement " * (n % 3 + 1)}"}}\n' for n in range(6)))
+    for name, key in (("p.jsonl", "prompt"), ("t.jsonl", "text")):
+        lines = (json.dumps({key: "The statement " * (n % 3 + 1)}) for n in range(6))
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
     succeed(folder, "fit", "--config", "lora.yaml", "--run", "done", "--trainer.max_steps", "1")
     (folder / "report").mkdir()
-    for name in ("checkpoints/done/predictions.jsonl", "o.jsonl", "report/report.md"):
+    for name in ("checkpoints/done/predictions.jsonl", "o.jsonl", "c.jsonl", "s.jsonl", "report/report.md"):
         (folder / name).write_text("old")
     return folder
 
