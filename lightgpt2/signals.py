@@ -33,8 +33,8 @@ def restore(handlers: Mapping[signal.Signals, Any]) -> None:
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, whatever the signal; a second signal ends the process silently.
 
-    During an import the process ends at once, because an exception there would leave a module half loaded. In some of its own
-    callbacks Python would even print a traceback and continue. No file is damaged: each is complete at any time.
+    During an import the process ends at once, because an exception there would leave a module half loaded. In some
+    callbacks Python would even print a traceback and continue. No file is damaged, because files are written atomically.
     """
     for each in ASKING:
         signal.signal(each, signal.SIG_DFL)

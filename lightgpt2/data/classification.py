@@ -11,7 +11,6 @@ import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from numpy.typing import NDArray
 
-from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
 from lightgpt2.data.examples_data import ExamplesData
 from lightgpt2.data.remarks import Remarks
@@ -74,14 +73,20 @@ class ClassificationData(ExamplesData):
         predict_split: Split = "test",
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        self.source, self.corpus = source, Corpus(source)
+        super().__init__(
+            source,
+            batch_size,
+            eval_batch_size,
+            valid_fraction,
+            test_fraction,
+            tokenizer,
+            vocab_size,
+            predict_split,
+            seed,
+        )
         self.columns = ExampleColumns(text_field, pair_field, label_field)
         self.class_names, self.class_weights = class_names, class_weights
-        self.max_length, self.longer, self.seed = max_length, longer, seed
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
-        self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
+        self.max_length, self.longer = max_length, longer
 
     def problems(self) -> list[str]:
         found = super().problems()

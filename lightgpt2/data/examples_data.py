@@ -36,17 +36,16 @@ class ExamplesData(TaskData):
     """
 
     unit: ClassVar[str] = "texts"  # what the examples are, for messages
-    corpus: Corpus
-    seed: int
-    batch_size: int
-    eval_batch_size: int
-    valid_fraction: float
-    test_fraction: float
-    tokenizer_source: str | None
-    vocab_size: int | None
 
-    def __init__(self) -> None:
+    def __init__(
+        self, source: str, batch_size: int, eval_batch_size: int, valid_fraction: float, test_fraction: float,
+        tokenizer: str | None, vocab_size: int | None, predict_split: Split, seed: int,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.source, self.corpus, self.seed = source, Corpus(source), seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
+        self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
         self.kept_tokens = []
         self._splits: dict[Split, Any] = {}
         self._examples: dict[Split, list[Any]] = {}

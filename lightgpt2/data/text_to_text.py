@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data.batches import Slice
-from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.examples import split_examples
 from lightgpt2.data.examples_data import ExamplesData
 from lightgpt2.data.generated import GeneratedTargets
@@ -87,16 +86,22 @@ class TextToTextData(ExamplesData):
         predict_split: Split = "test",
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        self.source, self.corpus = source, Corpus(source)
+        super().__init__(
+            source,
+            batch_size,
+            eval_batch_size,
+            valid_fraction,
+            test_fraction,
+            tokenizer,
+            vocab_size,
+            predict_split,
+            seed,
+        )
         self.columns = PairColumns(source_field, target_field)
-        self.prefix, self.longer, self.seed = prefix, longer, seed
+        self.prefix, self.longer = prefix, longer
         self.max_source_length, self.max_target_length = int(max_source_length), int(max_target_length)
         self.template, self.chat_template = template, chat_template
         self.generated_by, self.generation = generated_by, generation
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
-        self.tokenizer_source, self.vocab_size, self.predict_split = tokenizer, vocab_size, predict_split
 
     def problems(self) -> list[str]:
         found = super().problems()

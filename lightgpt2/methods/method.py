@@ -188,7 +188,8 @@ class Method(Parts):
             self.model, _ = self.start.build(None, self.trust_remote_code)  # type: ignore[arg-type]
         else:
             self.model = new_model(config)
-            untie(self.model, checkpoint.get("tied", True))
+            if not checkpoint.get("tied", True):
+                untie(self.model)
         self.objective, self.operations = CrossEntropy(), []  # a teacher is not needed to use the model
         for name in [name for name in checkpoint["state_dict"] if name.startswith("objective.")]:
             del checkpoint["state_dict"][name]

@@ -75,7 +75,7 @@ def block_of(name: str, paths: Mapping[str, str]) -> str | None:
 
 
 def unit_names(counts: Mapping[str, int]) -> list[str]:
-    """The names of what there are so many of in each place: `{"decoder.cross": 2}` are `decoder.0.cross`, `decoder.1.cross`."""
+    """Name the part of each block: `{"decoder.cross": 2}` gives `decoder.0.cross` and `decoder.1.cross`."""
     names = []
     for place, count in counts.items():
         stack, *part = place.split(".")

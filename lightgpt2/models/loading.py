@@ -180,18 +180,19 @@ def carry_generation(old: PreTrainedModel, new: PreTrainedModel) -> None:
 def new_like(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """A model of another configuration for weights that are taken from this one, with its device, mode and generation settings.
 
-    Its head is tied to the embedding if that of the other is, whatever the configuration says.
+    The new head is tied to the embedding exactly if the old one is; the configuration does not decide.
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are written over
         made = new_model(config).to(model.device)
-    untie(made, is_tied(model))
+    if not is_tied(model):
+        untie(made)
     carry_generation(model, made)
     return made.train(model.training)
 
 
-def untie(model: PreTrainedModel, tied: bool = False) -> None:
-    """Gives a model's vocabulary head a weight of its own, unless it is to be tied."""
-    if tied or not is_tied(model):
+def untie(model: PreTrainedModel) -> None:
+    """Unties a model's vocabulary head from its embedding, by a copy of the weight."""
+    if not is_tied(model):
         return
     head: Any = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)

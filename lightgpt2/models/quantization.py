@@ -201,7 +201,8 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     plain = new_model(config)
-    untie(plain, is_tied(model))
+    if not is_tied(model):
+        untie(plain)
     carry_generation(model, plain)
     plain.name_or_path = model.name_or_path
     weights = model.state_dict()  # which also undoes the packing that some processors' kernels want

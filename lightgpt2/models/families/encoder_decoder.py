@@ -16,8 +16,8 @@ _STACKS = ("encoder", "decoder")
 class EncoderDecoder(Family):
     """An encoder-decoder; each subclass says where its modules are.
 
-    `blocks` is the path of the list of blocks in both stacks. Cross-attention has roles of its own: `cross_query`, `cross_key`,
-    `cross_value` and `cross_context`.
+    `blocks` is the path of the list of blocks, the same in both stacks. The roles of cross-attention are `cross_query`,
+    `cross_key`, `cross_value` and `cross_context`.
     """
 
     auto_classes = (SEQ2SEQ,)

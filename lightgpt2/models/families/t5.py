@@ -13,10 +13,10 @@ from lightgpt2.models.families.encoder_decoder import EncoderDecoder
 
 
 class T5(EncoderDecoder):
-    """T5, whose tied head has a scale, and FLAN-T5, whose head is a matrix of its own.
+    """T5, with a tied and scaled head, and FLAN-T5, with a separate head.
 
-    Relative positions are a table in the first block of each stack, a column for each head; all blocks add what it says to
-    their scores.
+    The first block of each stack has a table of relative positions with a column for each head. All blocks add its values to
+    their attention scores.
     """
 
     model_types, blocks = ("t5",), "block"
@@ -82,7 +82,7 @@ class T5(EncoderDecoder):
         for layer, block in enumerate(stack.block):
             own, *cross, neurons = block.layer
             attention = own.SelfAttention
-            # The first block's table is for all, unless heads were removed: then each has one of its own.
+            # All blocks share the first block's table. After heads were removed each block has a separate one.
             if getattr(attention, "relative_attention_bias", None) is not None:
                 seen = writer.relative(attention.relative_attention_bias, _by_distance(attention))
             normal = writer.normalize_rms(own.layer_norm, x)

@@ -212,7 +212,7 @@ def _set_heads(part: Any, count: int, config: PretrainedConfig) -> None:
     before, _ = _sizes(_output(part, config.hidden_size)[1])
     size = before // config.num_attention_heads
     _resize(part, count * size, config.hidden_size)
-    # Some read the sizes when they run, under names of their own.
+    # Some attention classes read their sizes in `forward`, and each names them differently.
     part = getattr(part, "self", part)  # BERT's without its output layer
     groups = getattr(part, "num_key_value_groups", 1)
     names = {"num_heads": count, "num_attention_heads": count, "n_heads": count, "num_key_value_heads": count // groups}
