@@ -195,7 +195,7 @@ class NextToken(TargetDecoder):
     def write(self) -> None:
         super().write()
         if self._first is None:  # its cache gives the position
-            raise UserError([Problem("", "no layer of the decoder has self-attention heads left", "prune fewer heads")])
+            raise UserError([Problem("", "no layer of the decoder has heads of its own left", "prune fewer heads")])
 
     def _read(self) -> None:
         """Write the inputs."""
