@@ -10,7 +10,7 @@ SST2 one with train.tsv and dev.tsv. The arms:
 - `full`, `lora`, `qlora`: all weights, adapters, adapters on NF4
 - `cut`: the first `full` without the tokens that no training text has, not trained
 - `student`, `student alone`: three layers of `cut`, with it as teacher and without
-- `small`: three layers with three quarters of their neurons, and the tokens of the training texts, of the first `full`, with
+- `small`: three layers with 896 of their 1,536 neurons, and the tokens of the training texts, of the first `full`, with
   that as teacher
 - `movement`, `magnitude`, `random`: 30 % of the heads and 60 % of the neurons removed from the first `full`, its own teacher
 """
@@ -68,7 +68,7 @@ def methods(model: str, full: str, cut: str, steps: int, seed: int) -> dict[str,
         "student": ("Distill", {**student, "loss": _TAUGHT}),
         "student alone": ("Distill", {**student, "loss": _ALONE}),
         "small": ("Trim", {
-            "model": full, "layers": [0, 2, 5], "ffn": 1152, "vocabulary": "corpus", "importance": "activation",
+            "model": full, "layers": [0, 2, 5], "ffn": 896, "vocabulary": "corpus", "importance": "activation",
             "loss": _TAUGHT, "optimizer": optimizer(1e-4),
         }),
         **{
