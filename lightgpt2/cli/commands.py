@@ -236,8 +236,41 @@ def clean(names: list[str] = [], *, data: bool = False, yes: bool = False) -> No
     print(f"{sum(sizes.values()):.2f} MB {said}" if sizes else "nothing can go", flush=True)
 
 
+def card(run: str, *, name: str | None = None, output: str | None = None) -> None:
+    """Write a finished model's card for the hub, from its ledger: what was done, quality, size, data, licences.
+
+    Args:
+        run: Name of a run, or a model folder or exported folder.
+        name: What the model is called in it, owner/name on the hub (default: the run's name).
+        output: File to write (default: README.md in the model's folder).
+    """
+    from lightgpt2.report.card import CARD
+    from lightgpt2.runs.hub import finished_model, write_card
+
+    folder = finished_model(run)
+    target = Path(output).expanduser() if output else folder / CARD
+    refuse(unwritable("--output", target, target.parent))
+    write_card(folder, name or Path(run).name, target)
+    print(f"card: {target}", flush=True)
+
+
+def push(run: str, name: str, *, private: bool = False) -> None:
+    """Upload a finished model to the hub, with its card. A README.md that is in its folder is kept.
+
+    Args:
+        run: Name of a run, or a model folder or exported folder.
+        name: The repository, owner/name.
+        private: Make a new repository private.
+    """
+    from lightgpt2.runs.hub import finished_model
+    from lightgpt2.runs.hub import push as upload
+
+    print(f"uploaded: {upload(finished_model(run), name, private)}", flush=True)
+
+
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, export, sweep, report, runs, show, clean)
+    verb.__name__: verb
+    for verb in (pipeline, benchmark, generate, classify, export, sweep, report, runs, show, clean, card, push)
 }
 
 

@@ -35,7 +35,7 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, lis
         pictures(scattered),
         *(_samples(_last(chain).model) for chain in chains.values()),
         *(_classes(_last(chain).model, plot) for chain, plot in zip(chains.values(), confused, strict=True)),
-        f"## Models\n\n{_models(rows)}",
+        f"## Models\n\n{model_table(rows)}",
         f"## Verdicts\n\n{_verdicts(compared)}" if compared else "",
         folded("Training curves and sweeps", pictures(trained)),
         folded("The rule and the definitions", rule, items(f"Measured on: {text}." for text in sorted(machines))),
@@ -98,7 +98,7 @@ def _classes(model: Model, plot: Plot | None) -> str:
     return f"## Classes\n\n{escape(intervals(about))}\n\n{shown}\n\n{pictures([plot])}"
 
 
-def _models(rows: Sequence[Model]) -> str:
+def model_table(rows: Sequence[Model]) -> str:
     """One row a model; only columns that were measured."""
     names = list(dict.fromkeys(name for row in rows for name in figures.metrics(row.score.quality)))[:_METRICS]
     disk, weights, *speeds = resources(*rows)
