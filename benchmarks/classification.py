@@ -11,7 +11,7 @@ SST2 one with train.tsv and dev.tsv. The arms:
 - `cut`: the first `full` without the tokens that no training text has, not trained
 - `student`, `student alone`: three layers of `cut`, with it as teacher and without
 - `small`: three layers with 896 of their 1,536 neurons, and the tokens of the training texts, of the first `full`, with
-  that as teacher
+  that as teacher; twice the steps
 - `movement`, `magnitude`, `random`: 30 % of the heads and 60 % of the neurons removed from the first `full`, its own teacher
 """
 
@@ -69,7 +69,7 @@ def methods(model: str, full: str, cut: str, steps: int, seed: int) -> dict[str,
         "student alone": ("Distill", {**student, "loss": _ALONE}),
         "small": ("Trim", {
             "model": full, "layers": [0, 2, 5], "ffn": 896, "vocabulary": "corpus", "importance": "activation",
-            "loss": _TAUGHT, "optimizer": optimizer(1e-4),
+            "loss": _TAUGHT, "optimizer": optimizer(2e-4) | {"warmup_steps": warmup(2 * steps)},
         }),
         **{
             criterion: ("MovementPruning", {**pruned, "pruning": {**shares, "criterion": criterion}})
@@ -81,14 +81,15 @@ def methods(model: str, full: str, cut: str, steps: int, seed: int) -> dict[str,
 def configuration(options: argparse.Namespace, arm: str, full: str, cut: str, seed: int) -> dict[str, Any]:
     """What `lightgpt2 fit` reads."""
     method, settings = methods(place(options.model), full, cut, options.steps, seed)[arm]
-    checked = {"val_check_interval": options.steps, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
+    steps = options.steps * (2 if arm == "small" else 1)
+    checked = {"val_check_interval": steps, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
     task = {"class_path": "lightgpt2.tasks.Classification"}
     data = {"source": place(options.source), "max_length": _LENGTH, "batch_size": _BATCH, "test_fraction": 0.0}
     return {
         "seed_everything": seed,
         "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"task": task, **settings}},
         "data": {"class_path": "lightgpt2.data.ClassificationData", "init_args": data},
-        "trainer": {"max_steps": 0} if arm == _UNTRAINED else {"max_steps": options.steps, **checked},
+        "trainer": {"max_steps": 0} if arm == _UNTRAINED else {"max_steps": steps, **checked},
     }
 
 
