@@ -46,6 +46,13 @@ class Engine(Protocol):
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         """The logits `[B, T, V]` at all positions of a batch, valid until the next call; `decode` does not go on from here."""
 
+    def resume(self, ids: Ints, kept: int) -> Floats:
+        """Read tokens `[T]`, at least one, behind the first `kept` positions of the sequence that this method has read.
+
+        That sequence is apart from the batches of the other methods. What is behind `kept` is dropped; 0 begins anew, as the
+        caller must after an exception. Returns the logits of the next token `[V]`: the caller's until the next call.
+        """
+
 
 class Classifier(Protocol):
     """A classifier of texts, for one batch at a time.

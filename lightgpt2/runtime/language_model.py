@@ -15,7 +15,9 @@ from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.processors import as_ids
+from lightgpt2.runtime.reader import Reader
 from lightgpt2.runtime.sampling import Sampler
+from lightgpt2.runtime.spellings import Spellings
 from lightgpt2.runtime.text import Writer
 
 OnText = Callable[[int, str], None]
@@ -207,6 +209,17 @@ class LanguageModel:
             raise UserError([Problem(which, str(error), "change the conversation")]) from error
         tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What reads texts that are being typed; one for all who complete texts with this model."""
+        return Reader(self.engine, Spellings(self.tokenizer))
+
+    @property
+    def first(self) -> int:
+        """The token before the first one of a text that has no other."""
+        said = (each for name in ("bos_token_id", "eos_token_id") for each in as_ids(self._folder.get(name)))
+        return next(said, 0)
 
     @property
     def has_template(self) -> bool:
