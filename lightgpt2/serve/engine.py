@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
-class Cancelled(Exception):  # noqa: N818 - not an error
-    """What is computed is no longer wanted."""
+from lightgpt2.runtime.completion import Cancelled
 
 
 class Watched:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightgpt2.runtime.completion import Cancelled
 from lightgpt2.runtime.engines import Floats
-from lightgpt2.serve.engine import Cancelled
 from lightgpt2.serve.worker import Job
 
 

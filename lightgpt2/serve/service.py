@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from starlette.requests import Request
 
 from lightgpt2.errors import cut
-from lightgpt2.serve.engine import Cancelled, Watched
+from lightgpt2.runtime.completion import Cancelled
+from lightgpt2.serve.engine import Watched
 from lightgpt2.serve.generation import Usage
 from lightgpt2.serve.guard import body_of
 from lightgpt2.serve.metrics import Metrics

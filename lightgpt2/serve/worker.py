@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from lightgpt2.errors import UserError
+from lightgpt2.runtime.completion import Cancelled
 from lightgpt2.runtime.language_model import TooLong
-from lightgpt2.serve.engine import Cancelled
 from lightgpt2.serve.refusals import Refusal, mistake, refusal_of
 
 Why = Literal["gone", "replaced", "crowded", "closing", "late"]
