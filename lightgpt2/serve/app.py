@@ -42,13 +42,17 @@ def make_app(service: Service) -> ASGIApp:
     routes = [Route(path, safely(endpoint), methods=["POST"]) for path, endpoint in posts.items()]
     routes += [Route(path, safely(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
     routes.append(Route("/v1/models/{name:path}", safely(_model), methods=["GET"]))
-    there = ", ".join([*gets, *posts])
 
     async def wrong(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return refused(Refusal(404, f"there is no such path with this model; there are {there}"))
-        return refused(Refusal(error.status_code, str(error.detail), headers=error.headers))
+            return refused(
+                Refusal(404, f"there is no such path with this model; there are {', '.join([*gets, *posts])}")
+            )
+        allowed = (error.headers or {}).get("Allow", "")
+        return refused(
+            Refusal(error.status_code, f"the method is not allowed here; use {allowed}", headers=error.headers)
+        )
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: wrong})
     app.router.redirect_slashes = False

@@ -1,6 +1,7 @@
 """An engine that is asked between its forward passes whether to go on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightgpt2.runtime.completion import Cancelled
@@ -10,13 +11,21 @@ class Watched:
     """Any engine, encoder-decoder or classifier of `runtime.engines`, which it passes calls on to.
 
     Attributes:
-        stop: True once what is computed is no longer wanted: the next forward pass raises `Cancelled`.
-        read: How many tokens of prompts it has read.
+        read: How many tokens of prompts it has read since `asking`.
     """
 
     def __init__(self, engine: Any) -> None:
         self._engine, self.read = engine, 0
-        self.stop: Callable[[], bool] = lambda: False
+        self._stop: Callable[[], bool] | None = None
+
+    @contextmanager
+    def asking(self, stop: Callable[[], bool]) -> Iterator[None]:
+        """Raise `Cancelled` at the next forward pass inside, once `stop` answers true."""
+        self._stop, self.read = stop, 0
+        try:
+            yield
+        finally:
+            self._stop = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -37,5 +46,5 @@ class Watched:
         return self._engine.logits(batch, *rest)
 
     def _ask(self) -> None:
-        if self.stop():
+        if self._stop and self._stop():
             raise Cancelled

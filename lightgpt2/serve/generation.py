@@ -71,17 +71,17 @@ class Generation:
     def __call__(self, job: Job) -> None:
         """Generate; a text that takes longer than the job may ends where it is, as one that has all its tokens does."""
         engine = self._model.engine
-        engine.stop, engine.read = job.stop, 0
 
         def on_text(index: int, text: str) -> None:
             job.say(Piece(index, text, self._taken(index)))
 
         try:
-            for done in self._model.texts(self._prompts, self._options, on_text, on_token=self._on_token):
-                self._open.remove(done.index)
-                job.say(Piece(done.index, "", self._taken(done.index), done.finish_reason))
-                if done.index not in self._last:  # of beams
-                    self._count += len(self._model.tokenizer.encode(done.text, add_special_tokens=False).ids)
+            with engine.asking(job.stop):
+                for done in self._model.texts(self._prompts, self._options, on_text, on_token=self._on_token):
+                    self._open.remove(done.index)
+                    job.say(Piece(done.index, "", self._taken(done.index), done.finish_reason))
+                    if done.index not in self._last:  # of beams
+                        self._count += len(self._model.tokenizer.encode(done.text, add_special_tokens=False).ids)
         except Cancelled:
             if job.why != "late":
                 raise

@@ -38,8 +38,8 @@ async def classify(request: Request) -> Response:
 
     def work(job: Job) -> None:
         engine = service.model.engine
-        engine.stop, engine.read = job.stop, 0
-        rows: list[dict[str, Any]] = service.model.classify(texts)
+        with engine.asking(job.stop):
+            rows: list[dict[str, Any]] = service.model.classify(texts)
         job.say([{"index": index, **row} for index, row in enumerate(rows)])
         job.say(Usage(engine.read, 0))
 

@@ -30,7 +30,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     folder = tmp_path_factory.mktemp("profile")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", f"--user-data-dir={folder}"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        f"--user-data-dir={folder}",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
@@ -166,7 +172,9 @@ def test_nothing_is_stored_and_nothing_else_is_loaded(page: Page) -> None:
     page.type("the qui<b>&amp;")
     stored = "return [localStorage.length, sessionStorage.length, document.cookie]"
     assert page.browser.execute_script(stored) == [0, 0, ""]
-    names = page.browser.execute_script("return performance.getEntriesByType('resource').map((e) => new URL(e.name).pathname)")
+    names = page.browser.execute_script(
+        "return performance.getEntriesByType('resource').map((e) => new URL(e.name).pathname)"
+    )
     assert {*names} <= {"/v1/models", "/complete"}
     assert page.browser.execute_async_script(
         """const done = arguments[0], script = document.createElement("script");
