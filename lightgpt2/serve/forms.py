@@ -16,6 +16,7 @@ class Form:
     """How an endpoint writes its answers.
 
     Args:
+        prompt: The field that has the prompts.
         prefix: What its ids begin with.
         name: Its `object`; of a chunk, `chunk`.
         chunk: See `name`.
@@ -25,6 +26,7 @@ class Form:
         scores: The probabilities of tokens, of which the first begins at a place in the text.
     """
 
+    prompt: str
     prefix: str
     name: str
     chunk: str
@@ -59,6 +61,7 @@ def _chat_scores(scores: Sequence[Score], place: int) -> dict[str, Any]:
 
 
 COMPLETION = Form(
+    "prompt",
     "cmpl",
     "text_completion",
     "text_completion",
@@ -68,6 +71,7 @@ COMPLETION = Form(
     _text_scores,
 )
 CHAT = Form(
+    "messages",
     "chatcmpl",
     "chat.completion",
     "chat.completion.chunk",

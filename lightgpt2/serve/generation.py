@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightgpt2.errors import UserError
 from lightgpt2.runtime.completion import Cancelled
 from lightgpt2.runtime.engines import Floats
+from lightgpt2.serve.refusals import refusal_of
 from lightgpt2.serve.worker import Job
 
 
@@ -59,10 +61,13 @@ class Generation:
         prompts: The prompts.
         options: As for its `texts`.
         top: How many of the most likely tokens are told for each one; None: no probabilities at all.
+        field: The field that has the prompts, for errors.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Any], options: Mapping[str, Any], top: int | None) -> None:
-        self._model, self._prompts, self._options, self._top = model, prompts, options, top
+    def __init__(
+        self, model: Any, prompts: Sequence[Any], options: Mapping[str, Any], top: int | None, field: str
+    ) -> None:
+        self._field, self._model, self._prompts, self._options, self._top = field, model, prompts, options, top
         self._open = {*range(len(prompts))}  # whose texts are not at their end
         self._scores: dict[int, list[Score]] = {index: [] for index in self._open}
         self._last: dict[int, int] = {}
@@ -82,6 +87,8 @@ class Generation:
                     job.say(Piece(done.index, "", self._taken(done.index), done.finish_reason))
                     if done.index not in self._last:  # of beams
                         self._count += len(self._model.tokenizer.encode(done.text, add_special_tokens=False).ids)
+        except UserError as error:
+            raise refusal_of(error, self._field) from None
         except Cancelled:
             if job.why != "late":
                 raise

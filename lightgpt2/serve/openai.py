@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from lightgpt2.errors import UserError
-from lightgpt2.runtime.language_model import TooLong
+from lightgpt2.models.chat import message_problem
 from lightgpt2.runtime.options import resolve
 from lightgpt2.runtime.text_to_text import TextToText
 from lightgpt2.serve.fields import FLAG, INTEGER, LIST, NUMBER, OBJECT, STOPS, TEXT, TEXTS, Field, between, read_fields
@@ -73,6 +73,8 @@ async def chats(request: Request) -> Response:
     values = read_fields(await service.body(request), _OF_CHATS, "messages")
     if "max_completion_tokens" in values:
         values["max_tokens"] = values["max_completion_tokens"]
+    if wrong := message_problem(values["messages"], reply=True):
+        raise Refusal(400, f"messages: {wrong}", "messages", "invalid_value")
     top = values.get("top_logprobs")
     if top is not None and not values.get("logprobs"):
         raise Refusal(400, "top_logprobs: needs logprobs; set it to true", "top_logprobs", "invalid_value")
@@ -92,15 +94,15 @@ def _asked(service: Service, form: Form, values: Mapping[str, Any], prompts: lis
         if top is not None and options.get("num_beams", 1) > 1:
             raise Refusal(400, "logprobs: beams have none; remove it, or num_beams", "logprobs", "invalid_value")
     else:
-        settings = {"temperature": 1.0, "top_k": 0, "seed": secrets.randbits(32)} | options
+        settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": secrets.randbits(32)} | options
     if settings.get("temperature") == 0:  # where both change nothing
         settings = {name: value for name, value in settings.items() if name not in ("top_k", "top_p")}
     try:
         resolve(settings, {"do_sample": True})
     except UserError as error:
-        raise refusal_of(error, TooLong) from None
+        raise refusal_of(error) from None
     texts = [prompt for prompt in prompts for _ in range(each)]
-    work = Generation(service.model, texts, {**settings, "batch_size": _MOST}, top)
+    work = Generation(service.model, texts, {**settings, "batch_size": _MOST}, top, form.prompt)
     with_usage = bool(values.get("stream_options", {}).get("include_usage"))
     return _Asked(form, work, len(texts), top is not None, values.get("stream", False), with_usage)
 

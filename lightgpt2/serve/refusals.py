@@ -5,7 +5,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from lightgpt2.errors import Problem, UserError, tell
+from lightgpt2.errors import UserError, tell
+from lightgpt2.runtime.language_model import TooLong
 
 _NAMES = {"max_new_tokens": "max_tokens"}  # of the runtime's options, as clients call them
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -42,11 +43,13 @@ class Refusal(Exception):  # noqa: N818 - it may also be the server's own state
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def refusal_of(error: UserError, too_long: type[Problem]) -> Refusal:
-    """What is answered to a person's mistake; `too_long` marks the problem of a prompt that the context has no room for."""
-    problems = [problem.renamed(_NAMES) for problem in error.problems]
-    code = "context_length_exceeded" if any(isinstance(each, too_long) for each in error.problems) else None
-    return Refusal(400, "; ".join(problems), problems[0].key or None, code)
+def refusal_of(error: UserError, prompt: str = "prompt") -> Refusal:
+    """What is answered to a person's mistake; `prompt` is the field that has the prompts."""
+    problems = [problem.renamed(_NAMES | {"prompt": prompt}) for problem in error.problems]
+    key = problems[0].key
+    param = prompt if key.startswith("prompt ") else key or None  # `prompt 2` of several
+    too_long = any(isinstance(each, TooLong) for each in error.problems)
+    return Refusal(400, "; ".join(problems), param, "context_length_exceeded" if too_long else None)
 
 
 def mistake(error: Exception) -> Refusal:

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -21,10 +22,6 @@ from lightgpt2.serve.worker import Worker
 
 _SLOW = 10.0  # seconds that a request's head, or room for more of an answer, may take to come
 _CONNECTIONS = 500
-_BUSY = json.dumps(Refusal(429, "too many connections; try again later").body).encode()
-_HEAD = (
-    b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\n\r\n"
-)
 
 
 class _Connection(H11Protocol):
@@ -35,8 +32,7 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > _CONNECTIONS:
-            transport.write(_HEAD + _BUSY)
-            transport.close()
+            self._refuse(Refusal(429, "too many connections; try again later", headers={"Retry-After": "5"}))
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -45,6 +41,9 @@ class _Connection(H11Protocol):
             self._stop_timer()
         elif self._timer is None:
             self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Refusal(400, "the request is no valid HTTP, or its head is too long", code="invalid_http"))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -57,6 +56,20 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer what is no request that the application could, and close."""
+        body = json.dumps(refusal.body).encode()
+        headers = {
+            **refusal.headers,
+            "Content-Type": "application/json",
+            "Content-Length": len(body),
+            "Connection": "close",
+        }
+        lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
 
     def _start_timer(self) -> None:
         self._stop_timer()

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from lightgpt2.errors import UserError
 from lightgpt2.runtime.completion import Cancelled
-from lightgpt2.runtime.language_model import TooLong
 from lightgpt2.serve.refusals import Refusal, mistake, refusal_of
 
 Why = Literal["gone", "replaced", "crowded", "closing", "late"]
@@ -182,5 +181,5 @@ def _answer_to(error: Exception) -> Exception:
     if isinstance(error, Refusal | Cancelled):
         return error
     if isinstance(error, UserError):
-        return refusal_of(error, TooLong)
+        return refusal_of(error)
     return mistake(error)

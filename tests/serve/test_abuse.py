@@ -62,10 +62,12 @@ SECRET = "nobody else may read this"
         ("completions", {"prompt": "x", "logit_bias": {"5": 9}}, 400, "logit_bias", "unknown_field"),
         ("completions", {"prompt": "x", "presence_penalty": 1}, 400, "presence_penalty", "unknown_field"),
         ("completions", {"prompt": "x", "temprature": 1}, 400, "temprature", "unknown_field"),
-        ("chat/completions", {"messages": []}, 400, "prompt", None),
+        ("chat/completions", {"messages": []}, 400, "messages", "invalid_value"),
         ("chat/completions", {"messages": "hi"}, 400, "messages", "invalid_value"),
-        ("chat/completions", {"messages": [{"role": "user"}]}, 400, "prompt", None),
-        ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "prompt", None),
+        ("chat/completions", {"messages": [{"role": "user"}]}, 400, "messages", "invalid_value"),
+        ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "messages", "invalid_value"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 300}], "n": 2}, 400, "messages",
+         "context_length_exceeded"),
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, 400, "tools", "unknown_field"),
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 1}, 400, "top_logprobs",
          "invalid_value"),
@@ -260,6 +262,16 @@ def test_more_connections_than_are_allowed_hear_so(tokenizer: Tokenizer, monkeyp
         head, _, body = held[-1].recv(1000).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429")
         assert json.loads(body)["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize("head", [b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, b"\x16\x03\x01\x02"])
+def test_what_is_no_http_is_an_error_too(slow: tuple[str, Service], head: bytes) -> None:
+    with socket.create_connection(address_of(slow[0])) as client:
+        client.settimeout(5)
+        client.sendall(head + b"\r\n\r\n")
+        said, _, body = client.recv(1000).partition(b"\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 400 Bad Request")
+        assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
 def test_a_later_request_of_a_session_ends_the_one_before(slow: tuple[str, Service]) -> None:
