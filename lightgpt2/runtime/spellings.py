@@ -116,10 +116,8 @@ def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     kind = decoder["type"] if decoder else "none"
     if decoder and kind == "Sequence":
         return [step for each in decoder["decoders"] for step in _steps(each)]
-    if (
-        decoder
-        and kind in ("ByteLevel", "Metaspace", "ByteFallback")
-        or (decoder and kind == "Replace" and "String" in decoder["pattern"])
+    if (decoder and kind in ("ByteLevel", "Metaspace", "ByteFallback")) or (
+        decoder and kind == "Replace" and "String" in decoder["pattern"]
     ):
         return [decoder]
     if kind in ("Fuse", "Strip"):  # of the whole text
