@@ -36,9 +36,10 @@ class Completion:
 
     Attributes:
         text: What to append; empty if there is nothing to show.
-        words: Its parts: the rest of the partial word (empty if the text ends between words), then further words, each with what
-            is before it.
-        probability: Of `text` and the end of a word behind it, given the text so far.
+        words: Its parts: the rest of the partial word (empty if the text ends between words), then further words, with what is
+            before them.
+        probability: Of `text` and the end of a word behind it, given the text so far: the sum over its spellings, without those
+            that take further forward passes.
     """
 
     text: str
@@ -170,10 +171,9 @@ class _Words:
         ended = bool(typed) or (not inside and in_word(text[-1]))
         leaves, mass = self._paths.spell(start, rest, ended, stop)
         search = _Search(self._paths, beams, stop)
+        open_ = [_Beam(-1.0, start, b"")]
         if constrained or ended:
             open_ = [beam for leaf in leaves for beam in search.tokens(leaf)]
-        else:
-            open_ = [_Beam(-1.0, start, b"")]
         parts, reached = [""], 0
         for number in range(0 if inside else 1, words + 1):
             found = search.word(open_, number == 0)
@@ -240,10 +240,14 @@ class _Search:
     def tokens(self, leaf: Leaf, text: bytes = b"", done: int = 0) -> Iterator[_Beam]:
         """The most likely tokens of a leaf."""
         chances = leaf.node.spelled[leaf.places]
-        places = np.arange(len(leaf.node.spelled))[leaf.places]
-        count = min(self._beams, len(chances))
-        for at in np.argpartition(chances, len(chances) - count)[len(chances) - count :] if count else ():
-            place = places[at]
+        if self._beams >= len(chances):
+            best = np.arange(len(chances))
+        elif self._beams == 1:
+            best = np.array([chances.argmax()])
+        else:
+            best = np.argpartition(chances, -self._beams)[-self._beams :]
+        for at in best:
+            place = leaf.places.start + at if isinstance(leaf.places, slice) else leaf.places[at]
             added = self._spellings.bytes[place][leaf.passed :]
             ids = (*leaf.ids, int(self._spellings.ids[place]))
             yield _Beam(-leaf.weight * float(chances[at]), ids, text + added, done)
@@ -255,7 +259,7 @@ class _Search:
             return
         node = self._paths.reader.known(beam.ids)
         if node is not None:
-            yield from self.tokens(Leaf(beam.ids, -beam.cost, node, np.flatnonzero(self._spellings.begins), 0), beam.text, done)
+            yield from self.tokens(Leaf(beam.ids, -beam.cost, node, self._spellings.outside, 0), beam.text, done)
 
     def word(self, open_: list[_Beam], partial: bool) -> tuple[_Beam, str] | None:
         """The most likely part, with its beam; None if none comes before the end of the line.
@@ -289,7 +293,7 @@ class _Search:
                 best = beam.cost * node.ends, beam, part
             elif not begun and (best is None or beam.cost * node.special < best[0]):
                 best = beam.cost * node.special, beam, ""
-            places = np.flatnonzero(~self._spellings.begins) if begun else slice(None)
+            places = self._spellings.inside if begun else slice(0, None)
             children = self.tokens(Leaf(beam.ids, -beam.cost, node, places, 0), beam.text, beam.done)
             open_ = heapq.nsmallest(self._beams, [*open_, *children])
         return None if best is None or not (best[2] or partial) else (best[1], best[2])

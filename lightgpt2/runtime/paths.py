@@ -71,7 +71,7 @@ class Paths:
             rest = text[at:]
             if ended and not rest:
                 found += weight * node.ends
-                leaves.append(Leaf(ids, weight, node, np.flatnonzero(spellings.begins), 0))
+                leaves.append(Leaf(ids, weight, node, spellings.outside, 0))
                 continue
             places: slice | NDArray[np.int64]
             places = np.array(spellings.ending(rest), np.int64) if ended else slice(*spellings.range(rest))

@@ -1,6 +1,5 @@
 """What follows a sequence of tokens, with the work of sequences before it: what was read is not read again."""
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -61,9 +60,9 @@ class Reader:
         check_finite(logits[None])
         weights = np.exp(logits - logits.max())
         total = float(weights.sum(dtype=np.float64))
-        spelled = (weights[self.spellings.ids] / np.float32(total)).astype(np.float32)
-        inside = float(spelled[~self.spellings.begins].sum(dtype=np.float64))
-        node = Node(spelled, max(0.0, 1 - math.fsum([float(spelled.sum(dtype=np.float64))])), max(0.0, 1 - inside))
+        spelled = (weights / total)[self.spellings.ids].astype(np.float32)
+        whole, inside = (float(part.sum(dtype=np.float64)) for part in (spelled, spelled[self.spellings.inside]))
+        node = Node(spelled, max(0.0, 1 - whole), max(0.0, 1 - inside))
         self._nodes[ids] = node
         if len(self._nodes) > self._most:
             self._nodes.popitem(last=False)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from lightgpt2.errors import Problem, UserError
@@ -22,7 +21,12 @@ _PUNCTUATION = b"\xe2\x80"  # begins most characters of Unicode's general punctu
 
 def in_word(character: str) -> bool:
     """True for a character that words have: a letter or digit, a mark on one, an underscore or an apostrophe."""
-    return character.isalnum() or character in _APOSTROPHES or character == "_" or unicodedata.category(character)[0] == "M"
+    return (
+        character.isalnum()
+        or character in _APOSTROPHES
+        or character == "_"
+        or unicodedata.category(character)[0] == "M"
+    )
 
 
 class Spellings:
@@ -34,7 +38,8 @@ class Spellings:
     Attributes:
         ids: The tokens `[N]`.
         bytes: What each of them spells.
-        begins: True `[N]` for tokens that begin with a character that is in no word.
+        outside: Places of the tokens that begin with a character that is in no word.
+        inside: Places of all others.
         adds_space: True if the tokenizer puts a space before the first word of a text.
 
     Raises:
@@ -51,7 +56,9 @@ class Spellings:
         spelled = [(text, index) for text, index in spelled if text]
         self.bytes = [text for text, _ in spelled]
         self.ids: Ints = np.array([index for _, index in spelled], np.int64)
-        self.begins: NDArray[np.bool_] = np.array([_is_outside(text) for text in self.bytes])
+        outside = np.array([_is_outside(text) for text in self.bytes], bool)
+        self.outside: Ints = np.flatnonzero(outside)
+        self.inside: Ints = np.flatnonzero(~outside)
         self._ending = [
             place
             for place, text in enumerate(self.bytes)
@@ -62,7 +69,9 @@ class Spellings:
 
     def range(self, prefix: bytes) -> tuple[int, int]:
         """First and last place, exclusive, of the tokens that begin with a text, or are it."""
-        return bisect_left(self.bytes, prefix), bisect_left(self.bytes, _successor(prefix)) if prefix else len(self.bytes)
+        return bisect_left(self.bytes, prefix), bisect_left(self.bytes, _successor(prefix)) if prefix else len(
+            self.bytes
+        )
 
     def equal(self, text: bytes) -> tuple[int, int]:
         """First and last place, exclusive, of the tokens that spell exactly this."""
@@ -107,7 +116,7 @@ def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     kind = decoder["type"] if decoder else "none"
     if decoder and kind == "Sequence":
         return [step for each in decoder["decoders"] for step in _steps(each)]
-    if decoder and kind in ("ByteLevel", "Metaspace", "ByteFallback") or (
+    if (decoder and kind in ("ByteLevel", "Metaspace", "ByteFallback")) or (
         decoder and kind == "Replace" and "String" in decoder["pattern"]
     ):
         return [decoder]

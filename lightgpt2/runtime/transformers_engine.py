@@ -17,6 +17,7 @@ class TransformersEngine:
         self._model = model
         self.vocabulary = int(model.config.vocab_size)
         self.context = int(model.config.max_position_embeddings)
+        self._read = 0  # positions of the sequence of `resume`
 
     def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
         self._length = ids.shape[1]

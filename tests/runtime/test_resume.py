@@ -30,7 +30,10 @@ def onnx_engine(family: str, folder: Path) -> tuple[Engine, torch.nn.Module]:
 @pytest.mark.parametrize("make", [transformers_engine, onnx_engine])
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "uneven"])
 def test_any_row_of_resumes_gives_the_logits_of_a_whole_pass(
-    make: Callable[[str, Path], tuple[Engine, torch.nn.Module]], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[str, Path], tuple[Engine, torch.nn.Module]],
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lightgpt2.runtime.onnx_engine._ROOM", 4)  # so that it grows
     engine, model = make(family, tmp_path)
