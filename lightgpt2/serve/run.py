@@ -43,6 +43,7 @@ def serve(
         url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
         tell(f"lightgpt2: {service.name} is served on {url}/v1{f'; the page is {url}/' if completer else ''}")
         Server(app, service.worker).run(sockets=[socket])
+        service.worker.join(5)
 
 
 def _completer(model: Any, name: str, partial: Any) -> Any:

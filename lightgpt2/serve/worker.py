@@ -124,7 +124,12 @@ class Worker:
                 self._drop(job, "closing")
             if self._running:
                 self._running.end("closing")
+                self._running.say(Refusal(*_ENDED["closing"]))  # its client need not wait for the forward pass
             self._changed.notify()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread, which is between two forward passes."""
+        self._thread.join(seconds)
 
     def _expire(self, job: Job) -> None:
         with self._changed:

@@ -121,9 +121,20 @@ def test_the_package_holds_the_page() -> None:
 def test_under_load_there_is_no_error_and_no_other_answer(tmp_path: Path) -> None:
     """The measurement itself is `python -m benchmarks.serving`, for a minute."""
     write_chat_model(tmp_path / "tiny")
-    command = [sys.executable, "-m", "benchmarks.serving", str(tmp_path / "tiny"), "--seconds", "5", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serving",
+        str(tmp_path / "tiny"),
+        "--seconds",
+        "5",
+        "--threads",
+        "1",
+        "--keys",
+        "5",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     before, after = map(float, re.findall(r"memory: ([\d.]+) MB, at the end ([\d.]+) MB", done.stdout)[0])
     assert after < before + 20
-    assert re.search(r"^\| typed \| \d+ \|", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^\| typed, 64 clients \| \d+ \|", done.stdout, flags=re.MULTILINE)

@@ -54,7 +54,7 @@ def run(most: int, test: Callable[[Worker, Gate, Callable[..., Any]], Awaitable[
             gate.open()
             await asyncio.gather(held, return_exceptions=True)
             worker.close()
-            worker._thread.join(5)
+            worker.join(5)
             assert not worker._thread.is_alive()
 
     asyncio.run(main())
