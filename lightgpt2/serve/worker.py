@@ -107,7 +107,7 @@ class Worker:
                 raise Refusal(*_ENDED["closing"])
             self._waiting.setdefault(job.owner, deque()).append(job)
             if self.waiting > self._most:
-                longest = max(self._waiting, key=lambda owner: len(self._waiting[owner]))
+                longest = max(reversed(self._waiting), key=lambda owner: len(self._waiting[owner]))  # the last of equals
                 self._drop(self._waiting[longest][-1], "crowded")
             self._changed.notify()
 

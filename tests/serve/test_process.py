@@ -12,8 +12,10 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from lightgpt2.serve.run import _name
 from tests.support.chats import write_chat_model
 from tests.support.cli import ENVIRONMENT, ROOT, refused
+from tests.support.models import write_classifier
 
 CURLS = re.findall(r"```bash\n(curl .*?)```", (ROOT / "docs/typing.md").read_text(), flags=re.DOTALL)
 
@@ -23,7 +25,8 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproce
     """A server of a tiny model, and its address."""
     folder = tmp_path_factory.mktemp("served")
     write_chat_model(folder / "tiny" / "model")
-    command = [sys.executable, "-m", "lightgpt2", "serve", "tiny/model", "--port", "0", "--threads", "1"]
+    models = ["tiny/model", "--partial", "tiny/model"]
+    command = [sys.executable, "-m", "lightgpt2", "serve", *models, "--port", "0", "--threads", "1"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True) as found:
         assert found.stdout
@@ -96,6 +99,22 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
 ) -> None:
     (found,) = refused(["serve", "gone", *options], capsys)
     assert found.startswith(line)
+
+
+def test_a_model_that_completes_nothing_has_no_partial_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(write_classifier(tmp_path))
+    (line,) = refused(["serve", folder, "--partial", folder, "--port", "0"], capsys)
+    assert line == f"--partial: {folder} completes no words that are being typed; remove it"
+
+
+def test_a_model_is_called_as_its_run_or_its_folder(tmp_path: Path) -> None:
+    for name in ("checkpoints/distill/model", "tiny-onnx"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "tiny-gguf").mkdir()
+    (tmp_path / "tiny-gguf/model.gguf").touch()
+    names = ["checkpoints/distill/model", "tiny-onnx", "tiny-gguf/model.gguf"]
+    assert [_name(str(tmp_path / name)) for name in names] == ["distill", "tiny-onnx", "tiny-gguf"]
+    assert _name("org/name") == "org/name"
 
 
 def test_without_the_extra_there_is_one_line(

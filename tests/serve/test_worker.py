@@ -86,6 +86,18 @@ def test_who_has_the_most_waiting_loses_its_newest_when_there_are_too_many() -> 
     run(3, test)
 
 
+def test_of_owners_with_as_many_waiting_the_newcomer_is_refused() -> None:
+    async def test(worker: Worker, gate: Gate, start: Any) -> None:
+        first = [await start(owner) for owner in "abc"]
+        with pytest.raises(Refusal, match="too many"):
+            await (await start("d"))
+        gate.open()
+        await asyncio.gather(*first)
+        assert gate.order == ["a", "b", "c"]
+
+    run(3, test)
+
+
 def test_what_waits_too_long_is_answered_while_others_run() -> None:
     async def test(worker: Worker, gate: Gate, start: Any) -> None:
         late = await start("late", seconds=0.05)
