@@ -10,6 +10,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from lightgpt2.cli.inference import classify, generate, unwritable
+from lightgpt2.cli.typing import type as type_
 from lightgpt2.errors import Interrupted, Problem, UserError, refuse
 
 
@@ -192,7 +193,7 @@ def sweep(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, export, sweep, report)
+    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, type_, export, sweep, report)
 }
 
 
