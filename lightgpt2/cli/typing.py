@@ -75,7 +75,7 @@ def type(
                 for name, completer, constrained in typing_test.variants(models, loaded, partial, unconstrained):
                     bar.set_description(name[-40:])
                     suggest = typing_test.suggestions(completer, beams, constrained)
-                    played = typing_test.play(chosen, suggest, lambda: bar.update() and None)
+                    played = typing_test.play(chosen, suggest, bar.update)
                     rows[name] = typing_test.summary(played, baseline)
                     baseline = baseline or played
         except KeyboardInterrupt:

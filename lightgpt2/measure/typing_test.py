@@ -25,7 +25,7 @@ _WORD = re.compile(r"(?<![\w'’<@])[^\W\d_]+(?:['’][^\W\d_]+)*(?![\w'’>@])"
 _PASSAGE = 200  # characters that are typed in a row
 _STEPS = 20  # of the curve
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 Suggest = Callable[[str, int], Completion]  # of a text so far, and a number of further words
 
 
