@@ -51,9 +51,9 @@ class MovementGates(Adaptation):
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         found = self.pruning.problems()
-        if config is not None and family_of(config).recurrent and self.pruning.granularity == "structured":
-            what = f"a {config.model_type} has no heads and neurons that could be removed"
-            found.append(Problem("granularity", what, "give weight or block"))
+        if config is not None and family_of(config).recurrent:
+            what = f"models of type {config.model_type} have no attention and no neurons, among which it chooses"
+            found.append(Problem("", what, "prune single weights with lightgpt2.callbacks.GlobalL1Pruning"))
         elif config is not None:
             heads, neurons = ([*counts.values()] for counts in block_units(config))
             found += self.pruning.model_problems(heads, neurons, config.hidden_size)

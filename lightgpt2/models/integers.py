@@ -54,7 +54,7 @@ class Integers:
         if self.bits == 8 and self.group is not None:
             return [Problem("group", "INT8 has one scale for each output channel", "remove it, or give bits 4")]
         if self.activations and family_of(config).recurrent:
-            what = f"what the layers of a {config.model_type} read is rounded by no kernel in training"
+            what = f"the kernel that runs a model of type {config.model_type} does not round what its layers read"
             return [Problem("activations", what, "give false")]
         most = max(Shape.of(config).channels().values())
         if self.group is not None and not 2 <= self.group <= most:

@@ -59,7 +59,7 @@ def settings(form: Format, config: PretrainedConfig, cuda: bool | None = None) -
 def _check_called(form: str, config: PretrainedConfig) -> None:
     """Raise a `UserError` if other layers cannot take the place of a model's linear layers."""
     if family_of(config).recurrent:
-        what = f"one kernel reads all weights of a {config.model_type}, and takes no other layers in their place"
+        what = f"one kernel reads all weights of a model of type {config.model_type}, and takes no other layers"
         raise UserError(f"{form}: {what}; choose fp32, or export to onnx-int8")
 
 

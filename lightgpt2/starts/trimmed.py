@@ -144,7 +144,7 @@ class Trimmed(Start):
             if new and new > (was := getattr(old, name))
         ]
         if family_of(config).recurrent:
-            what = f"the units of a {config.model_type} feed each other, and are not cut"
+            what = f"the units of a model of type {config.model_type} feed each other, and are not cut"
             fix = "remove it, and distil into a narrower one"
             return old, [Problem(f"{self.key}.{name}", what, fix) for name, new in asked.items() if new]
         if problems:

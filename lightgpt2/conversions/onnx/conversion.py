@@ -64,7 +64,7 @@ class Onnx(Exported):
             yield Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")
         writer = writer_of(config)
         if self.layers not in writer.layer_forms:
-            what = f"ONNX Runtime has no operator for a {config.model_type} in {self.layers.upper()}"
+            what = f"ONNX Runtime has no operator for models of type {config.model_type} in {self.layers.upper()}"
             yield Problem("", what, f"give {' or '.join(f for f in _LAYERS if _LAYERS[f] in writer.layer_forms)}")
         if self.target.prefill and writer is not Decoder:
             yield Problem("prefill", "only models that generate read prompts", "remove it")

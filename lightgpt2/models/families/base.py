@@ -206,6 +206,10 @@ class Family(ABC):
                 setattr(sized, key, size)
         return sized
 
+    def state_width(self, config: PretrainedConfig, layers: int) -> int:
+        """The width of the hidden states behind a number of layers; behind none, of what the first one reads."""
+        return int(config.hidden_size)
+
     def fixed(self, model: PreTrainedModel) -> Iterable[nn.Parameter]:
         """Parameters that are computed once and never trained."""
         return ()

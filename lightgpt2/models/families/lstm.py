@@ -38,6 +38,9 @@ class Lstm(Family):
         """The width alone."""
         return Shape(config.hidden_size, 0, 1, 0, 0)
 
+    def state_width(self, config: PretrainedConfig, layers: int) -> int:
+        return int(config.hidden_size if layers else config.embedding_size)
+
     def final_states(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
         """What the head reads of each token; where `position_ids` begin anew, the state does too."""
         positions = inputs.pop("position_ids", None)

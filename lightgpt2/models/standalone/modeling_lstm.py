@@ -103,6 +103,7 @@ class LstmPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _is_stateful = True
+    _supports_sdpa = True  # whatever the attention, there is none
     _no_split_modules = ("LstmLayer",)
 
     @torch.no_grad()
@@ -113,10 +114,11 @@ class LstmPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
                 nn.init.ones_(module.bias[self.config.hidden_size :][: self.config.hidden_size])  # it forgets nothing yet
-        elif isinstance(module, nn.Linear | nn.Embedding):
+        elif isinstance(module, nn.Linear):
             nn.init.uniform_(module.weight, -edge, edge)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
 
 
 class LstmModel(LstmPreTrainedModel):
