@@ -11,6 +11,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from lightgpt2.cli.inference import classify, generate, unwritable
 from lightgpt2.cli.serving import serve
+from lightgpt2.cli.typing import type as type_
 from lightgpt2.errors import Interrupted, Problem, UserError, refuse
 
 
@@ -193,7 +194,7 @@ def sweep(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, serve, export, sweep, report)
+    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, type_, serve, export, sweep, report)
 }
 
 

@@ -24,7 +24,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Engine(Protocol):
-    """A decoder with a cache of keys and values, for one batch at a time.
+    """A decoder with a cache of keys and values, or with states, for one batch at a time.
 
     Attributes:
         vocabulary: V, the number of logits.

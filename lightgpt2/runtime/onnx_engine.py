@@ -29,13 +29,20 @@ class OnnxEngine:
         threads: Threads that compute; default: the physical cores that this process may use.
         name: The model's name in errors, which are `UserError`s.
         profile: Prefix of the files of its profiles; None: no profile.
+        session: The file, if it is loaded already.
     """
 
     def __init__(
-        self, model: Path, context: int, threads: int | None = None, name: str = "MODEL", profile: str | None = None
+        self,
+        model: Path,
+        context: int,
+        threads: int | None = None,
+        name: str = "MODEL",
+        profile: str | None = None,
+        session: runtime.InferenceSession | None = None,
     ) -> None:
         threads = threads or physical_cores()
-        self._session = load_session(model, threads, name, profile)
+        self._session = session or load_session(model, threads, name, profile)
         shapes = {each.name: each.shape for each in self._session.get_inputs()}
         outputs = {each.name: each.shape for each in self._session.get_outputs()}
         # name of the past, name of the present, heads, width of a head
