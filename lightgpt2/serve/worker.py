@@ -94,7 +94,8 @@ class Worker:
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
-        return sum(map(len, self._waiting.values()))
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
 
     @property
     def running(self) -> int:
