@@ -1,16 +1,19 @@
 # make demo: set up .venv and distil the embedded default.   make test: set up and run the tests.
-# make faults: damaged files, configurations and processes, in full.
+# make faults: damaged files, configurations and processes, in full.   make long: the tests that take most of a minute each.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test long faults lint clean
 
 demo: .venv/.installed
 	$(BIN)/lightgpt2 fit --config distill.yaml
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+long: .venv/.installed-dev
+	$(BIN)/python -m pytest -m long --numprocesses 2
 
 faults: .venv/.installed-dev
 	$(BIN)/python -m pytest tests/faults --faults large --numprocesses 2

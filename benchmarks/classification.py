@@ -10,6 +10,8 @@ SST2 one with train.tsv and dev.tsv. The arms:
 - `full`, `lora`, `qlora`: all weights, adapters, adapters on NF4
 - `cut`: the first `full` without the tokens that no training text has, not trained
 - `student`, `student alone`: three layers of `cut`, with it as teacher and without
+- `small`: three layers with 896 of their 1,536 neurons, and the tokens of the training texts, of the first `full`, with
+  that as teacher
 - `movement`, `magnitude`, `random`: 30 % of the heads and 60 % of the neurons removed from the first `full`, its own teacher
 """
 
@@ -33,12 +35,14 @@ _RATE, _DECAY = 5e-5, 0.01
 _ADAPTERS = {"lora": {"r": 4, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}}
 _TAUGHT = {"ce": 0.1, "hidden": 1.0, "kd": 0.9, "temperature": 2.0}
 _ALONE = {"ce": 1.0, "hidden": 0.0, "kd": 0.0}
-_ARMS = ("trainer", "full", "lora", "qlora", "cut", "student", "student alone", "movement", "magnitude", "random")
+_ARMS = [
+    "trainer", "full", "lora", "qlora", "cut", "student", "student alone", "small", "movement", "magnitude", "random",
+]  # fmt: skip
 _STUDENTS = ("student", "student alone")
 _UNTRAINED = "cut"
 PAIRS = [
     ("full", "trainer"), ("lora", "full"), ("qlora", "lora"), ("student", "student alone"), ("student", "cut"),
-    ("movement", "magnitude"), ("movement", "random"), ("magnitude", "random"),
+    ("small", "full"), ("movement", "magnitude"), ("movement", "random"), ("magnitude", "random"),
 ]  # fmt: skip
 
 
@@ -63,15 +67,20 @@ def methods(model: str, full: str, cut: str, steps: int, seed: int) -> dict[str,
         "cut": ("Trim", {"model": full, "vocabulary": "corpus"}),
         "student": ("Distill", {**student, "loss": _TAUGHT}),
         "student alone": ("Distill", {**student, "loss": _ALONE}),
+        "small": ("Trim", {
+            "model": full, "layers": [0, 2, 5], "ffn": 896, "vocabulary": "corpus", "importance": "activation",
+            "loss": _TAUGHT, "optimizer": optimizer(1e-4),
+        }),
         **{
             criterion: ("MovementPruning", {**pruned, "pruning": {**shares, "criterion": criterion}})
             for criterion in ("movement", "magnitude", "random")
         },
-    }
+    }  # fmt: skip
 
 
-def configuration(options: argparse.Namespace, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def configuration(options: argparse.Namespace, arm: str, full: str, cut: str, seed: int) -> dict[str, Any]:
     """What `lightgpt2 fit` reads."""
+    method, settings = methods(place(options.model), full, cut, options.steps, seed)[arm]
     checked = {"val_check_interval": options.steps, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
     task = {"class_path": "lightgpt2.tasks.Classification"}
     data = {"source": place(options.source), "max_length": _LENGTH, "batch_size": _BATCH, "test_fraction": 0.0}
@@ -79,7 +88,7 @@ def configuration(options: argparse.Namespace, method: str, settings: dict[str, 
         "seed_everything": seed,
         "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"task": task, **settings}},
         "data": {"class_path": "lightgpt2.data.ClassificationData", "init_args": data},
-        "trainer": {"max_steps": 0} if method == "Trim" else {"max_steps": options.steps, **checked},
+        "trainer": {"max_steps": 0} if arm == _UNTRAINED else {"max_steps": options.steps, **checked},
     }
 
 
@@ -96,8 +105,7 @@ def fit(options: argparse.Namespace, arm: str) -> None:
     for seed in seeds_of(options, arm):
         name = run_name(arm, seed)
         path = folder / f"{name}.yaml"
-        method = methods(place(options.model), full, cut, options.steps, seed)[arm]
-        path.write_text(yaml.safe_dump(configuration(options, *method, seed)))
+        path.write_text(yaml.safe_dump(configuration(options, arm, full, cut, seed)))
         fits[name] = ["--config", str(path.resolve())]
     fit_all(options.folder, fits, options.jobs, options.threads)
 

@@ -30,6 +30,7 @@ def run(module: str, *options: str, seconds: int = 300) -> subprocess.CompletedP
     return done
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_steps_of_all_arms_lose_the_same() -> None:
     printed = run("training", *SMALL).stdout
@@ -45,11 +46,13 @@ def test_the_page_of_families_has_all() -> None:
     assert [line.split("`")[1] for line in lines if line.startswith("| `")] == sorted(DECODERS)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_page_of_families_is_what_its_command_prints() -> None:
     assert run("families", seconds=800).stdout == (ROOT / "docs/families.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_resistance_is_of_both_models_on_both_texts(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", documents=24)
@@ -143,6 +146,7 @@ def test_fits_run_after_those_that_they_need_and_once(tmp_path: Path, monkeypatc
     assert sorted(ran) == sorted(["teacher", *(f"{arm}-{seed}" for arm in expected for seed in (1, 2))])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_methods_of_classification_are_compared_with_the_trainer_of_transformers(tmp_path: Path) -> None:
     """On the same texts, with what is done already left as it is."""

@@ -123,8 +123,11 @@ def _value(key: str, value: Any, setting: Setting, page: str) -> Iterator[Proble
     classes = items or any(not each.data for each in sections)
     chosen = isinstance(value, dict) and "class_path" in value and (sections or not setting.types)
     if isinstance(value, list) and (items or not setting.types):
+        section = item(items[0]) if items else None
         for number, each in enumerate(value, start=1):
-            if items or (isinstance(each, dict) and "class_path" in each):
+            if section and section.data:
+                yield from _group(f"{key}.{number}", each, section, f"lightgpt2 fit --{key}.help")
+            elif items or (isinstance(each, dict) and "class_path" in each):
                 yield from _item(key, number, each, f"lightgpt2 fit --{key}.help")
     elif isinstance(value, dict) and (chosen or (classes and "(" not in setting.default)):
         yield from _chosen(key, value, page)

@@ -193,8 +193,67 @@ def sweep(
     run_sweep(config, key, values, run, targets, float(budget), set)
 
 
+def runs(names: list[str] = []) -> None:  # noqa: B006
+    """List the runs under checkpoints/ with their state, quality, size and age.
+
+    Args:
+        names: Runs, or groups of runs (default: all).
+    """
+    from lightgpt2.cli.overview import listing
+    from lightgpt2.runs.overview import ROOT, find_runs
+
+    found = find_runs(names)
+    print(listing(found) if found else f"there are no runs under {ROOT}/ yet", flush=True)
+
+
+def show(run: str) -> None:
+    """Show what a run has done and made: its source, operations, quality and files.
+
+    Args:
+        run: Name of the run, or of a group of runs.
+    """
+    from lightgpt2.cli.overview import details
+    from lightgpt2.runs.overview import find_runs
+
+    print("\n\n".join(map(details, find_runs([run]))), flush=True)
+
+
+def clean(names: list[str] = [], *, data: bool = False, yes: bool = False) -> None:  # noqa: B006
+    """Remove what finished runs no longer need: the checkpoints to resume from. Models stay.
+
+    Args:
+        names: Runs, or groups of runs (default: all).
+        data: Remove the prepared data too, tokens and what teachers have written; runs prepare it anew.
+        yes: Remove it; without, it is only listed.
+    """
+    from lightgpt2.models.files import remove
+    from lightgpt2.runs.overview import find_runs, megabytes, unneeded
+
+    sizes = {path: megabytes(path) for path in unneeded(find_runs(names), data)}
+    for path, size in sizes.items():
+        if yes:
+            remove(path)
+        print(f"{'removed ' if yes else ''}{path}, {size:.2f} MB")
+    said = "removed" if yes else "can go: give --yes to remove it"
+    print(f"{sum(sizes.values()):.2f} MB {said}" if sizes else "nothing can go", flush=True)
+
+
 VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (pipeline, benchmark, generate, classify, type_, serve, export, sweep, report)
+    verb.__name__: verb
+    for verb in (
+        pipeline,
+        benchmark,
+        generate,
+        classify,
+        type_,
+        serve,
+        export,
+        sweep,
+        report,
+        runs,
+        show,
+        clean,
+    )
 }
 
 

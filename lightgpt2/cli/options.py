@@ -21,7 +21,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
     """The arguments of a verb's function from its command line.
 
-    A parameter without default is positional, unless it is keyword-only; a list takes several values; a bool is a flag.
+    A parameter is positional unless it is keyword-only. A list takes several values, or none if it has a default; a bool is a
+    flag.
 
     Raises:
         UserError: With every mistake.
@@ -40,7 +41,7 @@ def parse(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
 def _add_option(parser: _Parser, parameter: inspect.Parameter, text: str, problems: list[Problem]) -> None:
     """Add a parameter to a parser, which collects what is wrong with the values instead of stopping at the first."""
     default, kind = parameter.default, parameter.annotation
-    positional = default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
+    positional = parameter.kind is not parameter.KEYWORD_ONLY
     name = parameter.name if positional else f"--{parameter.name.replace('_', '-')}"
     if kind is bool:
         parser.add_argument(name, action="store_true", help=text)
@@ -59,8 +60,11 @@ def _add_option(parser: _Parser, parameter: inspect.Parameter, text: str, proble
 
     if default not in (parameter.empty, None, []):
         text += f" (default: {' '.join(map(str, default if several else [default]))})"
-    options: dict[str, Any] = {"type": value, "help": text, "nargs": "+" if several else None}
+    many = "+" if default is parameter.empty or not positional else "*"
+    options: dict[str, Any] = {"type": value, "help": text, "nargs": many if several else None}
     options["metavar"] = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.name.upper()
     if not positional:
         options |= {"required": True} if default is parameter.empty else {"default": default}
+    elif default is not parameter.empty:
+        options["default"] = default
     parser.add_argument(name, **options)

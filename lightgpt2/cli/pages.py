@@ -78,6 +78,7 @@ def _described(key: str, settings: dict[str, Setting]) -> Iterator[str]:
         text = textwrap.fill(setting.help, 110, initial_indent="    ", subsequent_indent="    ")
         yield f"  --{key}.{name} ({', '.join(about)})\n{text}".rstrip()
         group = next((each.path for each in setting.types if isinstance(each, Section)), "")
+        group = group or next((one.path for each in setting.types if (one := item(each)) and one.data), "")
         if group.startswith("lightgpt2."):
             yield from _described(f"{key}.{name}", settings_of(group) or {})
 

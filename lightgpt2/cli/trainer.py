@@ -48,9 +48,12 @@ _TRAINER_DEFAULTS = {
 class Trainer(pl.Trainer):
     """Lightning's trainer with one verb more: `check` builds everything and trains nothing."""
 
+    checks = False  # whether that is the verb
+
     def check(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
     ) -> None:
+        self.checks = True
         with contextlib.suppress(Checked):
             self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 

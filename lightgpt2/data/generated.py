@@ -72,6 +72,10 @@ class GeneratedTargets:
                     temporary.write_text(json.dumps({"sha256": _sum(texts), "texts": texts}), encoding="utf-8")
             partial.unlink(missing_ok=True)
 
+    def exist(self, pairs: Sequence[Pair]) -> bool:
+        """True if all have been generated."""
+        return _whole(self._file(pairs)) is not None
+
     def read(self, pairs: Sequence[Pair]) -> list[str]:
         """The target of each pair, which `complete` has generated."""
         found = _whole(self._file(pairs))

@@ -11,6 +11,7 @@ from lightgpt2.starts.base import Start
 from lightgpt2.starts.chosen_layers import ChosenLayers
 from lightgpt2.starts.fresh import Fresh
 from lightgpt2.starts.pretrained import Pretrained
+from lightgpt2.teachers.mixture import WeightedTeacher
 from lightgpt2.teachers.model import PretrainedTeacher
 
 
@@ -27,6 +28,8 @@ class Distill(Method):
             as the student; or one for each stack, as `layers`. The default for a student made of the teacher's layers is
             those layers. Embeddings are compared with embeddings always.
         loss: Weights of the loss.
+        teachers: Further teachers, `[{model: ..., weight: 1.0}]`, with the same tokenizer. The student learns the weighted mean
+            of all distributions, in which `teacher` has the weight 1, and hidden states of `teacher` alone.
     """
 
     def __init__(
@@ -36,13 +39,14 @@ class Distill(Method):
         layers: LayerChoice | None = None,
         layer_map: LayerMap | None = None,
         loss: DistillLoss = DistillLoss(),
+        teachers: list[WeightedTeacher] | None = None,
         **settings: Any,
     ) -> None:
         start: Start = ChosenLayers(teacher, layers)
         if student is not None:
             start = Fresh(student, like=teacher) if isinstance(student, dict) else Pretrained(student)
         source = None if student is None else PretrainedTeacher(teacher)
-        super().__init__(start=start, objective=Distillation(source, loss, layer_map), **settings)
+        super().__init__(start=start, objective=Distillation(source, loss, layer_map, teachers or []), **settings)
         self.names = NAMES | {"start.model": "teacher" if student is None else "student", "start.like": "teacher"}
         if student is not None and layers is not None:
             what = "cannot be given together with model.student"

@@ -40,7 +40,6 @@ from lightgpt2.objectives.cross_entropy import CrossEntropy
 from lightgpt2.starts.base import Start
 from lightgpt2.tasks.base import Batch, Row, Task
 from lightgpt2.tasks.language_modeling import LanguageModeling
-from lightgpt2.teachers.base import Teacher
 
 
 class NonFiniteLossError(UserError):
@@ -170,14 +169,14 @@ class Method(Parts):
 
     def _check_teachers(self) -> None:
         """Refuses a teacher to which the ids of the text's tokens are other tokens."""
-        for source in () if self.start.trims_vocabulary else self.objective.sources:
+        for source, key in {} if self.start.trims_vocabulary else self.objective.sources.items():
             try:
-                theirs = load_tokenizer(source, Teacher.key, self.trust_remote_code)
+                theirs = load_tokenizer(source, key, self.trust_remote_code)
             except UserError:
                 continue  # it brings none, and reads what it is given
             if wrong := other_token(self.data.tokenizer, theirs):
                 what = f"{source} reads other tokens than the text is cut into ({wrong})"
-                raise UserError([Problem(Teacher.key, what, "choose models that share a tokenizer")])
+                raise UserError([Problem(key, what, "choose models that share a tokenizer")])
 
     def _rebuild(self, checkpoint: dict[str, Any]) -> None:
         """Builds the model of a checkpoint without a trainer: what is frozen is loaded anew, all else has its shape there."""

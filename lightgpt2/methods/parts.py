@@ -19,7 +19,6 @@ from lightgpt2.models.sources import verify
 from lightgpt2.objectives.base import Objective
 from lightgpt2.starts.base import Start
 from lightgpt2.tasks.base import Task
-from lightgpt2.teachers.base import Teacher
 
 _TOKEN = 72  # bytes that the trainer of a tokenizer allocates for each token
 
@@ -128,9 +127,8 @@ class Parts(LightningModule):
         quantized = quantization_of(configs[key]) if key in configs else None
         if training and quantized and (reason := self._refusal(quantized)):
             found.append(f"{key}: {source} is quantized to {quantized.upper()}: {reason}")
-        keys = dict.fromkeys(self.objective.sources, self.config_key(Teacher.key)) | dict.fromkeys(
-            self.start.sources, key
-        )
+        keys = {each: self.config_key(its) for each, its in self.objective.sources.items()}
+        keys |= dict.fromkeys(self.start.sources, key)
         for each, its_key in (keys | ({source: key} if isinstance(source, str) else {})).items():
             try:
                 verify(each, its_key)

@@ -1,7 +1,7 @@
 """The contract of an objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,9 @@ class Objective(nn.Module, ABC):
     """The loss that is minimized. Its parameters are trained with the model's."""
 
     @property
-    def sources(self) -> Sequence[str]:
-        """The models that it reads and does not change."""
-        return []
+    def sources(self) -> Mapping[str, str]:
+        """The models that it reads and does not change, with their config keys."""
+        return {}
 
     @property
     def teacher_source(self) -> str | None:

@@ -6,7 +6,7 @@ Hinton et al. 2015 (arXiv:1503.02531) for the logits, Sanh et al. 2019 (DistilBE
 of the teacher's layers, Jiao et al. 2020 (TinyBERT, arXiv:1909.10351, eq. 8-9) for the hidden states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from lightgpt2.models.families import family_of
 from lightgpt2.models.layers import Layers, in_stacks, said_of
 from lightgpt2.objectives.base import Binding, Objective
 from lightgpt2.teachers.base import Teacher
-from lightgpt2.teachers.model import ModelTeacher
+from lightgpt2.teachers.mixture import Mixture, WeightedTeacher
+from lightgpt2.teachers.model import ModelTeacher, PretrainedTeacher
 
 StackMap = Literal["even"] | list[int]
 LayerMap = StackMap | dict[str, StackMap]  # for every stack; or for each by its name
@@ -61,6 +62,7 @@ class Distillation(Objective):
         layer_map: The teacher layer that each student layer is compared with in the hidden loss: `even`, or a list as long
             as the student; `{encoder: ..., decoder: ...}` gives each stack its own. The default for a student made of the
             teacher's layers is those layers. Embeddings are compared with embeddings always.
+        teachers: Further teachers: the student learns the weighted mean of all distributions, and the first one's states.
     """
 
     def __init__(
@@ -68,17 +70,25 @@ class Distillation(Objective):
         teacher: Teacher | None = None,
         loss: DistillLoss = DistillLoss(),
         layer_map: LayerMap | None = None,
+        teachers: Sequence[WeightedTeacher] = (),
     ) -> None:
         super().__init__()
         self.teacher, self.loss, self.layer_map = teacher, loss, layer_map
+        numbered = enumerate(teachers, start=1)
+        self.others = [PretrainedTeacher(each.model, f"objective.teachers.{i}.model") for i, each in numbered]
+        self.shares = [1.0, *(each.weight for each in teachers)]
         self.weights = LossWeights(loss.ce, loss.kd, loss.divergence, loss.temperature, loss.beta)
 
     @property
-    def sources(self) -> Sequence[str]:
-        return self.teacher.sources if self.teacher else []
+    def sources(self) -> Mapping[str, str]:
+        return {source: each.key for each in self._named for source in each.sources}
 
     def configs(self, trust_remote_code: bool) -> dict[str, PretrainedConfig]:
-        return {_TEACHER: self.teacher.config(trust_remote_code)} if self.teacher else {}
+        return {each.key: each.config(trust_remote_code) for each in self._named}
+
+    @property
+    def _named(self) -> list[Teacher]:
+        return [*([self.teacher] if self.teacher else []), *self.others]
 
     def problems(
         self, student: PretrainedConfig, original: PretrainedConfig | None, layers: Layers | None, trust: bool
@@ -86,6 +96,8 @@ class Distillation(Objective):
         found, key = [], "objective.layer_map"
         if not any((self.loss.ce, self.loss.kd, self.loss.hidden)):
             found.append(Problem("objective.loss", "every weight is 0", "give ce, kd or hidden above 0"))
+        if self.others and not self.loss.kd:
+            found.append(Problem("objective.teachers", "have no effect with loss.kd 0", "give loss.kd above 0"))
         if self.layer_map is not None and self.teacher is None and not self.loss.hidden:
             found.append(Problem(key, "has no effect without a hidden loss", "remove it, or give loss.hidden"))
         teacher = self.teacher.config(trust) if self.teacher else original
@@ -105,6 +117,8 @@ class Distillation(Objective):
         if self.teacher is None:
             assert binding.original is not None
             self.teacher = ModelTeacher(binding.original, binding.source)
+        if self.others:
+            self.teacher = Mixture([self.teacher, *self.others], self.shares)
         self.task, trust = binding.task, binding.trust_remote_code
         self.teacher.load(binding.task, trust)
         for model in self.teacher.models:

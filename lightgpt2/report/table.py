@@ -37,7 +37,7 @@ def class_table(quality: Mapping[str, Any]) -> str:
     about = part(quality, primary(quality))
     if not (rows := class_rows(about)):
         return ""
-    return "\n".join(["", "", intervals(about), "", *_aligned([CLASS_COLUMNS, *rows])])
+    return "\n".join(["", "", intervals(about), "", *aligned([CLASS_COLUMNS, *rows])])
 
 
 def sample_table(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -70,7 +70,7 @@ def sweep_table(found: Mapping[str, Any]) -> str:
             row += _metrics(point, [point["primary"]]).values()
     largest = found["largest_inside_budget"]
     verdict = "no value is inside it" if largest is None else f"the largest value inside it is {largest:g}"
-    return "\n".join(["", *_aligned(rows), "", f"With a budget of {found['budget_percent']:g} % {verdict}."])
+    return "\n".join(["", *aligned(rows), "", f"With a budget of {found['budget_percent']:g} % {verdict}."])
 
 
 def _metrics(row: Mapping[str, Any], names: Sequence[str]) -> Cells:
@@ -87,10 +87,10 @@ def _value(about: Mapping[str, Any]) -> str:
 
 def _named(names: Iterable[str], rows: Sequence[Cells]) -> list[str]:
     """The lines of a table whose rows have names and the same columns."""
-    return _aligned([["", *rows[0]], *([name, *row.values()] for name, row in zip(names, rows, strict=True))])
+    return aligned([["", *rows[0]], *([name, *row.values()] for name, row in zip(names, rows, strict=True))])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table: the first column to the left, the others to the right, a rule below the first row."""
     first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
     form = "  ".join([f"{{:<{max(first)}}}", *(f"{{:>{max(lengths)}}}" for lengths in others)])
@@ -223,7 +223,7 @@ def _workloads(measured: Sequence[Arm]) -> list[str]:
             rows.append([f"  {arm['name']}", *cells, rate, faster])
     header = ["", *columns, "a second", "times as fast"]
     kept = [i for i, _ in enumerate(header) if i == 0 or any(row[i] for row in rows)]
-    return [line.rstrip() for line in _aligned([[row[i] for i in kept] for row in [header, *rows]])]
+    return [line.rstrip() for line in aligned([[row[i] for i in kept] for row in [header, *rows]])]
 
 
 def _spent(arm: Arm) -> Cells:

@@ -33,10 +33,11 @@ class PretrainedTeacher(ModelTeacher):
 
     Args:
         model: Hub id, model folder or GGUF file.
+        key: Its config key, for messages.
     """
 
-    def __init__(self, model: str) -> None:
-        self.sources = [model]
+    def __init__(self, model: str, key: str = Teacher.key) -> None:
+        self.sources, self.key = [model], key
 
     def config(self, trust_remote_code: bool) -> PretrainedConfig:
         return load_config(self.sources[0], self.key, trust_remote_code)

@@ -24,8 +24,11 @@ SCHEDULED = {"class_path": "lightgpt2.callbacks.GlobalL1Pruning", "init_args": S
 # The method, and its settings.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "FineTune": ("FineTune", {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}}),
-    # narrower than the teacher, so that the trained projections are in the checkpoint too
-    "Distill": ("Distill", {"teacher": "teacher", "student": {"n_layer": 2, "n_embd": 16}}),
+    # narrower than the teacher, so that the trained projections are in the checkpoint too; from two teachers
+    "Distill": (
+        "Distill",
+        {"teacher": "teacher", "student": {"n_layer": 2, "n_embd": 16}, "teachers": [{"model": "second"}]},
+    ),
     "scheduled pruning": ("LoRA", {**TEACHER, "lora": {"dropout": 0.1}}),
 }
 # Of classifiers: an objective of several terms, a start that reads training texts, and frozen weights that are not in FP32.
@@ -72,6 +75,7 @@ def write_run(folder: Path, name: str, **trainer: Any) -> dict[str, Any]:
         changes["data.vocab_size"] = 300
     else:
         write_model(folder / "teacher")
+        write_model(folder / "second", seed=1)
     config = spoilt(changes)
     write_config(folder / "config.yaml", config)
     return config

@@ -71,9 +71,12 @@ DECODER = {"class_path": "lightgpt2.methods.LoRA", "init_args": {"model": "decod
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, model: dict[str, Any], data: dict[str, Any]) -> None:
     write_run(tmp_path, model, **data)
+    succeed(tmp_path, "check", "--config", "config.yaml")
+    assert not [*tmp_path.glob("checkpoints/.data/targets-*")], "a check generates nothing"
     fit(tmp_path, "whole")
     fit_killed(tmp_path, "killed", [11, 9])
     assert_same_run(tmp_path, "whole", "killed")
+    succeed(tmp_path, "check", "--config", "config.yaml", "--run", "whole", "--ckpt_path", "last")
 
 
 def test_a_run_from_its_fit_to_its_report(tmp_path: Path) -> None:

