@@ -238,23 +238,8 @@ def clean(names: list[str] = [], *, data: bool = False, yes: bool = False) -> No
     print(f"{sum(sizes.values()):.2f} MB {said}" if sizes else "nothing can go", flush=True)
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb
-    for verb in (
-        pipeline,
-        benchmark,
-        generate,
-        classify,
-        type_,
-        serve,
-        export,
-        sweep,
-        report,
-        runs,
-        show,
-        clean,
-    )
-}
+_VERBS = (pipeline, benchmark, generate, classify, type_, serve, export, sweep, report, runs, show, clean)
+VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in _VERBS}
 
 
 def _taken(folder: Path) -> list[Problem]:
