@@ -108,7 +108,8 @@ class Worker:
                 raise Refusal(*_ENDED["closing"])
             self._waiting.setdefault(job.owner, deque()).append(job)
             if self.waiting > self._most:
-                longest = max(reversed(self._waiting), key=lambda owner: len(self._waiting[owner]))  # the last of equals
+                # Of owners with as many: the last one.
+                longest = max(reversed(self._waiting), key=lambda owner: len(self._waiting[owner]))
                 self._drop(self._waiting[longest][-1], "crowded")
             self._changed.notify()
 
