@@ -108,8 +108,9 @@ def test_the_same_seed_gives_the_same_texts_and_each_of_n_is_another(client: Tes
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_probabilities_are_those_of_the_model(client: TestClient, service: Service, stream: bool) -> None:
-    """Before the temperature and the nucleus; in the forms of both endpoints."""
+    """Before penalties, the temperature and the nucleus; in the forms of both endpoints."""
     asked = {
+        "repetition_penalty": 1.5,
         "prompt": PROMPT,
         "max_tokens": 5,
         "temperature": 0.3,
