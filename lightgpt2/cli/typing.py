@@ -8,6 +8,19 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightgpt2.cli.inference import named_as_options, quiet_transformers, unwritable
 from lightgpt2.errors import Interrupted, UserError, refuse
 
+_SHARES = (0.1, 0.05)  # of the validation and the test split, as those of `LanguageModelingData`
+
+
+def _test_split(source: str) -> list[str]:
+    """The documents of a built-in corpus that training with the default shares leaves out; empty for any other source."""
+    from lightgpt2.data.corpora import BUILT_IN, Corpus
+    from lightgpt2.data.splits import split_of
+
+    if source not in BUILT_IN or Path(source).exists():
+        return []
+    texts = ((split, text) for split, text in Corpus(source).documents() if isinstance(text, str))
+    return [*dict.fromkeys(text for split, text in texts if (split or split_of(text, *_SHARES)) == "test")]
+
 
 def type(
     models: list[str],
@@ -29,7 +42,8 @@ def type(
 
     Args:
         models: Exported folders, model folders, GGUF files or hub models, character models too. The first is the baseline.
-        text: Text file, or JSONL file of texts, one {"text": "..."} a line. No model should have been trained on it.
+        text: Text that no model was trained on: a text file, a JSONL file of texts, one {"text": "..."} a line, or pydoc, of which
+            the test split is taken.
         partial: Character model: each model is measured with it for partial words as well.
         unconstrained: Measure each model without constrained decoding too, as a control.
         samples: Positions of the incomplete-word test, and words of the complete-word test.
@@ -66,7 +80,7 @@ def type(
         return model
 
     with named_as_options(type, "sample"):
-        documents = typing_test.read_documents(Path(text), "text")
+        documents = _test_split(text) or typing_test.read_documents(Path(text), "text")
         chosen = typing_test.plan(documents, text, samples, keys, context, words, seed)
         rows, baseline = dict[str, Any](), None
         rounds = len(models) * (1 + unconstrained + (partial is not None))

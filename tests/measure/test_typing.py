@@ -1,5 +1,6 @@
 """The typing simulator: its counts by hand, with suggestions that are known."""
 
+import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightgpt2.cli import verbs
+from lightgpt2.cli import typing, verbs
+from lightgpt2.data import LanguageModelingData
 from lightgpt2.measure import typing_test
 from lightgpt2.runtime.completion import Completion
 from tests.support.cli import refused
@@ -145,3 +147,11 @@ def test_models_are_compared_on_the_command_line(
         assert message.startswith(wanted), message
     (message,) = refused([whole[0], "classifier", *whole[2:]], capsys)
     assert message == "MODEL: classifier does not continue texts; give a model that does"
+
+
+def test_the_test_split_of_the_embedded_text_is_that_of_training() -> None:
+    shares = inspect.signature(LanguageModelingData).parameters
+    assert (shares["valid_fraction"].default, shares["test_fraction"].default) == typing._SHARES
+    texts = typing._test_split("pydoc")
+    assert len(texts) == 10, "as a fit prints"
+    assert typing._test_split("pydoc.txt") == []

@@ -106,7 +106,17 @@ class RecurrentDecoder(ModelWriter):
         )
         peepholes = [None] if scales else []
         output, *present = graph.ops(
-            kind, self.hidden, w, r, biases, self._lengths, *self._past[layer], *peepholes, *scales, outputs=3, **settings
+            kind,
+            self.hidden,
+            w,
+            r,
+            biases,
+            self._lengths,
+            *self._past[layer],
+            *peepholes,
+            *scales,
+            outputs=3,
+            **settings,
         )
         self._present.append(present)
         self.hidden = graph.op("Squeeze", output, graph.constant([1], "one"))  # the one direction

@@ -113,7 +113,9 @@ class LstmPreTrainedModel(PreTrainedModel):
             nn.init.uniform_(module.weight, -edge, edge)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-                nn.init.ones_(module.bias[self.config.hidden_size :][: self.config.hidden_size])  # it forgets nothing yet
+                nn.init.ones_(
+                    module.bias[self.config.hidden_size :][: self.config.hidden_size]
+                )  # it forgets nothing yet
         elif isinstance(module, nn.Linear):
             nn.init.uniform_(module.weight, -edge, edge)
             nn.init.zeros_(module.bias)
