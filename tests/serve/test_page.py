@@ -46,8 +46,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture(scope="module")
 def parrot() -> Parrot:
-    """It knows one line."""
-    return Parrot(LINE, lambda text: 0.6 if text == SLOW else 0.0)
+    """It knows one line, and gives late answers all the same: the page has to drop them."""
+    return Parrot(LINE, lambda text: 0.6 if text == SLOW else 0.0, heeds=False)
 
 
 @pytest.fixture(scope="module")

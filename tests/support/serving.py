@@ -49,17 +49,23 @@ class Markov:
 
 
 class Parrot:
-    """A completer that goes on with the words of one line; `seconds` says how long that takes for what was typed."""
+    """A completer that goes on with the words of one line.
 
-    def __init__(self, text: str, seconds: Callable[[str], float] = lambda text: 0.0) -> None:
-        self.text, self.seconds, self.asked = text, seconds, list[str]()
+    Args:
+        text: The line.
+        seconds: How long it takes for what was typed.
+        heeds: Whether it ends when it is asked to stop.
+    """
+
+    def __init__(self, text: str, seconds: Callable[[str], float] = lambda text: 0.0, heeds: bool = True) -> None:
+        self.text, self.seconds, self.heeds, self.asked = text, seconds, heeds, list[str]()
 
     def complete(self, text: str, *, words: int, stop: Callable[[], bool]) -> Completion:
         self.asked.append(text)
         text = text.rpartition("\n")[2]
         until = time.monotonic() + self.seconds(text)
         while time.monotonic() < until:
-            if stop():
+            if self.heeds and stop():
                 raise Cancelled
             time.sleep(0.002)
         if not self.text.startswith(text):
