@@ -46,13 +46,6 @@ class Engine(Protocol):
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         """The logits `[B, T, V]` at all positions of a batch, valid until the next call; `decode` does not go on from here."""
 
-    def resume(self, ids: Ints, kept: int) -> Floats:
-        """Go on from the first `kept` tokens of the one sequence that this method has read, and read `ids` `[T]` behind them.
-
-        T is at least 1. `kept` 0 begins a new sequence, as it must behind `prefill`. Returns the logits `[V]` of the next token:
-        the caller's until the next call.
-        """
-
 
 class Classifier(Protocol):
     """A classifier of texts, for one batch at a time.
