@@ -151,12 +151,8 @@ def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> No
     folder, task = str(write_model(tmp_path / "m", "lstm")), LanguageModeling()
     assert_refused(LoRA(folder, task=task), "model", "one kernel reads all weights", "FineTune")
     assert_refused(Trim(folder, width=8, task=task), "model.width", "feed each other", "distil")
-    assert_refused(
-        MovementPruning(folder, Pruning(attention=0.5), task=task),
-        "model",
-        "no attention and no neurons",
-        "GlobalL1Pruning",
-    )
+    heads = MovementPruning(folder, Pruning(attention=0.5), task=task)
+    assert_refused(heads, "model", "no attention and no neurons", "GlobalL1Pruning")
     assert_refused(QAT(folder, Integers(activations=True), task=task), "model.quantization.activations", "give false")
     for form in ("nf4", "int8", "dynamic-int8"):
         with pytest.raises(UserError, match=f"{form}: one kernel reads"):
