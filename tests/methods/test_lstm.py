@@ -1,6 +1,5 @@
 """Character models through every method: the real command, and what it leaves on disk."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,12 @@ from tests.support.mistakes import Bench
 from tests.support.stages import callback, entries, stage, validated
 
 SHAPE = {"model_type": "lstm", "num_hidden_layers": 2, "embedding_size": 8, "hidden_size": 16, "dropout": 0.1}
-FRESH = {**stage("FineTune"), "data.tokenizer": "characters", "trainer.max_steps": 4, "data.cross_document_attention": False}
+FRESH = {
+    **stage("FineTune"),
+    "data.tokenizer": "characters",
+    "trainer.max_steps": 4,
+    "data.cross_document_attention": False,
+}
 FRESH["model"]["init_args"]["model"] = SHAPE
 
 
@@ -95,13 +99,6 @@ def test_integers_of_pruned_weights_are_what_is_exported(trained: Bench) -> None
     models = [lightgpt2.load(f"checkpoints/q/{name}") for name in ("model", "model-onnx-int8")]
     one, other = (model.logits(ids) for model in models)
     np.testing.assert_allclose(one, other, rtol=0, atol=0.05)
-
-
-def test_its_speed_is_measured(trained: Bench) -> None:
-    measure = callback("InferenceBenchmark", rounds=1, new_tokens=[4], prompt_tokens=8, forward_tokens=[16], batches=[1])
-    trained.configure({**copy.deepcopy(FRESH), "trainer.max_steps": 1, "trainer.callbacks": [measure]})
-    trained.succeed("fit", "--run", "b")
-    assert entries("b/model")[-1]["benchmark"]
 
 
 def _method(name: str, **settings: Any) -> dict[str, Any]:
