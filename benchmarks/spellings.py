@@ -16,7 +16,8 @@ import numpy as np
 
 import lightgpt2
 from lightgpt2.measure import typing_test
-from lightgpt2.runtime.completion import Completer
+from lightgpt2.runtime.completion import Completer, _rest
+from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.runtime.paths import Paths
 
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.2, 1.0)
@@ -30,20 +31,21 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=300)
     given = parser.parse_args()
     model = lightgpt2.load(given.model, threads=1)
-    completer, reader = Completer(model), model.reader
+    completer = Completer(model)
     documents = typing_test.read_documents(given.text, "text")
     plan = typing_test.plan(documents, str(given.text), given.samples, 200, given.context, 0, seed=0)
     found: dict[str, list[tuple[float, int]]] = {}
     for place in plan.incomplete:
-        start, rest = completer._whole._split(plan.before(place), constrained=True)
+        start, rest = completer._whole._split(plan.before(place), _rest(plan.before(place)))
         exact = 0.0
         for share in SHARES:
-            reader._nodes.clear()
-            before = reader.passes
+            # All is read anew: what is read at once is rounded otherwise than token by token.
+            vars(model).pop("reader", None)
+            reader = model.reader
             mass = Paths(reader, share, 200).spell(start, rest)[1]
             exact = exact or mass
-            found.setdefault(f"share {share}", []).append((abs(np.log(mass) - np.log(exact)), reader.passes - before))
-        found.setdefault("two words earlier", []).append(earlier(completer, plan.before(place), rest, exact))
+            found.setdefault(f"share {share}", []).append((abs(np.log(mass) - np.log(exact)), reader.passes))
+        found.setdefault("two words earlier", []).append(earlier(model, plan.before(place), rest, exact))
     for name, rows in found.items():
         errors, passes = np.array(rows).T
         print(
@@ -51,17 +53,17 @@ def main() -> None:
         )
 
 
-def earlier(completer: Completer, text: str, rest: bytes, exact: float) -> tuple[float, int]:
+def earlier(model: LanguageModel, text: str, rest: bytes, exact: float) -> tuple[float, int]:
     """The error against sums that begin two words before the last one."""
-    paths, before = Paths(completer._whole._reader, 1e-4, 200), completer._whole._reader.passes
+    paths, before = Paths(model.reader, 1e-4, 200), model.reader.passes
     head = text[: len(text) - len(rest.decode())]
     cut = re.search(r"\s\S+\s\S+\Z", head)
     if cut is None:
         return 0.0, 0
-    start = tuple(completer._whole._model.tokenizer.encode(head[: cut.start()]).ids)
+    start = tuple(model.tokenizer.encode(head[: cut.start()]).ids)
     words = head[cut.start() :].encode()
     conditional = paths.spell(start, words + rest)[1] / paths.spell(start, words)[1]
-    return abs(float(np.log(conditional) - np.log(exact))), completer._whole._reader.passes - before
+    return abs(float(np.log(conditional) - np.log(exact))), model.reader.passes - before
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Lora(Adaptation):
         found = []
         if config is not None and family_of(config).recurrent:
             what = (
-                f"adapters stand beside layers, and one kernel reads all weights of a model of type {config.model_type}"
+                f"one kernel reads all weights of a model of type {config.model_type}, and adapters stand beside layers"
             )
             found.append(Problem(self.key, what, "train all weights, with lightgpt2.methods.FineTune"))
         if any(isinstance(other, MovementGates) for other in others):

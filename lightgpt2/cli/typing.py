@@ -42,8 +42,8 @@ def type(
 
     Args:
         models: Exported folders, model folders, GGUF files or hub models, character models too. The first is the baseline.
-        text: Text that no model was trained on: a text file, a JSONL file of texts, one {"text": "..."} a line, or pydoc, of which
-            the test split is taken.
+        text: Text that no model was trained on: a text file, a JSONL file of texts, one {"text": "..."} a line; or pydoc, of
+            which the test split is taken.
         partial: Character model: each model is measured with it for partial words as well.
         unconstrained: Measure each model without constrained decoding too, as a control.
         samples: Positions of the incomplete-word test, and words of the complete-word test.

@@ -223,10 +223,16 @@ def variants(
 ) -> Iterator[tuple[str, Completer, bool]]:
     """Each model, loaded when it is its turn; as a control without constraints; and with another one for partial words."""
     letters = None if partial is None else load(partial)
+
+    def anew(model: Any, other: Any = None) -> Completer:
+        for each in filter(None, (model, other)):
+            vars(each).pop("reader", None)  # what one variant has read is not known to the next
+        return Completer(model, other)
+
     for name in names:
         model = load(name)
-        yield name, Completer(model), True
+        yield name, anew(model), True
         if unconstrained:
-            yield f"{name}, unconstrained", Completer(model), False
+            yield f"{name}, unconstrained", anew(model), False
         if letters is not None:
-            yield f"{name} + {partial}", Completer(model, letters), True
+            yield f"{name} + {partial}", anew(model, letters), True

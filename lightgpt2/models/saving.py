@@ -108,7 +108,7 @@ def carry_licence(source: str, folder: Path) -> None:
 
 
 def bring_code(folder: Path, **settings: Any) -> None:
-    """Put the family's own code, or `standalone.modeling_lightgpt2`, into a model folder, and settings into its configuration."""
+    """Put the family's code, or `standalone.modeling_lightgpt2`, into a model folder, and settings into its configuration."""
     with _edited(folder / "config.json") as config:
         auto_class, model_type = predicts(config["architectures"]), config["model_type"]
         code, named = FAMILIES[model_type].code, {}

@@ -167,12 +167,18 @@ class _Words:
         self, text: str, typed: str, inside: bool, words: int, beams: int, constrained: bool, stop: Stop | None
     ) -> Completion:
         """As `Completer.complete`; `typed` is a word's end that belongs to the text, `inside` says that it may go on."""
-        start, rest = self._split(text + typed, constrained)
+        text = self._last_part(text + typed)
         ended = bool(typed) or (not inside and in_word(text[-1]))
-        leaves, mass = self._paths.spell(start, rest, ended, stop)
+        start, rest, leaves, mass = (), b"", list[Leaf](), 0.0
+        # What no tokens spell, as a character that a character model does not know, is left to the tokenizer.
+        for spelled in (_rest(text), _letters(text), "") if constrained else ("",):
+            start, rest = self._split(text, spelled)
+            leaves, mass = self._paths.spell(start, rest, ended, stop)
+            if leaves:
+                break
         search = _Search(self._paths, beams, stop)
         open_ = [_Beam(-1.0, start, b"")]
-        if constrained or ended:
+        if rest or ended:
             open_ = [beam for leaf in leaves for beam in search.tokens(leaf)]
         parts, reached = [""], 0
         for number in range(0 if inside else 1, words + 1):
@@ -192,10 +198,8 @@ class _Words:
         likely = self._paths.spell(start, rest + whole.encode(), True, read=False)[1]
         return Completion(whole, tuple(parts), min(1.0, likely / mass))
 
-    def _split(self, text: str, constrained: bool) -> tuple[Ids, bytes]:
-        """The tokens of the text up to its last word, and the bytes to spell: the last word with the space before it."""
-        text = self._last_part(text)
-        rest = _rest(text) if constrained else ""
+    def _split(self, text: str, rest: str) -> tuple[Ids, bytes]:
+        """The tokens of a text up to its end `rest`, and the bytes of that."""
         context = text[: len(text) - len(rest)]
         ids = tuple(self._model.tokenizer.encode(context).ids)
         if not ids:
@@ -223,11 +227,16 @@ def _rest(text: str) -> str:
     spaces, rest = found.groups()
     rest = (spaces if len(spaces) <= 3 else spaces[-1:]) + rest
     if len(rest) == _SPELLED or len(rest.encode()) > _SPELLED:  # no space there
-        letters = next((at for at in range(len(rest)) if all(map(in_word, rest[at:]))), len(rest))
-        rest = rest[letters:] or rest[-1:]
+        rest = _letters(text) or rest[-1:]
     while len(rest.encode()) > _SPELLED:
         rest = rest[1:]
     return rest
+
+
+def _letters(text: str) -> str:
+    """The characters of a word that a text ends with."""
+    tail = text[-_SPELLED:]
+    return next((tail[at:] for at in range(len(tail)) if all(map(in_word, tail[at:]))), "")
 
 
 class _Search:

@@ -15,9 +15,11 @@ class Steps(Protocol):
 
     Attributes:
         vocabulary: V, the number of logits.
+        sessions: What computes, if it is ONNX Runtime.
     """
 
     vocabulary: int
+    sessions: list[Any]
 
     def run(self, ids: Ints, mask: Ints | None, state: State | None, whole: bool) -> tuple[Floats, State]:
         """Read tokens `[B, T]` behind a state (None: at the beginning), with 0 at pads on the left in `mask`.
@@ -42,7 +44,7 @@ class RecurrentEngine:
 
     @property
     def sessions(self) -> list[Any]:
-        """What computes, if it is ONNX Runtime."""
+        """As for `OnnxEngine`."""
         return self.steps.sessions
 
     def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
@@ -57,7 +59,7 @@ class RecurrentEngine:
         return self.steps.run(ids, None if mask.all() else mask, None, True)[0]
 
     def resume(self, ids: Ints, kept: int) -> Floats:
-        """Begins at the last state that is kept, at most `_STRIDE` - 1 tokens before `kept`."""
+        """See `Engine`: begins at the last state that is there, at most `_STRIDE` - 1 tokens before `kept`."""
         if kept > len(self._read):
             raise ValueError(f"{kept} tokens are to be kept, and {len(self._read)} were read")
         self._read = np.concatenate([self._read[:kept], ids])

@@ -1,5 +1,7 @@
 """A transformers model that carries states. See `runtime.recurrent.Steps`."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +15,7 @@ class TransformersSteps:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self.vocabulary = model, int(model.config.vocab_size)
+        self.sessions: list[Any] = []
 
     @torch.inference_mode()
     def run(self, ids: Ints, mask: Ints | None, state: State | None, whole: bool) -> tuple[Floats, State]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import lightgpt2
 from lightgpt2.errors import UserError
-from lightgpt2.runtime.completion import Cancelled, Completer, Completion
+from lightgpt2.runtime.completion import Cancelled, Completer, Completion, _rest
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.runtime.paths import Paths
@@ -123,7 +123,7 @@ def test_the_probability_of_a_completion_is_what_brute_force_says(
     completer = Completer(model)
     for text, words in (("th", 0), ("s", 1), ("the val", 0)):
         done = completer.complete(text, words=words, beams=3)
-        start, rest = completer._whole._split(text, True)
+        start, rest = completer._whole._split(text, _rest(text))
         paths = Paths(model.reader, 0, 10**6)
         whole, ended = paths.spell(start, rest)[1], paths.spell(start, rest + done.text.encode(), ended=True)[1]
         assert ended / whole * (1 - 0.02) < done.probability <= ended / whole * (1 + 1e-6), "without further passes"
@@ -221,6 +221,14 @@ def test_a_completion_ends_before_its_line_does() -> None:
         cast(Engine, Bigrams(tokenizer, "the pump shall\nopen\n" * 9)), tokenizer, {"eos_token_id": 0}
     )
     assert Completer(known).complete("the pump sh", words=3).words == ("all",)
+
+
+def test_characters_that_a_model_does_not_know_are_left_to_its_tokenizer() -> None:
+    complete = Completer(bigrams("characters", "bar " * 9)).complete
+    assert complete("the #b", words=0).text == "ar"
+    assert complete("the #", words=0).text == ""
+    assert complete("the b#", words=1).words[0] == ""
+    assert complete("XYZ", words=0).text == complete("#", words=0).text == ""
 
 
 def test_a_hybrid_takes_the_partial_word_from_one_model_and_the_words_from_the_other() -> None:

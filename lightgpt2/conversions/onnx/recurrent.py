@@ -1,7 +1,7 @@
 """Decoders that carry states as ONNX graphs: one operator a layer, of the standard or with integers.
 
-Pads are on the left. Each text is turned around twice, once as a whole row with its pads and once alone, so that its tokens come
-first, as the operators want them; and its outputs back.
+Pads are on the left. Each row is turned around twice, first with its pads and then without, so that its tokens come first, as
+the operators want them; and its outputs back.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ _GATES = [0, 3, 1, 2]  # of PyTorch (input, forget, candidate, output) in the op
 class RecurrentDecoder(ModelWriter):
     """Writes the graph of a recurrent model.
 
-    Inputs: `input_ids`, `attention_mask` (of the same tokens), `past_hidden` and `past_cell` `[L, B, H]`, zeros at the beginning;
-    `num_logits_to_keep` may be left out. Outputs: `logits`, `present_hidden`, `present_cell`.
+    Inputs: `input_ids`, `attention_mask` (of the same tokens), `past_hidden` and `past_cell` `[L, B, H]`, zeros at the
+    beginning; `num_logits_to_keep` may be left out. Outputs: `logits`, `present_hidden`, `present_cell`.
     """
 
     int8: ClassVar[Form] = "int8"
@@ -104,19 +104,7 @@ class RecurrentDecoder(ModelWriter):
             graph.weight(value.contiguous().numpy(), f"{name}.weight")
             for name, value in zip(names, values, strict=True)
         )
-        peepholes = [None] if scales else []
-        output, *present = graph.ops(
-            kind,
-            self.hidden,
-            w,
-            r,
-            biases,
-            self._lengths,
-            *self._past[layer],
-            *peepholes,
-            *scales,
-            outputs=3,
-            **settings,
-        )
+        read = (self.hidden, w, r, biases, self._lengths, *self._past[layer], None, *scales)
+        output, *present = graph.ops(kind, *read, outputs=3, **settings)
         self._present.append(present)
         self.hidden = graph.op("Squeeze", output, graph.constant([1], "one"))  # the one direction

@@ -88,8 +88,8 @@ class Family(ABC):
     pads_behind: ClassVar[bool] = False  # True if a classifier reads the first token, which must not be a pad
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
-    # True if its blocks carry a state from token to token and have neither heads nor neurons; a fused kernel reads the weights of
-    # their linear layers, so that nothing can take the place of one, or see what it reads.
+    # True if its blocks carry a state from token to token and have neither heads nor neurons; a fused kernel reads the weights
+    # of their linear layers, so that nothing can take the place of one, or see what it reads.
     recurrent: ClassVar[bool] = False
     code: ClassVar[ModuleType | None] = None  # that goes into its model folders, if transformers does not have it
 

@@ -18,8 +18,8 @@ class Lstm(Family):
 
     model_types = ("lstm",)
     auto_classes = (CAUSAL_LM,)
-    code, recurrent = modeling_lstm, True
-    first_differs = True
+    code: ClassVar = modeling_lstm
+    recurrent = first_differs = True
     axes: ClassVar = {
         r"model\.embed_tokens": ("vocabulary", "embedding"),
         r"model\.layers\.\d+\.input": ("gate", "read"),

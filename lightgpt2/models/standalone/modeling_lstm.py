@@ -9,6 +9,7 @@ A model folder of type `lstm` has this file: `AutoModelForCausalLM.from_pretrain
 `generate` carries an `LstmState` where other models have a cache of keys and values; it does not grow.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .stored_weights import StoredModel
 
 
-class LstmConfig(PretrainedConfig):
+class LstmConfig(PretrainedConfig):  # type: ignore[misc]
     """The sizes of an LSTM; `max_position_embeddings` is how many tokens a text may have, which the weights do not know."""
 
     model_type = "lstm"
@@ -67,11 +68,11 @@ class LstmState:
 class Gates(nn.Linear):
     """One matrix of the four gates, `[4 H, inputs]`; a layer's kernel multiplies with it."""
 
-    def forward(self) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def forward(self) -> tuple[Tensor, Any]:  # type: ignore[override]
         return self.weight, self.bias
 
 
-class LstmLayer(GradientCheckpointingLayer):
+class LstmLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     """One layer."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
@@ -82,21 +83,22 @@ class LstmLayer(GradientCheckpointingLayer):
         """The outputs `[B, T, H]`, and the state `[B, H]` (twice) behind the first `lengths` `[B]` tokens of each row."""
         # What the modules compute with, which may be a substitute. They read nothing: hooks on what they read stay out.
         (w, bias), (r, _) = self.input.forward(), self.recurrent.forward()
-        how: Any = ((w, r, bias, torch.zeros_like(bias)), True, 1, 0.0, self.training, False)
+        run: Any = torch.lstm
+        how = ((w, r, bias, torch.zeros_like(bias)), True, 1, 0.0, self.training, False)
         state = hidden[None], cell[None]
         if lengths is None:
-            output, hidden, cell = torch.lstm(x, state, *how, True)
+            output, hidden, cell = run(x, state, *how, True)
             return output, hidden[0], cell[0]
-        packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        packed: Any = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         begun = tuple(part.index_select(1, packed.sorted_indices) for part in state)
-        data, *ends = torch.lstm(packed.data, packed.batch_sizes, begun, *how)
+        data, *ends = run(packed.data, packed.batch_sizes, begun, *how)
         output, _ = pad_packed_sequence(PackedSequence(data, *packed[1:]), batch_first=True, total_length=x.shape[1])
         empty = (lengths == 0)[:, None]  # rows of pads alone keep their state
         pairs = zip(ends, state, strict=True)
         return output, *(torch.where(empty, o[0], n.index_select(1, packed.unsorted_indices)[0]) for n, o in pairs)
 
 
-class LstmPreTrainedModel(PreTrainedModel):
+class LstmPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """The beginnings of the weights."""
 
     config_class = LstmConfig
@@ -113,9 +115,7 @@ class LstmPreTrainedModel(PreTrainedModel):
             nn.init.uniform_(module.weight, -edge, edge)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-                nn.init.ones_(
-                    module.bias[self.config.hidden_size :][: self.config.hidden_size]
-                )  # it forgets nothing yet
+                nn.init.ones_(module.bias.view(4, -1)[1])  # it forgets little yet
         elif isinstance(module, nn.Linear):
             nn.init.uniform_(module.weight, -edge, edge)
             nn.init.zeros_(module.bias)
@@ -130,7 +130,7 @@ class LstmModel(LstmPreTrainedModel):
         super().__init__(config)
         sizes = [config.embedding_size, *[config.hidden_size] * config.num_hidden_layers]
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.layers = nn.ModuleList(LstmLayer(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(LstmLayer(*pair) for pair in pairwise(sizes))
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -161,12 +161,12 @@ class LstmModel(LstmPreTrainedModel):
         if places is not None:
             x = torch.zeros_like(x).scatter(1, places[..., None].expand_as(x), x)
         kept = self.config.use_cache if use_cache is None else use_cache
-        states = (torch.stack(parts) for parts in zip(*ends, strict=True))
-        state = LstmState(*states, past.length + width) if kept else None
+        hidden, cell = (torch.stack(parts) for parts in zip(*ends, strict=True))
+        state = LstmState(hidden, cell, past.length + width) if kept else None
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=state)
 
 
-class LstmForCausalLM(StoredModel, LstmPreTrainedModel, GenerationMixin):
+class LstmForCausalLM(StoredModel, LstmPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The layers and a head over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - as transformers has it
