@@ -24,7 +24,7 @@ from lightgpt2.cli import verbs
 from lightgpt2.conversions.target import Format
 from lightgpt2.data.tokenizer import train_tokenizer
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.families import DECODERS, ENCODER_DECODERS, ENCODERS
+from lightgpt2.models.families import DECODERS, ENCODER_DECODERS, ENCODERS, RECURRENT
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.surgery import keep_layers
 
@@ -67,6 +67,7 @@ DistilGPT-2 is of type `gpt2`, Pythia of type `gpt_neox`. Encoders ({encoders}) 
 Encoder-decoders ({encoder_decoders}) take every method with `lightgpt2.tasks.Summarization`; FLAN-T5 is of
 type `t5`. Not supported are those whose encoder and decoder have different numbers of heads or neurons, and a T5 whose decoder
 is deeper than its encoder. Other types, for example `gpt_neo` and `bloom`, are refused in one line.
+Recurrent models ({recurrent}) have [a page of their own](typing.md#character-models).
 """
 
 
@@ -79,8 +80,9 @@ def page() -> str:
             Path(f"corpus/{part}.txt").write_text(text[part * 800 : part * 800 + 800])
         rows = [[f"`{name}`", _title(name), *_cells(name)] for name in sorted(DECODERS)]
     table = markdown(["type", "models", *METHODS, *EXPORTS], rows)
-    encoders, both = (", ".join(f"`{name}`" for name in sorted(types)) for types in (ENCODERS, ENCODER_DECODERS))
-    return _TEXT.format(table=table, encoders=encoders, encoder_decoders=both)
+    others = {"encoders": ENCODERS, "encoder_decoders": ENCODER_DECODERS, "recurrent": RECURRENT}
+    named = {key: ", ".join(f"`{name}`" for name in sorted(types)) for key, types in others.items()}
+    return _TEXT.format(table=table, **named)
 
 
 def _title(model_type: str) -> str:

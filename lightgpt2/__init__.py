@@ -7,16 +7,21 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lightgpt2.cli.api import fit
+    from lightgpt2.runtime.completion import complete
     from lightgpt2.runtime.loading import load
 
-__all__ = ["__version__", "fit", "load"]
+__all__ = ["__version__", "complete", "fit", "load"]
 __version__ = "0.2.0"
 
-_WHERE = {"fit": "lightgpt2.cli.api", "load": "lightgpt2.runtime.loading"}
+_WHERE = {
+    "complete": "lightgpt2.runtime.completion",
+    "fit": "lightgpt2.cli.api",
+    "load": "lightgpt2.runtime.loading",
+}
 
 
 def __getattr__(name: str) -> "Any":
-    """Import `fit` or `load`, and what it needs, when it is asked for: the command starts without."""
+    """Import `fit`, `load` or `complete`, and what it needs, when it is asked for: the command starts without."""
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -75,8 +75,13 @@ class Lora(Adaptation):
         self.lora = lora
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
-        """The adaptations that cannot be trained through adapters."""
+        """The adaptations that cannot be trained through adapters, and the models that take none."""
         found = []
+        if config is not None and family_of(config).recurrent:
+            what = (
+                f"one kernel reads all weights of a model of type {config.model_type}, and adapters stand beside layers"
+            )
+            found.append(Problem(self.key, what, "train all weights, with lightgpt2.methods.FineTune"))
         if any(isinstance(other, MovementGates) for other in others):
             what = "adapters leave the weights frozen that movement pruning learns to keep or to remove"
             found.append(Problem(self.key, what, "prune in another stage, or train all weights"))

@@ -22,6 +22,7 @@ from lightgpt2.functional.pruning import random_scores
 from lightgpt2.functional.schedules import Progress, cubic
 from lightgpt2.models import units
 from lightgpt2.models.axes import block_units
+from lightgpt2.models.families import family_of
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.pruning import saved_zeros
 from lightgpt2.models.surgery import removal
@@ -50,7 +51,10 @@ class MovementGates(Adaptation):
 
     def problems(self, config: PretrainedConfig | None, others: Sequence[Adaptation]) -> list[Problem]:
         found = self.pruning.problems()
-        if config is not None:
+        if config is not None and family_of(config).recurrent:
+            what = f"models of type {config.model_type} have no attention and no neurons, among which it chooses"
+            found.append(Problem("", what, "prune single weights with lightgpt2.callbacks.GlobalL1Pruning"))
+        elif config is not None:
             heads, neurons = ([*counts.values()] for counts in block_units(config))
             found += self.pruning.model_problems(heads, neurons, config.hidden_size)
         return [problem.under(f"{self.key}.pruning") for problem in found]

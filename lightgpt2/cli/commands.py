@@ -10,6 +10,8 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from lightgpt2.cli.inference import classify, generate, unwritable
+from lightgpt2.cli.serving import serve
+from lightgpt2.cli.typing import type as type_
 from lightgpt2.errors import Interrupted, Problem, UserError, refuse
 
 
@@ -268,10 +270,8 @@ def push(run: str, name: str, *, private: bool = False) -> None:
     print(f"uploaded: {upload(finished_model(run), name, private)}", flush=True)
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    verb.__name__: verb
-    for verb in (pipeline, benchmark, generate, classify, export, sweep, report, runs, show, clean, card, push)
-}
+_VERBS = (pipeline, benchmark, generate, classify, type_, serve, export, sweep, report, runs, show, clean, card, push)
+VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in _VERBS}
 
 
 def _taken(folder: Path) -> list[Problem]:

@@ -86,7 +86,7 @@ def generate(
         raise UserError("--prompt: it is empty; give some text to continue")
     if output is not None and prompts is None:
         raise UserError("--output: it is for --prompts; a single text goes to standard output, remove it")
-    with _named_as_options(generate, "prompt"):
+    with named_as_options(generate, "prompt"):
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
         rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
@@ -149,7 +149,7 @@ def classify(
         raise UserError("--text: give it or --texts, one of the two")
     if output is not None:
         refuse(unwritable("--output", Path(output), Path(output).parent))
-    with _named_as_options(classify, "text"):
+    with named_as_options(classify, "text"):
         rows = [{"text": text}] if texts is None else read_texts(Path(texts))
         if not is_exported(model):
             quiet_transformers()
@@ -185,7 +185,7 @@ def quiet_transformers() -> None:
 
 
 @contextlib.contextmanager
-def _named_as_options(verb: Callable[..., None], unit: str) -> Iterator[None]:
+def named_as_options(verb: Callable[..., None], unit: str) -> Iterator[None]:
     """Names the settings of a verb, and one of several prompts or texts, as the command line does."""
     names = {name: f"--{name.replace('_', '-')}" for name in verb.__annotations__} | {"model": "MODEL"}
     try:

@@ -15,7 +15,7 @@ from lightgpt2.data.batches import StepSampler, WindowDataset, WindowLoader, epo
 from lightgpt2.data.corpora import Corpus, corpora, unreadable
 from lightgpt2.data.preparation import Preparation, document_separator
 from lightgpt2.data.splits import Split
-from lightgpt2.data.tokenizer import check_trims, trimmed
+from lightgpt2.data.tokenizer import CHARACTERS, check_trims, trimmed
 from lightgpt2.data.windows import Windows, document_windows, packed_windows, prompt_windows
 from lightgpt2.errors import Problem, UserError, tell
 from lightgpt2.models.files import exists
@@ -24,6 +24,7 @@ from lightgpt2.models.tokenizers import load_tokenizer
 from lightgpt2.models.vocabulary import needed_rows
 
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
+_SMALLEST_ALPHABET = 4
 
 
 class LanguageModelingData(TaskData):
@@ -56,8 +57,10 @@ class LanguageModelingData(TaskData):
         chat_template: Jinja file of the chat template; it is saved with the tokenizer. The default is the tokenizer's.
         valid_fraction: Share of documents for validation, where the source names no such split.
         test_fraction: Share of documents for testing, where the source names no such split.
-        tokenizer: Hub id or folder of the tokenizer. The default is the model's.
-        vocab_size: Train a byte-level BPE tokenizer of this many tokens on the training split instead.
+        tokenizer: Hub id or folder of the tokenizer; `characters` for one token for each character of the training split. The
+            default is the model's.
+        vocab_size: Train a byte-level BPE tokenizer of this many tokens on the training split instead. With `characters` the
+            most tokens: the commonest characters.
         predict_split: The split that `predict` reads.
         processes: Processes that tokenize. The default is one for each core, and one for less than 16 MB of files.
         seed: Seed of the training order. The default is the run's seed.
@@ -118,12 +121,16 @@ class LanguageModelingData(TaskData):
             found.append(f"data.stride: {what}; give at most {self.sequence_length - 1}")
         if self.valid_fraction + self.test_fraction >= 1:
             found.append("data.valid_fraction: with data.test_fraction it leaves no training data; give less than 1")
-        if self.vocab_size and self.vocab_size < (least := _SMALLEST_VOCABULARY):
+        if self._learns_alphabet and self.vocab_size and self.vocab_size < (least := _SMALLEST_ALPHABET):
+            what = f"{self.vocab_size} cannot hold two characters, the unknown one and the end"
+            found.append(f"data.vocab_size: {what}; give at least {least}")
+        elif not self._learns_alphabet and self.vocab_size and self.vocab_size < (least := _SMALLEST_VOCABULARY):
             found.append(f"data.vocab_size: {self.vocab_size} cannot hold every byte; give at least {least}")
-        if self.tokenizer_source and self.vocab_size:
+        if self.tokenizer_source and self.vocab_size and not self._learns_alphabet:
             found.append("data.vocab_size: cannot be given together with data.tokenizer; remove one of them")
-        if self.vocab_size and any(corpus.streaming for corpus in self.corpora):
-            found.append("data.vocab_size: would read a stream to its end; name a tokenizer with data.tokenizer")
+        if (self.vocab_size or self._learns_alphabet) and any(corpus.streaming for corpus in self.corpora):
+            key = "data.tokenizer" if self._learns_alphabet else "data.vocab_size"
+            found.append(f"{key}: would read a stream to its end; name a tokenizer with data.tokenizer")
         if not self.corpora:
             found.append("data.source: an empty list has no text; name a source")
         labels = [corpus.label for corpus in self.corpora]
@@ -220,6 +227,10 @@ class LanguageModelingData(TaskData):
         fractions = self.valid_fraction, self.test_fraction
         return Preparation(self.corpora, *fractions, self.near_duplicates, self.token_budget, self.processes)
 
+    @property
+    def _learns_alphabet(self) -> bool:
+        return self.tokenizer_source == CHARACTERS
+
     def _place(self) -> tuple[int, int]:
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
@@ -306,6 +317,8 @@ class LanguageModelingData(TaskData):
             ) from error
 
     def _plain_tokenizer(self) -> PreTrainedTokenizerFast:
+        if self._learns_alphabet:
+            return load_tokenizer(str(self._preparation.alphabet(self.vocab_size)), "data.tokenizer")
         if self.vocab_size:
             return load_tokenizer(str(self._preparation.trained_tokenizer(self.vocab_size)), "data.vocab_size")
         if self.tokenizer_source:

@@ -17,7 +17,7 @@ from lightgpt2.data.corpora import Corpus
 from lightgpt2.data.documents import plain_text
 from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splitter import Splitter
-from lightgpt2.data.tokenizer import train_tokenizer
+from lightgpt2.data.tokenizer import CHARACTERS, train_characters, train_tokenizer
 from lightgpt2.data.tokenizing import build, progress
 from lightgpt2.errors import UserError, tell
 from lightgpt2.models.chat import chat_template
@@ -47,11 +47,18 @@ class Preparation:
 
     def trained_tokenizer(self, vocab_size: int) -> Path:
         """The folder of a tokenizer of the training split, which is trained unless that is done."""
-        folder = self._cached("tokenizer", json.dumps([vocab_size, self.near_duplicates]))
+        return self._trained("tokenizer", train_tokenizer, vocab_size)
+
+    def alphabet(self, vocab_size: int | None) -> Path:
+        """The folder of a tokenizer of the training split's characters, likewise; at most `vocab_size` tokens."""
+        return self._trained(CHARACTERS, train_characters, vocab_size)
+
+    def _trained(self, kind: str, train: Callable[[Iterator[str], Any, Path], None], vocab_size: int | None) -> Path:
+        folder = self._cached(kind, json.dumps([vocab_size, self.near_duplicates]))
         if not is_cached(folder):
             splitter = self._splitter()
             with progress("Training the tokenizer", splitter) as advance:
-                train_tokenizer(_training_texts(splitter, advance), vocab_size, folder)
+                train(_training_texts(splitter, advance), vocab_size, folder)
         return folder
 
     def tokenized(self, tokenizer: PreTrainedTokenizerFast) -> Path:

@@ -1,14 +1,16 @@
 """Tokenizers: trained on a corpus, or cut down to the tokens that a corpus uses."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -17,6 +19,8 @@ from lightgpt2.models.files import atomic_folder, write_checksums
 from lightgpt2.models.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+CHARACTERS = "characters"  # the name of a tokenizer of the characters of the training text
+_UNKNOWN = "\ufffd"
 _BART = ("<s>", "<pad>", "</s>", "<unk>")  # in the order of their ids
 
 
@@ -49,6 +53,29 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, folder: Path) -> 
         tokenizer_object=bpe._tokenizer,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT),
     )
+    with atomic_folder(folder) as temporary:
+        save_tokenizer(tokenizer, temporary)
+        write_checksums(temporary)
+
+
+def train_characters(documents: Iterable[str], vocab_size: int | None, folder: Path) -> None:
+    """Learn an alphabet and write it, atomically, as the folder of a tokenizer with one token for each character.
+
+    Text comes back as it was but for characters that are not in the alphabet, each of which is U+FFFD. `vocab_size`: at most so
+    many tokens, the end-of-text token and U+FFFD among them; the commonest characters stay. None: all do.
+    """
+    counts = Counter[str]()
+    for document in documents:
+        counts.update(document)
+    special = [END_OF_TEXT, _UNKNOWN]
+    most = None if vocab_size is None else vocab_size - len(special)
+    common = sorted((c for c in counts if c not in special), key=lambda character: (-counts[character], character))
+    alphabet = {token: id_ for id_, token in enumerate([*special, *sorted(common[:most])])}
+    backend = Tokenizer(WordLevel(alphabet, unk_token=_UNKNOWN))
+    backend.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = Fuse()
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=_UNKNOWN, **names)
     with atomic_folder(folder) as temporary:
         save_tokenizer(tokenizer, temporary)
         write_checksums(temporary)

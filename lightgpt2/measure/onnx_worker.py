@@ -22,7 +22,7 @@ from lightgpt2.runtime.beams import Beams
 from lightgpt2.runtime.folder import ONNX, open_export
 from lightgpt2.runtime.onnx_classifier import OnnxClassifier
 from lightgpt2.runtime.onnx_encoder_decoder import OnnxEncoderDecoder
-from lightgpt2.runtime.onnx_engine import OnnxEngine
+from lightgpt2.runtime.onnx_recurrent import onnx_decoder
 from lightgpt2.runtime.options import Settings
 from lightgpt2.runtime.ort import runtime
 
@@ -44,7 +44,7 @@ class OnnxWorker(Worker):
             return OnnxEncoderDecoder(self._folder, **about)
         if kind == CLASSIFICATION:
             return OnnxClassifier(self._folder / ONNX, **about)
-        return OnnxEngine(self._folder / ONNX, self._config.max_position_embeddings, **about)
+        return onnx_decoder(self._folder / ONNX, self._config.max_position_embeddings, **about)
 
     def _load(self) -> dict[str, float | None]:
         self.engine = self._open()
@@ -61,12 +61,12 @@ class OnnxWorker(Worker):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> None:
         tokens, seen = ids.numpy(), np.ones(ids.shape, np.int64) if mask is None else mask.numpy()
-        if isinstance(self.engine, OnnxEngine):
-            self.engine.logits(tokens, seen)
-        elif isinstance(self.engine, OnnxEncoderDecoder):
+        if isinstance(self.engine, OnnxEncoderDecoder):
             self.engine.logits(tokens, seen, tokens)
-        else:
+        elif isinstance(self.engine, OnnxClassifier):
             self.engine.logits({"input_ids": tokens, "attention_mask": seen})
+        else:
+            self.engine.logits(tokens, seen)
 
     def encode(self, ids: Tensor) -> None:
         if isinstance(self.engine, OnnxEncoderDecoder):

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lightgpt2.errors import Problem
 from lightgpt2.functional.quantization import fake_quantize, integers
 from lightgpt2.models.axes import Shape
-from lightgpt2.models.families import block_linears, compute_with, unquantized_head
+from lightgpt2.models.families import block_linears, compute_with, family_of, unquantized_head
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.saving import bring_code
 from lightgpt2.models.standalone import stored_weights
@@ -53,6 +53,9 @@ class Integers:
             return [Problem("bits", f"must be a whole number, got {self.bits}", "give 8 or 4")]
         if self.bits == 8 and self.group is not None:
             return [Problem("group", "INT8 has one scale for each output channel", "remove it, or give bits 4")]
+        if self.activations and family_of(config).recurrent:
+            what = f"the kernel that runs a model of type {config.model_type} does not round what its layers read"
+            return [Problem("activations", what, "give false")]
         most = max(Shape.of(config).channels().values())
         if self.group is not None and not 2 <= self.group <= most:
             what = f"must be between 2 and {most}, the most inputs of a layer, got {self.group}"

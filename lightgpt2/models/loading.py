@@ -48,7 +48,7 @@ _CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")  # that old files ho
 _INTEGERS = ("I", "U", "BOOL")  # how the names of their types begin in safetensors
 _LAYERS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 _SIZES = (
-    *_LAYERS, "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    *_LAYERS, "hidden_size", "embedding_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
     "n_inner", "ffn_dim", "word_embed_proj_dim", "max_position_embeddings", "vocab_size", "decoder_attention_heads",
     "encoder_ffn_dim", "decoder_ffn_dim", "d_ff",
 )  # fmt: skip
@@ -152,17 +152,17 @@ def _named_config(source: str, key: str, trust_remote_code: bool) -> PretrainedC
 def _model_class(config: PretrainedConfig) -> Any:
     """This project's own code if the configuration asks for it; the copy of it in the model's folder never runs."""
     auto_class = predicts(config.architectures)
-    return (
-        light_class(config.model_type, auto_class)
-        if hasattr(config, "lightgpt2")
-        else getattr(transformers, auto_class)
-    )
+    if code := family_of(config).code:
+        return getattr(code, class_for(config, auto_class, "model"))
+    if hasattr(config, "lightgpt2"):
+        return light_class(config.model_type, auto_class)
+    return getattr(transformers, auto_class)
 
 
 def new_model(config: PretrainedConfig, key: str = "model") -> PreTrainedModel:
     """A model of this shape in FP32 with random weights from torch's global generator; a UserError if it contradicts itself."""
-    model_class, own = _model_class(config), hasattr(config, "lightgpt2")
-    make = model_class._from_config if own else model_class.from_config
+    model_class = _model_class(config)
+    make = model_class._from_config if issubclass(model_class, PreTrainedModel) else model_class.from_config
     with explained("the configuration", key, named=False):
         model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
     model.config.architectures = copy.copy(config.architectures)

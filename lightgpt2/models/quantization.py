@@ -41,6 +41,7 @@ def settings(form: Format, config: PretrainedConfig, cuda: bool | None = None) -
     NF4 weights are multiplied in half precision on CUDA (by default if there is a card), and in FP32 on processors, most of
     which are slow with less.
     """
+    _check_called(form, config)
     # transformers leaves out a vocabulary head by itself
     kept = [*family_of(config).head_parts] if predicts(config.architectures) == CLASSIFICATION else None
     if form == "int8":
@@ -53,6 +54,13 @@ def settings(form: Format, config: PretrainedConfig, cuda: bool | None = None) -
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if fast else torch.float32,
     )
+
+
+def _check_called(form: str, config: PretrainedConfig) -> None:
+    """Raise a `UserError` if other layers cannot take the place of a model's linear layers."""
+    if family_of(config).recurrent:
+        what = f"one kernel reads all weights of a model of type {config.model_type}, and takes no other layers"
+        raise UserError(f"{form}: {what}; choose fp32, or export to onnx-int8")
 
 
 def quantization_of(config: PretrainedConfig) -> str | None:
@@ -121,6 +129,7 @@ def _quantized_dynamically(model: PreTrainedModel) -> PreTrainedModel:
     from torch.ao.nn.quantized.dynamic import Linear
     from torch.ao.quantization import quantize_dynamic
 
+    _check_called(DYNAMIC, model.config)
     names = block_linears(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it will move to torchao
@@ -157,6 +166,7 @@ def check_blocks(model: PreTrainedModel, form: Format) -> None:
 
     On processors with AVX-512 bitsandbytes 0.50 takes the wrong scales where an NF4 block goes on in the next row.
     """
+    _check_called(form, model.config)
     layers: dict[str, Any] = {**block_linears(model)}
     inputs = {m.nx if isinstance(m, Conv1D) else m.in_features for m in layers.values()}
     if form == "nf4" and (broken := sorted(n for n in inputs if n % _BLOCK)):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.models.families import FAMILIES, family_of, is_tied, predicts
 from lightgpt2.models.files import atomic_folder, folder_megabytes
@@ -64,7 +64,7 @@ def save_model(
             # transformers refuses to save a changed one that it only warned of before: a person's is carried on as it is.
             generation._original_object_hash = hash(generation)
         model.save_pretrained(temporary, state_dict=weights)
-        complete_config(temporary)
+        (bring_code if family_of(model).code else complete_config)(temporary)
         save_tokenizer(tokenizer, temporary, positions_of(model.config))
         carry_licence(model.name_or_path, temporary)
         if finish is not None:
@@ -93,7 +93,7 @@ def complete_config(folder: Path) -> None:
             config.update(family.old_settings(config))
         if "lightgpt2" in config:
             config["transformers_weights"] = _NEEDED
-        else:
+        elif not (family and family.code):
             config.pop("auto_map", None)  # names code of the source, which is not in this folder
 
 
@@ -108,15 +108,21 @@ def carry_licence(source: str, folder: Path) -> None:
 
 
 def bring_code(folder: Path, **settings: Any) -> None:
-    """Put `standalone.modeling_lightgpt2` into a model folder, and settings for it into the folder's configuration."""
+    """Put the family's code, or `standalone.modeling_lightgpt2`, into a model folder, and settings into its configuration."""
     with _edited(folder / "config.json") as config:
-        auto_class = predicts(config["architectures"])
-        name = modeling.light_class(config["model_type"], auto_class).__name__
-        config["architectures"] = [name]
-        config["auto_map"] = {auto_class: f"{modeling.__name__.rpartition('.')[2]}.{name}"}
-        config["lightgpt2"] = config.get("lightgpt2", {}) | settings
+        auto_class, model_type = predicts(config["architectures"]), config["model_type"]
+        code, named = FAMILIES[model_type].code, {}
+        if code is None:
+            code = modeling
+            config["architectures"] = [modeling.light_class(model_type, auto_class).__name__]
+        else:
+            named = {"AutoConfig": CONFIG_MAPPING[model_type].__name__}
+        named[auto_class] = config["architectures"][0]
+        config["auto_map"] = {auto: f"{code.__name__.rpartition('.')[2]}.{name}" for auto, name in named.items()}
+        if settings:
+            config["lightgpt2"] = config.get("lightgpt2", {}) | settings
     complete_config(folder)
-    for module in (modeling, stored_weights):
+    for module in (code, stored_weights):
         shutil.copy(str(module.__file__), folder)
 
 

@@ -125,9 +125,9 @@ class Distillation(Objective):
             self.task.align(model, binding.student.config)
         teacher, student = self.teacher.config(trust), binding.student.config
         self.pairs = self._pair_layers(teacher, student, binding.layers)
-        wide, narrow = teacher.hidden_size, student.hidden_size
+        widths = [(_width(student, ours), _width(teacher, theirs)) for ours, theirs in self.pairs]
         self.projections = nn.ModuleList(
-            nn.Linear(narrow, wide, bias=False) if wide != narrow else nn.Identity() for _ in self.pairs
+            nn.Linear(narrow, wide, bias=False) if wide != narrow else nn.Identity() for narrow, wide in widths
         )
 
     def forward(
@@ -175,6 +175,11 @@ class Distillation(Objective):
             pairs = [(0, 0), *((i + 1, layer + 1) for i, layer in enumerate(chosen))]
             found += [(f"{ours}.{i}", f"{other}.{layer}") for i, layer in pairs]
         return found
+
+
+def _width(config: PretrainedConfig, state: str) -> int:
+    """The width of the hidden states of a name, `decoder.3`."""
+    return family_of(config).state_width(config, int(state.rpartition(".")[2]))
 
 
 def _kinds(config: PretrainedConfig) -> str:

@@ -202,6 +202,16 @@ def confusion_plot(about: Mapping[str, Any], name: str, model: str) -> Plot | No
     return _whole(name, f"Which classes {model} takes for which", svg, bottom + 44)
 
 
+def typing_plots(result: Mapping[str, Any]) -> list[Plot]:
+    """What is right of what a typing assistant shows, against how often it shows something, for each test."""
+    found = []
+    for name in ("incomplete", "complete"):
+        lines = {key: [(100 * x, 100 * y) for x, y in row["curves"][name]] for key, row in result["rows"].items()}
+        about = f"Precision at shown rate, {name}-word test"
+        found.append(_plot(name, about, lines, "per cent of places shown", "per cent of shown that is right"))
+    return [plot for plot in found if plot]
+
+
 def curves(rows: Sequence[Model]) -> list[Plot]:
     """How the stages were trained, a plot for each primary metric, and their sweeps."""
     stages = [row for row in rows if row.kind == "stage"]

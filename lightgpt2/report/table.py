@@ -118,6 +118,39 @@ def _megabytes(about: Mapping[str, Any]) -> str:
     return f"{sum(about['bytes'].values()) / 1e6:.2f} MB"
 
 
+_TYPED = {"incomplete": "incomplete word", "complete": "complete word", "savings": "keystrokes saved"}
+
+
+def typing_table(result: Mapping[str, Any]) -> str:
+    """What a typing assistant got right and saved, model by model, and how that differs from the first."""
+    rows = []
+    for row in result["rows"].values():
+        cells = {title_: f"{row[name]['value']:.1%} {_span(row[name])}" for name, title_ in _TYPED.items()}
+        spent = row.get("milliseconds", {})
+        cells |= {f"{key} ms": f"{spent[key]:.1f}" if spent else "" for key in ("p50", "p95", "first")}
+        rows.append(cells)
+    lines = ["", *_named(result["rows"], rows)]
+    others = {name: row["difference"] for name, row in result["rows"].items() if "difference" in row}
+    if others:
+        first = next(iter(result["rows"]))
+        points = [
+            {title_: f"{100 * each[name]['value']:+.1f} {_points(each[name])}" for name, title_ in _TYPED.items()}
+            for each in others.values()
+        ]
+        lines += ["", f"points more than {first}, on the same places:", "", *_named(others, points)]
+    return "\n".join(lines)
+
+
+def _span(about: Mapping[str, Any]) -> str:
+    ends = about.get("wilson_95") or about["interval_95"]
+    return f"({ends[0]:.1%}..{ends[1]:.1%})" if ends else ""
+
+
+def _points(about: Mapping[str, Any]) -> str:
+    ends = about["interval_95"]
+    return f"({100 * ends[0]:+.1f}..{100 * ends[1]:+.1f})" if ends else ""
+
+
 def benchmark_table(result: dict[str, Any]) -> str:
     """What each arm takes, each workload arm by arm, what a generation takes; then what failed, or has little room."""
     failed = [f"{arm['name']}: not measured: {arm['error']}" for arm in result["arms"] if "error" in arm]

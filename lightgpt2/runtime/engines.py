@@ -24,7 +24,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Engine(Protocol):
-    """A decoder with a cache of keys and values, for one batch at a time.
+    """A decoder with a cache of keys and values, or with states, for one batch at a time.
 
     Attributes:
         vocabulary: V, the number of logits.
@@ -45,6 +45,13 @@ class Engine(Protocol):
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         """The logits `[B, T, V]` at all positions of a batch, valid until the next call; `decode` does not go on from here."""
+
+    def resume(self, ids: Ints, kept: int) -> Floats:
+        """Read tokens `[T]`, at least one, behind the first `kept` positions of the sequence that this method has read.
+
+        That sequence is apart from the batches of the other methods. What is behind `kept` is dropped; 0 begins anew, as the
+        caller must after an exception. Returns the logits of the next token `[V]`: the caller's until the next call.
+        """
 
 
 class Classifier(Protocol):

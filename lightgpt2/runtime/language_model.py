@@ -15,14 +15,22 @@ from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.engines import Engine, Floats, Ints
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.processors import as_ids
+from lightgpt2.runtime.reader import Reader
 from lightgpt2.runtime.sampling import Sampler
+from lightgpt2.runtime.spellings import Spellings
 from lightgpt2.runtime.text import Writer
 
 OnText = Callable[[int, str], None]
+# Called with a prompt's index, each token that is chosen for it, and the model's logits `[V]` in its place.
+OnToken = Callable[[int, int, Floats], None]
 Prompt = str | Sequence[Message]  # a text to continue, or a conversation to answer
 
 
 _OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")  # options
+
+
+class TooLong(Problem):
+    """A prompt that the model's context has no room for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +132,12 @@ class LanguageModel:
         options: Mapping[str, Any],
         on_text: OnText | None = None,
         known: Container[int] = (),
+        on_token: OnToken | None = None,
     ) -> Iterator[Continuation]:
         """Continue prompts as `generate` does, and answer conversations as `chat` does; yields them as they are done.
 
         Prompts whose indices are `known` are left out, and the other ones get the texts that they would get beside them.
+        `on_token` is called before `on_text`, for the token that ends a text as well.
         """
         wrong = (each for each in prompts if isinstance(each, bytes) or not isinstance(each, Sequence))
         if (given := next(wrong, self)) is not self:
@@ -145,7 +155,8 @@ class LanguageModel:
             settings = resolve(options, self._folder)
         batches = _batches(self._encode(prompts, settings), settings.batch_size)
         # A batch is computed whole or not at all: the rounding of its logits depends on its size.
-        texts = (self._continue(b, settings, on_text) for b in batches if any(p.index not in known for p in b))
+        wanted = (batch for batch in batches if any(prompt.index not in known for prompt in batch))
+        texts = (self._continue(batch, settings, on_text, on_token) for batch in wanted)
         return (done for batch in texts for done in batch if done.index not in known)
 
     def room(self, messages: Sequence[Message]) -> int:
@@ -172,7 +183,7 @@ class LanguageModel:
                 problems.append(Problem(which, "must not be empty", "give some text to continue"))
             elif len(tokens) >= context:
                 what = f"must leave room in the model's {context} positions, got {len(tokens)} tokens"
-                problems.append(Problem(which, what, f"give at most {context - 1} tokens"))
+                problems.append(TooLong(which, what, f"give at most {context - 1} tokens"))
             elif len(tokens) >= (most := settings.max_length or context):
                 what = f"must be shorter than the max_length of the folder's generation_config.json, {most}"
                 problems.append(Problem(which, f"{what}, got {len(tokens)} tokens", "give max_new_tokens"))
@@ -199,6 +210,22 @@ class LanguageModel:
         tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
+    @cached_property
+    def reader(self) -> Reader:
+        """What reads texts that are being typed; one for all who complete texts with this model."""
+        return Reader(self.engine, Spellings(self.tokenizer))
+
+    @property
+    def first(self) -> int:
+        """The token before the first one of a text that has no other."""
+        said = (each for name in ("bos_token_id", "eos_token_id") for each in as_ids(self._folder.get(name)))
+        return next(said, 0)
+
+    @property
+    def has_template(self) -> bool:
+        """True if there is a chat template."""
+        return self._template is not None
+
     @property
     def template(self) -> ChatTemplate:
         """The chat template; a `UserError` if there is none."""
@@ -218,13 +245,16 @@ class LanguageModel:
         ids = [id_ for id_ in self.tokenizer.encode(end, add_special_tokens=False).ids if id_ in added]
         return ids, [end] if end and not ids else []
 
-    def _continue(self, batch: Sequence[_Prompt], settings: Settings, on_text: OnText | None) -> Iterator[Continuation]:
+    def _continue(
+        self, batch: Sequence[_Prompt], settings: Settings, on_text: OnText | None, on_token: OnToken | None
+    ) -> Iterator[Continuation]:
         new_tokens = batch[0].new_tokens  # the same for all
         prompts, indices = [prompt.tokens for prompt in batch], [prompt.index for prompt in batch]
         writers = writers_of(self.tokenizer, prompts, indices, settings, on_text)
         sampler = Sampler(settings, prompts, indices, new_tokens)
         logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
-        for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new_tokens):
+        seen = on_token and (lambda row, *token: on_token(indices[row], *token))
+        for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new_tokens, seen):
             yield Continuation(indices[row], text, "stop" if stopped else "length")
 
 
@@ -246,14 +276,25 @@ def writers_of(
 
 
 def written(
-    logits: Floats, decode: Callable[[Ints], Floats], sampler: Sampler, writers: Sequence[Writer], new_tokens: int
+    logits: Floats,
+    decode: Callable[[Ints], Floats],
+    sampler: Sampler,
+    writers: Sequence[Writer],
+    new_tokens: int,
+    on_token: OnToken | None = None,
 ) -> Iterator[tuple[int, str, bool]]:
-    """Write on, token by token, from logits `[B, V]`; yields each row that is done, its text, and whether it ended itself."""
+    """Write on, token by token, from logits `[B, V]`; yields each row that is done, its text, and whether it ended itself.
+
+    `on_token` is called with a row in the place of an index.
+    """
     ends, active = sampler.settings.ends, set(range(len(writers)))
     for count in range(1, new_tokens + 1):
+        given = logits.copy() if on_token else logits  # the sampler changes them
         tokens = sampler(logits)
         for row in sorted(active):
             token = int(tokens[row])
+            if on_token:
+                on_token(row, token, given[row])
             if token not in ends:
                 writers[row].add(token)
             if token in ends or writers[row].stopped or count == new_tokens:

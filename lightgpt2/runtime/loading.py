@@ -184,9 +184,9 @@ def exported_engine(folder: Path, threads: int | None, key: str) -> Engine | Cla
         from lightgpt2.runtime.onnx_encoder_decoder import OnnxEncoderDecoder
 
         return OnnxEncoderDecoder(folder, threads, key)
-    from lightgpt2.runtime.onnx_engine import OnnxEngine
+    from lightgpt2.runtime.onnx_recurrent import onnx_decoder
 
-    return OnnxEngine(folder / ONNX, context_of(folder, key), threads, key)
+    return onnx_decoder(folder / ONNX, context_of(folder, key), threads, key)
 
 
 def exported_runner(folder: Path, threads: int | None, key: str) -> Engine | Classifier | TextToText:
@@ -209,6 +209,11 @@ def _torch_engine(model: Any, threads: int | None) -> Engine | Classifier | Enco
         from lightgpt2.runtime.transformers_encoder_decoder import TransformersEncoderDecoder
 
         return TransformersEncoderDecoder(model)
+    if model._is_stateful:  # transformers' own mark
+        from lightgpt2.runtime.recurrent import RecurrentEngine
+        from lightgpt2.runtime.transformers_recurrent import TransformersSteps
+
+        return RecurrentEngine(TransformersSteps(model), int(model.config.max_position_embeddings))
     from lightgpt2.runtime.transformers_engine import TransformersEngine
 
     return TransformersEngine(model)

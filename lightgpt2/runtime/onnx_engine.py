@@ -17,6 +17,7 @@ from lightgpt2.runtime.engines import PREFILL, Floats, Ints, physical_cores, pos
 from lightgpt2.runtime.ort import line_of, load_session, runtime
 
 _PAST = "past_key_values."
+_ROOM = 256  # the least positions of a cache that grows
 
 
 class OnnxEngine:
@@ -28,13 +29,20 @@ class OnnxEngine:
         threads: Threads that compute; default: the physical cores that this process may use.
         name: The model's name in errors, which are `UserError`s.
         profile: Prefix of the files of its profiles; None: no profile.
+        session: The file, if it is loaded already.
     """
 
     def __init__(
-        self, model: Path, context: int, threads: int | None = None, name: str = "MODEL", profile: str | None = None
+        self,
+        model: Path,
+        context: int,
+        threads: int | None = None,
+        name: str = "MODEL",
+        profile: str | None = None,
+        session: runtime.InferenceSession | None = None,
     ) -> None:
         threads = threads or physical_cores()
-        self._session = load_session(model, threads, name, profile)
+        self._session = session or load_session(model, threads, name, profile)
         shapes = {each.name: each.shape for each in self._session.get_inputs()}
         outputs = {each.name: each.shape for each in self._session.get_outputs()}
         # name of the past, name of the present, heads, width of a head
@@ -54,6 +62,7 @@ class OnnxEngine:
         self._layers = pasts
         self.vocabulary, self.context = int(outputs["logits"][2]), context
         self._caches: dict[str, NDArray[np.float32]] = {}
+        self._sequence: dict[str, NDArray[np.float32]] = {}  # the cache of `resume`
         self._wide = np.empty((0, 0, self.vocabulary), np.float32)
 
     @property
@@ -71,10 +80,10 @@ class OnnxEngine:
         self._flat_mask = np.empty(self._mask.size, np.int64)
         self._logits = np.empty((batch, 1, self.vocabulary), np.float32)
         places = positions(mask)
-        self._run(self._reader, self._bound(self._reader, ids, places))
+        self._run(self._reader, self._bound(self._reader, self._caches, self._logits, ids, places))
         # From here on, one token at a time, everything but the mask stays where it is.
         self._tokens, self._places = np.empty((batch, 1), np.int64), places[:, -1:].copy()
-        self._steps = self._bound(self._session, self._tokens, self._places)
+        self._steps = self._bound(self._session, self._caches, self._logits, self._tokens, self._places)
         return self._logits[:, -1]
 
     def decode(self, tokens: Ints) -> Floats:
@@ -97,16 +106,50 @@ class OnnxEngine:
         self._reader.run_with_iobinding(binding)
         return self._wide
 
-    def _bound(self, session: runtime.InferenceSession, ids: Ints, places: Ints) -> Any:
-        """A binding of the cache, tokens to read and room for the last one's logits: of everything but the mask."""
+    def resume(self, ids: Ints, kept: int) -> Floats:
+        length = kept + len(ids)
+        self._make_room(length, kept)
+        if len(ids) == 1:
+            session, binding = self._session, self._step
+            self._one[0], self._one[1] = ids, kept
+        else:
+            session, places = self._reader, np.arange(kept, length)[None]
+            binding = self._bound(session, self._sequence, self._next, ids[None], places)
+        binding.bind_cpu_input("attention_mask", np.ones((1, length), np.int64))
+        session.run_with_iobinding(binding)
+        return self._next[0, -1]
+
+    def _make_room(self, length: int, kept: int) -> None:
+        """Enlarge the cache of `resume` to the next power of two; its first `kept` positions stay."""
+        room = max(_ROOM, 1 << (length - 1).bit_length())
+        if self._sequence and next(iter(self._sequence.values())).shape[2] >= room:
+            return
+        old, self._sequence = self._sequence, {}
+        for past, _, heads, width in self._layers:
+            self._sequence[past] = np.zeros((1, heads, room, width), np.float32)
+            if kept:
+                self._sequence[past][:, :, :kept] = old[past][:, :, :kept]
+        self._one = np.empty((2, 1, 1), np.int64)  # a token, and its position
+        self._next = np.empty((1, 1, self.vocabulary), np.float32)
+        self._step = self._bound(self._session, self._sequence, self._next, self._one[0], self._one[1])
+
+    def _bound(
+        self,
+        session: runtime.InferenceSession,
+        caches: dict[str, NDArray[np.float32]],
+        logits: NDArray[np.float32],
+        ids: Ints,
+        places: Ints,
+    ) -> Any:
+        """A binding of a cache, tokens to read and room for the last one's logits: of everything but the mask."""
         binding = session.io_binding()
         for past, now, *_ in self._layers:
-            cache = _shared(self._caches[past])
+            cache = _shared(caches[past])
             binding.bind_ortvalue_input(past, cache)
             binding.bind_ortvalue_output(now, cache)
         for name, array in {"num_logits_to_keep": np.array(1), "input_ids": ids, "position_ids": places}.items():
             binding.bind_ortvalue_input(name, _shared(array))
-        binding.bind_ortvalue_output("logits", _shared(self._logits))
+        binding.bind_ortvalue_output("logits", _shared(logits))
         return binding
 
     def _run(self, session: runtime.InferenceSession, binding: Any) -> None:

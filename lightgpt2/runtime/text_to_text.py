@@ -11,7 +11,7 @@ from lightgpt2.errors import Problem, refuse, tell
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.beams import Beams
 from lightgpt2.runtime.engines import EncoderDecoder, Floats, Ints
-from lightgpt2.runtime.language_model import Continuation, OnText, writers_of, written
+from lightgpt2.runtime.language_model import Continuation, OnText, OnToken, writers_of, written
 from lightgpt2.runtime.options import Settings, resolve
 from lightgpt2.runtime.sampling import Sampler
 
@@ -68,8 +68,12 @@ class TextToText:
         options: Mapping[str, Any],
         on_text: OnText | None = None,
         known: Container[int] = (),
+        on_token: OnToken | None = None,
     ) -> Iterator[Continuation]:
-        """Write texts as `generate` does, the longest sources first, but for those whose indices are `known`."""
+        """Write texts as `generate` does, the longest sources first, but for those whose indices are `known`.
+
+        `on_token` is as in `LanguageModel.texts`; beams, which choose whole texts, do not call it.
+        """
         settings = self.settings(options)
         sources = self._encode(prompts)
         order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
@@ -77,7 +81,7 @@ class TextToText:
         batches = (order[start : start + size] for start in range(0, len(order), size))
         # A batch is computed whole or not at all, so that rounding is the same.
         made = (
-            self._written(b, [sources[i] for i in b], settings, on_text)
+            self._written(b, [sources[i] for i in b], settings, on_text, on_token)
             for b in batches
             if any(i not in known for i in b)
         )
@@ -145,7 +149,12 @@ class TextToText:
         return [each.ids for each in found]
 
     def _written(
-        self, indices: Sequence[int], sources: Sequence[Sequence[int]], settings: Settings, on_text: OnText | None
+        self,
+        indices: Sequence[int],
+        sources: Sequence[Sequence[int]],
+        settings: Settings,
+        on_text: OnText | None,
+        on_token: OnToken | None,
     ) -> Iterator[Continuation]:
         starts, new = [self.start] * len(indices), self.new_tokens(settings)
         writers = writers_of(self.tokenizer, starts, indices, settings, on_text)
@@ -159,7 +168,8 @@ class TextToText:
             return
         sampler = Sampler(settings, starts, indices, new)
         logits = self.engine.prefill(ids, mask, np.array(starts, np.int64))
-        for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new):
+        seen = on_token and (lambda row, *token: on_token(indices[row], *token))
+        for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new, seen):
             yield Continuation(indices[row], text, "stop" if stopped else "length")
 
     def _searched(self, ids: Ints, mask: Ints, settings: Settings) -> list[list[int]]:

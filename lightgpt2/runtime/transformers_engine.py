@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from lightgpt2.runtime.engines import Floats, Ints, positions
 
@@ -17,6 +17,7 @@ class TransformersEngine:
         self._model = model
         self.vocabulary = int(model.config.vocab_size)
         self.context = int(model.config.max_position_embeddings)
+        self._read = 0  # positions of the sequence of `resume`
 
     def prefill(self, ids: Ints, mask: Ints, new_tokens: int) -> Floats:
         self._length = ids.shape[1]
@@ -34,6 +35,17 @@ class TransformersEngine:
 
     def logits(self, ids: Ints, mask: Ints) -> Floats:
         return self._run(ids, self._tensor(mask), self._tensor(positions(mask)), use_cache=False)
+
+    def resume(self, ids: Ints, kept: int) -> Floats:
+        if kept == 0:
+            # Without the configuration: layers with a window keep all positions, or none could be dropped.
+            self._sequence = DynamicCache()
+        else:
+            self._sequence.crop(min(0, kept - self._read))
+        self._read = kept + len(ids)
+        mask, places = np.ones((1, self._read), np.int64), np.arange(kept, self._read)[None]
+        options: Any = {"past_key_values": self._sequence, "use_cache": True, "logits_to_keep": 1}
+        return self._run(ids[None], self._tensor(mask), self._tensor(places), **options)[0, -1]
 
     def _last_logits(self, ids: Ints, places: Tensor) -> Floats:
         mask = self._mask[:, : self._length]

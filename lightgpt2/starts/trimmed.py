@@ -143,6 +143,10 @@ class Trimmed(Start):
             for name, new in asked.items()
             if new and new > (was := getattr(old, name))
         ]
+        if family_of(config).recurrent:
+            what = f"the units of a model of type {config.model_type} feed each other, and are not cut"
+            fix = "remove it, and distil into a narrower one"
+            return old, [Problem(f"{self.key}.{name}", what, fix) for name, new in asked.items() if new]
         if problems:
             return old, problems
         width, shared_out = self.width or old.width, family_of(config).heads_share_width

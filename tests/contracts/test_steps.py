@@ -34,6 +34,7 @@ _QUIET: dict[str, dict[str, Any]] = {
     "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 1},
     "bart": {"dropout": 0.0},
     "t5": {"dropout_rate": 0.0},
+    "lstm": {"dropout": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
 }
 
@@ -90,6 +91,7 @@ TASKS = [
 ]  # fmt: skip
 CASES = [
     *((*task, name) for task in TASKS for name in ADAPTATIONS if "everything" not in name),  # inputs are rounded too
+    *(("lstm", LanguageModeling(), n) for n in ("full", "int8", "int4")),
     *((f, LanguageModeling(), n) for f in DECODERS if f not in ("gpt2", "llama") for n in ("gates and int8", "lora")),
     *(
         (f, Classification(), n)

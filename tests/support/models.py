@@ -51,6 +51,11 @@ SHAPES |= {  # windows are shorter than the texts of tests
     "gemma3_text": SHAPES["llama"]
     | {"sliding_window": 9, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
 }
+RECURRENT: dict[str, dict[str, Any]] = {
+    "lstm": {
+        "num_hidden_layers": 2, "embedding_size": 12, "hidden_size": 16, "dropout": 0.1, "max_position_embeddings": 64,
+    },
+}  # fmt: skip
 LLAMAS = [family for family, shape in SHAPES.items() if "num_key_value_heads" in shape]
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -132,7 +137,8 @@ def write_tokenizer(folder: Path, vocab_size: int = 300) -> PreTrainedTokenizerF
 def make_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A randomly initialised model with weights large enough to matter."""
     torch.manual_seed(seed)
-    shape = copy.deepcopy({"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, **SHAPES[family], **changes})
+    special = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0}
+    shape = copy.deepcopy({**special, **(SHAPES | RECURRENT)[family], **changes})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -16,12 +16,13 @@ from lightgpt2.conversions.onnx.decoder import Decoder, DecoderClassifier
 from lightgpt2.conversions.onnx.encoder import Encoder
 from lightgpt2.conversions.onnx.encoder_decoder import TargetDecoder
 from lightgpt2.conversions.onnx.graph import WEIGHTS
+from lightgpt2.conversions.onnx.recurrent import RecurrentDecoder
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
 from lightgpt2.conversions.onnx.writer import Forms, ModelWriter, Stored
 from lightgpt2.conversions.target import Target
 from lightgpt2.data.base import TaskData
 from lightgpt2.errors import Problem, UserError
-from lightgpt2.models.families import CLASSIFICATION, ENCODER_DECODERS, ENCODERS, predicts
+from lightgpt2.models.families import CLASSIFICATION, ENCODER_DECODERS, ENCODERS, RECURRENT, predicts
 from lightgpt2.models.operations import Operation
 from lightgpt2.models.quantization import quantization_of
 from lightgpt2.models.standalone import stored_weights
@@ -40,6 +41,8 @@ def writer_of(config: PretrainedConfig) -> type[ModelWriter]:
         return Encoder
     if config.model_type in ENCODER_DECODERS:
         return TargetDecoder
+    if config.model_type in RECURRENT:
+        return RecurrentDecoder
     return DecoderClassifier if predicts(config.architectures) == CLASSIFICATION else Decoder
 
 
@@ -60,6 +63,9 @@ class Onnx(Exported):
         elif quantized and self.name != f"onnx-{quantized}":
             yield Problem("", f"the weights are {quantized} with scales that were trained", f"give onnx-{quantized}")
         writer = writer_of(config)
+        if self.layers not in writer.layer_forms:
+            what = f"ONNX Runtime has no operator for models of type {config.model_type} in {self.layers.upper()}"
+            yield Problem("", what, f"give {' or '.join(f for f in _LAYERS if _LAYERS[f] in writer.layer_forms)}")
         if self.target.prefill and writer is not Decoder:
             yield Problem("prefill", "only models that generate read prompts", "remove it")
         yield from writer.problems(config)

@@ -62,6 +62,7 @@ class ModelWriter(ABC):
 
     int8: ClassVar[Form]  # how layers are stored in INT8
     int8_vocabulary: ClassVar[Form] = "int8"  # how embedding and vocabulary head are
+    layer_forms: ClassVar[tuple[Form, ...]] = ("fp32", "int8", "int4")  # how layers can be stored, but for their inputs
     opset: ClassVar[int] = OPSET  # of the standard
 
     def __init__(self, graph: Graph, model: PreTrainedModel, forms: Forms, stored: Stored | None = None) -> None:

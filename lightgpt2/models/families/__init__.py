@@ -33,7 +33,9 @@ from lightgpt2.models.families.substitution import compute_with
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-DECODERS = {name: family for name, family in FAMILIES.items() if CAUSAL_LM in family.auto_classes}
+_GENERATING = {name: family for name, family in FAMILIES.items() if CAUSAL_LM in family.auto_classes}
+DECODERS = {name: family for name, family in _GENERATING.items() if not family.recurrent}  # transformers
+RECURRENT = {name: family for name, family in _GENERATING.items() if family.recurrent}
 ENCODERS = {name: family for name, family in FAMILIES.items() if isinstance(family, Encoder)}
 ENCODER_DECODERS = {
     name: family for name, family in FAMILIES.items() if isinstance(family, EncoderDecoder)
@@ -41,8 +43,8 @@ ENCODER_DECODERS = {
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is not an nn.Linear: half of the public tools pass it over
 
 __all__ = [
-    "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "ENCODER_DECODERS", "FAMILIES", "LINEAR", "SEQ2SEQ", "Encoder",
-    "EncoderDecoder", "Family", "Head", "Shape", "block_linears", "blocks", "check_family", "check_head",
+    "CAUSAL_LM", "CLASSIFICATION", "DECODERS", "ENCODERS", "ENCODER_DECODERS", "FAMILIES", "LINEAR", "RECURRENT", "SEQ2SEQ",
+    "Encoder", "EncoderDecoder", "Family", "Head", "Shape", "block_linears", "blocks", "check_family", "check_head",
     "class_for", "compute_with", "family_of", "head", "is_tied", "predicts", "recorded_states", "stack_paths",
     "unquantized_head",
 ]  # fmt: skip

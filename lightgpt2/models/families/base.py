@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -87,6 +88,10 @@ class Family(ABC):
     pads_behind: ClassVar[bool] = False  # True if a classifier reads the first token, which must not be a pad
     adapted: ClassVar[list[str] | None] = None  # modules that get adapters by default, where PEFT does not choose
     gguf: ClassVar[str] = ""  # the architecture's name in llama.cpp; empty if it has none
+    # True if its blocks carry a state from token to token and have neither heads nor neurons; a fused kernel reads the weights
+    # of their linear layers, so that nothing can take the place of one, or see what it reads.
+    recurrent: ClassVar[bool] = False
+    code: ClassVar[ModuleType | None] = None  # that goes into its model folders, if transformers does not have it
 
     def __init_subclass__(cls) -> None:
         if "model_types" in vars(cls):
@@ -200,6 +205,10 @@ class Family(ABC):
             if hasattr(sized, key):
                 setattr(sized, key, size)
         return sized
+
+    def state_width(self, config: PretrainedConfig, layers: int) -> int:
+        """The width of the hidden states behind a number of layers; behind none, of what the first one reads."""
+        return int(config.hidden_size)
 
     def fixed(self, model: PreTrainedModel) -> Iterable[nn.Parameter]:
         """Parameters that are computed once and never trained."""

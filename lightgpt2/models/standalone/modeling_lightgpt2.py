@@ -14,7 +14,6 @@ here if each of its blocks has one attention (a decoder's that reads an encoder 
 whose outputs are the last linear layers that give the width.
 """
 
-import contextlib
 import copy
 from functools import cache
 from typing import Any
@@ -22,16 +21,15 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache, GenerationConfig, PretrainedConfig
+from transformers import Cache, EncoderDecoderCache, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
 
-from .stored_weights import read, round_inputs
+from .stored_weights import StoredModel, round_inputs
 
 _LINEAR = (nn.Linear, Conv1D)
 _WHOLE = ("ActDense",)  # the classes of neurons that ask for the weights of their layers
@@ -41,7 +39,6 @@ _NAMES = {
     "AutoModelForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
-_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class Constant(nn.Module):
@@ -90,7 +87,7 @@ class NoHeads(nn.Module):
         return self.get_submodule(self.output)(hidden_states), *rest
 
 
-class Light:
+class Light(StoredModel):
     """A model with the settings of `config.lightgpt2`; goes before transformers' class."""
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -106,30 +103,8 @@ class Light:
         model.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **options: Any) -> Any:
-        """As transformers' own; `stored_weights` reads the file if the configuration says so."""
-        source = pretrained_model_name_or_path
-        where = {key: options[key] for key in _WHERE if key in options}
-        if not isinstance(config, PretrainedConfig):
-            config = cls.config_class.from_pretrained(config or source, **where)  # type: ignore[attr-defined]
-        config = copy.deepcopy(config)
-        config.__dict__.pop("transformers_weights", None)  # which tells plain transformers that it needs this code
-        own: Any = super()
-        if not {"stored", "packed"} & {*config.lightgpt2} or source is None:
-            return own.from_pretrained(source, *args, config=config, **options)
-        config.lightgpt2 = {key: value for key, value in config.lightgpt2.items() if key != "packed"}
-        if not config.lightgpt2:  # unpacked it is one of plain transformers
-            own = cls.__bases__[-1]
-            for name in ("lightgpt2", "auto_map"):
-                config.__dict__.pop(name, None)
-        weights = read(cached_file(source, "model.safetensors", **where))
-        if options.get("generation_config") is None:
-            with contextlib.suppress(OSError):
-                options["generation_config"] = GenerationConfig.from_pretrained(source, **where)
-        loaded = own.from_pretrained(None, *args, config=config, state_dict=weights, **options)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(source)
-        return loaded
+    def _whole(cls) -> Any:
+        return cls.__bases__[-1]
 
 
 def _stacks(base: nn.Module, config: PretrainedConfig) -> dict[str, nn.ModuleList]:

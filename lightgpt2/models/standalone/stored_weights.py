@@ -19,6 +19,8 @@ part is one bit for each element (the first in the lowest bit) that says which o
 the first bytes of all stored elements, their second bytes, and so on.
 """
 
+import contextlib
+import copy
 import json
 import math
 import zlib
@@ -29,8 +31,47 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.utils import cached_file
 
 Table = dict[str, dict[str, Any]]  # facts about tensors by their names
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class StoredModel:
+    """A model whose file may hold integers, or be packed, as `config.lightgpt2` says; goes before transformers' class."""
+
+    @classmethod
+    def _whole(cls) -> Any:
+        """The class of such a model once nothing of it is stored in another way."""
+        return cls
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **options: Any) -> Any:
+        """As transformers' own; `read` reads the file if the configuration says so."""
+        source = pretrained_model_name_or_path
+        where = {key: options[key] for key in _WHERE if key in options}
+        if not isinstance(config, PretrainedConfig):
+            config = cls.config_class.from_pretrained(config or source, **where)  # type: ignore[attr-defined]
+        config = copy.deepcopy(config)
+        config.__dict__.pop("transformers_weights", None)  # which tells plain transformers that it needs this code
+        own: Any = super()
+        said = getattr(config, "lightgpt2", {})
+        if not {"stored", "packed"} & {*said} or source is None:
+            return own.from_pretrained(source, *args, config=config, **options)
+        config.lightgpt2 = {key: value for key, value in said.items() if key != "packed"}
+        if not config.lightgpt2:  # unpacked it is a plain one
+            own = cls._whole()
+            for name in ("lightgpt2", "auto_map"):
+                config.__dict__.pop(name, None)
+        weights = read(cached_file(source, "model.safetensors", **where))
+        if options.get("generation_config") is None:
+            with contextlib.suppress(OSError):
+                options["generation_config"] = GenerationConfig.from_pretrained(source, **where)
+        loaded = own.from_pretrained(None, *args, config=config, state_dict=weights, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = str(source)
+        return loaded
 
 
 def read(file: str | Path) -> dict[str, Tensor]:
