@@ -60,7 +60,7 @@ def earlier(model: LanguageModel, text: str, rest: bytes, exact: float) -> tuple
     cut = re.search(r"\s\S+\s\S+\Z", head)
     if cut is None:
         return 0.0, 0
-    start = tuple(model.tokenizer.encode(head[: cut.start()]).ids)
+    start = tuple(model.tokenizer.encode(head[: cut.start()]).ids) or (model.first,)
     words = head[cut.start() :].encode()
     conditional = paths.spell(start, words + rest)[1] / paths.spell(start, words)[1]
     return abs(float(np.log(conditional) - np.log(exact))), model.reader.passes - before
