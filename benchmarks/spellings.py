@@ -49,7 +49,8 @@ def main() -> None:
     for name, rows in found.items():
         errors, passes = np.array(rows).T
         print(
-            f"{name}: mean {errors.mean():.4f}, largest {errors.max():.4f} nats; {passes.mean():.1f} passes", flush=True
+            f"{name}: mean {np.nanmean(errors):.4f}, largest {np.nanmax(errors):.4f} nats; {passes.mean():.1f} passes",
+            flush=True,
         )
 
 
@@ -60,9 +61,12 @@ def earlier(model: LanguageModel, text: str, rest: bytes, exact: float) -> tuple
     cut = re.search(r"\s\S+\s\S+\Z", head)
     if cut is None:
         return 0.0, 0
-    start = tuple(model.tokenizer.encode(head[: cut.start()]).ids)
+    start = tuple(model.tokenizer.encode(head[: cut.start()]).ids) or (model.first,)
     words = head[cut.start() :].encode()
-    conditional = paths.spell(start, words + rest)[1] / paths.spell(start, words)[1]
+    whole = paths.spell(start, words)[1]
+    if not whole:  # not found in so many passes
+        return float("nan"), model.reader.passes - before
+    conditional = paths.spell(start, words + rest)[1] / whole
     return abs(float(np.log(conditional) - np.log(exact))), model.reader.passes - before
 
 

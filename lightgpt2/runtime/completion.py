@@ -169,7 +169,8 @@ class _Words:
         """As `Completer.complete`; `typed` is a word's end that belongs to the text, `inside` says that it may go on."""
         text = self._last_part(text + typed)
         ended = bool(typed) or (not inside and in_word(text[-1]))
-        start, rest, leaves, mass = (), b"", list[Leaf](), 0.0
+        start: Ids = ()
+        rest, leaves, mass = b"", list[Leaf](), 0.0
         # What no tokens spell, as a character that a character model does not know, is left to the tokenizer.
         for spelled in (_rest(text), _letters(text), "") if constrained else ("",):
             start, rest = self._split(text, spelled)
