@@ -141,8 +141,13 @@ class LstmModel(LstmPreTrainedModel):
         attention_mask: Tensor | None = None,
         past_key_values: LstmState | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool = False,
     ) -> BaseModelOutputWithPast:
         """Read tokens `[B, T]`; pads, 0 in the mask, may be anywhere, and change no state."""
+
+        def placed(x: Tensor) -> Tensor:
+            return x if places is None else torch.zeros_like(x).scatter(1, places[..., None].expand_as(x), x)
+
         batch, width = input_ids.shape
         x = self.dropout(self.embed_tokens(input_ids))
         lengths = places = None
@@ -153,17 +158,17 @@ class LstmModel(LstmPreTrainedModel):
         if past is None:
             zeros = x.new_zeros(len(self.layers), batch, self.config.hidden_size)
             past = LstmState(zeros, zeros)
-        ends = []
+        ends, seen = [], [placed(x)] if output_hidden_states else []
         for layer, hidden, cell in zip(self.layers, past.hidden, past.cell, strict=True):
             x, *end = layer(x, hidden, cell, lengths)
             x = self.dropout(x)
             ends.append(end)
-        if places is not None:
-            x = torch.zeros_like(x).scatter(1, places[..., None].expand_as(x), x)
+            seen += [placed(x)] if output_hidden_states else []
         kept = self.config.use_cache if use_cache is None else use_cache
         hidden, cell = (torch.stack(parts) for parts in zip(*ends, strict=True))
         state = LstmState(hidden, cell, past.length + width) if kept else None
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=state)
+        every = tuple(seen) if output_hidden_states else None
+        return BaseModelOutputWithPast(last_hidden_state=placed(x), past_key_values=state, hidden_states=every)
 
 
 class LstmForCausalLM(StoredModel, LstmPreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -189,10 +194,12 @@ class LstmForCausalLM(StoredModel, LstmPreTrainedModel, GenerationMixin):  # typ
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast:
         """The logits `[B, T, V]` of tokens `[B, T]`, or of the last `logits_to_keep`."""
-        output = self.model(input_ids, attention_mask, past_key_values, use_cache)
+        output = self.model(input_ids, attention_mask, past_key_values, use_cache, output_hidden_states)
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+        kept = {"past_key_values": output.past_key_values, "hidden_states": output.hidden_states}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
