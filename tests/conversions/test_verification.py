@@ -158,7 +158,7 @@ def refused(target: Target) -> list[str]:
 
 
 def test_an_export_that_is_off_is_not_written(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightgpt2.runtime.onnx_engine.OnnxEngine", lambda *_: Off(model, 0.2, 0.2))
+    monkeypatch.setattr("lightgpt2.runtime.onnx_recurrent.onnx_decoder", lambda *_: Off(model, 0.2, 0.2))
     found = refused(Target("onnx"))
     assert all(problem.startswith("--format onnx: ") for problem in found)
     assert all(problem.endswith("; nothing was written") for problem in found)

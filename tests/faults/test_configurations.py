@@ -33,6 +33,12 @@ _TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+_SIZES: dict[str, dict[str, int]] = {
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_positions": 64},
+    "lstm": {"embedding_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64},
+}
+
+
 @pytest.fixture
 def wide(bench: Bench) -> Bench:
     """A bench whose teacher can be in 4 bit."""
@@ -66,7 +72,7 @@ def shipped(name: str) -> dict[str, Any]:
     if classifies := "task" in model:
         config["data"]["init_args"] |= {"source": "requirements:300", "vocab_size": 300}
     elif isinstance(model.get("model"), dict):
-        model["model"] |= {"n_layer": 2, "n_embd": 32, "n_positions": 64}
+        model["model"] |= _SIZES[model["model"]["model_type"]]
         config["data"]["init_args"]["vocab_size"] = 300
     if name == "trim.yaml":
         model |= {"width": 16, "heads": 1}
