@@ -166,7 +166,7 @@ def test_masked_and_removed_models_agree(family: str, seeds: range) -> None:
         heads, ffn = random_masks(model, seed)
         smaller = remove(model, heads, ffn).eval()
         mask(gated(model)[1], heads, ffn)
-        difference = (logits(model) - logits(smaller)).abs().max()
+        difference = (logits(model.double()) - logits(smaller.double())).abs().max()  # in FP32 the processor decides
         assert difference <= 1e-5, f"seed {seed}: {difference}"
         assert block_sizes(smaller.config) == (counted(heads), counted(ffn))
 
