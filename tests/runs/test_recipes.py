@@ -1,5 +1,6 @@
 """Recipes: what they say, every mistake in them, and those that ship."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,10 @@ def test_an_override_never_reaches_another_stage() -> None:
 
 @pytest.mark.slow
 def test_all_that_ships_fits_the_real_signatures() -> None:
-    for text in ("WIKITEXT2/train.txt", "BBC/train.jsonl"):  # of the measured recipes, which the reader gets
+    row = {"text": "It may stop.", "summary": "It may."}
+    for text, content in {"WIKITEXT2/train.txt": "a", "BBC/train.jsonl": json.dumps(row)}.items():  # which the reader gets
         Path(text).parent.mkdir()
-        Path(text).write_text("a")
+        Path(text).write_text(content)
     configs = {path.name: yaml.safe_load(path.read_text()) for path in shipped_configs().glob("*.yaml")}
     for path in (*(shipped_configs() / "recipes").glob("*.yaml"), *(ROOT / "benchmarks/recipes").glob("*.yaml")):
         assert path.read_text().startswith("# "), "the first line says what it is"
