@@ -14,7 +14,10 @@ from lightgpt2.teachers.base import Targets, Teacher
 class ModelTeacher(Teacher):
     """A model that is in memory already, the uncut one that a student is made of; it is frozen."""
 
-    def __init__(self, model: PreTrainedModel, source: str) -> None:
+    models: Sequence[PreTrainedModel]
+
+    def __init__(self, model: Any, source: str) -> None:
+        # `Any`: shells' completion lists the settings of all classes that an argument may have, down to a model's configuration.
         self.sources, self.models = [source], [model.eval().requires_grad_(False)]
 
     def config(self, trust_remote_code: bool) -> PretrainedConfig:

@@ -195,7 +195,10 @@ def test_an_override_never_reaches_another_stage() -> None:
 @pytest.mark.slow
 def test_all_that_ships_fits_the_real_signatures() -> None:
     row = {"text": "It may stop.", "summary": "It may."}
-    for text, content in {"WIKITEXT2/train.txt": "a", "BBC/train.jsonl": json.dumps(row)}.items():  # which the reader gets
+    for text, content in {
+        "WIKITEXT2/train.txt": "a",
+        "BBC/train.jsonl": json.dumps(row),
+    }.items():  # which the reader gets
         Path(text).parent.mkdir()
         Path(text).write_text(content)
     configs = {path.name: yaml.safe_load(path.read_text()) for path in shipped_configs().glob("*.yaml")}
