@@ -17,7 +17,7 @@ class ModelTeacher(Teacher):
     models: Sequence[PreTrainedModel]
 
     def __init__(self, model: Any, source: str) -> None:
-        # `Any`: shells' completion lists the settings of all classes that an argument may have, down to a model's configuration.
+        # `Any`: shells' completion follows the classes that an argument may have, down to a model's configuration.
         self.sources, self.models = [source], [model.eval().requires_grad_(False)]
 
     def config(self, trust_remote_code: bool) -> PretrainedConfig:
