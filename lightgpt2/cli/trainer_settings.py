@@ -20,8 +20,8 @@ def problems(settings: Namespace, training: bool, generating: bool) -> list[str]
     trainer = settings.trainer
     found = _strategy(trainer.strategy, generating)
     if training:
-        # Callbacks work on a model that is not trained, and so does rounding.
-        untrained = trainer.callbacks or settings.model.class_path.endswith(".QAT")
+        # Callbacks work on a model that is not trained, and so do rounding and cutting.
+        untrained = trainer.callbacks or settings.model.class_path.endswith((".QAT", ".Trim"))
         for key in ("max_epochs", "limit_train_batches", *([] if untrained else ["max_steps"])):
             if trainer[key] == 0:
                 found.append((key, "0 trains nothing; give at least 1"))

@@ -240,3 +240,10 @@ def test_a_student_is_made_of_layers_of_unlike_sizes_or_beside_them(bench: Bench
         assert getattr(model.config, "lightgpt2", None) == sizes
         assert model.num_parameters() < teacher.num_parameters()
         shutil.rmtree("checkpoints/r")
+
+
+def test_it_may_cut_and_train_nothing(bench: Bench) -> None:
+    bench.configure(stage("Trim", layers=1))
+    bench.succeed("fit", "--trainer.max_steps", "0")
+    (entry,) = entries()
+    assert (entry["steps"], entry["operations"][0]["op"]) == (0, "extract_layers")
