@@ -67,7 +67,7 @@ DistilGPT-2 is of type `gpt2`, Pythia of type `gpt_neox`. Encoders ({encoders}) 
 Encoder-decoders ({encoder_decoders}) take every method with `lightgpt2.tasks.Summarization`; FLAN-T5 is of
 type `t5`. Not supported are those whose encoder and decoder have different numbers of heads or neurons, and a T5 whose decoder
 is deeper than its encoder. Other types, for example `gpt_neo` and `bloom`, are refused in one line.
-Recurrent models ({recurrent}) have [a page of their own](typing.md#character-models).
+Recurrent models ({recurrent}) are described in [Typing](typing.md#character-models).
 """
 
 

@@ -20,7 +20,7 @@ class Refusal(Exception):  # noqa: N818 - it may also be the server's own state
         status: The HTTP status.
         message: One line for a person.
         param: The field that is wrong.
-        code: A word for programs; default: that of the status, if it has one.
+        code: The error code for programs. The default is that of the status.
         headers: Further headers.
     """
 

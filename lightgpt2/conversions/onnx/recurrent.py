@@ -80,7 +80,7 @@ class RecurrentDecoder(ModelWriter):
     # -- what families write with --------------------------------------------------------------------------------------------
 
     def recur(self, inputs: Any, recurrent: Any) -> None:
-        """Read on with a layer: its matrices of what it reads, with the bias, and of its own state."""
+        """Write one LSTM layer: the linear layers of its input, which has the bias, and of its state."""
         graph, width, layer = self.graph, self.config.hidden_size, len(self._present)
         order = torch.arange(4 * width).view(4, width)[_GATES].flatten()
         bias = inputs.bias.detach()[order]
