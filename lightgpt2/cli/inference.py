@@ -63,9 +63,7 @@ def generate(
         verify: Compare every file of the model's folder with its checksum first. (Exported folders always are.)
         trust_remote_code: Let code in the model's folder run.
     """
-    from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.language_model import Continuation, LanguageModel
-    from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.options import resolve
     from lightgpt2.runtime.prompts import Texts, conversation, read_prompts, stamp
     from lightgpt2.runtime.text_to_text import TextToText
@@ -90,9 +88,7 @@ def generate(
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
         rows = [{"prompt": prompt}] if prompts is None else read_prompts(Path(prompts), chat)
-        if not is_exported(model):
-            quiet_transformers()
-        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
+        loaded = load_quietly(model, threads, verify=verify, trust_remote_code=trust_remote_code)
         if not isinstance(loaded, LanguageModel | TextToText):
             raise UserError(f"MODEL: {model} classifies texts; use lightgpt2 classify")
         if chat and isinstance(loaded, TextToText):
@@ -140,8 +136,6 @@ def classify(
         verify: Compare every file of the model's folder with its checksum first. (Exported folders always are.)
         trust_remote_code: Let code in the model's folder run.
     """
-    from lightgpt2.runtime.folder import is_exported
-    from lightgpt2.runtime.loading import load
     from lightgpt2.runtime.prompts import Texts, read_texts, stamp, text_of
     from lightgpt2.runtime.text_classifier import Classified, TextClassifier
 
@@ -151,9 +145,7 @@ def classify(
         refuse(unwritable("--output", Path(output), Path(output).parent))
     with named_as_options(classify, "text"):
         rows = [{"text": text}] if texts is None else read_texts(Path(texts))
-        if not is_exported(model):
-            quiet_transformers()
-        loaded = load(model, threads, verify=verify, trust_remote_code=trust_remote_code, key="MODEL")
+        loaded = load_quietly(model, threads, verify=verify, trust_remote_code=trust_remote_code)
         if not isinstance(loaded, TextClassifier):
             raise UserError(f"MODEL: {model} generates text; use lightgpt2 generate")
         made: dict[str, Any] = {"model": model, "stamp": stamp(model), "batch": batch, "threads": threads}
@@ -171,6 +163,16 @@ def _keep(kept: Any, results: Iterator[Any], total: int, unit: str) -> None:
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; {kept.state}") from None
     kept.finish()
+
+
+def load_quietly(source: str, threads: int | None, key: str = "MODEL", **settings: bool) -> Any:
+    """What `lightgpt2.load` gives, without the remarks of transformers; `key` is the model's option in messages."""
+    from lightgpt2.runtime.folder import is_exported
+    from lightgpt2.runtime.loading import load
+
+    if not is_exported(source):
+        quiet_transformers()
+    return load(source, threads, key=key, **settings)
 
 
 def quiet_transformers() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 
-from lightgpt2.cli.inference import quiet_transformers
+from lightgpt2.cli.inference import load_quietly
 from lightgpt2.errors import Problem, UserError, refuse
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ def serve(
     except ModuleNotFoundError as error:
         fix = "install the extra: pip install 'lightgpt2[serve]'"
         raise UserError([Problem("serve", f"the package {error.name} is not installed", fix)]) from None
-    from lightgpt2.runtime.folder import is_exported
-    from lightgpt2.runtime.loading import load
     from lightgpt2.serve.run import serve as run
     from lightgpt2.serve.settings import Settings
 
@@ -65,9 +63,7 @@ def serve(
     refuse(_problems(key, allow_origin))
 
     def loaded(source: str, name: str) -> Any:
-        if not is_exported(source):
-            quiet_transformers()
-        return load(source, threads, verify=verify, trust_remote_code=trust_remote_code, key=name)
+        return load_quietly(source, threads, name, verify=verify, trust_remote_code=trust_remote_code)
 
     settings = Settings(key=key, origins=tuple(allow_origin), waiting=int(waiting), seconds=float(timeout))
     run(model, partial, (host, int(port)), settings, loaded)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lightgpt2.cli.inference import named_as_options, quiet_transformers, unwritable
+from lightgpt2.cli.inference import load_quietly, named_as_options, unwritable
 from lightgpt2.errors import Interrupted, UserError, refuse
 
 _SHARES = (0.1, 0.05)  # of the validation and the test split, as those of `LanguageModelingData`
@@ -62,19 +62,15 @@ def type(
     from lightgpt2.models.files import atomic_file, write_json
     from lightgpt2.report.plots import typing_plots
     from lightgpt2.report.table import typing_table
-    from lightgpt2.runtime.folder import is_exported
     from lightgpt2.runtime.language_model import LanguageModel
-    from lightgpt2.runtime.loading import load
 
     path = Path(output)
     refuse(unwritable("--output", path, path.parent))
     every = [*models, *([] if partial is None else [partial])]
 
     def loaded(name: str) -> Any:
-        if not is_exported(name):
-            quiet_transformers()
         key = "--partial" if name == partial else "MODEL"
-        model = load(name, threads, trust_remote_code=trust_remote_code, key=key)
+        model = load_quietly(name, threads, key, trust_remote_code=trust_remote_code)
         if not isinstance(model, LanguageModel):
             raise UserError(f"{key}: {name} does not continue texts; give a model that does")
         return model
@@ -100,8 +96,8 @@ def type(
     }  # fmt: skip
     result = {"settings": settings, "rows": rows}
     write_json(path, result)
-    written = [path.with_name(f"{path.stem}-{plot.name}.svg") for plot in typing_plots(result)]
-    for file, plot in zip(written, typing_plots(result), strict=True):
+    written = {path.with_name(f"{path.stem}-{plot.name}.svg"): plot for plot in typing_plots(result)}
+    for file, plot in written.items():
         with atomic_file(file) as temporary:
             temporary.write_text(plot.file(), encoding="utf-8")
     print(f"{typing_table(result)}\n\nfigures: {output}   plots: {' '.join(map(str, written))}", flush=True)

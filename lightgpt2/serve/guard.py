@@ -17,7 +17,7 @@ from lightgpt2.serve.refusals import Refusal, mistake
 from lightgpt2.serve.settings import Settings
 
 OPEN = ("/", "/health")  # which need no key: they say nothing about texts and the model
-_DRAINED = 64  # times the largest body: how much of a longer one is read and dropped, so that its client gets the answer
+_DRAINED = 64  # times the largest body: so much of a longer one is read, so that its client gets the answer
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 _METHODS = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "Authorization, Content-Type"}
 
