@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import lightgpt2
-from lightgpt2.measure import typing_test
+from lightgpt2.measure import keystrokes
 from lightgpt2.runtime.completion import Completer, _rest
 from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.runtime.paths import Paths
@@ -32,8 +32,8 @@ def main() -> None:
     given = parser.parse_args()
     model = lightgpt2.load(given.model, threads=1)
     completer = Completer(model)
-    documents = typing_test.read_documents(given.text, "text")
-    plan = typing_test.plan(documents, str(given.text), given.samples, 200, given.context, 0, seed=0)
+    documents = keystrokes.read_documents(given.text, "text")
+    plan = keystrokes.plan(documents, str(given.text), given.samples, 200, given.context, 0, seed=0)
     found: dict[str, list[tuple[float, int]]] = {}
     for place in plan.incomplete:
         start, rest = completer._whole._split(plan.before(place), _rest(plan.before(place)))

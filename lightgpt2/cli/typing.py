@@ -58,7 +58,7 @@ def type(
     """
     from tqdm import tqdm
 
-    from lightgpt2.measure import typing_test
+    from lightgpt2.measure import keystrokes
     from lightgpt2.models.files import atomic_file, write_json
     from lightgpt2.report.plots import typing_plots
     from lightgpt2.report.table import typing_table
@@ -76,17 +76,17 @@ def type(
         return model
 
     with named_as_options(type, "sample"):
-        documents = _test_split(text) or typing_test.read_documents(Path(text), "text")
-        chosen = typing_test.plan(documents, text, samples, keys, context, words, seed)
+        documents = _test_split(text) or keystrokes.read_documents(Path(text), "text")
+        chosen = keystrokes.plan(documents, text, samples, keys, context, words, seed)
         rows, baseline = dict[str, Any](), None
         rounds = len(models) * (1 + unconstrained + (partial is not None))
         try:
             with tqdm(total=rounds * chosen.steps, unit="place", disable=None) as bar:
-                for name, completer, constrained in typing_test.variants(models, loaded, partial, unconstrained):
+                for name, completer, constrained in keystrokes.variants(models, loaded, partial, unconstrained):
                     bar.set_description(name[-40:])
-                    suggest = typing_test.suggestions(completer, beams, constrained)
-                    played = typing_test.play(chosen, suggest, bar.update)
-                    rows[name] = typing_test.summary(played, baseline)
+                    suggest = keystrokes.suggestions(completer, beams, constrained)
+                    played = keystrokes.play(chosen, suggest, bar.update)
+                    rows[name] = keystrokes.summary(played, baseline)
                     baseline = baseline or played
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; {output} was not written") from None

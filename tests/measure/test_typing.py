@@ -10,7 +10,7 @@ import pytest
 
 from lightgpt2.cli import typing, verbs
 from lightgpt2.data import LanguageModelingData
-from lightgpt2.measure import typing_test
+from lightgpt2.measure import keystrokes
 from lightgpt2.runtime.completion import Completion
 from tests.support.cli import refused
 from tests.support.models import write_classifier
@@ -27,7 +27,7 @@ def oracle(text: str, words: int) -> Completion:
     partial = rest[: next(i for i, c in enumerate(rest) if not (c.isalpha() or c == "'"))] if inside else ""
     parts, at = [partial], len(partial)
     for _ in range(words):
-        found = typing_test._WORD.search(rest, at)
+        found = keystrokes._WORD.search(rest, at)
         assert found
         parts.append(rest[at : found.end()])
         at = found.end()
@@ -35,11 +35,11 @@ def oracle(text: str, words: int) -> Completion:
 
 
 def test_places_are_inside_words_and_before_words_and_the_seed_decides() -> None:
-    plan = typing_test.plan([TEXT, "no", TEXT], "t", 60, 400, 1000, 1, seed=1)
+    plan = keystrokes.plan([TEXT, "no", TEXT], "t", 60, 400, 1000, 1, seed=1)
     for place in plan.incomplete:
         text = plan.documents[place.document]
         assert text[place.at - 1].isalpha() or text[place.at - 1] == "'"
-        word = next(m for m in typing_test._WORD.finditer(text) if m.start() < place.at < m.end())
+        word = next(m for m in keystrokes._WORD.finditer(text) if m.start() < place.at < m.end())
         assert text[place.at : word.end()] == place.right
         assert word[0] not in ("unk", "pm", "x", "y")
     for place in plan.complete:
@@ -47,13 +47,13 @@ def test_places_are_inside_words_and_before_words_and_the_seed_decides() -> None
         assert text[place.at - 1] == " "
         assert text[place.at :].startswith(place.right)
     assert sum(len(place.right) for place in plan.passages) == 400
-    assert plan == typing_test.plan([TEXT, "no", TEXT], "t", 60, 400, 1000, 1, seed=1)
-    assert plan.incomplete != typing_test.plan([TEXT, "no", TEXT], "t", 60, 400, 1000, 1, seed=2).incomplete
+    assert plan == keystrokes.plan([TEXT, "no", TEXT], "t", 60, 400, 1000, 1, seed=1)
+    assert plan.incomplete != keystrokes.plan([TEXT, "no", TEXT], "t", 60, 400, 1000, 1, seed=2).incomplete
 
 
 def test_the_text_before_a_place_begins_at_the_same_character_for_many_keys() -> None:
-    plan = typing_test.plan([TEXT], "t", 1, 200, 100, 1, seed=0)
-    place = typing_test.Place(0, 300, "")
+    plan = keystrokes.plan([TEXT], "t", 1, 200, 100, 1, seed=0)
+    place = keystrokes.Place(0, 300, "")
     texts = [plan.before(place, typed) for typed in range(200)]
     assert all(TEXT[: 300 + typed].endswith(text) for typed, text in enumerate(texts))
     assert all(50 <= len(text) <= 100 for text in texts)
@@ -61,16 +61,16 @@ def test_the_text_before_a_place_begins_at_the_same_character_for_many_keys() ->
 
 
 def test_what_always_knows_is_always_right_and_saves_what_can_be_saved() -> None:
-    plan = typing_test.plan([TEXT], "t", 100, 200, 1000, 1, seed=0)
-    played = typing_test.play(plan, oracle, lambda: None)
+    plan = keystrokes.plan([TEXT], "t", 100, 200, 1000, 1, seed=0)
+    played = keystrokes.play(plan, oracle, lambda: None)
     assert played["metrics"]["incomplete"].value() == played["metrics"]["complete"].value() == 1
     keys = len(played["milliseconds"]) + len(played["first"])
     assert played["metrics"]["savings"].value() == 1 - keys / 200
     assert keys < 80
-    silent = typing_test.play(plan, lambda text, words: Completion("", ("",), 1.0), lambda: None)
+    silent = keystrokes.play(plan, lambda text, words: Completion("", ("",), 1.0), lambda: None)
     assert [metric.value() for metric in silent["metrics"].values()] == [0, 0, 0]
     assert len(silent["milliseconds"]) == 199
-    found = typing_test.summary(played, silent)
+    found = keystrokes.summary(played, silent)
     assert found["difference"]["incomplete"]["value"] == found["incomplete"]["value"]
     assert found["difference"]["complete"]["p"] < 1e-9
     assert found["difference"]["savings"]["value"] == pytest.approx(played["metrics"]["savings"].value())
@@ -88,18 +88,18 @@ def test_what_always_knows_is_always_right_and_saves_what_can_be_saved() -> None
 )
 def test_keys(parts: tuple[str, ...], rest: str, keys: int) -> None:
     document = f"the pu{rest}"
-    plan = typing_test.Plan([document], [], [], [], 100, 1)
+    plan = keystrokes.Plan([document], [], [], [], 100, 1)
 
     def once(text: str, words: int) -> Completion:
         return Completion("".join(parts), parts, 1.0) if text == "the pu" else Completion("", ("",), 1.0)
 
-    assert typing_test._type(plan, typing_test.Place(0, 6, rest), once)[0] == keys
+    assert keystrokes._type(plan, keystrokes.Place(0, 6, rest), once)[0] == keys
 
 
 def test_the_curve_is_the_precision_of_the_likeliest() -> None:
     right = np.array([1.0, 0, 1, 1] * 5)
     likely = [0.9, 0.1, 0.8, 0.0] * 5
-    points = dict(typing_test.curve(right, likely))
+    points = dict(keystrokes.curve(right, likely))
     assert points[0.25] == points[0.5] == 1
     assert points[0.75] == pytest.approx(2 / 3)
     assert max(points) == 0.75, "where nothing is shown there is no precision"
