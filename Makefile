@@ -1,16 +1,20 @@
 # make demo: set up .venv and distil the embedded default.   make test: set up and run the tests.
+# make docs: build the documentation into site/; `python -m http.server -d site` shows it.
 # make faults: damaged files, configurations and processes, in full.   make long: the tests that take most of a minute each.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test long faults lint clean
+.PHONY: demo test docs long faults lint clean
 
 demo: .venv/.installed
 	$(BIN)/lightgpt2 fit --config distill.yaml
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
 
 long: .venv/.installed-dev
 	$(BIN)/python -m pytest -m long --numprocesses 2
@@ -38,5 +42,9 @@ lint: .venv/.installed-dev
 	$(PIP) --no-deps --require-hashes --requirement tests/requirements.txt
 	touch $@
 
+.venv/.installed-docs: .venv/.installed .ci/docs.txt
+	$(PIP) --no-deps --require-hashes --requirement .ci/docs.txt
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache

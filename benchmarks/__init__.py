@@ -1,1 +1,1 @@
-"""Measurements. Each prints a ratio taken inside one interleaved run; RESULTS.md names the command of every figure."""
+"""Measurements. Each prints a ratio taken inside one interleaved run; docs/results/ names the command of every figure."""

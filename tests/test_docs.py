@@ -24,9 +24,16 @@ from lightgpt2.errors import UserError
 from tests.support.cli import ENVIRONMENT, ROOT, succeed
 from tests.support.models import write_model
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = sorted((ROOT / "docs/results").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {*RESULTS})]
+
+
 OWN = {"mine.yaml", "two.yaml"}  # the reader's
 SHIPPED = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -39,17 +46,17 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *RESULTS, ROOT / "CHANGELOG.md"], ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" not in target:
-            name, _, anchor = target.partition("#")
-            found = page.parent / name if name else page
+            path, _, anchor = target.partition("#")
+            found = page.parent / path if path else page
             assert found.exists(), target
             assert not anchor or anchor in anchors(found), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_configurations_and_names_exist(page: Path) -> None:
     text = page.read_text()
     known = SHIPPED | OWN | {name.rpartition("/")[2] for name in SHIPPED}
@@ -79,7 +86,7 @@ def mistakes(args: list[str]) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_have_the_options_that_are_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "configs/distill.yaml", "mine.yaml")

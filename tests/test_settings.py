@@ -34,16 +34,15 @@ def test_packages_with_types_of_their_own_are_used() -> None:
 
 def test_every_dependency_has_a_version_that_was_tested() -> None:
     """Without one, what is installed depends on the day."""
-    asked = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
-    bound = {
-        line.partition("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["docs"]]
+    pins = [line for name in ("constraints.txt", ".ci/docs.txt") for line in (ROOT / name).read_text().splitlines()]
+    bound = {line.partition("==")[0].lower().replace("_", "-") for line in pins}
     assert {re.split(r"[\[>=<]", each)[0].lower().replace("_", "-") for each in asked} <= bound
 
 
 def test_every_pinned_package_has_hashes() -> None:
-    for name in ("constraints.txt", "tests/requirements.txt"):
+    for name in ("constraints.txt", "tests/requirements.txt", ".ci/docs.txt"):
         entries = re.split(r"\n(?=[A-Za-z])", (ROOT / name).read_text())[1:]
         assert entries
         assert all("==" in each and "--hash=sha256:" in each for each in entries), name

@@ -13,7 +13,7 @@ class MovementPruning(Preset):
 
     Give it a teacher, the model itself where there is none better: what it is to find again is then what pruning took. Scores
     that a converged model learns from cross-entropy before anything is pruned rank its neurons worse than chance
-    (`benchmarks/scores.py`). Compare with `criterion: magnitude`; benchmarks/RESULTS.md says where movement lost.
+    (`benchmarks/scores.py`). Compare with `criterion: magnitude`; docs/results/movement.md says where movement lost.
 
     Args:
         model: Hub id, model folder or GGUF file.
