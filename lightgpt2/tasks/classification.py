@@ -27,7 +27,7 @@ from lightgpt2.tasks.base import Batch, Predictions, Row, Task
 _BINS = 15  # of the expected calibration error
 _LENGTHS = (8, 32, 128, 256, 512)  # tokens of a text whose latency is measured
 _REPEATS = 40  # of each in a round: the slowest in twenty is a figure, too
-_TEXTS = 64  # of real lengths
+_TEXTS = 64  # of real lengths, or as many as the largest batch has
 
 
 class Classification(Task):
@@ -176,7 +176,7 @@ class Classification(Task):
         given = {"batches": batches, "forward_tokens": lengths, "concurrency": concurrency}
         found = [Problem(key, "must have at least one value") for key, values in given.items() if not values]
         refuse([*found, *positions.problems("forward_tokens", lengths)])
-        mixed = _mixed_lengths(positions.count, data)
+        mixed = _mixed_lengths(max(_TEXTS, *batches), positions.count, data)
         texts = [*(Texts(mixed, batch) for batch in batches), *(Texts(mixed, threads=n) for n in concurrency)]
         return [*(Forward(1, n, _REPEATS) for n in lengths), *dict.fromkeys(texts)]
 
@@ -216,12 +216,12 @@ def _names(config: PretrainedConfig) -> list[str]:
     return [config.id2label[i] for i in sorted(config.id2label)]
 
 
-def _mixed_lengths(most: int, data: Any) -> tuple[int, ...]:
-    """Tokens of some texts: of random ones of the validation split; without data log-normal around 20, as sentences have."""
+def _mixed_lengths(count: int, most: int, data: Any) -> tuple[int, ...]:
+    """Tokens of `count` texts: of random ones of the validation split; without data log-normal around 20, as sentences have."""
     generator = np.random.default_rng(0)
     if data is None:
-        found = generator.lognormal(3.0, 0.6, _TEXTS).astype(int).clip(3, most)
+        found = generator.lognormal(3.0, 0.6, count).astype(int).clip(3, most)
     else:
         masks = (batch["attention_mask"] for batch in data.scoring_loader("valid"))
-        found = generator.choice(np.concatenate([mask.sum(dim=1).numpy() for mask in masks]), _TEXTS)
+        found = generator.choice(np.concatenate([mask.sum(dim=1).numpy() for mask in masks]), count)
     return tuple(map(int, found))
