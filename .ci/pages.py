@@ -17,13 +17,19 @@ sys.path.insert(0, str(ROOT))
 from lightgpt2.cli import pages, verbs  # noqa: E402
 from lightgpt2.cli.commands import VERBS  # noqa: E402
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS  # noqa: E402
+from lightgpt2.report.plots import scatters  # noqa: E402
+from lightgpt2.report.rows import Model, Score  # noqa: E402
 
 _FINDING = re.compile(r"^\*\*Finding: (.*?)\*\*", re.DOTALL | re.MULTILINE)
+_FORMATS, _EXPORTS = (
+    "results/formats.md",
+    re.compile(r"(?<=^\| export \| MB \| perplexity).*?(?=\n\n)", re.DOTALL | re.MULTILINE),
+)
 _SETTINGS = {"model": "Methods", "data": "Data", "trainer.callbacks": "Callbacks"}  # what `fit --KEY.help` lists
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    made = {**_root(), **_commands(), **_settings(), **_configurations(), **_api()}
+    made = {**_root(), **_commands(), **_settings(), **_configurations(), **_api(), **_frontier()}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     results = Path(config.docs_dir, "results")
@@ -47,6 +53,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             markdown,
             flags=re.MULTILINE,
         )
+    if page.file.src_uri == _FORMATS:
+        picture = "![Perplexity against the size on disk](frontier.svg)\n\nThe dashed line is 5 % above `onnx`."
+        return _EXPORTS.sub(lambda table: f"{table[0]}\n\n{picture}", markdown, count=1)
     return markdown.replace("](../configs)", "](shipped.md)")
 
 
@@ -88,7 +97,7 @@ def _settings() -> dict[str, str]:
     """The settings of each class that a configuration may name, as `fit --KEY.help CLASS` prints them."""
     made = {}
     for key, title in _SETTINGS.items():
-        text = f"# {title}\n\nPrinted by `lightgpt2 fit --{key}.help CLASS`.\n"
+        text = f"# Settings of {title.lower()}\n\nPrinted by `lightgpt2 fit --{key}.help CLASS`.\n"
         for line in (pages.page("fit", [f"--{key}.help"]) or "").splitlines()[1:]:
             path = line.split()[-1]
             text += f"\n## {path.rpartition('.')[2]}\n\n{_block(pages.page('fit', [f'--{key}.help', path]) or '')}"
@@ -116,3 +125,17 @@ def _api() -> dict[str, str]:
         f"\n## {name.rpartition('.')[2]}\n\n::: {name}\n    options: {{heading_level: 3}}\n" for name in functions
     )
     return made
+
+
+def _frontier() -> dict[str, str]:
+    """The exports of a model by size and quality, drawn from the table of its page."""
+    table = _EXPORTS.search((ROOT / "docs" / _FORMATS).read_text())
+    assert table
+    rows = []
+    for line in table[0].splitlines()[2:]:
+        name, megabytes, perplexity = line.strip("| ").split(" | ")[:3]
+        about = {"value": float(perplexity), "better": "lower", "digits": 2}
+        score = Score({"perplexity": about, "primary": "perplexity"})
+        rows.append(Model(re.sub(r"[`]| \(.*", "", name), "stage", {}, None, score, {"disk": float(megabytes)}))
+    (plot,) = scatters(rows, budget=5)
+    return {"results/frontier.svg": plot.file()}

@@ -65,6 +65,10 @@ def test_configurations_and_names_exist(page: Path) -> None:
         assert name == "NAME" or hasattr(import_module(module), name), f"{module}.{name}"
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_every_shipped_configuration_is_described() -> None:
     text = (ROOT / "docs/configurations.md").read_text()
     assert all(f"| `{name.removeprefix('recipes/')}` |" in text for name in SHIPPED)
