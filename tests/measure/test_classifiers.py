@@ -50,7 +50,8 @@ def test_the_arms_of_classifiers_read_texts(folder: Path) -> None:
     assert [arm.name for arm in arms] == ["bert fp32", "graph onnx"]
     assert [work.key for work in workloads] == ["forward 1x8", "texts batch 2", "texts 2 threads"]
     _, (*_, texts) = plan(models[:1], None, ["sdpa"], SETTINGS | {"batches": [128]})
-    assert isinstance(texts, Texts) and len(texts.lengths) == 128  # so many that the batch is full
+    assert isinstance(texts, Texts)
+    assert len(texts.lengths) == 128  # so many that the batch is full
     arms, _ = plan(models[:1], ["fp32", DYNAMIC], ["sdpa"], SETTINGS)
     assert [arm.precision for arm in arms] == ["fp32", DYNAMIC]
 
