@@ -29,7 +29,12 @@ def pipeline(recipe: str, *, run: str | None = None, dry_run: bool = False) -> N
 
 
 def report(
-    folders: list[str], *, output: str = ".", budget: NonNegativeFloat = 2.0, gain: NonNegativeFloat = 10.0
+    folders: list[str],
+    *,
+    output: str = ".",
+    budget: NonNegativeFloat = 2.0,
+    gain: NonNegativeFloat = 10.0,
+    watch: bool = False,
 ) -> None:
     """Write what each stage of finished runs bought, as report.md and report.html.
 
@@ -38,10 +43,14 @@ def report(
         output: Folder for report.md and report.html.
         budget: Per cent by which the primary metric may be worse than the source's.
         gain: Per cent by which a stage must better a figure to have paid.
+        watch: Write it again every few seconds, with the runs that go on, until Ctrl-C; report.html follows by itself.
     """
-    from lightgpt2.report.pages import write_report
+    if watch:
+        from lightgpt2.runs.watch import watch_runs as write
+    else:
+        from lightgpt2.report.pages import write_report as write
 
-    write_report(folders, output, budget, gain)
+    write(folders, output, budget, gain)
 
 
 def benchmark(

@@ -60,8 +60,8 @@ def pictures(plots: Iterable[Plot]) -> str:
     return styled("plots", "\n\n".join(f"![{escape(plot.title)}]({PICTURES}/{plot.name}.svg)" for plot in plots))
 
 
-def as_html(text: str, plots: Iterable[Plot]) -> str:
-    """A page that needs nothing else."""
+def as_html(text: str, plots: Iterable[Plot], refresh: int = 0) -> str:
+    """A page that needs nothing else; with `refresh` it loads itself again after so many seconds."""
     body = markdown.markdown(text, extensions=[TableExtension(), MarkdownInHtmlExtension()])
     for plot in plots:  # text of ledgers is escaped, so these tags are the package's own
         figure = f"<figure>{plot.svg}<figcaption>{escape_html(plot.title)}</figcaption></figure>"
@@ -70,4 +70,5 @@ def as_html(text: str, plots: Iterable[Plot]) -> str:
     body = body.replace("<table>", '<div class="wide" role="region" tabindex="0"><table>')
     body = body.replace("</table>", "</table></div>")
     page, style = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.html", "style.css"))
-    return page.format(style=style, body=body)
+    again = f'\n<meta http-equiv="refresh" content="{refresh}"/>' if refresh else ""
+    return page.format(style=style, body=body, refresh=again)

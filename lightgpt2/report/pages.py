@@ -9,8 +9,10 @@ from lightgpt2.models.files import atomic_file
 from lightgpt2.models.ledger import FILE, Ledger
 from lightgpt2.report.document import compose
 from lightgpt2.report.markup import PICTURES, as_html
+from lightgpt2.report.plots import Plot
 from lightgpt2.report.rows import Benchmark, Entry, models
 
+PAGE = "report.html"
 _BENCHMARK = "benchmark.json"
 
 
@@ -21,17 +23,21 @@ def write_report(folders: Sequence[str], output: str, budget: float, gain: float
     `budget` per cent worse than the source's; a stage has paid if it betters a figure by `gain` per cent. Nothing is written
     if a folder holds neither, or a damaged file.
     """
-    text, plots = compose(models(*find(folders)), budget, gain)
+    write_pages(output, *compose(models(*find(folders)), budget, gain))
+    tell(f"report: {Path(output) / 'report.md'} and {Path(output) / PAGE}")
+
+
+def write_pages(output: str, text: str, plots: Sequence[Plot], refresh: int = 0) -> None:
+    """Write a report that is composed; a page with `refresh` loads itself again after so many seconds."""
     target = Path(output)
     files = {f"{PICTURES}/{plot.name}.svg": plot.file() for plot in plots}
-    files |= {"report.md": text, "report.html": as_html(text, plots)}
+    files |= {"report.md": text, PAGE: as_html(text, plots, refresh)}
     try:
         for name, content in files.items():
             with atomic_file(target / name) as temporary:
                 temporary.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written ({error.strerror}); give another folder") from error
-    tell(f"report: {target / 'report.md'} and {target / 'report.html'}")
 
 
 def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark]]:
@@ -39,7 +45,7 @@ def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark
     found, ledgers = dict[Path, str](), dict[str, list[Entry]]()
     benchmarks, problems = list[Benchmark](), list[str]()
     for folder in folders:
-        files = list(_files(Path(folder).expanduser()))
+        files = files_of(folder)
         if not files:
             problems.append(f"{folder}: holds no {FILE}; give the folder of a run (checkpoints/RUN) or of a pipeline")
         found |= {path.resolve(): str(path) for path in files}  # folders may overlap
@@ -58,6 +64,11 @@ def find(folders: Sequence[str]) -> tuple[dict[str, list[Entry]], list[Benchmark
     if problems:
         raise UserError(problems)
     return ledgers, benchmarks
+
+
+def files_of(folder: str) -> list[Path]:
+    """What a report of a folder is made from: folders of models that have a ledger, and benchmarks."""
+    return [*_files(Path(folder).expanduser())]
 
 
 def _files(folder: Path) -> Iterator[Path]:

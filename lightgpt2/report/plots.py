@@ -230,6 +230,12 @@ def curves(rows: Sequence[Model]) -> list[Plot]:
     return [plot for plot in found if plot]
 
 
+def losses_plot(lines: Mapping[str, Sequence[Place]]) -> Plot | None:
+    """The validation loss of runs against their optimizer steps, by name."""
+    about = "Validation loss against optimizer steps"
+    return _plot("losses", about, lines, "optimizer steps", "validation loss")
+
+
 def scatters(rows: Sequence[Model], budget: float) -> list[Plot]:
     """Size and speed against quality, for each text that models were scored on; the first model's is the source's."""
     found: list[Plot | None] = []
