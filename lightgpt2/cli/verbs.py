@@ -16,7 +16,9 @@ from lightgpt2.cli import pages
 from lightgpt2.cli.checking import check
 from lightgpt2.cli.commands import VERBS
 from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.cli.version import version
 from lightgpt2.errors import Problem, UserError, exit_with_message, tell
+from lightgpt2.runs.configs import shipped_docs
 
 _ABOUT = ("-h", "--help", "--version")
 
@@ -98,7 +100,7 @@ def _call(args: list[str]) -> None:
 
             VERBS[verb](**parse(VERBS[verb], args[1:]))
         elif verb in _ABOUT:
-            print(f"lightgpt2 {lightgpt2.__version__}" if verb == "--version" else _overview(), flush=True)
+            print(f"lightgpt2 {version()}" if verb == "--version" else _overview(), flush=True)
         else:
             known = [*TRAINER_VERBS, *VERBS]
             near = "".join(f"did you mean {close}? Else " for close in difflib.get_close_matches(verb, known, 1))
@@ -123,4 +125,4 @@ def _overview() -> str:
     texts = TRAINER_VERBS | {name: (verb.__doc__ or "").partition("\n")[0] for name, verb in VERBS.items()}
     lines = [f"  {name:{max(map(len, texts))}}  {text}" for name, text in texts.items()]
     usage = "usage: lightgpt2 VERB ...   (lightgpt2 VERB --help: its options)"
-    return "\n".join([lightgpt2.__doc__ or "", "", usage, "", *lines])
+    return "\n".join([lightgpt2.__doc__ or "", "", usage, "", *lines, "", f"Documentation: {shipped_docs()}"])

@@ -12,8 +12,17 @@ _PACKAGE = Path(__file__).parents[1]
 
 def shipped_configs() -> Path:
     """The folder of the configurations that ship: inside the package, or beside it in a source checkout."""
-    inside = _PACKAGE / "configs"
-    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+    return _shipped("configs")
+
+
+def shipped_docs() -> Path:
+    """The folder of the documentation, in the same places."""
+    return _shipped("docs")
+
+
+def _shipped(name: str) -> Path:
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def load_config(name: str, key: str = "--config", beside: Path = Path()) -> tuple[Path, Settings]:

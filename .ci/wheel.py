@@ -1,7 +1,11 @@
-"""Puts a software bill of materials into the wheel: what a user's machine runs, from `constraints.txt`, as CycloneDX 1.6."""
+"""Puts into the wheel what the checkout knows: the commit, and a software bill of materials.
+
+The bill has what a user's machine runs, from `constraints.txt`, as CycloneDX 1.6.
+"""
 
 import json
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,8 @@ _ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;\\]+)(?P<rest
 _VIA = re.compile(r"^ +#(?: via)? +([A-Za-z0-9._-]+)", re.MULTILINE)
 
 
-class Sbom(BuildHookInterface[Any]):
-    """Writes the file when a wheel is built."""
+class Wheel(BuildHookInterface[Any]):
+    """Writes the files when a wheel is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -22,6 +26,13 @@ class Sbom(BuildHookInterface[Any]):
         path = Path(self._folder.name, f"{metadata.name}.cdx.json")
         path.write_text(json.dumps(bill, indent=2) + "\n")
         build_data["sbom_files"] = [str(path)]
+        sys.path.insert(0, self.root)
+        from lightgpt2.cli.version import checked_out  # which needs no other package
+
+        if version != "editable" and (found := checked_out(Path(self.root))):  # a checkout is asked when it runs
+            noted = Path(self._folder.name, "commit.txt")
+            noted.write_text(f"{found}\n")
+            build_data["force_include"][str(noted)] = f"{metadata.name}/commit.txt"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         self._folder.cleanup()
