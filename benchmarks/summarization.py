@@ -60,20 +60,22 @@ _PAIRS = [
     ("rounded", "onnx-int8"),
 ]  # an earlier, a later one
 _ARTICLES, _TOKENS = 8, 16  # that a fit scores
-_SENTENCES, _COPIED = (4, 16), (2, 5)  # of a source of the copier, and of its target: the least and the most
+_SENTENCES, _COPIED = (
+    (2, 3, 4, 6, 8, 12, 16),
+    5,
+)  # of sources to copy from, where short ones teach first; copied at most
 _TAUGHT = {"ce": 0.1, "hidden": 3.0, "kd": 0.8, "temperature": 2.0}
 
 
 def shape(options: argparse.Namespace) -> dict[str, Any]:
-    """The model: all layers of a width, with as many in either stack."""
-    sizes = {"layers": options.layers, "attention_heads": options.width // 32, "ffn_dim": 4 * options.width}
+    """The model: of a width, with as many layers in either stack, of heads of 32."""
+    width, layers, heads = options.width, options.layers, options.width // 32
+    if options.family == "t5":
+        sizes = {"num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "d_kv": 32, "d_ff": 4 * width}
+        return {"model_type": "t5", "d_model": width, **sizes}
+    sizes = {"layers": layers, "attention_heads": heads, "ffn_dim": 4 * width}
     stacks = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in sizes.items()}
-    about = {
-        "model_type": options.family,
-        "d_model": options.width,
-        "max_position_embeddings": options.length,
-        **stacks,
-    }
+    about = {"model_type": options.family, "d_model": width, "max_position_embeddings": options.length, **stacks}
     # Pegasus adds its tokens to sinusoids of unit size, which are 50 times as large unless tokens are scaled too.
     return about | ({"scale_embedding": True} if options.family == "pegasus" else {})
 
@@ -85,8 +87,8 @@ def write_copies(options: argparse.Namespace, folder: Path) -> None:
     generator = random.Random(options.seed)
 
     def copy() -> str:
-        source = generator.sample(sentences, generator.randint(*_SENTENCES))
-        target = generator.sample(source, generator.randint(*_COPIED))
+        source = generator.sample(sentences, generator.choice(_SENTENCES))
+        target = generator.sample(source, generator.randint(1, min(_COPIED, len(source) - 1)))
         return json.dumps({"text": " ".join(source), "summary": "".join(target)}) + "\n"
 
     for split, count in (("train", options.copies), ("valid", _ARTICLES)):
@@ -170,7 +172,7 @@ def export(options: argparse.Namespace, stage: str) -> None:
 
 def validation(options: argparse.Namespace, stage: str) -> TextToTextData:
     """All validation articles, in the tokens of a stage's model."""
-    folder = str(artefact(options, stage))
+    folder = str(artefact(options, _EXPORTS.get(stage, stage)))
     sizes = {"batch_size": options.batch, "eval_batch_size": options.eval_batch}
     data = TextToTextData(source=str(options.source), **lengths(options), **sizes)
     data.connect(Connection(folder, "model", config=load_config(folder, "model")))
@@ -303,7 +305,8 @@ def report(options: argparse.Namespace) -> None:
 
 def main() -> None:
     settings: dict[str, Any] = {
-        "source": Path, "folder": Path, "family": "bart", "width": 192, "layers": 12, "kept": [0, 2, 5, 7, 9, 11],
+        "source": Path, "folder": Path, "family": {"choices": ["bart", "pegasus", "t5"], "default": "bart"},
+        "width": 192, "layers": 12, "kept": [0, 2, 5, 7, 9, 11],
         "length": 512, "vocabulary": 8000, "copies": 12000, "batch": 32, "eval_batch": 40, "lr": 1e-3, "seed": 1,
         "copier_steps": 1200, "steps": 800, "student_steps": 500, "pruned_steps": 500, "rounded_steps": 100,
         "accelerator": "cpu", "precision": "32-true", "threads": 2, "documents": 200, "rounds": 5,
