@@ -92,7 +92,7 @@ def type(
             raise Interrupted(f"stopped; {output} was not written") from None
     settings = {
         "text": text, "samples": samples, "keys": keys, "context": context, "words": words, "beams": beams, "seed": seed,
-        "threads": threads, "models": every,
+        "threads": threads, "models": every, "partial": partial,
     }  # fmt: skip
     result = {"settings": settings, "rows": rows}
     write_json(path, result)

@@ -1,24 +1,38 @@
 """The report in reading order: headline figures, plots, samples, models, verdicts; the rest is folded away."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightgpt2.report import figures
 from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
 from lightgpt2.report.figures import better, change, dicts, label, part, write, write_change, write_metric
 from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
-from lightgpt2.report.plots import Plot, confusion_plot, curves, scatters
+from lightgpt2.report.plots import Plot, confusion_plot, curves, scatters, typing_plots
 from lightgpt2.report.rows import MADE, Entry, Model, clause, converted
-from lightgpt2.report.table import sample_table
+from lightgpt2.report.table import (
+    Cells,
+    sample_table,
+    typing_baseline,
+    typing_cells,
+    typing_differences,
+    typing_verdict,
+)
 from lightgpt2.report.verdicts import Comparison, Rise, compare, pair, resources
 
 _METRICS, _RESOURCES = 6, 6  # that the tables have room for
 _LONG = ("config", "samples", "curve", "benchmark", "sweeps")  # what the details leave to the ledger
 
 
-def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, list[Plot]]:
-    """The whole report as Markdown, and its plots, by a budget and a gain in per cent."""
+def compose(
+    rows: Sequence[Model], budget: float, gain: float, typed: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str, list[Plot]]:
+    """The whole report as Markdown, and its plots, by a budget and a gain in per cent.
+
+    `typed` is what `lightgpt2 type` has found: a section each.
+    """
     compared = [compare(row, budget, gain) for row in rows if row.kind in MADE]
     chains: dict[int, list[Comparison]] = {}
     for each in compared:
@@ -28,6 +42,10 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, lis
     machines = {", ".join(f"{key} {value}" for key, value in each.items() if key != "versions") for each in measured}
     scattered, trained = scatters(rows, budget), curves(rows)
     last = [_last(chain).model for chain in chains.values()]
+    drawn = [
+        [replace(plot, name=f"typing-{i}-{plot.name}") for plot in typing_plots(each)]
+        for i, each in enumerate(typed, start=1)
+    ]
     confused = [confusion_plot(m.score.about, f"confusion-{i}", m.name) for i, m in enumerate(last, start=1)]
     blocks = [
         "# What each stage bought",
@@ -35,13 +53,19 @@ def compose(rows: Sequence[Model], budget: float, gain: float) -> tuple[str, lis
         pictures(scattered),
         *(_samples(_last(chain).model) for chain in chains.values()),
         *(_classes(_last(chain).model, plot) for chain, plot in zip(chains.values(), confused, strict=True)),
-        f"## Models\n\n{model_table(rows)}",
+        *map(_typing, typed, drawn),
+        f"## Models\n\n{model_table(rows)}" if rows else "",
         f"## Verdicts\n\n{_verdicts(compared)}" if compared else "",
         folded("Training curves and sweeps", pictures(trained)),
         folded("The rule and the definitions", rule, items(f"Measured on: {text}." for text in sorted(machines))),
         folded("Details of each model", *(block for row in rows for block in _details(row))),
     ]
-    return "\n\n".join(filter(None, blocks)) + "\n", [*scattered, *trained, *filter(None, confused)]
+    return "\n\n".join(filter(None, blocks)) + "\n", [
+        *scattered,
+        *trained,
+        *filter(None, confused),
+        *(plot for plots in drawn for plot in plots),
+    ]
 
 
 def _last(chain: Sequence[Comparison]) -> Comparison:
@@ -96,6 +120,21 @@ def _classes(model: Model, plot: Plot | None) -> str:
     about = model.score.about
     shown = table(CLASS_COLUMNS, class_rows(about))
     return f"## Classes\n\n{escape(intervals(about))}\n\n{shown}\n\n{pictures([plot])}"
+
+
+def _typing(result: Mapping[str, Any], plots: Sequence[Plot]) -> str:
+    """What models were worth as typing assistants, on the same places."""
+    about = result["settings"]
+    counts = f"{about['samples']:,} places of each test, and {about['keys']:,} characters to type; seed {about['seed']}"
+    blocks = [escape(f"Of {about['text']}: {counts}."), pictures(plots), _by_model(typing_cells(result))]
+    if others := typing_differences(result):
+        blocks += [escape(f"Differences, in {typing_baseline(result)}:"), _by_model(others)]
+        blocks.append(escape(typing_verdict(result)))
+    return "\n\n".join(["## Typing", *filter(None, blocks)])
+
+
+def _by_model(cells: Mapping[str, Cells]) -> str:
+    return table(["model", *next(iter(cells.values()))], [[name, *row.values()] for name, row in cells.items()])
 
 
 def model_table(rows: Sequence[Model]) -> str:

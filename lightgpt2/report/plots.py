@@ -203,12 +203,18 @@ def confusion_plot(about: Mapping[str, Any], name: str, model: str) -> Plot | No
 
 
 def typing_plots(result: Mapping[str, Any]) -> list[Plot]:
-    """What is right of what a typing assistant shows, against how often it shows something, for each test."""
+    """What is right of what a typing assistant shows, against how often it shows something; what it saves, and takes."""
     found = []
     for name in ("incomplete", "complete"):
         lines = {key: [(100 * x, 100 * y) for x, y in row["curves"][name]] for key, row in result["rows"].items()}
         about = f"Precision at shown rate, {name}-word test"
         found.append(_plot(name, about, lines, "per cent of places shown", "per cent of shown that is right"))
+    rows = {key: row for key, row in result["rows"].items() if "milliseconds" in row}
+    points = {key: [(row["milliseconds"]["p50"], 100 * row["savings"]["value"])] for key, row in rows.items()}
+    spans = {key: [100 * end for end in row["savings"]["interval_95"] or ()] for key, row in rows.items()}
+    about = "Keystrokes saved against the time of a suggestion"
+    intervals = {key: ends for key, ends in spans.items() if ends}
+    found.append(_plot("savings", about, points, "milliseconds (median)", "per cent saved", intervals=intervals))
     return [plot for plot in found if plot]
 
 

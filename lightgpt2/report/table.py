@@ -123,22 +123,52 @@ _TYPED = {"incomplete": "incomplete word", "complete": "complete word", "savings
 
 def typing_table(result: Mapping[str, Any]) -> str:
     """What a typing assistant got right and saved, model by model, and how that differs from the first."""
-    rows = []
-    for row in result["rows"].values():
+    cells, others = typing_cells(result), typing_differences(result)
+    lines = ["", *_named(cells, [*cells.values()])]
+    if others:
+        lines += ["", f"{typing_baseline(result)}:", "", *_named(others, [*others.values()])]
+    if verdict := typing_verdict(result):
+        lines += ["", verdict]
+    return "\n".join(lines)
+
+
+def typing_cells(result: Mapping[str, Any]) -> dict[str, Cells]:
+    """What each model got right and saved as a typing assistant, and what a suggestion takes."""
+    found = {}
+    for model, row in result["rows"].items():
         cells = {title_: f"{row[name]['value']:.1%} {_span(row[name])}" for name, title_ in _TYPED.items()}
         spent = row.get("milliseconds", {})
-        cells |= {f"{key} ms": f"{spent[key]:.1f}" if spent else "" for key in ("p50", "p95", "first")}
-        rows.append(cells)
-    lines = ["", *_named(result["rows"], rows)]
-    others = {name: row["difference"] for name, row in result["rows"].items() if "difference" in row}
-    if others:
-        first = next(iter(result["rows"]))
-        points = [
-            {title_: f"{100 * each[name]['value']:+.1f} {_points(each[name])}" for name, title_ in _TYPED.items()}
-            for each in others.values()
-        ]
-        lines += ["", f"points more than {first}, on the same places:", "", *_named(others, points)]
-    return "\n".join(lines)
+        found[model] = cells | {f"{key} ms": f"{spent[key]:.1f}" if spent else "" for key in ("p50", "p95", "first")}
+    return found
+
+
+def typing_differences(result: Mapping[str, Any]) -> dict[str, Cells]:
+    """How each other model differs from the first one."""
+    others = {model: row["difference"] for model, row in result["rows"].items() if "difference" in row}
+    return {
+        model: {title_: f"{100 * each[name]['value']:+.1f} {_points(each[name])}" for name, title_ in _TYPED.items()}
+        for model, each in others.items()
+    }
+
+
+def typing_baseline(result: Mapping[str, Any]) -> str:
+    """What the differences are, in words."""
+    return f"points more than {next(iter(result['rows']))}, on the same places"
+
+
+def typing_verdict(result: Mapping[str, Any]) -> str:
+    """Whether one model with constrained decoding is better than two: the first, with and without one for partial words.
+
+    Empty where that was not measured.
+    """
+    first, partial = next(iter(result["rows"])), result["settings"].get("partial")
+    if (pair := result["rows"].get(f"{first} + {partial}")) is None:
+        return ""
+    low, high = pair["difference"]["savings"]["interval_95"] or (0, 0)
+    alone, both = f"{first} alone", f"with {partial} for partial words"
+    if low <= 0 <= high:
+        return f"Keystrokes saved by {alone} and {both}: no difference."
+    return f"{alone} saves {'fewer' if low > 0 else 'more'} keystrokes than {both}."
 
 
 def _span(about: Mapping[str, Any]) -> str:

@@ -11,12 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightgpt2.errors import Interrupted, UserError, tell
 from lightgpt2.models.ledger import FILE
-from lightgpt2.report.document import compose
 from lightgpt2.report.figures import MISSING, number, part
 from lightgpt2.report.markup import items, pictures, table
-from lightgpt2.report.pages import PAGE, files_of, find, write_pages
+from lightgpt2.report.pages import PAGE, files_of, report_of, write_pages
 from lightgpt2.report.plots import Plot, losses_plot
-from lightgpt2.report.rows import models
 from lightgpt2.runs.overview import Found, find_runs
 
 SECONDS = 5  # between two pages; a page loads the next by itself
@@ -74,7 +72,7 @@ class _Live:
         now = [(path, path.stat().st_mtime_ns) for path in files]
         if now != self._read:
             try:
-                self._report = compose(models(*find(there)), self._budget, self._gain) if there else ("", [])
+                self._report = report_of(there, self._budget, self._gain) if there else ("", [])
             except UserError as error:
                 self._report = items(error.problems), []
             self._read = now

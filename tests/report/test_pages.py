@@ -16,6 +16,7 @@ from lightgpt2.report.markup import as_html
 from lightgpt2.report.pages import find, write_report
 from lightgpt2.report.plots import curves, scatters, sweep_plot
 from lightgpt2.report.rows import models
+from lightgpt2.report.table import typing_table
 from tests.report.chains import Entry, arm, benchmark, chain, entry, foreign, score, write
 from tests.support.cli import ROOT
 
@@ -187,14 +188,60 @@ def test_runs_pipelines_model_folders_and_benchmarks_are_found(tmp_path: Path) -
         (tmp_path / "checkpoints/q" / name / "ledger.json").write_text("damaged")
     quick = tmp_path / "checkpoints/q"
     (quick / "tuned/benchmark.json").write_text("{}")
-    assert [len(found) for found in find([str(quick)])] == [7, 1]
-    assert [len(found) for found in find([str(quick / "tuned")])] == [3, 1]
+    assert [len(found) for found in find([str(quick)])] == [7, 1, 0]
+    assert [len(found) for found in find([str(quick / "tuned")])] == [3, 1, 0]
     assert list(find([str(quick / "tuned/model-nf4")])[0]) == [str(quick / "tuned/model-nf4")]
-    assert [len(found) for found in find([str(quick), str(quick / "tuned"), f"{quick}/../q"])] == [7, 1]
+    assert [len(found) for found in find([str(quick), str(quick / "tuned"), f"{quick}/../q"])] == [7, 1, 0]
     (tmp_path / "b").mkdir()
     (tmp_path / "b/benchmark.json").write_text(json.dumps(benchmark(arm("x", "y", "fp32", 1, 2, 3, name="gpt2 fp32"))))
     write_report([str(tmp_path / "b")], str(tmp_path / "out"), 2, 10)
     assert "gpt2 fp32" in (tmp_path / "out/report.md").read_text()
+
+
+def typed(**models: float) -> Entry:
+    """What `lightgpt2 type` writes, of models with the share that they get right."""
+    rows: dict[str, Any] = {}
+    for name, share in models.items():
+        about = {"value": share, "interval_95": [share - 0.1, share + 0.1]}
+        row: dict[str, Any] = dict.fromkeys(("incomplete", "complete", "savings"), about)
+        row |= {"milliseconds": {"p50": 100 * share, "p95": 90.0, "first": 200.0}}
+        row |= {"curves": {test: [[0.5, share + 0.2], [1.0, share]] for test in ("incomplete", "complete")}}
+        rows[name] = row | ({"difference": dict.fromkeys(("incomplete", "complete", "savings"), about)} if rows else {})
+    return {"settings": {"text": "t.txt", "samples": 1000, "keys": 2000, "seed": 0}, "rows": rows}
+
+
+def test_what_was_typed_beside_the_runs_has_a_section_with_its_curves(tmp_path: Path) -> None:
+    write(tmp_path, chain())
+    folder = tmp_path / "checkpoints/q"
+    for name, result in {"typing.json": typed(small=0.25, large=0.5), "typing-control.json": typed(large=0.5)}.items():
+        (folder / name).write_text(json.dumps(result))
+    write_report([str(folder)], str(tmp_path / "out"), 2, 10)
+    text = (tmp_path / "out/report.md").read_text()
+    (both, control) = text.split("## Typing")[1:]
+    assert "1,000 places of each test, and 2,000 characters" in control
+    assert "Differences" not in control
+    assert "| small | 25.0%<br/><small>(15.0%..35.0%)</small> |" in both
+    assert "in points more than small, on the same places" in both
+    assert "for partial words" not in both
+    assert re.findall(r"report-plots/(typing-[^)]+)\.svg", both) == [
+        f"typing-1-{name}" for name in ("incomplete", "complete", "savings")
+    ]
+    savings = (tmp_path / "out/report-plots/typing-1-savings.svg").read_text()
+    assert savings.count("<circle") == 4, "a point for each model, and its place in the legend"
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/typing.json").write_text(json.dumps(typed(small=0.25, large=0.5)))
+    write_report([str(tmp_path / "alone")], str(tmp_path / "out"), 2, 10)
+    assert "## Models" not in (tmp_path / "out/report.md").read_text()
+    (tmp_path / "alone/typing.json").write_text('{"rows": {"x": {}}}')
+    with pytest.raises(UserError, match=r"typing.json: damaged"):
+        write_report([str(tmp_path / "alone")], str(tmp_path / "out"), 2, 10)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.5, "saves fewer"), (-0.5, "saves more"), (0.05, "no difference")])
+def test_one_model_and_two_are_compared(share: float, said: str) -> None:
+    result = typed(small=0.25, **{"small + letters": share})
+    result["settings"]["partial"] = "letters"
+    assert said in typing_table(result).splitlines()[-1]
 
 
 def test_bad_folders_are_all_named_and_nothing_is_written(tmp_path: Path) -> None:
