@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightgpt2.serve.metrics import Metrics
-from lightgpt2.serve.refusals import Refusal, mistake
+from lightgpt2.serve.refusals import Gone, Refusal, mistake
 from lightgpt2.serve.settings import Settings
 
 OPEN = ("/", "/health")  # which need no key: they say nothing about texts and the model
@@ -99,7 +99,7 @@ async def body_of(request: Request, settings: Settings) -> bytes:
     """The body of a request of JSON.
 
     Raises:
-        Refusal: It is of another type, too large, or takes too long to come.
+        Refusal: It is of another type, too large, or takes too long to come; or the client goes away meanwhile.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body, size = bytearray(), 0
@@ -113,6 +113,8 @@ async def body_of(request: Request, settings: Settings) -> bytes:
                     break
     except TimeoutError:
         raise Refusal(408, "the body took too long to come", headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Gone from None
     if size > settings.body:
         what = f"the body must have at most {settings.body:,} bytes"
         raise Refusal(413, what, headers={"Connection": "close"})

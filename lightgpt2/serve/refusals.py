@@ -43,6 +43,13 @@ class Refusal(Exception):  # noqa: N818 - it may also be the server's own state
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+class Gone(Refusal):
+    """The client has gone: nobody reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has gone")
+
+
 def refusal_of(error: UserError, prompt: str = "prompt") -> Refusal:
     """What is answered to a person's mistake; `prompt` is the field that has the prompts."""
     problems = [problem.renamed(_NAMES | {"prompt": prompt}) for problem in error.problems]

@@ -13,16 +13,9 @@ from lightgpt2.serve.engine import Watched
 from lightgpt2.serve.generation import Usage
 from lightgpt2.serve.guard import body_of
 from lightgpt2.serve.metrics import Metrics
-from lightgpt2.serve.refusals import Refusal
+from lightgpt2.serve.refusals import Gone, Refusal
 from lightgpt2.serve.settings import Settings
 from lightgpt2.serve.worker import Job, Worker
-
-
-class Gone(Refusal):
-    """The client has gone: nobody reads the answer."""
-
-    def __init__(self) -> None:
-        super().__init__(499, "the client has gone")
 
 
 class Completes(Protocol):

@@ -209,6 +209,18 @@ def test_the_work_ends_with_its_client(slow: tuple[str, Service], stream: bool) 
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_a_client_that_goes_away_while_it_sends_is_no_mistake(
+    slow: tuple[str, Service], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, service = slow
+    with socket.create_connection(address_of(url)) as client:
+        client.sendall(request({"prompt": "x"})[:-1])
+        assert httpx.get(f"{url}/health").status_code == 200, "and the server has seen its head"
+    until(lambda: 'path="/v1/completions",status="499"' in httpx.get(f"{url}/metrics").text)
+    assert capsys.readouterr().err == ""
+    assert service.model.engine.steps == 0
+
+
 def test_a_client_that_is_slow_to_send_is_let_go(slow: tuple[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
     url, _ = slow
     monkeypatch.setattr(server, "_SLOW", 0.3)
