@@ -1,12 +1,12 @@
 """A server under load: whether it makes errors, whether answers change, whether its memory grows.
 
-    python -m benchmarks.serving MODEL [--keys 300] [--clients 64] [--seconds 60] [--threads 2]
+    python -m benchmarks.serving MODEL [--text TEXT] [--keys 300] [--clients 64] [--seconds 60] [--threads 2]
 
-`lightgpt2 serve MODEL` runs in a process of its own. First one person types: a request for each key, with 1,000 to 1,500
-characters of text, as the page sends them. Then one client asks for a set of answers, each with its own seed, and all clients
-ask for the same ones again, at once and in any order: whole, as a stream, and as a page does while a text is typed. Every tenth
-stream is left after its first piece. An answer must be the one of the single client, or status 429. The memory is that of the
-server's process: the median of the second fifth of the time against that of the last one.
+`lightgpt2 serve MODEL` runs in a process of its own. First one person types five characters a second behind 1,000 to 1,500
+characters of a text (by default the embedded one), and asks for what the page asks for. Then one client asks for a set of
+answers, each with its own seed, and all clients ask for the same ones again, at once and in any order: whole, as a stream, and
+completions of what is typed. Every tenth stream is left after its first piece. An answer must be the one of the single client,
+or status 429. The memory is that of the server's process: the median of the second fifth of the time against that of the last.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,8 +27,11 @@ from typing import Any
 
 import httpx2 as httpx
 
+from lightgpt2.measure.keystrokes import read_documents
+
 ROOT = Path(__file__).parents[1]
 KINDS = ("whole", "stream", "typed")
+PACE, WAIT = 0.2, 0.1  # seconds between two keys, and those that the page waits after one
 
 
 @dataclass
@@ -67,17 +71,63 @@ async def ask(
     return answer.status_code, "".join(pieces)
 
 
-async def type_alone(url: str, keys: int) -> list[float]:
-    """The seconds that each key's request takes, after some that are not counted, while nobody else asks."""
-    whole, times, warm = " ".join(" ".join(topics[name].split()) for name in sorted(topics)), [], 20
+class Typist:
+    """A person who types a text at a steady pace, alone, into the page: it asks for what the page asks for.
+
+    A character that the suggestion begins with keeps the rest and asks for nothing. After any other one, and a wait, the page
+    asks for the rest of the word, or the next one; then for more words, which the next key that asks cancels.
+
+    Attributes:
+        seconds: What answers took, by what was asked for.
+        kept: How many keys asked for nothing.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, text: str) -> None:
+        self.seconds: dict[str, list[float]] = {"word": [], "more": []}
+        self.kept = 0
+        self._client, self._text, self._at, self._ghost = client, text, 0, ""
+
+    async def type(self, start: int, keys: int) -> None:
+        """Type characters of the text from a place on. A key waits for the answer to the one before it."""
+        more: asyncio.Task[None] | None = None
+        due = time.monotonic()
+        for at in range(start, start + keys):
+            due = max(due + PACE, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+            typed, self._at = self._text[at], at + 1
+            self._ghost = self._ghost[1:] if self._ghost.startswith(typed) else ""
+            if self._ghost:
+                self.kept += 1
+                continue
+            if more:
+                more.cancel()
+            await asyncio.sleep(WAIT)
+            inside = typed.isalnum() or typed in "_'"
+            await self._ask("word", self._at, 0 if inside else 1)
+            more = asyncio.create_task(self._ask("more", self._at, 3))
+        if more:
+            more.cancel()
+
+    async def _ask(self, kind: str, at: int, words: int) -> None:
+        start = max(0, (at - 1000) // 500 * 500)
+        asked = {"text": self._text[start:at], "words": words, "session": "typist"}
+        began = time.perf_counter()
+        answer = await self._client.post("/complete", json=asked)
+        assert answer.status_code == 200, answer.text
+        self.seconds[kind].append(time.perf_counter() - began)
+        typed, found = self._text[at : self._at], answer.json()["text"]
+        if found.startswith(typed):
+            self._ghost = found[len(typed) :]
+
+
+async def type_alone(url: str, keys: int, documents: Sequence[str]) -> Typist:
+    """Type, after some keys that are not counted, while nobody else asks."""
+    text, warm = " ".join(" ".join(document.split()) for document in documents), 5
     async with httpx.AsyncClient(base_url=url, timeout=120, verify=False) as client:
-        for place in range(1100, 1100 + warm + keys):
-            start = max(0, (place - 1000) // 500 * 500)
-            began = time.perf_counter()
-            found = await client.post("/complete", json={"text": whole[start:place], "session": "typist"})
-            assert found.status_code == 200, found.text
-            times.append(time.perf_counter() - began)
-    return times[warm:]
+        await Typist(client, text).type(1100, warm)
+        typist = Typist(client, text)
+        await typist.type(1100 + warm, keys)
+    return typist
 
 
 async def press(url: str, pid: int, clients: int, seconds: float) -> Load:
@@ -130,16 +180,22 @@ def growth(memory: list[float]) -> tuple[float, float]:
     return median(memory[fifth : 2 * fifth]), median(memory[-fifth:])
 
 
-def report(load: Load, keys: list[float], clients: int) -> str:
+def report(load: Load, typist: Typist, clients: int) -> str:
     """The figures, as tables."""
     lines = ["| request | answers | p50 ms | p95 ms |", "| --- | --- | --- | --- |"]
-    rows = {"a key, alone": keys} | {f"{kind}, {clients} clients": times for kind, times in load.seconds.items()}
+    rows = {"the word, alone": typist.seconds["word"], "more words, alone": typist.seconds["more"]}
+    rows |= {f"{kind}, {clients} clients": times for kind, times in load.seconds.items()}
     for name, times in rows.items():
         if times:
             lines.append(f"| {name} | {len(times)} | {1000 * median(times):.0f} | {1000 * share(times, 0.95):.0f} |")
     counts = ", ".join(f"{count} of {status}" for status, count in sorted(load.statuses.items()))
     before, after = growth(load.memory)
-    lines += ["", f"statuses: {counts}", f"answers that a single client does not get: {load.others}"]
+    lines += [
+        "",
+        f"keys that asked for nothing: {typist.kept}",
+        f"statuses: {counts}",
+        f"answers that a single client does not get: {load.others}",
+    ]
     return "\n".join(
         [*lines, f"memory: {before:.1f} MB, at the end {after:.1f} MB ({100 * (after / before - 1):+.1f} %)"]
     )
@@ -148,11 +204,13 @@ def report(load: Load, keys: list[float], clients: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--keys", type=int, default=300)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    documents = read_documents(options.text, "--text") if options.text else [topics[name] for name in sorted(topics)]
     command = [
         sys.executable,
         "-m",
@@ -170,11 +228,11 @@ def main() -> None:
         line = server.stdout.readline()
         url = next((word.rstrip("/;").removesuffix("/v1") for word in line.split() if "://" in word), "")
         try:
-            keys = asyncio.run(type_alone(url, options.keys))
+            typist = asyncio.run(type_alone(url, options.keys, documents))
             load = asyncio.run(press(url, server.pid, options.clients, options.seconds))
         finally:
             server.terminate()
-    print(report(load, keys, options.clients))
+    print(report(load, typist, options.clients))
     errors = {*load.statuses} - {"200", "429"}
     sys.exit(bool(errors or load.others or server.returncode))
 
