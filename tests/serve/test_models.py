@@ -1,21 +1,24 @@
-"""Classifiers and summarizers are served too."""
+"""Classifiers, summarizers and character models are served too."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 import lightgpt2
+from lightgpt2.runtime.completion import Completer
+from lightgpt2.runtime.language_model import LanguageModel
 from lightgpt2.serve.app import make_app
 from lightgpt2.serve.service import Service
 from lightgpt2.serve.settings import Settings
 from tests.serve.conftest import URL
-from tests.support.models import write_classifier, write_seq2seq
+from tests.support.models import write_classifier, write_letters, write_seq2seq
 
 
-def client_of(model: Any) -> Iterator[TestClient]:
-    service = Service("tiny", model, Settings())
+def client_of(model: Any, completer: Completer | None = None) -> Iterator[TestClient]:
+    service = Service("tiny", model, Settings(), completer)
     yield TestClient(make_app(service), base_url=URL)
     service.worker.close()
 
@@ -63,3 +66,21 @@ def test_texts_are_summarized(writer: Any, options: dict[str, Any]) -> None:
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "logprobs")
         messages = {"messages": [{"role": "user", "content": "x"}]}
         assert client.post("/v1/chat/completions", json=messages).status_code == 404
+
+
+def test_a_character_model_is_served_alone_and_for_partial_words(model: LanguageModel, tmp_path: Path) -> None:
+    letters: Any = lightgpt2.load(write_letters(tmp_path))
+    asked: dict[str, Any] = {"text": "The assert sta", "words": 2}
+    prompt = {"prompt": "The assert sta", "max_tokens": 9, "temperature": 0}
+    found = []
+    for served, partial in ((letters, None), (model, letters), (model, None)):
+        completer = Completer(served, partial)
+        done = completer.complete(**asked)
+        for client in client_of(served, completer):
+            answer = client.post("/complete", json=asked).json()
+            assert (tuple(answer["words"]), answer["probability"]) == (done.words, done.probability)
+            text = client.post("/v1/completions", json=prompt).json()["choices"][0]["text"]
+            assert text == served.generate(prompt["prompt"], max_new_tokens=9, temperature=0.0)
+        found.append((done.words[0], done.probability))
+    assert found[1][0] == found[0][0], "the partial word is the character model's"
+    assert len({probability for _, probability in found}) == 3

@@ -15,17 +15,17 @@ import pytest
 from lightgpt2.serve.run import _name
 from tests.support.chats import write_chat_model
 from tests.support.cli import ENVIRONMENT, ROOT, refused
-from tests.support.models import write_classifier
+from tests.support.models import write_classifier, write_letters
 
 CURLS = re.findall(r"```bash\n(curl .*?)```", (ROOT / "docs/typing.md").read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of a tiny model, and its address."""
+    """A server of a tiny model with a character model beside it, and its address."""
     folder = tmp_path_factory.mktemp("served")
     write_chat_model(folder / "tiny" / "model")
-    models = ["tiny/model", "--partial", "tiny/model"]
+    models = ["tiny/model", "--partial", str(write_letters(folder / "letters"))]
     command = [sys.executable, "-m", "lightgpt2", "serve", *models, "--port", "0", "--threads", "1"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True) as found:

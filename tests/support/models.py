@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightgpt2.data.tokenizer import train_tokenizer, train_wordpiece
+from lightgpt2.data.tokenizer import train_characters, train_tokenizer, train_wordpiece
 from lightgpt2.models.families import CLASSIFICATION, SEQ2SEQ, Shape, class_for
 from lightgpt2.models.integers import Integers, integer_tensors
 from lightgpt2.models.loading import new_model
 from lightgpt2.models.saving import save_model
+from lightgpt2.models.tokenizers import load_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -229,6 +230,14 @@ def write_model(folder: Path, family: str = "gpt2", seed: int = 0, **changes: An
     write_tokenizer(folder, changes.get("vocab_size", 300))
     make_model(family, seed, **changes).save_pretrained(folder)
     return folder
+
+
+def write_letters(folder: Path) -> Path:
+    """A folder of a character model, an LSTM with random weights."""
+    train_characters([topics["assignment"], topics["class"]], None, folder / "alphabet")
+    tokenizer = load_tokenizer(str(folder / "alphabet"), "m")
+    save_model(make_model("lstm", vocab_size=len(tokenizer)), tokenizer, folder / "model")
+    return folder / "model"
 
 
 def make_restless_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
