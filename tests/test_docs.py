@@ -28,7 +28,7 @@ RESULTS = sorted((ROOT / "docs/results").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {*RESULTS})]
 
 
-OWN = {"mine.yaml", "two.yaml"}  # the reader's
+OWN = {"mine.yaml", "two.yaml", "colours.yaml"}  # the reader's
 SHIPPED = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
+from lightgpt2.cli.evaluate import evaluate
 from lightgpt2.cli.inference import classify, generate, unwritable
 from lightgpt2.cli.serving import serve
 from lightgpt2.cli.typing import type as type_
@@ -279,7 +280,23 @@ def push(run: str, name: str, *, private: bool = False) -> None:
     print(f"uploaded: {upload(finished_model(run), name, private)}", flush=True)
 
 
-_VERBS = (pipeline, benchmark, generate, classify, type_, serve, export, sweep, report, runs, show, clean, card, push)
+_VERBS = (
+    pipeline,
+    benchmark,
+    evaluate,
+    generate,
+    classify,
+    type_,
+    serve,
+    export,
+    sweep,
+    report,
+    runs,
+    show,
+    clean,
+    card,
+    push,
+)
 VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in _VERBS}
 
 

@@ -265,3 +265,20 @@ def _spent(arm: Arm) -> Cells:
             cells[f"{count}: CPU seconds"] = f"{each['cpu_seconds']:.3f}"
             cells[f"{count}: CPU %"] = f"{each['cpu_percent']:.0f}"
     return cells
+
+
+def evaluation_table(found: Mapping[str, Any]) -> str:
+    """A table of the results of lm-evaluation-harness: one row for each metric of a task or a group of them."""
+    rows = [("task", "metric", "value", "standard error", "better", "examples", "shots")]
+    for name, figures in {**found["results"], **found.get("groups", {})}.items():
+        examples, shots = found["n-samples"].get(name, {}).get("effective", ""), found["n-shot"].get(name, "")
+        for key, value in figures.items():
+            metric, comma, filtered = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            error = figures.get(f"{metric}_stderr,{filtered}")
+            better = {True: "higher", False: "lower"}.get(found["higher_is_better"].get(name, {}).get(metric), "")
+            shown = [MISSING if each is None else f"{each:.4f}" for each in (value, error)]
+            label = metric if filtered == "none" else f"{metric} ({filtered})"
+            rows.append((name, label, *shown, better, str(examples), str(shots)))
+    return "\n".join(["", *aligned(rows)])

@@ -252,7 +252,7 @@ class LanguageModel:
         prompts, indices = [prompt.tokens for prompt in batch], [prompt.index for prompt in batch]
         writers = writers_of(self.tokenizer, prompts, indices, settings, on_text)
         sampler = Sampler(settings, prompts, indices, new_tokens)
-        logits = self.engine.prefill(*_left_padded(prompts), new_tokens)
+        logits = self.engine.prefill(*left_padded(prompts), new_tokens)
         seen = on_token and (lambda row, *token: on_token(indices[row], *token))
         for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new_tokens, seen):
             yield Continuation(indices[row], text, "stop" if stopped else "length")
@@ -306,7 +306,7 @@ def written(
         logits = decode(tokens)
 
 
-def _left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
     """Tokens `[B, T]` with pads on the left, and the mask with 0 there."""
     longest = max(map(len, sequences))
     ids, mask = np.zeros((2, len(sequences), longest), np.int64)
