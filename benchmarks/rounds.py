@@ -33,7 +33,7 @@ def measure(arms: list[Arm], files_of: Callable[[Arm], Path], settings: dict[str
     """
     about: dict[str, dict[str, Any]] = {}
     found: dict[str, list[dict[str, tuple[float, float]]]] = {arm.name: [] for arm in arms}
-    with Children("benchmarks.engines.worker", {arms[0].name}) as children:
+    with Children("benchmarks.engines.worker", [arm.name for arm in arms], required={arms[0].name}) as children:
         reference = None
         for arm in arms:
             try:

@@ -32,7 +32,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     optimizer_mb = 2 * 4 * sum(p.numel() for p in student.parameters()) / 1e6
     del student
     result: Result = {arm: {"times": [], "losses": []} for arm in ARMS}
-    with Children("benchmarks.steps", ARMS) as children:
+    with Children("benchmarks.steps", ARMS, required=ARMS) as children:
         # One after the other: loading is not what is measured.
         resident = {arm: children.ask(arm, "load", **vars(options), arm=arm, folder=str(folder)) for arm in ARMS}
         for number, arm in enumerate(turns([*ARMS], options.warmup + options.rounds)):

@@ -18,7 +18,8 @@ def magnitudes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def random_scores(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Importances from a random generator: equal ones for equal seeds and shapes, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+    # Lightning sets up a model with its device as the default.
+    return {name: torch.rand(tensor.shape, generator=generator, device="cpu") for name, tensor in tensors.items()}
 
 
 def keep_masks(

@@ -62,7 +62,7 @@ def measure(
     measured: dict[str, list[Round]] = {arm.name: [] for arm in arms}
     stop: KeyboardInterrupt | None = None
     progress = tqdm(total=len(arms) * rounds, leave=False, disable=None if bar else True)
-    with progress, Children("lightgpt2.measure.worker") as children:
+    with progress, Children("lightgpt2.measure.worker", [arm.name for arm in arms]) as children:
 
         def ask(doing: str, name: str, do: str, **request: Any) -> dict[str, Any]:
             progress.set_description(f"{doing} {name}")

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,9 +41,18 @@ class Child:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"},
         )  # fmt: skip
         theirs.close()
+        self._ready = False
+
+    def wait(self) -> None:
+        """Returns when the child has imported what it needs; `ArmFailed` if it has died."""
+        try:
+            self._ready = self._ready or self._pipe.recv()
+        except (EOFError, OSError) as closed:
+            raise ArmFailed(self._death()) from closed
 
     def ask(self, do: str, **request: Any) -> Any:
         """The answer to one of the requests that the child serves; `ArmFailed` if it reports an error, or has died."""
+        self.wait()
         try:
             self._pipe.send((do, request))
             answer, error = self._pipe.recv()
@@ -71,29 +81,37 @@ class Child:
 
 
 class Children(contextlib.ExitStack):
-    """A `Child` for each arm, started with its first request; one that fails is ended, and the others go on if they can."""
+    """A `Child` for each arm; one that fails is ended, and the others go on if they can.
 
-    def __init__(self, module: str, required: Container[str] = ()) -> None:
+    All import at once, and no request is sent before all have: what is measured has the machine to itself.
+    """
+
+    def __init__(self, module: str, arms: Iterable[str], required: Container[str] = ()) -> None:
         super().__init__()
-        self._module, self._required = module, required
-        self._children: dict[str, Child] = {}
+        self._required = required
+        self._children = {name: Child(module) for name in arms}
         self.errors: dict[str, str] = {}  # why arms failed, by their names
+        for child in self._children.values():
+            self.callback(child.close)
 
     def ask(self, name: str, do: str, **request: Any) -> Any:
         """The answer of an arm's child; empty once it has failed."""
+        for each, child in self._children.items():
+            self._try(each, child.wait)
+        return self._try(name, partial(self._children[name].ask, do, **request)) or {}
+
+    def _try(self, name: str, call: Callable[[], Any]) -> Any:
+        """What a call to an arm's child returns; None once it has failed."""
         if name in self.errors:
-            return {}
-        if name not in self._children:
-            self._children[name] = Child(self._module)
-            self.callback(self._children[name].close)
+            return None
         try:
-            return self._children[name].ask(do, **request)
+            return call()
         except ArmFailed as failure:
             if name in self._required:
                 raise ArmFailed(f"{name}: {failure}") from failure
             self.errors[name] = str(failure)
             self._children[name].close()  # the others may have its memory
-            return {}
+            return None
 
 
 def turns(arms: Sequence[_Arm], rounds: int) -> Iterator[_Arm]:
@@ -103,8 +121,14 @@ def turns(arms: Sequence[_Arm], rounds: int) -> Iterator[_Arm]:
 
 
 def parent() -> "Connection[Any, Any]":
-    """A child's end of the pipe: requests come as a name and arguments, and are answered by an answer and an error."""
-    return Connection(int(sys.argv[1]))
+    """A child's end of the pipe, once it can serve.
+
+    Requests come as a name and arguments, and are answered by an answer and an error.
+    """
+    pipe = Connection(int(sys.argv[1]))
+    with contextlib.suppress(OSError):  # of a parent that is gone
+        pipe.send(True)
+    return pipe
 
 
 def serve(answers: Mapping[str, Callable[..., Any]]) -> None:

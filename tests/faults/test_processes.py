@@ -541,7 +541,7 @@ def test_no_child_runs_what_lies_in_the_working_folder(
     """Each looks for a module `yaml`, which the folder has; the package of that name cannot be run."""
     for _ in range(3):
         tried("code that must not run")
-    with benchmark.Children("yaml") as worker:
+    with benchmark.Children("yaml", ["x"]) as worker:
         worker.ask("x", "load")
     assert "yaml" in worker.errors["x"]
     monkeypatch.setattr(fits, "_CHECKER", "yaml")
