@@ -4,8 +4,6 @@ import fcntl
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightgpt2.models.files import sha256_file
-from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.cli import logged, run_cli, succeed, write_config
 from tests.support.kill import kill_with_children
 from tests.support.mistakes import spoilt
 from tests.support.models import SHAPES, write_corpus
@@ -28,13 +26,13 @@ def real_recipe(folder: Path, *overrides: dict[str, Any]) -> None:
         "class_path": "lightgpt2.methods.FineTune",
         "init_args": {"model": {"model_type": "gpt2", **SHAPES["gpt2"]}},
     }
-    trainer = {"trainer.max_steps": 60, "trainer.val_check_interval": 30, "checkpoint.every_n_steps": 10}
+    trainer = {"trainer.max_steps": 30, "trainer.val_check_interval": 15, "checkpoint.every_n_steps": 5}
     write_config(folder / "maker.yaml", spoilt({"model": model, **trainer}))
     write_config(folder / "student.yaml", spoilt({"model.teacher": "nowhere", **trainer}))
     first, second = overrides or ({}, {})
     stages = [
         {"name": "baseline", "config": "maker.yaml", "overrides": {"data.vocab_size": 300, **first}},
-        {"name": "distilled", "config": "student.yaml", "overrides": {"trainer.max_steps": 40, **second}},
+        {"name": "distilled", "config": "student.yaml", "overrides": {"trainer.max_steps": 20, **second}},
     ]
     write_config(folder / "chain.yaml", {"stages": stages})
     write_corpus(folder / "corpus", documents=24)
@@ -59,13 +57,13 @@ def wait_until_unlocked(folder: Path) -> None:
 def test_real_stages_are_runs_one_after_the_other(real: Path) -> None:
     ledger = json.loads((real / "checkpoints/chain/distilled/model/ledger.json").read_text())
     assert [(e["stage"], e["method"], e["steps"]) for e in ledger] == [
-        ("chain/baseline", "FineTune", 60), ("chain/distilled", "Distill", 40),
+        ("chain/baseline", "FineTune", 30), ("chain/distilled", "Distill", 20),
     ]  # fmt: skip
     first = sha256_file(real / "checkpoints/chain/baseline/model/model.safetensors")
     assert ledger[1]["parent"] == {"source": "checkpoints/chain/baseline/model", "sha256": first}
     assert ledger[1]["teacher"] == ledger[1]["parent"]
     assert {path.name for path in (real / "tb-logs").iterdir()} == {"chain"}
-    assert list(logged(real, "chain/distilled")["train/loss"]) == list(range(1, 41))
+    assert list(logged(real, "chain/distilled")["train/loss"]) == list(range(1, 21))
     before = {path: path.stat().st_mtime_ns for path in real.rglob("*")}
     assert succeed(real, "pipeline", "chain.yaml").count("skipped") == 2
     assert {path: path.stat().st_mtime_ns for path in real.rglob("*")} == before, "nothing was started or written"
@@ -75,15 +73,14 @@ def test_real_pipeline_killed_and_run_again_equals_uninterrupted(real: Path, tmp
     real_recipe(tmp_path)
     chance = random.SystemRandom()
     for stage in ("baseline", "distilled"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lightgpt2", "pipeline", "chain.yaml"], cwd=tmp_path, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
         begun = tmp_path / "checkpoints/chain" / stage / "config.yaml"
-        wait_for(lambda begun=begun, process=process: begun.exists() or process.poll() is not None, 120)
-        time.sleep(chance.uniform(0, 0.5))  # a stage may take less than two seconds
-        kill_with_children(process)
+
+        def kill(pid: int, begun: Path = begun) -> None:
+            wait_for(lambda: begun.exists() or not Path(f"/proc/{pid}").exists(), 120)
+            time.sleep(chance.uniform(0, 0.5))  # a stage may take less than two seconds
+            kill_with_children(pid)
+
+        run_cli(tmp_path, "pipeline", "chain.yaml", during=kill)
         wait_until_unlocked(tmp_path / "checkpoints/chain")
         assert state(tmp_path)[stage]["state"] == "running"
     succeed(tmp_path, "pipeline", "chain.yaml")

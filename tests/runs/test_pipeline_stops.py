@@ -74,7 +74,8 @@ def test_killed_at_any_moment_and_run_again_equals_uninterrupted(pipe: Chain) ->
             kills.append(chance.uniform(0.2, seconds))
             process = pipe.process()
             time.sleep(kills[-1])
-            kill_with_children(process)
+            kill_with_children(process.pid)
+            process.communicate()
         pipe.started()
         assert artefacts() == whole, kills
         assert not list(Path("checkpoints/chain").glob(".*"))
@@ -108,7 +109,8 @@ def busy(pipe: Chain) -> Iterator[subprocess.Popen[str]]:
     process = pipe.process()
     wait_for(Path("checkpoints/chain/b/last.ckpt").exists)
     yield process
-    kill_with_children(process)
+    kill_with_children(process.pid)
+    process.communicate()
 
 
 @pytest.mark.slow

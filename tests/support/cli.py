@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,18 @@ _ERROR = "lightgpt2: error: "
 
 
 def run_cli(
-    folder: Path, *args: str, timeout: float = 240, module: str = "lightgpt2", processes: int = 1, **env: str
+    folder: Path,
+    *args: str,
+    timeout: float = 240,
+    module: str = "lightgpt2",
+    processes: int = 1,
+    during: Callable[[int], None] | None = None,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
     """`lightgpt2 ARGS` in a folder; without a network, on one thread, killed after `timeout` seconds.
 
     It is forked from a process that has done the imports, as are other modules, and several processes that train together;
-    `env` is added to its environment.
+    `env` is added to its environment. `during` is called with its number while it runs.
     """
     with tempfile.TemporaryDirectory() as name:
         streams = {stream: Path(name, stream) for stream in ("stdout", "stderr")}
@@ -43,6 +50,8 @@ def run_cli(
         child = int(server.stdout.readline())
         killer = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
         killer.start()
+        if during:
+            during(child)
         status = int(server.stdout.readline())
         killer.cancel()
         printed = [path.read_bytes().decode() for path in streams.values()]  # a carriage return is one

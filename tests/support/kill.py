@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ def children(pid: int) -> list[int]:
     return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
-def kill_with_children(process: subprocess.Popen[str]) -> None:
+def kill_with_children(pid: int) -> None:
     """Kills a process and the stage that it is running, which has another session."""
     with contextlib.suppress(ProcessLookupError):  # it had ended
-        os.kill(process.pid, signal.SIGSTOP)  # it starts no other one meanwhile
-        for pid in (*children(process.pid), process.pid):
-            os.kill(pid, signal.SIGKILL)
-    process.communicate()
+        os.kill(pid, signal.SIGSTOP)  # it starts no other one meanwhile
+        for each in (*children(pid), pid):
+            os.kill(each, signal.SIGKILL)
