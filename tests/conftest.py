@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,11 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Begins with the longest files: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
-    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_processes.py"))
+    """Begins with the slowest files: with `--dist loadscope` a file's tests, which share what is costly, are one process's."""
+    slow = Counter(
+        item.path for item in items if item.get_closest_marker("slow") and not item.get_closest_marker("long")
+    )
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_collection_finish() -> None:
