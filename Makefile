@@ -17,7 +17,7 @@ docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
 
 long: .venv/.installed-dev
-	$(BIN)/python -m pytest -m long --numprocesses 2
+	$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadscope
 
 faults: .venv/.installed-dev
 	$(BIN)/python -m pytest tests/faults --faults large --numprocesses 2

@@ -172,6 +172,7 @@ def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, **environment}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_transformers_4_computes_the_same_logits(written: Path, tmp_path: Path, transformers_4: dict[str, str]) -> None:
     folders = [str(written / name) for name in FOLDERS]
@@ -319,6 +320,7 @@ def sentence_transformers(transformers_4: dict[str, str]) -> dict[str, str]:
     return transformers_4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sentence_transformers_gives_the_same_vectors(tmp_path: Path, sentence_transformers: dict[str, str]) -> None:
     sources = {
@@ -445,7 +447,7 @@ def assert_probabilities(found: dict[str, list[dict[str, float]]], near: float =
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["5", "4"])
+@pytest.mark.parametrize("version", ["5", pytest.param("4", marks=pytest.mark.long)])
 def test_classifiers_need_no_lightgpt2(
     classifiers: list[Path], tmp_path: Path, version: str, request: pytest.FixtureRequest
 ) -> None:

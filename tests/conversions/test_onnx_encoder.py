@@ -152,6 +152,7 @@ def test_what_has_no_graph_is_named() -> None:
     assert "is_decoder" in found[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_minilm_in_int8_reads_reviews_as_well(tmp_path: Path, real_data: Path) -> None:
     """Embeddings of real weights are near those in FP32."""

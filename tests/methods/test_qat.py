@@ -3,13 +3,14 @@
 import random
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightgpt2.adaptations import FakeQuantize
@@ -64,7 +65,15 @@ def random_config(draw: random.Random, family: str) -> Any:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 200), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        range(5),
+        pytest.param(range(5, 40), marks=pytest.mark.slow),
+        pytest.param(range(40, 200), marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
+    ids=["few", "some", "many"],
+)
 def test_what_loads_computes_what_was_trained_to_the_last_bit(tmp_path: Path, family: str, seeds: range) -> None:
     """Over seeds, shapes and formats: tied and untied, of even and uneven layers, dense and pruned."""
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
@@ -154,9 +163,16 @@ for name in ("model", "model-packed"):
 
 
 @pytest.mark.slow
-def test_gpt2_in_int8_is_a_quarter_and_packed_without_its_zeros_an_eighth(tmp_path: Path) -> None:
-    """The 124M model with random weights, embeddings included; then with 80 % of its linear layers' weights pruned."""
-    model = new_model(AutoConfig.for_model("gpt2"))
+@pytest.mark.parametrize(
+    "shape",
+    [{"n_layer": 1, "vocab_size": 3000, "n_positions": 64}, pytest.param({}, marks=pytest.mark.long)],
+    ids=["small", "124M"],
+)
+def test_gpt2_in_int8_is_a_quarter_and_packed_without_its_zeros_an_eighth(
+    tmp_path: Path, shape: dict[str, int]
+) -> None:
+    """A model with random weights, embeddings included; then with 80 % of its linear layers' weights pruned."""
+    model = new_model(AutoConfig.for_model("gpt2", **shape))
     tokenizer, shares = write_tokenizer(tmp_path / "tokenizer"), {}
     for name in ("dense", "pruned"):
         save_integers(model, Integers(embeddings=True), tokenizer, tmp_path / "model", whole_weights(model))
@@ -226,8 +242,10 @@ def test_what_was_pruned_stays_zero_and_takes_no_space(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_is_the_same_model(bench: Bench) -> None:
-    """What was trained and scored compiled scores the same when it is not; one layer, for compiling takes its time."""
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_is_the_same_model(bench: Bench, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained and scored compiled scores the same when it is not; with kernels of its own it takes minutes."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     write_model(Path("given"), n_layer=1)
     form = {"activations": True, "embeddings": True}
     bench.configure(stage("QAT", "given", quantization=form, compile=True, delay=0.5))

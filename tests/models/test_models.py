@@ -161,6 +161,7 @@ def smollm2() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_gguf_loads_dequantized_and_saves_as_a_plain_folder(tmp_path: Path, smollm2: Path) -> None:
     model = load_model(str(smollm2), "model.model")

