@@ -73,17 +73,7 @@ def generate(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram, "seed": seed, "batch_size": batch,
         "num_beams": num_beams, "length_penalty": length_penalty, "min_new_tokens": min_new_tokens,
     }  # fmt: skip
-    if output is not None:
-        refuse(unwritable("--output", Path(output), Path(output).parent))
-    given = 2 - [prompt, prompts].count(None)
-    if given == 2 or (given == 0 and not chat):
-        raise UserError("--prompt: give it or --prompts, one of the two; or --chat for a conversation")
-    if system is not None and not chat:
-        raise UserError("--system: it is for --chat; add that, or remove it")
-    if prompt == "":
-        raise UserError("--prompt: it is empty; give some text to continue")
-    if output is not None and prompts is None:
-        raise UserError("--output: it is for --prompts; a single text goes to standard output, remove it")
+    _check_question(prompt, prompts, chat, system, output)
     with named_as_options(generate, "prompt"):
         # What a folder says can make an option useless, and never wrong.
         resolve(options, {"do_sample": True})
@@ -94,7 +84,7 @@ def generate(
         if chat and isinstance(loaded, TextToText):
             raise UserError(f"--chat: {model} is an encoder-decoder, which has no conversations; remove it")
         head = [] if system is None else [{"role": "system", "content": system}]
-        if given == 0 and isinstance(loaded, LanguageModel):
+        if prompt is None and prompts is None and isinstance(loaded, LanguageModel):
             from lightgpt2.runtime.conversation import converse
 
             converse(loaded, options, head)
@@ -109,6 +99,22 @@ def generate(
         made |= {"chat": chat, "head": head}
         with Texts(rows, None if output is None else Path(output), Continuation, **made) as kept:
             _keep(kept, loaded.texts(asked, options, known={*kept.texts}), len(rows), "prompt")
+
+
+def _check_question(
+    prompt: str | None, prompts: str | None, chat: bool, system: str | None, output: str | None
+) -> None:
+    """Refuses options of `generate` that contradict each other."""
+    if output is not None:
+        refuse(unwritable("--output", Path(output), Path(output).parent))
+    if (prompt is None) == (prompts is None) and not (chat and prompt is None):
+        raise UserError("--prompt: give it or --prompts, one of the two; or --chat for a conversation")
+    if system is not None and not chat:
+        raise UserError("--system: it is for --chat; add that, or remove it")
+    if prompt == "":
+        raise UserError("--prompt: it is empty; give some text to continue")
+    if output is not None and prompts is None:
+        raise UserError("--output: it is for --prompts; a single text goes to standard output, remove it")
 
 
 def classify(

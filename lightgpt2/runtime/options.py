@@ -1,11 +1,11 @@
 """Settings of a generation: what is asked, else what the model's folder says, else a default."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightgpt2.errors import Problem, UserError
+from lightgpt2.errors import Problem, refuse
 from lightgpt2.models.vocabulary import is_unicode
 from lightgpt2.runtime.processors import Processor, as_ids, first_processors, later_processors
 
@@ -95,6 +95,12 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
     stop, ends = _texts(values.pop("stop", ())), frozenset(as_ids(folder.get("eos_token_id")))
     rules: Any = {"first": tuple(first_processors(folder)), "later": tuple(later_processors(folder))}
     settings = Settings(**values, stop=stop, ends=ends, stop_strings=_texts(folder.get("stop_strings") or ()), **rules)
+    refuse(_problems(settings, asked, least))
+    return settings
+
+
+def _problems(settings: Settings, asked: Collection[str], least: int | None) -> Iterator[Problem]:
+    """What is out of range, and what of the options that are asked for has no effect."""
     allowed = {
         "max_new_tokens": ("at least 1", settings.max_new_tokens >= 1),
         "batch_size": ("at least 1", settings.batch_size >= 1),
@@ -112,22 +118,21 @@ def resolve(options: Mapping[str, Any], folder: Mapping[str, Any]) -> Settings:
         "epsilon_cutoff": ("at least 0 and below 1", 0 <= settings.epsilon_cutoff < 1),
         "eta_cutoff": ("at least 0 and below 1", 0 <= settings.eta_cutoff < 1),
     }
-    wrong = [(name, words) for name, (words, fits) in allowed.items() if not fits]
-    problems = [Problem(name, f"must be {words}, got {getattr(settings, name)}") for name, words in wrong]
-    for name, texts in (("stop", stop), ("stop_strings", settings.stop_strings)):
-        if "" in texts:
-            problems.append(Problem(name, "must not be empty, which is everywhere", "give a text, or leave it out"))
-    broken = [text for text in stop if not is_unicode(text)]
-    problems += [Problem("stop", f"must be valid Unicode, got {text!a}", "correct it") for text in broken]
-    if settings.temperature == 0:
-        what = "must be left out at temperature 0, which takes the most likely token"
-        unused = [name for name in ("top_k", "top_p") if name in asked]
-        problems += [Problem(name, what, "give a temperature above 0, or remove it") for name in unused]
+    for name, (words, fits) in allowed.items():
+        if not fits:
+            yield Problem(name, f"must be {words}, got {getattr(settings, name)}")
+    for name in ("stop", "stop_strings"):
+        if "" in getattr(settings, name):
+            yield Problem(name, "must not be empty, which is everywhere", "give a text, or leave it out")
+    for text in settings.stop:
+        if not is_unicode(text):
+            yield Problem("stop", f"must be valid Unicode, got {text!a}", "correct it")
+    for name in ("top_k", "top_p"):
+        if settings.temperature == 0 and name in asked:
+            what = "must be left out at temperature 0, which takes the most likely token"
+            yield Problem(name, what, "give a temperature above 0, or remove it")
     if least is not None and least < 0:
-        problems.append(Problem("min_new_tokens", f"must be at least 0, got {least}"))
+        yield Problem("min_new_tokens", f"must be at least 0, got {least}")
     elif least and settings.max_length is None and least > settings.max_new_tokens:
         what = f"must be at most max_new_tokens, {settings.max_new_tokens}, got {least}"
-        problems.append(Problem("min_new_tokens", what, "give fewer, or more max_new_tokens"))
-    if problems:
-        raise UserError(problems)
-    return settings
+        yield Problem("min_new_tokens", what, "give fewer, or more max_new_tokens")
