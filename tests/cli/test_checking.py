@@ -1,9 +1,9 @@
 """The form of a configuration: every mistake at once, in half a second, and nothing refused that the parser accepts."""
 
 import inspect
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,12 +238,18 @@ def test_data_without_a_value_lists_what_there_is(args: list[str]) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_answers_come_at_once(args: list[str], code: int, seconds: float) -> None:
+    """In time of the processor, of which a busy machine takes no more."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     def once() -> float:
-        started = time.monotonic()
+        before = spent()
         done = subprocess.run(
             [sys.executable, "-m", "lightgpt2", *args], env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
         )
         assert done.returncode == code, done.stderr
-        return time.monotonic() - started
+        return spent() - before
 
-    assert min(once() for _ in range(3)) < seconds
+    assert once() < seconds or once() < seconds  # the first may compile what it imports
