@@ -15,6 +15,7 @@ from lightgpt2.conversions.onnx.calibration import BOUND, measure_inputs
 from lightgpt2.conversions.onnx.decoder import Decoder, DecoderClassifier
 from lightgpt2.conversions.onnx.encoder import Encoder
 from lightgpt2.conversions.onnx.encoder_decoder import TargetDecoder
+from lightgpt2.conversions.onnx.genai import write_genai_config
 from lightgpt2.conversions.onnx.graph import WEIGHTS
 from lightgpt2.conversions.onnx.recurrent import RecurrentDecoder
 from lightgpt2.conversions.onnx.weights import GROUP, Form, block_size
@@ -81,6 +82,8 @@ class Onnx(Exported):
         forms = self.forms(model, integers[1] if integers else {}, data)
         writer = writer_of(model.config)
         written = writer.into(folder, model, forms, integers)
+        if writer is Decoder:
+            write_genai_config(model, folder)
         prefill = None if forms.prefill is None else {"layers": self.target.prefill, "other_layers": forms.prefill}
         return {
             "weights": written.bytes,
