@@ -67,6 +67,15 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_every_page_is_in_the_site() -> None:
+    nav = yaml.safe_dump(yaml.safe_load((ROOT / ".ci/mkdocs.yml").read_text())["nav"])
+    listed = {*re.findall(r"[\w./-]+\.md", nav)}
+    listed |= {
+        f"results/{found}" for found in re.findall(r"\]\((.*\.md)\)", (ROOT / "docs/results/index.md").read_text())
+    }
+    assert {name(page).removeprefix("docs/") for page in (ROOT / "docs").rglob("*.md")} <= listed | {"results/index.md"}
+
+
 def test_every_shipped_configuration_is_described() -> None:
     text = (ROOT / "docs/configurations.md").read_text()
     assert all(f"| `{name.removeprefix('recipes/')}` |" in text for name in SHIPPED)

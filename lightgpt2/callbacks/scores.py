@@ -59,6 +59,9 @@ class PredictionWriter(Callback):
             return
         if pl_module.task.predict == "scores":
             lines = pl_module.task.scores(outputs)
+            for line in lines:
+                text = pl_module.data.beginning(pl_module.data.predict_split, next(iter(line.values())))
+                line |= {"text": text} if text else {}
         else:  # a batch that keeps processes in step repeats an example
             once = {next(iter(row.values())): row for row in outputs}
             lines = [once[example] for example in sorted(once)]

@@ -69,11 +69,15 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The ledger's record of the data: `source`, `sha256`, `splits`, `licence` where it is known, and how it is cut."""
+        """The ledger's record of the data: `source`, `sha256`, `splits`, and how it is cut."""
 
     @abstractmethod
     def batching(self) -> dict[str, Any]:
         """The settings that decide the batches, by config key: a resumed run must have the same."""
+
+    def beginning(self, split: str, example: int) -> str:
+        """The beginning of an example's text, by which a person knows it again; empty if the data has none."""
+        return ""
 
     def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
         """The beginnings of the first examples that are longer than `length` tokens, each with up to `more` that follow."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lightgpt2.data.documents import Columns, Document, DocumentColumns, RowColumns, documents, plain_text
-from lightgpt2.data.files import CARD, by_split, card_splits, find, stated_licence
+from lightgpt2.data.files import by_split, card_splits, find
 from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
@@ -20,15 +20,11 @@ from lightgpt2.data.splits import SPLITS, Split
 from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
-_LICENCES = {
-    "pydoc": "PSF-2.0",
-    "requirements": "Apache-2.0",
-    "wikitext": "CC-BY-SA-3.0, GFDL",
-}  # of the built-in corpora
-BUILT_IN = (*_LICENCES,)
+BUILT_IN = ("pydoc", "requirements", "wikitext")
 _READING = 6  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
+_BLANK_LINES, _NOWHERE = r"\n\s*\n", "(?!)"
 _WIKI_ARTICLE = r"\n(?= = [^=\n]+ = \s*\n)"
 
 
@@ -40,7 +36,8 @@ class Corpus:
         source: A built-in corpus (`pydoc`; `requirements`, or `requirements:SIZE`; `wikitext`), a file or folder, a hub id
             (`name` or `name:config`), or a function that yields documents (`python:MODULE.FUNCTION`).
         text_field: Field of the text in files that are no text files, and in hub datasets.
-        separator: Regular expression at which text files are cut into documents.
+        separator: Regular expression at which text files are cut into documents. By default several files of a folder
+            in which no name says a split are a document each, and others are cut at blank lines.
         streaming: Read a hub dataset as it arrives, without a copy of it on disk.
         name: What metrics and remarks call the source. The default is the last part of `source`.
         weight: Its share of the training tokens of an epoch, relative to the other sources.
@@ -48,7 +45,7 @@ class Corpus:
 
     source: str = "pydoc"
     text_field: str = "text"
-    separator: str = r"\n\s*\n"
+    separator: str | None = None
     streaming: bool = False
     name: str = ""
     weight: float = 1.0
@@ -60,19 +57,20 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """The digest of everything that decides which documents come out; local files are not read whole."""
-        parts: list[Any] = [_READING, self.source, self.text_field, self.separator]
+        parts: list[Any] = [_READING, self.source, self.text_field, self.separator or _BLANK_LINES]
         if (made := self._made()) is not None:
             parts.append(hashlib.sha256(json.dumps([*made]).encode()).hexdigest())
         else:
             files = self._split_files(Remarks()) if self._is_local() else {}  # a dataset card may say their splits
             parts += [(str(p.absolute()), split, p.stat().st_size, p.stat().st_mtime_ns) for p, split in files.items()]
+            parts += ["whole"] if self._whole(files) else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def problems(self) -> list[Problem]:
         """The mistakes that show before anything is read."""
         problems = []
         try:
-            if re.compile(self.separator).match(""):
+            if self.separator is not None and re.compile(self.separator).match(""):
                 what = f"{self.separator!r} fits between any two characters"
                 problems.append(Problem("data.separator", what, "give (?!) to keep files whole, or another"))
         except re.error as error:
@@ -99,19 +97,6 @@ class Corpus:
         if (made := self._made()) is not None:
             return {split for split, _ in made if split}
         return {split for split, _ in self._tables(Remarks()) if split}
-
-    def licence(self) -> str | None:
-        """The licence of a built-in corpus, or the one in a dataset card: a folder's, or in the hub's local cache."""
-        name = self.source.partition(":")[0]
-        if self._is_local():
-            path = Path(self.source).expanduser()
-            return stated_licence((path if path.is_dir() else path.parent) / CARD)
-        if name in (*BUILT_IN, "python"):
-            return _LICENCES.get(name)
-        from huggingface_hub import try_to_load_from_cache  # here, since a fingerprint does without
-
-        card = try_to_load_from_cache(name, CARD, repo_type="dataset")
-        return stated_licence(Path(card)) if isinstance(card, str) else None
 
     def size(self) -> int | None:
         """The bytes of the files, as they lie on disk; 0 for a built-in corpus, and None where it is not known."""
@@ -207,8 +192,11 @@ class Corpus:
     def _tables(self, remarks: Remarks, quiet: bool = False) -> Iterator[tuple[Split | None, Iterable[Document]]]:
         """The documents, not yet read, of each file or each split of a hub dataset, with the split that its name says."""
         if self._is_local():
-            for file, split in self._split_files(Remarks()).items():
-                yield split, read(file, self.text_field, self.separator, remarks)
+            files = self._split_files(Remarks())
+            whole = self._whole(files)
+            for file, split in files.items():
+                separator = _NOWHERE if file in whole else self.separator or _BLANK_LINES
+                yield split, read(file, self.text_field, separator, remarks)
             return
         tables = self._hub()
         for name, split in by_split(tables, Remarks() if quiet else remarks).items():
@@ -247,6 +235,12 @@ class Corpus:
         named = {str(file.relative_to(top)): file for file in files}
         return {named[name]: split for name, split in by_split(named, remarks, card_splits(top, named)).items()}
 
+    def _whole(self, files: Mapping[Path, Split | None]) -> set[Path]:
+        """The text files that are a document each: by default several in a folder in which no name says a split."""
+        texts = {file for file in files if kind(file) and READERS[kind(file)] is None}
+        pool = self.separator is None and len(texts) > 1 and not any(files.values())
+        return texts if pool else set()
+
     def _hub(self) -> dict[str, Any]:
         """The tables of a hub dataset by the name of their split."""
         from datasets import load_dataset  # here, since it takes seconds and a fingerprint does without
@@ -266,7 +260,7 @@ class Corpus:
 def corpora(
     source: str | Sequence[str | Mapping[str, Any]] = Corpus.source,
     text_field: str = Corpus.text_field,
-    separator: str = Corpus.separator,
+    separator: str | None = Corpus.separator,
     streaming: bool = Corpus.streaming,
 ) -> list[Corpus]:
     """The sources that `data.source` and the settings beside it say.
@@ -285,7 +279,7 @@ def corpora(
         for name in types.keys() & given.keys():
             value, kinds = given[name], (int, float) if name == "weight" else types[name]
             if not isinstance(value, kinds) or isinstance(value, bool) > (kinds is bool):
-                wrong[name] = (f"must be {types[name].__name__}, got {value!r}", "correct it")
+                wrong[name] = (f"must be {getattr(types[name], '__name__', types[name])}, got {value!r}", "correct it")
             elif name == "weight" and not 0 < value < math.inf:
                 wrong[name] = (f"must be above 0, got {value}", "correct it")
         problems += [Problem(f"data.source.{number}.{name}", *said) for name, said in wrong.items()]
@@ -293,12 +287,6 @@ def corpora(
     return [
         Corpus(each, text_field, separator, streaming) if isinstance(each, str) else Corpus(**each) for each in source
     ]
-
-
-def licences(of: Sequence[Corpus]) -> dict[str, str]:
-    """What a ledger says of the licences of sources; nothing where none is known."""
-    found = [corpus.licence() for corpus in of]
-    return {"licence": " + ".join(each or "unknown" for each in found)} if any(found) else {}
 
 
 def _guarded(rows: Iterator[Any], source: str) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
 from lightgpt2.data.batches import StepSampler, WindowDataset, WindowLoader, epoch_shares, evaluation_order
-from lightgpt2.data.corpora import Corpus, corpora, licences, unreadable
+from lightgpt2.data.corpora import Corpus, corpora, unreadable
 from lightgpt2.data.preparation import Preparation, document_separator
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import CHARACTERS, check_trims, trimmed
@@ -25,6 +25,7 @@ from lightgpt2.models.vocabulary import needed_rows
 
 _SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
 _SMALLEST_ALPHABET = 4
+_SHOWN = 32  # tokens by which a document is known
 
 
 class LanguageModelingData(TaskData):
@@ -40,7 +41,8 @@ class LanguageModelingData(TaskData):
             JSON, JSONL, CSV, TSV, Parquet or Arrow file, or of a folder of them, which keeps the splits that its files and
             folders name. Several sources are a list of these, or of `{source, name, weight, text_field, separator, streaming}`.
         text_field: Field that holds the text, for all but text files.
-        separator: Regular expression that cuts text files into documents. The default is blank lines.
+        separator: Regular expression that cuts text files into documents. By default several files of a folder in
+            which no name says a split are a document each, and others are cut at blank lines.
         streaming: Read hub datasets as they arrive, without a copy on disk; with `token_budget`, no more than that needs.
         token_budget: Training tokens of one epoch, shared among the sources by their weights. The default is all the text of a
             single source; of several, as much as the weights allow without repeating any.
@@ -70,7 +72,7 @@ class LanguageModelingData(TaskData):
         self,
         source: str | list[str | dict[str, Any]] = Corpus.source,
         text_field: str = Corpus.text_field,
-        separator: str = Corpus.separator,
+        separator: str | None = Corpus.separator,
         streaming: bool = Corpus.streaming,
         token_budget: PositiveInt | None = None,
         near_duplicates: ClosedUnitInterval | None = None,
@@ -188,6 +190,12 @@ class LanguageModelingData(TaskData):
     def scoring_loader(self, split: str) -> WindowLoader:
         return self._loader(split, self._scoring_windows(split), 0, 1)
 
+    def beginning(self, split: str, example: int) -> str:
+        data = self._splits[split]
+        start = int(data.offsets[example])
+        shown = data.tokens[start : min(int(data.ends[example]), start + _SHOWN)].tolist()
+        return str(self.tokenizer.decode(shown, skip_special_tokens=True))
+
     def passages(self, split: str, count: int, length: int, more: int) -> list[tuple[list[int], list[int]]]:
         data = self._splits[split]
         bounds = zip(data.offsets[:-1], data.ends, strict=True)
@@ -205,8 +213,7 @@ class LanguageModelingData(TaskData):
 
     def describe(self) -> dict[str, Any]:
         read = {"source": self.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
-        cut = {"sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
-        return {**read, **licences(self.corpora), **cut}
+        return {**read, "sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
 
     def batching(self) -> dict[str, Any]:
         weights = {corpus.label: corpus.weight for corpus in self.corpora} if len(self.corpora) > 1 else {}

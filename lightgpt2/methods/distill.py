@@ -22,7 +22,7 @@ class Distill(Method):
         teacher: Hub id, model folder or GGUF file of the teacher.
         student: Hub id, folder or GGUF file of a student to load; or configuration values that differ from the teacher's,
             for a student that starts from random weights; or nothing, for a student made of the teacher's layers.
-        layers: Which of the teacher's layers make the student: their number, evenly spaced with both ends, or a list;
+        layers: Which of the teacher's layers make the student: their number or share, evenly spaced with both ends, or a list;
             `{encoder: ..., decoder: ...}` gives each stack its own. The default is half of them. Only without `student`.
         layer_map: The teacher layer that each student layer is compared with in the hidden loss: `even`, or a list as long
             as the student; or one for each stack, as `layers`. The default for a student made of the teacher's layers is

@@ -7,7 +7,7 @@ from jsonargparse.typing import PositiveInt
 from lightgpt2.errors import Problem
 from lightgpt2.methods.method import Method
 from lightgpt2.methods.presets import NAMES
-from lightgpt2.models.layers import LayerChoice
+from lightgpt2.models.layers import LayerChoice, Size
 from lightgpt2.models.trimming import Importance
 from lightgpt2.objectives.distillation import Distillation, DistillLoss, LayerMap
 from lightgpt2.starts.trimmed import Trimmed
@@ -18,12 +18,12 @@ class Trim(Method):
 
     Args:
         model: Hub id, model folder or GGUF file of the bigger one.
-        layers: The layers that stay: their number, or a list; `{encoder: ..., decoder: ...}` gives each stack its own. The
-            default is all.
+        layers: The layers that stay: their number or share, or a list; `{encoder: ..., decoder: ...}` gives each stack its
+            own. The default is all.
         layer_choice: Where a number of layers is taken from: `even`, evenly spaced with both ends, or `centre`, the middle.
-        width: Size of the hidden states. The default is the model's.
-        heads: Attention heads of a layer. The default keeps the size of a head.
-        ffn: Neurons of a layer. The default keeps their ratio to the width.
+        width: Size of the hidden states, or a share of the model's (0.5). The default is the model's.
+        heads: Attention heads of a layer, or a share. The default keeps the size of a head.
+        ffn: Neurons of a layer, or a share. The default keeps their ratio to the width.
         vocabulary: The tokens that stay: with `corpus` those that the training split needs, of byte-level BPE or WordPiece.
             Perplexities are then over these tokens, the uncut model's too; bits per byte compare with the full vocabulary.
         importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
@@ -38,9 +38,9 @@ class Trim(Method):
         model: str,
         layers: LayerChoice | None = None,
         layer_choice: Literal["even", "centre"] = "even",
-        width: PositiveInt | None = None,
-        heads: PositiveInt | None = None,
-        ffn: PositiveInt | None = None,
+        width: Size | None = None,
+        heads: Size | None = None,
+        ffn: Size | None = None,
         vocabulary: Literal["corpus"] | None = None,
         importance: Importance = "norm",
         calibration: PositiveInt = 32,

@@ -4,13 +4,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
 from lightgpt2.functional.layers import check_layers, even_layers
 
 Layers = Mapping[str, Sequence[int]]  # the indices of layers by the name of their stack
-StackChoice: TypeAlias = PositiveInt | list[int]  # their number, or a list
+Size: TypeAlias = PositiveInt | OpenUnitInterval  # how much stays: a number, or a share of what there is
+StackChoice: TypeAlias = Size | list[int]  # their number or share, or a list
 LayerChoice: TypeAlias = StackChoice | dict[str, StackChoice]  # for every stack; or for each by its name
+
+
+def size_of(chosen: float, whole: int) -> int:
+    """The number that a `Size` means: a share is of the whole, rounded, and at least 1."""
+    return chosen if isinstance(chosen, int) else max(1, round(chosen * whole))
 
 
 def in_stacks(choice: Any, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -43,7 +49,9 @@ def chosen_layers(
     for stack, chosen in in_stacks(choice, depths).items():
         chosen = default(depths[stack]) if chosen is None else chosen
         with said_of(stack, depths):
-            found[stack] = spread(depths[stack], chosen) if isinstance(chosen, int) else [*chosen]
+            if isinstance(chosen, int | float):
+                chosen = spread(depths[stack], size_of(chosen, depths[stack]))
+            found[stack] = [*chosen]
             check_layers(found[stack], depths[stack])
     return found
 

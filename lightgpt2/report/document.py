@@ -1,4 +1,4 @@
-"""The report in reading order: headline figures, plots, samples, models, verdicts; the rest is folded away."""
+"""The report in reading order: headline figures, the chain, plots, samples, models, verdicts; the rest is folded away."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightgpt2.report import figures
+from lightgpt2.report.chain import chain_picture
 from lightgpt2.report.confusion import CLASS_COLUMNS, class_rows, intervals
 from lightgpt2.report.figures import better, change, dicts, label, part, write, write_change, write_metric
 from lightgpt2.report.markup import escape, folded, items, pictures, styled, table
@@ -40,6 +41,7 @@ def compose(
     rule = Path(__file__).with_name("rule.md").read_text(encoding="utf-8").format(budget=budget, gain=gain)
     measured = [part(benchmark, "machine") for row in rows for benchmark in row.benchmarks]
     machines = {", ".join(f"{key} {value}" for key, value in each.items() if key != "versions") for each in measured}
+    chained = [plot for plot in [chain_picture(rows)] if plot]
     scattered, trained = scatters(rows, budget), curves(rows)
     last = [_last(chain).model for chain in chains.values()]
     drawn = [
@@ -50,6 +52,7 @@ def compose(
     blocks = [
         "# What each stage bought",
         *(_headline(chain) for chain in chains.values()),
+        pictures(chained),
         pictures(scattered),
         *(_samples(_last(chain).model) for chain in chains.values()),
         *(_classes(_last(chain).model, plot) for chain, plot in zip(chains.values(), confused, strict=True)),
@@ -61,6 +64,7 @@ def compose(
         folded("Details of each model", *(block for row in rows for block in _details(row))),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n", [
+        *chained,
         *scattered,
         *trained,
         *filter(None, confused),

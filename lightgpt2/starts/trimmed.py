@@ -16,7 +16,7 @@ from lightgpt2.functional.layers import central_layers, even_layers
 from lightgpt2.models import surgery
 from lightgpt2.models.axes import Shape, uneven_sizes
 from lightgpt2.models.families import check_family, family_of
-from lightgpt2.models.layers import LayerChoice, Layers, chosen_layers, recorded, said_of
+from lightgpt2.models.layers import LayerChoice, Layers, Size, chosen_layers, recorded, said_of, size_of
 from lightgpt2.models.loading import load_config, load_model
 from lightgpt2.models.operations import KINDS, Operation
 from lightgpt2.models.trimming import Importance, Scores, activation_scores, choose, first_scores, norm_scores
@@ -28,13 +28,13 @@ class Trimmed(Start):
 
     Args:
         model: Hub id, model folder or GGUF file of the bigger one.
-        layers: The layers that stay: their number, or a list; `{encoder: ..., decoder: ...}` gives each stack its own. The
-            default is all.
+        layers: The layers that stay: their number or share, or a list; `{encoder: ..., decoder: ...}` gives each stack its
+            own. The default is all.
         layer_choice: Where a number of layers is taken from: `even`, evenly spaced with both ends, or `centre`, those in the
             middle.
-        width: Size of the hidden states. The default is the model's.
-        heads: Attention heads of a layer. The default keeps the size of a head.
-        ffn: Neurons of a layer. The default keeps their ratio to the width.
+        width: Size of the hidden states, or a share of the model's (0.5). The default is the model's.
+        heads: Attention heads of a layer, or a share. The default keeps the size of a head.
+        ffn: Neurons of a layer, or a share. The default keeps their ratio to the width.
         vocabulary: The tokens that stay: with `corpus` those that the training split needs, of byte-level BPE or WordPiece.
         importance: Which channels stay: those with the largest weights (`norm`), those that carry most on the training text
             (`activation`), or the first ones (`first`), as a control.
@@ -48,9 +48,9 @@ class Trimmed(Start):
         model: str,
         layers: LayerChoice | None = None,
         layer_choice: Literal["even", "centre"] = "even",
-        width: PositiveInt | None = None,
-        heads: PositiveInt | None = None,
-        ffn: PositiveInt | None = None,
+        width: Size | None = None,
+        heads: Size | None = None,
+        ffn: Size | None = None,
         vocabulary: Literal["corpus"] | None = None,
         importance: Importance = "norm",
         calibration: PositiveInt = 32,
@@ -137,7 +137,8 @@ class Trimmed(Start):
     def _target(self, config: PretrainedConfig) -> tuple[Shape, list[Problem]]:
         """The shape of the smaller model's blocks, and the problems with it."""
         old = Shape.of(config)
-        asked = {"width": self.width, "heads": self.heads, "ffn": self.ffn}
+        given = {"width": self.width, "heads": self.heads, "ffn": self.ffn}
+        asked = {name: size and size_of(size, getattr(old, name)) for name, size in given.items()}
         problems = [
             Problem(f"{self.key}.{name}", f"{new} is more than the model's {was}", "give less")
             for name, new in asked.items()
@@ -149,8 +150,8 @@ class Trimmed(Start):
             return old, [Problem(f"{self.key}.{name}", what, fix) for name, new in asked.items() if new]
         if problems:
             return old, problems
-        width, shared_out = self.width or old.width, family_of(config).heads_share_width
-        heads = self.heads or (width // old.head if shared_out and width % old.head == 0 else old.heads)
+        width, shared_out = asked["width"] or old.width, family_of(config).heads_share_width
+        heads = asked["heads"] or (width // old.head if shared_out and width % old.head == 0 else old.heads)
         head = width // heads if shared_out else old.head
         key = f"{self.key}.heads"
         if heads % old.groups:
@@ -166,5 +167,5 @@ class Trimmed(Start):
             problems.append(
                 Problem(key, what, f"give a width that {old.head} divides, and a head for each {old.head} of it")
             )
-        ffn = self.ffn or max(1, old.ffn * width // old.width)
+        ffn = asked["ffn"] or max(1, old.ffn * width // old.width)
         return Shape(width, heads, old.groups, head, ffn), problems

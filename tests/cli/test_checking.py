@@ -209,7 +209,8 @@ def test_help_of_fit_is_a_page() -> None:
 def test_help_of_a_class_describes_its_settings() -> None:
     page = pages.page("fit", ["--model.help", "lightgpt2.methods.Distill"]) or ""
     for words in (
-        "--model.layers (a whole number >0 or a list", "Which of the teacher's layers", "--model.loss.temperature",
+        "--model.layers (a whole number >0 or a number >0 and <1 or a list",
+        "Which of the teacher's layers", "--model.loss.temperature",
         "Softmax temperature", "--model.teacher (text, required)",
     ):  # fmt: skip
         assert words in page

@@ -146,6 +146,8 @@ def test_predict_writes_scores_and_continuations(chain: Path) -> None:
     nll, tokens = sum(row["nll"] for row in rows), sum(row["tokens"] for row in rows)
     assert math.exp(nll / tokens) == pytest.approx(perplexity(shown), rel=1e-4)
     assert [row["document"] for row in rows] == list(range(len(rows)))
+    text = "\n".join(path.read_text() for path in (chain / "corpus").iterdir())
+    assert all(row["text"] and row["text"] in text for row in rows)
     succeed(chain, "predict", "--config", "distil.yaml", "--model.task.predict", "continuations")
     rows = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert all(row["prompt"] and row["continuation"] for row in rows)

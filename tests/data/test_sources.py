@@ -44,7 +44,7 @@ def write(folder: Path, files: dict[str, Content]) -> Path:
     return folder
 
 
-def read(source: Path, field: str = "text", separator: str = Corpus.separator) -> tuple[list[str], str]:
+def read(source: Path, field: str = "text", separator: str | None = Corpus.separator) -> tuple[list[str], str]:
     """The documents of a source, and the remarks on it."""
     corpus, remarks = Corpus(str(source), field, separator), Remarks()
     found = [text.strip("\n") for _, text in corpus.documents(remarks)]
@@ -260,6 +260,18 @@ def test_a_function_that_gives_other_splits_or_documents_is_another_source(monke
     assert len(found) == 3
 
 
+def test_several_files_without_a_split_are_a_document_each_and_others_are_cut(tmp_path: Path) -> None:
+    text = "one {0}\n\ntwo {0}"
+    folder = write(tmp_path / "many", {name: text.format(name) for name in ("a.txt", "b/c.md")})
+    assert read(folder)[0] == ["one a.txt\n\ntwo a.txt", "one b/c.md\n\ntwo b/c.md"]
+    assert len(read(folder, separator=r"\n\n")[0]) == 4, "they are cut where that is asked for"
+    assert Corpus(str(folder)).fingerprint() != Corpus(str(folder), separator=r"\n\s*\n").fingerprint()
+    single = write(tmp_path / "single", {"a.txt": text.format("a"), "b.jsonl": lines({"text": "row"})})
+    assert sorted(read(single)[0]) == ["one a", "row", "two a"]
+    shards = write(tmp_path / "shards", {f"train-{i}.txt": text.format(i) for i in range(2)})
+    assert len(read(shards)[0]) == 4
+
+
 @pytest.mark.parametrize("separator", ["", "x*"])
 def test_a_separator_that_fits_everywhere_is_refused(tmp_path: Path, separator: str) -> None:
     source = write(tmp_path, {"a.txt": "one"})
@@ -301,7 +313,7 @@ HELD: dict[str, tuple[dict[str, Content], list[str], list[str]]] = {  # files, t
         {"a.txt": "one\r\n\r\ntwo \u0a0a".encode("utf-16"), 
          "b.csv": codecs.BOM_UTF16_BE + "text\r\ntwo\r\n".encode("utf-16-be"),
          "c.txt": "three".encode("utf-32")},
-        ["one", "two \u0a0a", "two", "three"], [],
+        ["one\n\ntwo \u0a0a", "two", "three"], [],
     ),
     "ends of lines": ({"a.txt": "one\r\n\r\ntwo", "b.csv": "text\r\nthree\r\n", "c.jsonl": '{"text": "4"}\r\n\r\n'},
                       ["one", "two", "three", "4"], []),

@@ -30,7 +30,7 @@ def trim(model: str = "teacher", steps: int = 4, **init: Any) -> dict[str, Any]:
 
 CUTS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "everything": (
-        "teacher", {"layers": 2, "width": 16, "ffn": 40},
+        "teacher", {"layers": 0.5, "width": 0.5, "ffn": 40},
         {"n_layer": 2, "n_embd": 16, "n_head": 1, "n_inner": 40},
     ),
     "layers of the centre, taught": (

@@ -17,7 +17,7 @@ from tests.support.chats import write_chat_model
 from tests.support.cli import ENVIRONMENT, ROOT, refused
 from tests.support.models import write_classifier, write_letters
 
-CURLS = re.findall(r"```bash\n(curl .*?)```", (ROOT / "docs/typing.md").read_text(), flags=re.DOTALL)
+CURLS = re.findall(r"```bash\n(curl .*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
