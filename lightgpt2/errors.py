@@ -96,8 +96,9 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line, in the first of the processes that Lightning launches; control characters as Python writes them."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    """Print a line, in the first of a machine's processes that train together; control characters as Python writes them."""
+    # Lightning and torchrun set the first variable, srun the second.
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         shown = (char if char.isprintable() else ascii(char)[1:-1] for char in text)
         print("".join(shown), file=stream, flush=True)
 

@@ -56,6 +56,8 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         "trainer.val_check_interval": 5000,
     },
     "trainer.limit_val_batches: a part of a split has no score": lambda: {"trainer.limit_val_batches": 1},
+    "logger: must be one of tensorboard, csv, wandb, mlflow": lambda: {"logger": "tensorbord"},
+    "logger: trainer.logger is given too": lambda: {"logger": "csv", "trainer.logger": False},
     "trainer.strategy: ... is not supported": lambda: {"trainer.strategy": FSDP},
     "model.teacher: ... does not exist": lambda: teacher(shutil.rmtree),
     "model.teacher: ... has no weights": lambda: teacher(lambda folder: (folder / "model.safetensors").unlink()),

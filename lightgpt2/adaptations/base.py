@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.errors import Problem
@@ -101,8 +100,13 @@ class Adaptation(nn.Module, ABC):
         """Called after each optimizer step, which counts as taken; returns figures to log."""
         return {}
 
-    def write_images(self, board: SummaryWriter, step: int) -> None:
-        """Writes pictures and histograms to TensorBoard, at each validation."""
+    def histograms(self) -> dict[str, Tensor]:
+        """The values whose distribution is shown at each validation, by name."""
+        return {}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """The pictures that are shown at each validation, by name: `[height, width]`, values in [0, 1], white is 1."""
+        return {}
 
     def finish(self, result: Result) -> None:
         """Puts its part into the artefact."""

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightgpt2.adaptations.base import Adaptation, Context, Result
@@ -116,13 +115,17 @@ class MovementGates(Adaptation):
             figures |= {f"pruning/{name}/{key}": value for key, value in (found | kind.sparsity()).items()}
         return figures
 
-    def write_images(self, board: SummaryWriter, step: int) -> None:
-        """Writes histograms of the scores, and pictures of what stays: layers by units, or matrices."""
-        for name, kind in self._kinds.items():
-            scores = torch.cat([score.detach().flatten() for score in kind.scores.values()])
-            board.add_histogram(f"pruning/{name}/scores", scores.cpu(), step)
-            for tag, picture in _pictures({layer: kind.keep(layer) for layer in kind.names}).items():
-                board.add_image(f"pruning/{name}/{tag}", picture, step)
+    def histograms(self) -> dict[str, Tensor]:
+        """The scores of each kind of unit."""
+        scores = {
+            name: [score.detach().flatten() for score in kind.scores.values()] for name, kind in self._kinds.items()
+        }
+        return {f"pruning/{name}/scores": torch.cat(each).cpu() for name, each in scores.items()}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What stays of each kind of unit: layers by units, or matrices."""
+        kept = {name: {layer: kind.keep(layer) for layer in kind.names} for name, kind in self._kinds.items()}
+        return {f"pruning/{name}/{key}": picture for name in kept for key, picture in _pictures(kept[name]).items()}
 
     def finish(self, result: Result) -> None:
         """Removes heads and neurons whose gates are closed; sets such blocks and weights to zero."""
@@ -173,19 +176,19 @@ class MovementGates(Adaptation):
 
 
 def _pictures(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pictures `[1, height, width]` in [0, 1], white where a unit stays: one of all layers `[units]`, or one of each matrix.
+    """Pictures `[height, width]` in [0, 1], white where a unit stays: one of all layers `[units]`, or one of each matrix.
 
     It is grey where a layer has fewer units than another.
     """
     numbers = {name: mask.float().cpu() for name, mask in masks.items()}
     if any(mask.ndim == 2 for mask in numbers.values()):
-        return {name: _shrunk(mask[None]) for name, mask in numbers.items()}
+        return {name: _shrunk(mask) for name, mask in numbers.items()}
     widest = max(mask.numel() for mask in numbers.values())
     rows = torch.stack([pad(mask, (0, widest - mask.numel()), value=0.5) for mask in numbers.values()])
     wide = _CELL if widest * _CELL <= 4 * _PIXELS else 1
-    return {"layers": rows.repeat_interleave(_CELL, dim=0).repeat_interleave(wide, dim=1)[None]}
+    return {"layers": rows.repeat_interleave(_CELL, dim=0).repeat_interleave(wide, dim=1)}
 
 
 def _shrunk(picture: Tensor) -> Tensor:
-    height, width = (min(size, _PIXELS) for size in picture.shape[1:])
-    return adaptive_avg_pool2d(picture, (height, width))
+    height, width = (min(size, _PIXELS) for size in picture.shape)
+    return adaptive_avg_pool2d(picture[None], (height, width))[0]

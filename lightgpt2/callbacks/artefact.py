@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel
 
+from lightgpt2.callbacks.board import Board
 from lightgpt2.errors import UserError
 from lightgpt2.measure.memory import peak_mb, reset_peak
 from lightgpt2.methods.method import Method
@@ -38,7 +38,7 @@ class Artefact(Callback):
 
     Args:
         run: The run that the artefact belongs to.
-        config: Its resolved configuration, kept beside the checkpoints, in the ledger and in TensorBoard.
+        config: Its resolved configuration, kept beside the checkpoints, in the ledger and in the loggers.
         resuming: Whether a checkpoint will bring what was measured before. (With FSDP2 it is loaded after the fit has begun.)
 
     Attributes:
@@ -49,7 +49,8 @@ class Artefact(Callback):
 
     def __init__(self, run: Run, config: dict[str, Any], resuming: bool) -> None:
         self.run, self.config, self.fresh = run, config, not resuming
-        self._stale_logs = list(run.logs.glob("events.out.tfevents.*"))  # now: later this run's own are among them
+        # Now: later this run's own are among them.
+        self._stale_logs = [path for name in ("events.out.tfevents.*", "version_*") for path in run.logs.glob(name)]
         self._held: int | None = None
         self.quality: dict[str, dict[str, Any]] = {}
         self.sizes: dict[str, dict[str, Any]] = {}
@@ -118,9 +119,7 @@ class Artefact(Callback):
         stale = [self.run.last, self.run.best, self.run.model, self.run.folder / ADAPTER, *self._stale_logs]
         for path in stale if self.fresh else []:
             remove(path)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            text = f"```yaml\n{self.run.config.read_text(encoding='utf-8')}\n```"
-            trainer.logger.experiment.add_text("config", text, trainer.global_step)
+        Board(trainer).text("config", f"```yaml\n{self.run.config.read_text(encoding='utf-8')}\n```")
 
     def on_validation_end(self, trainer: Trainer, pl_module: Method) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -180,17 +179,18 @@ class Artefact(Callback):
         if source and not pl_module.precision and (types := stored_size(source)[1]) and types <= {"BF16", "F16"}:
             said = f"{source} is stored in {' and '.join(sorted(types))}"
             print(f"{said}, and this model in FP32: its file is twice as large.", flush=True)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            final = {f"final/{name}": metric.value() for name, metric in self._metrics["after"].items()}
-            final["final/megabytes"] = float(self.sizes["after"]["megabytes"])
-            settings = {key: _plain(value) for key, value in flat(self.config).items() if value is not None}
-            trainer.logger.log_hyperparams(settings, final)
-            if self._references:
-                shown = sample_table([self._sample(*pair) for pair in self._samples["after"]])
-                trainer.logger.experiment.add_text("compared", shown, trainer.global_step)
-            if (image := confusion_image(self.quality["after"])) is not None:
-                trainer.logger.experiment.add_image("confusion", image, trainer.global_step, dataformats="HWC")
-            trainer.logger.save()
+        self._show(Board(trainer))
+
+    def _show(self, board: Board) -> None:
+        """Shows what the run has come to beside its settings."""
+        if self._references:
+            board.text("compared", sample_table([self._sample(*pair) for pair in self._samples["after"]]))
+        if (image := confusion_image(self.quality["after"])) is not None:
+            board.picture("confusion", image)
+        sizes = {key: float(self.sizes["after"][key]) for key in ("megabytes", "parameters")}
+        final = sizes | {name: metric.value() for name, metric in self._metrics["after"].items()}
+        settings = {key: _plain(value) for key, value in flat(self.config).items() if value is not None}
+        board.settings(settings, {f"final/{name}": value for name, value in final.items()})
 
     def _doubt_teacher(self, method: Method, label: str) -> None:
         """Says so if the teacher is worse on this text than its student, before or after training."""
@@ -318,5 +318,5 @@ def _source(method: Method, label: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as TensorBoard's hparams want it."""
+    """A setting as loggers take it."""
     return value if isinstance(value, bool | int | float | str) else yaml.safe_dump(value).strip()

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.callbacks.board import Board
 from lightgpt2.errors import Problem, UserError, refuse
 from lightgpt2.measure.arms import GRAPH, Arm, is_graph, own_precision
 from lightgpt2.measure.benchmark import measure
@@ -33,7 +33,7 @@ class InferenceBenchmark(RunCallback):
     """Measures speed and memory of the artefact in FP32 and half precision, and of its quantized and exported copies beside it.
 
     Adapters are also measured as they were trained, beside their base and not merged. Not of GGUF, which would be dequantized
-    for it, nor of packed copies, which compute as the artefact does. The figures go to the terminal, TensorBoard,
+    for it, nor of packed copies, which compute as the artefact does. The figures go to the terminal, the loggers,
     `checkpoints/<run>/benchmark.json` and the ledger; traces to `tb-logs/<run>/profile/`.
     What is run is what the task's models are for: decoders generate, classifiers read texts. Settings that a task does not
     have are refused.
@@ -117,8 +117,7 @@ class InferenceBenchmark(RunCallback):
         ledger.amended(benchmark=result).write(self.run.model)
         print(benchmark_table(result), flush=True)
         write_json(self.run.folder / "benchmark.json", result)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            self._write_logs(trainer.logger, trainer.global_step, result)
+        _show(Board(trainer), result)
 
     def _score_dynamic(self, ledger: Ledger, method: Method) -> Ledger:
         folder, task = self.run.model, method.task
@@ -154,21 +153,20 @@ class InferenceBenchmark(RunCallback):
         name = f"{ADAPTER} {precision}"
         return [Arm(name, folder, precision, self.attention[0], trusted)] if is_adapter(folder) else []
 
-    def _write_logs(self, logger: TensorBoardLogger, step: int, result: dict[str, Any]) -> None:
-        board = logger.experiment
-        board.add_text("inference", f"```\n{benchmark_table(result)}\n```", step)
-        for arm in result["arms"]:
-            if "error" in arm:
-                continue
-            name = Path(arm["trace"]).stem
-            board.add_text(f"operators/{name}", operators_markdown(arm), step)
-            for key, value in _scalars(arm).items():
-                board.add_scalar(f"inference/{name}/{key}", value, step)
-        logger.save()
+
+def _show(board: Board, result: dict[str, Any]) -> None:
+    board.text("inference", f"```\n{benchmark_table(result)}\n```")
+    for arm in result["arms"]:
+        if "error" in arm:
+            continue
+        name = Path(arm["trace"]).stem
+        board.text(f"operators/{name}", operators_markdown(arm))
+        board.scalars({f"inference/{name}/{key}": value for key, value in _scalars(arm).items()})
+    board.flush()
 
 
 def _scalars(arm: dict[str, Any]) -> dict[str, float]:
-    """An arm's figures under flat names that TensorBoard leaves as they are."""
+    """An arm's figures under flat names that loggers leave as they are."""
     keys = ("weights_mb", "load_mb", "peak_memory_mb", "peak_above_start_mb", "load_seconds")
     timed = {f"{key} {name}": value for key, figures in workloads(arm).items() for name, value in figures.items()}
     faster = {f"{key} ratio": ratio["median"] for key, ratio in arm["ratio"].items()}

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.callbacks.board import Board
 from lightgpt2.data.requirements import is_requirement
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.diversity import distinct, repeated
@@ -77,18 +77,16 @@ class GenerationCheck(RunCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: Method) -> None:
         if not trainer.is_global_zero:
             return
+        board = Board(trainer)
         siblings = [path for path in self.run.derived() if (path / FILE).is_file()]
         for folder in [self.run.model, *(path for path in siblings if not is_exported(str(path)))]:
             model = load_model(str(folder), "model", pl_module.trust_remote_code).to(trainer.strategy.root_device)
             found = self._measure(model.eval(), pl_module.data)
             Ledger.read(folder).amended(generation=found).write(folder)
             print(f"{folder.name}: {_described(found)}", flush=True)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                for key in [key for key, value in found.items() if isinstance(value, float)]:
-                    trainer.logger.experiment.add_scalar(
-                        f"generation/{folder.name}/{key}", found[key], trainer.global_step
-                    )
-                trainer.logger.save()
+            figures = {key: value for key, value in found.items() if isinstance(value, float)}
+            board.scalars({f"generation/{folder.name}/{key}": value for key, value in figures.items()})
+        board.flush()
 
     def _measure(self, model: PreTrainedModel, data: Any) -> dict[str, Any]:
         passages = data.passages("valid", self.samples, self.prompt_tokens, self.new_tokens)

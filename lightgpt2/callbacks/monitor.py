@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightgpt2.callbacks.board import Board
 from lightgpt2.measure.memory import peak_mb
 from lightgpt2.methods.method import Method
 
@@ -34,10 +34,14 @@ class Monitor(Callback):
             return
         prompts = pl_module.task.prompts(pl_module.data)
         samples = pl_module.samples(prompts) if prompts else []  # on all processes: each may hold a part of the model
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            board, step = trainer.logger.experiment, trainer.global_step
-            if samples:
-                rows = "\n\n".join(f"    {prompt} ▸ {text}".replace("\n", "\n    ") for prompt, text in samples)
-                board.add_text("samples", rows, step)
-            for part in pl_module.adaptations:
-                part.write_images(board, step)
+        if not trainer.is_global_zero:
+            return
+        board = Board(trainer)
+        if samples:
+            rows = "\n\n".join(f"    {prompt} ▸ {text}".replace("\n", "\n    ") for prompt, text in samples)
+            board.text("samples", rows)
+        for part in pl_module.adaptations:
+            for name, values in part.histograms().items():
+                board.histogram(name, values)
+            for name, picture in part.pictures().items():
+                board.picture(name, (255 * picture).to(torch.uint8).numpy())

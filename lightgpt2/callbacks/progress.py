@@ -8,6 +8,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from lightgpt2.callbacks.board import places
 from lightgpt2.methods.method import Method
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.models.quality import metric_names, value_of
@@ -31,11 +32,12 @@ class Header(Callback):
         share = f" ({trained / total:.2%})" if trained < total else ""
         model = f"{pl_module.model.config.model_type}, {total:,} parameters, {trained:,}{share} trained"
         processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
+        shown = "".join(f"   curves: {place}" for place in places(trainer))
         print(
             f"model   {model} by {type(pl_module).__name__}",
             f"text    {about['source']}: {'; '.join(splits)}",
             f"device  {trainer.strategy.root_device}, {processes}, precision {trainer.precision}",
-            f"folder  {self.run.folder}   curves: tensorboard --logdir {self.run.logs}",
+            f"folder  {self.run.folder}{shown}",
             sep="\n",
             flush=True,
         )

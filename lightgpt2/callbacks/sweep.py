@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightgpt2.adaptations.pruning_settings import Share
 from lightgpt2.callbacks.base import RunCallback
+from lightgpt2.callbacks.board import Board
 from lightgpt2.errors import UserError
 from lightgpt2.functional.pruning import keep_masks, magnitudes, random_scores
 from lightgpt2.methods.method import Method
@@ -80,9 +80,9 @@ class SparsitySweep(RunCallback):
                 arms.setdefault(arm, []).append(row)
         about = {"key": "sparsity", "targets": targets, "values": levels}
         write_sweep(self.run.folder, self.run.model, self.run.name, about, arms, self.budget)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            for arm, level, row in ((a, *pair) for a in arms for pair in zip(levels, arms[a], strict=True)):
-                trainer.logger.experiment.add_scalar(f"sweep/{arm}", value_of(row), round(100 * level))
+        board = Board(trainer)
+        for arm, level, row in ((a, *pair) for a in arms for pair in zip(levels, arms[a], strict=True)):
+            board.scalars({f"sweep/{arm}": value_of(row)}, step=round(100 * level))
 
     def _score_levels(
         self, trainer: Trainer, method: Method, chosen: dict[str, nn.Parameter], levels: list[float]

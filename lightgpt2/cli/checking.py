@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import restricted_number_type
 
 from lightgpt2.cli.schema import Section, Setting, UnknownError, item, names_in, settings_of, union
+from lightgpt2.cli.trainer_settings import LoggerName
 from lightgpt2.data.readers import kind
 from lightgpt2.errors import Problem, UserError, cut, refuse
 from lightgpt2.models.files import exists, is_file
@@ -35,6 +36,7 @@ _SETTINGS = {
     "model": Setting((Section("lightgpt2.methods.method.Method"),), required=True),
     "data": Setting((Section("lightning.pytorch.LightningDataModule"),), required=True),
     "run": Setting((str, NoneType)),
+    "logger": Setting((LoggerName, NoneType)),
     "needs": Setting((dict[str, str],)),
     "checkpoint": Setting((Section(CHECKPOINT, data=True),)),
     **dict.fromkeys(("config", "ckpt_path", "verbose", "return_predictions"), Setting()),

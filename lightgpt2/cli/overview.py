@@ -37,8 +37,9 @@ def details(found: Found) -> str:
     for path in found.checkpoints:
         lines.append(("checkpoint", f"{path}, {megabytes(path):.2f} MB"))
     lines.append(("settings", str(found.run.config)))
-    if found.run.logs.is_dir():
+    if any(found.run.logs.glob("events*")):
         lines.append(("curves", f"tensorboard --logdir {found.run.logs}"))
+    lines += [("curves", str(path)) for path in sorted(found.run.logs.glob("version_*/metrics.csv"))]
     if (page := found.run.folder / "report.html").is_file():
         lines.append(("report", str(page)))
     told = "\n".join(f"{name:12}{text}" for name, text in lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightgpt2.cli.checking import CHECKPOINT, TRAINER, describe
 from lightgpt2.cli.schema import Section, Setting, item, names_in, settings_of, union
-from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.cli.trainer_settings import TRAINER_VERBS, LoggerName
 from lightgpt2.data.corpora import BUILT_IN
 from lightgpt2.data.readers import READERS
 from lightgpt2.runs.configs import shipped_configs
@@ -51,6 +51,8 @@ def _verb(verb: str) -> str:
     for path, keys in _USUAL.items():
         texts = {key: _settings(path)[key.rpartition(".")[2]].help for key in keys.split()}
         usual |= {f"--{key}": f"{text.partition('. ')[0].rstrip('.')}." for key, text in texts.items()}
+    if verb == "fit":
+        usual["--logger"] = f"What shows the curves, by default the first: {describe(LoggerName)}."
     if verb == "check":
         usual["--safe"] = (
             "Refuse class paths of other packages than lightgpt2, lightning and torch: run no code of others."

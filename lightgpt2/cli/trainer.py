@@ -14,7 +14,6 @@ from jsonargparse import ArgumentError, Namespace, add_instantiator, set_parsing
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import lightgpt2
@@ -24,10 +23,10 @@ from lightgpt2.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from lightgpt2.callbacks.monitor import Monitor
 from lightgpt2.callbacks.progress import Check, Checked, Closing, Header, Progress
 from lightgpt2.callbacks.scores import PredictionWriter, ScorePrinter
-from lightgpt2.cli import trainer_settings
+from lightgpt2.cli import loggers, trainer_settings
 from lightgpt2.cli.inference import quiet_transformers
 from lightgpt2.cli.schema import TRUSTED
-from lightgpt2.cli.trainer_settings import TRAINER_VERBS
+from lightgpt2.cli.trainer_settings import TRAINER_VERBS, LoggerName
 from lightgpt2.errors import Problem, UserError, cut, refuse, tell
 from lightgpt2.methods.callbacks import callback_problems
 from lightgpt2.methods.method import Method
@@ -72,6 +71,7 @@ class LightGPT2CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, help="Name of the run; default: the config's stem.")
+        parser.add_argument("--logger", type=LoggerName | None, help="What shows the curves; default: tensorboard.")
         parser.add_argument(
             "--needs", type=dict[str, str], default={}, help="Model folders and the configs whose fit makes them."
         )
@@ -96,6 +96,7 @@ class LightGPT2CLI(LightningCLI):
             refuse(_unsafe(self.resolved))
         self.identity = identity(self.resolved)
         self._first_step = 0
+        self._logger: LoggerName | None = None  # that is yet to be opened
         self._misplaced: list[str] = []
         try:
             self._find_start(settings)
@@ -118,6 +119,7 @@ class LightGPT2CLI(LightningCLI):
         training = self.subcommand in ("fit", "check")
         generating = self.subcommand == "predict" and self.model.task.predict != "scores"
         problems = [*self._misplaced, *trainer_settings.problems(self._settings, training, generating)]
+        problems += loggers.problems(self._settings.logger, self._settings.trainer.logger)
         problems += self.datamodule.problems()
         if training and (most := self._settings.trainer.max_steps) > 0:  # of an epoch's the tokenized text decides
             problems += [p.under("model.optimizer") for p in self.model.optimizer_config.problems(most)]
@@ -133,6 +135,15 @@ class LightGPT2CLI(LightningCLI):
                 problems += trainer_settings.size_problems(self._settings.trainer.strategy, processes)
         self._check_models(problems)
         return made
+
+    def before_fit(self) -> None:
+        """Opens the logger when the configuration has no mistakes: what it begins is not taken back."""
+        if self._logger:
+            self.trainer.logger = loggers.open_logger(self._logger, self.place, self._first_step)
+
+    def after_fit(self) -> None:
+        """Ends what a further fit in this process would go on with."""
+        loggers.close(self.trainer.logger)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -161,9 +172,7 @@ class LightGPT2CLI(LightningCLI):
             logger = logger is not False and DummyLogger()
             trainer.enable_checkpointing = any(isinstance(each, Checkpoint) for each in _listed(trainer.callbacks))
         elif logger in (None, True):
-            # What a killed process logged after its last checkpoint is about to be logged again.
-            purge: dict[str, Any] = {"purge_step": self._first_step + 1} if self._first_step else {}
-            logger = TensorBoardLogger(self.place.logs.parent, name=self.place.logs.name, version="", **purge)
+            logger, self._logger = False, self._settings.logger or "tensorboard"
         callbacks = self._ordered(_listed(trainer.callbacks))
         return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
 

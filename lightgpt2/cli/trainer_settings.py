@@ -1,6 +1,6 @@
 """What Lightning's trainer can be asked for and a run cannot do, said before anything is built."""
 
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 
@@ -11,6 +11,8 @@ TRAINER_VERBS = {
     "predict": "Write each document's score or continuation to checkpoints/<run>/predictions.jsonl.",
     "check": "Build everything and train nothing; report every mistake in the configuration.",
 }
+
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 _MOST_DEVICES = 1024  # of one machine: Lightning lists them all, and would not come back
 

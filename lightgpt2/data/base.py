@@ -69,7 +69,7 @@ class TaskData(LightningDataModule):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The ledger's record of the data: `source`, `sha256`, `splits`, and how it is cut."""
+        """The ledger's record of the data: `source`, `sha256`, `splits`, `licence` where it is known, and how it is cut."""
 
     @abstractmethod
     def batching(self) -> dict[str, Any]:

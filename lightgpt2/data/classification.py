@@ -11,6 +11,7 @@ import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from numpy.typing import NDArray
 
+from lightgpt2.data.corpora import licences
 from lightgpt2.data.examples import Classes, Example, ExampleColumns, read_examples, split_examples
 from lightgpt2.data.examples_data import ExamplesData
 from lightgpt2.data.remarks import Remarks
@@ -111,7 +112,8 @@ class ClassificationData(ExamplesData):
             split: {"documents": len(data.labels), "tokens": int(data.offsets[-1]), "classes": self._counts(split)}
             for split, data in self._splits.items()
         }
-        return {"source": self.source, "sha256": self._digest(), "splits": splits, "max_length": self.max_length}
+        read = {"source": self.source, "sha256": self._digest(), "splits": splits}
+        return {**read, **licences([self.corpus]), "max_length": self.max_length}
 
     def batching(self) -> dict[str, Any]:
         return {

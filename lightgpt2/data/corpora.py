@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lightgpt2.data.documents import Columns, Document, DocumentColumns, RowColumns, documents, plain_text
-from lightgpt2.data.files import by_split, card_splits, find
+from lightgpt2.data.files import CARD, by_split, card_splits, find, stated_licence
 from lightgpt2.data.readers import READERS, cut, kind, read, reason, rows
 from lightgpt2.data.remarks import Remarks
 from lightgpt2.data.requirements import LARGEST_SIZE, requirements
@@ -20,7 +20,12 @@ from lightgpt2.data.splits import SPLITS, Split
 from lightgpt2.data.tables import without_none
 from lightgpt2.errors import Problem, UserError, refuse
 
-BUILT_IN = ("pydoc", "requirements", "wikitext")
+_LICENCES = {
+    "pydoc": "PSF-2.0",
+    "requirements": "Apache-2.0",
+    "wikitext": "CC-BY-SA-3.0, GFDL",
+}  # of the built-in corpora
+BUILT_IN = (*_LICENCES,)
 _READING = 6  # the version of the reading and of what is cached, in fingerprints
 _PYDOC_HEADING = re.compile(r"\n(?=[^\n]+\n[*=\-~^]{3,}\n)")
 _PYDOC_UNDERLINE = re.compile(r"\n([*=\-~^])\1{2,}\n")
@@ -97,6 +102,19 @@ class Corpus:
         if (made := self._made()) is not None:
             return {split for split, _ in made if split}
         return {split for split, _ in self._tables(Remarks()) if split}
+
+    def licence(self) -> str | None:
+        """The licence of a built-in corpus, or the one in a dataset card: a folder's, or in the hub's local cache."""
+        name = self.source.partition(":")[0]
+        if self._is_local():
+            path = Path(self.source).expanduser()
+            return stated_licence((path if path.is_dir() else path.parent) / CARD)
+        if name in (*BUILT_IN, "python"):
+            return _LICENCES.get(name)
+        from huggingface_hub import try_to_load_from_cache  # here, since a fingerprint does without
+
+        card = try_to_load_from_cache(name, CARD, repo_type="dataset")
+        return stated_licence(Path(card)) if isinstance(card, str) else None
 
     def size(self) -> int | None:
         """The bytes of the files, as they lie on disk; 0 for a built-in corpus, and None where it is not known."""
@@ -287,6 +305,12 @@ def corpora(
     return [
         Corpus(each, text_field, separator, streaming) if isinstance(each, str) else Corpus(**each) for each in source
     ]
+
+
+def licences(of: Sequence[Corpus]) -> dict[str, str]:
+    """What a ledger says of the licences of sources; nothing where none is known."""
+    found = [corpus.licence() for corpus in of]
+    return {"licence": " + ".join(each or "unknown" for each in found)} if any(found) else {}
 
 
 def _guarded(rows: Iterator[Any], source: str) -> Iterator[Any]:

@@ -21,7 +21,7 @@ _SPLIT_WORDS: dict[str, Split] = {
 }
 # Metadata files of `Dataset.save_to_disk` and of older hub datasets; they hold no rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-_CARD = "README.md"
+CARD = "README.md"
 # Keys that cards of datasets have, and pages of documentation do not.
 _OF_CARDS = {
     "configs",
@@ -54,7 +54,7 @@ def _found(folder: Path, top: Path, above: tuple[Path, ...], remarks: Remarks) -
             remarks.add("links to nothing and other things that are no files, not read", name)
         elif path.name in _ABOUT or (path.name == "state.json" and path.with_name(_ABOUT[0]).is_file()):
             remarks.add("files about a dataset, not read", name)
-        elif folder == top and path.name == _CARD and _is_card(path):
+        elif folder == top and path.name == CARD and _is_card(path):
             remarks.add("dataset cards, not read as text", name)
         elif not kind(path):
             remarks.add("files of other kinds, not read", name)
@@ -69,11 +69,18 @@ def card_splits(folder: Path, names: Iterable[str]) -> dict[str, str]:
     from fsspec.utils import glob_translate  # the hub's: `**/` also stands for no folder
 
     found: dict[str, str] = {}
-    for name, (split, pattern) in product(names, _card(folder / _CARD)):
+    for name, (split, pattern) in product(names, _card(folder / CARD)):
         fits = re.match(glob_translate(pattern.removeprefix("./")), name)
         if fits and split_named(found.get(name, "train")) == "train":
             found[name] = split
     return found
+
+
+def stated_licence(card: Path) -> str | None:
+    """The licence that a dataset card states; None if there is no card, or it states none."""
+    about = _about(card)
+    stated = about.get("license") if isinstance(about, dict) else None
+    return ", ".join(map(str, _listed(stated))) if stated else None
 
 
 def _about(path: Path) -> Any:

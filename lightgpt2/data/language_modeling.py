@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from lightgpt2.data import store
 from lightgpt2.data.base import TaskData
 from lightgpt2.data.batches import StepSampler, WindowDataset, WindowLoader, epoch_shares, evaluation_order
-from lightgpt2.data.corpora import Corpus, corpora, unreadable
+from lightgpt2.data.corpora import Corpus, corpora, licences, unreadable
 from lightgpt2.data.preparation import Preparation, document_separator
 from lightgpt2.data.splits import Split
 from lightgpt2.data.tokenizer import CHARACTERS, check_trims, trimmed
@@ -213,7 +213,8 @@ class LanguageModelingData(TaskData):
 
     def describe(self) -> dict[str, Any]:
         read = {"source": self.source, "sha256": self.meta["sha256"], "splits": self.meta["splits"]}
-        return {**read, "sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
+        cut = {"sequence_length": self.sequence_length, "stride": self.stride, "mode": self.mode}
+        return {**read, **licences(self.corpora), **cut}
 
     def batching(self) -> dict[str, Any]:
         weights = {corpus.label: corpus.weight for corpus in self.corpora} if len(self.corpora) > 1 else {}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from lightgpt2.data.batches import Slice
+from lightgpt2.data.corpora import licences
 from lightgpt2.data.examples import split_examples
 from lightgpt2.data.examples_data import ExamplesData
 from lightgpt2.data.generated import GeneratedTargets
@@ -156,7 +157,7 @@ class TextToTextData(ExamplesData):
             }
             for split, data in self._splits.items()
         }
-        about = {"source": self.source, "sha256": self._digest(), "splits": splits}
+        about = {"source": self.source, "sha256": self._digest(), "splits": splits, **licences([self.corpus])}
         if self._generated:
             about["targets"] = {"generated_by": self.generated_by, "sha256": self._targets_digest()}
         return about | {"max_source_length": self.max_source_length, "max_target_length": self.max_target_length}

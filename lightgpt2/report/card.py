@@ -65,7 +65,8 @@ def _shown(source: Any) -> str:
 def _header(folder: Path, name: str, ledger: Ledger, config: dict[str, Any], base: str) -> str:
     """The metadata that the hub reads, as YAML."""
     scored = part(ledger.last, "quality", "after")
-    data = _shown(part(ledger.last, "data").get("source"))
+    sources = [_shown(part(entry, "data").get("source")) for entry in ledger]
+    data = sources[-1]
     kind = _TASKS[predicts(config.get("architectures"))]
     found = [
         EvalResult(
@@ -82,6 +83,7 @@ def _header(folder: Path, name: str, ledger: Ledger, config: dict[str, Any], bas
         pipeline_tag=kind,
         tags=["lightgpt2", *dict.fromkeys(str(entry.get("method", "")).lower() for entry in ledger)],
         model_name=name,
+        datasets=[*dict.fromkeys(source for source in sources if _HUB_ID.fullmatch(source))] or None,
         eval_results=found or None,
     )
     return about.to_yaml() + "\n"
@@ -116,8 +118,8 @@ def _origins(ledger: Ledger, base: str) -> Iterator[str]:
         yield f"The licence of {base}: {_licence(ledger) or 'not stated in its folder; ask its authors'}."
     for entry in ledger:
         data, stage = part(entry, "data"), entry.get("stage")
-        known = f"sha256 {data.get('sha256', 'unknown')}; its licence is not recorded"
-        yield f"Data of {stage}: {_shown(data.get('source'))}, {known}."
+        known = f"its licence is {data['licence']}" if data.get("licence") else "its licence is not recorded"
+        yield f"Data of {stage}: {_shown(data.get('source'))}, sha256 {data.get('sha256', 'unknown')}; {known}."
 
 
 def _settings(ledger: Ledger) -> str:

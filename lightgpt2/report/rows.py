@@ -100,7 +100,8 @@ def _start(entry: Entry) -> str:
 
 def _score(entry: Entry, label: str, folder: str) -> Score:
     quality, data = part(entry, "quality", label), part(entry, "data")
-    plain = {key: value for key, value in data.items() if key != "source" and not isinstance(value, dict | list)}
+    named = ("source", "licence")  # which do not decide what the text is
+    plain = {key: value for key, value in data.items() if key not in named and not isinstance(value, dict | list)}
     text = (primary(quality), json.dumps([plain, numbers(quality)], sort_keys=True, default=str))
     return Score(quality, text, folder, label)
 

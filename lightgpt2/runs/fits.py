@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lightgpt2 import signals
-from lightgpt2.errors import Interrupted, UserError
+from lightgpt2.errors import Interrupted, Problem, UserError
 from lightgpt2.runs.run import Run
 from lightgpt2.runs.settings import Settings, flat
 
@@ -32,8 +32,11 @@ def missing(needs: dict[str, str], model: dict[str, Any]) -> dict[str, str]:
 
 def make_missing(absent: dict[str, str]) -> None:
     """Make model folders, each by the `fit` of a configuration; resume one that was interrupted."""
-    if "LOCAL_RANK" in os.environ:  # a process that Lightning launched beside the first, which has done this
-        return
+    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        # One of several processes that torchrun or srun launched: a fit that it started would take itself for another.
+        fix = "run lightgpt2 fit --config {} first, in one process"
+        what = "is not there yet, and is not made where several processes train"
+        raise UserError([Problem(f"needs.{path}", what, fix.format(config)) for path, config in absent.items()])
     for path, config in absent.items():
         resume = ["--ckpt_path", "last"] if Run(Path(config).stem).last.exists() else []
         options = ["--config", config, *resume]

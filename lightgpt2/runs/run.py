@@ -13,6 +13,7 @@ from lightgpt2.errors import Problem, UserError
 from lightgpt2.models.ledger import Ledger
 from lightgpt2.runs.settings import flat, section
 
+LOGS = Path("tb-logs")  # of all runs
 FORMAT = 4  # of checkpoints, under their key `format`; lightgpt2 0.1 wrote none
 
 _LONGEST = 200  # bytes; of the 255 that file systems allow, endings and temporary names take some
@@ -40,7 +41,7 @@ class Run:
         if len(parts) > 2 or not all(map(is_folder_name, parts)):
             what = f"not the name of a folder, nor of one inside another (printable, at most {_LONGEST} bytes)"
             raise UserError([Problem(f"--run {name}", what, "give NAME or GROUP/NAME without leading dots")])
-        self.name, self.folder, self.logs = name, Path("checkpoints") / name, Path("tb-logs") / name
+        self.name, self.folder, self.logs = name, Path("checkpoints") / name, LOGS / name
         self.model, self.config = self.folder / "model", self.folder / "config.yaml"  # the artefact; all settings
         self.last, self.best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         self.predictions = self.folder / "predictions.jsonl"

@@ -59,7 +59,7 @@ def swept(method: MagicMock, **settings: Any) -> dict[str, Any]:
     (Run("r").model / "ledger.json").write_text('[{"quality": {"after": {"kept": {"value": 1}, "primary": "kept"}}}]')
     method.data = SimpleNamespace(name="data", tokenizer=write_tokenizer(Path("tokenizer")))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=strategy, logger=None)
+    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=strategy, loggers=[], global_step=0)
     callback.on_fit_start(trainer, method)
     callback.on_fit_end(trainer, method)
     found = json.loads(Path("checkpoints/r/sweep.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from lightgpt2.data import readers
-from lightgpt2.data.corpora import Corpus
+from lightgpt2.data.corpora import Corpus, licences
 from lightgpt2.data.encoding import Encoder
 from lightgpt2.data.splits import SPLITS, split_of
 from lightgpt2.data.tokenizer import train_tokenizer
@@ -32,6 +32,32 @@ def test_every_file_format_gives_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n \n".join(TEXTS), encoding="utf-8")
     for suffix in ("jsonl", "csv", "tsv", "parquet", "txt"):
         assert documents(tmp_path / f"a.{suffix}", field="body") == TEXTS, suffix
+
+
+def test_a_licence_is_that_of_the_corpus_or_of_its_dataset_card(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Text.")
+    assert Corpus(str(tmp_path)).licence() is None
+    assert licences([Corpus(str(tmp_path))]) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: [cc0-1.0, mit]\n---\n")
+    assert Corpus(str(tmp_path)).licence() == Corpus(str(tmp_path / "a.txt")).licence() == "cc0-1.0, mit"
+    assert licences([Corpus(), Corpus("python:os.path"), Corpus("requirements:10")]) == {
+        "licence": "PSF-2.0 + unknown + Apache-2.0"
+    }
+    assert Corpus("owner/nothing").licence() is None
+
+
+def test_a_licence_is_read_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: odc-by\n---\n")
+    asked: list[tuple[str, ...]] = []
+
+    def cached(name: str, file: str, repo_type: str) -> str:
+        asked.append((name, file, repo_type))
+        return str(card)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    assert Corpus("owner/text:config").licence() == "odc-by"
+    assert asked == [("owner/text", "README.md", "dataset")]
 
 
 def test_a_separator_may_keep_what_it_finds(tmp_path: Path) -> None:

@@ -30,13 +30,15 @@ def run_cli(
     timeout: float = 240,
     module: str = "lightgpt2",
     processes: int = 1,
+    nodes: bool = False,
     during: Callable[[int], None] | None = None,
     **env: str,
 ) -> subprocess.CompletedProcess[str]:
     """`lightgpt2 ARGS` in a folder; without a network, on one thread, killed after `timeout` seconds.
 
-    It is forked from a process that has done the imports, as are other modules, and several processes that train together;
-    `env` is added to its environment. `during` is called with its number while it runs.
+    It is forked from a process that has done the imports, as are other modules, and several processes that train together,
+    each on a machine of its own if `nodes`; `env` is added to its environment. `during` is called with its number while it
+    runs.
     """
     with tempfile.TemporaryDirectory() as name:
         streams = {stream: Path(name, stream) for stream in ("stdout", "stderr")}
@@ -45,8 +47,8 @@ def run_cli(
         server = _server()
         assert server.stdin
         assert server.stdout
-        request = {"module": module, "args": args, "folder": str(folder), "processes": processes, "env": env}
-        print(json.dumps(request | streams, default=str), file=server.stdin, flush=True)
+        request = {"module": module, "args": args, "folder": str(folder), "processes": processes, "nodes": nodes}
+        print(json.dumps(request | streams | {"env": env}, default=str), file=server.stdin, flush=True)
         child = int(server.stdout.readline())
         killer = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
         killer.start()

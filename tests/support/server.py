@@ -108,7 +108,10 @@ def serve() -> dict[str, Any]:
                 requests.close()
                 answers.close()
                 if request["processes"] > 1:  # so Lightning takes the process for one of several, and starts none
-                    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                    nodes = {"RANK": str(rank), "GROUP_RANK": str(rank), "WORLD_SIZE": str(request["processes"])}
+                    launched = nodes | {"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}  # as torchrun says it
+                    os.environ |= launched if request["nodes"] else {"LOCAL_RANK": str(rank)}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 return request
         print(children[0], file=answers, flush=True)
         status = os.waitpid(children[0], 0)[1]
