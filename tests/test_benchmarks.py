@@ -5,15 +5,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import joint, paired
+from benchmarks import joint, paired, summarization
 from benchmarks.engines import worker
 from lightgpt2.data.tokenizer import train_wordpiece
 from lightgpt2.models.families import DECODERS
 from lightgpt2.models.quality import Metric
+from lightgpt2.tasks import rouge
 from tests.support.cli import ROOT
 from tests.support.models import make_classifier, write_corpus, write_model
 
@@ -50,6 +52,22 @@ def test_the_page_of_families_has_all() -> None:
 @pytest.mark.slow
 def test_the_page_of_families_is_what_its_command_prints() -> None:
     assert run("families", seconds=800).stdout == (ROOT / "docs/families.md").read_text()
+
+
+def test_copies_are_sentences_of_their_sources(tmp_path: Path) -> None:
+    articles = [
+        {"text": f"One is {i}. Two is {i}. Three of {i} came.\n\nFour {i} went.", "summary": "x"} for i in range(9)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in articles))
+    options = SimpleNamespace(source=tmp_path, seed=1, copies=30)
+    (tmp_path / "copies").mkdir()
+    summarization.write_copies(options, tmp_path / "copies")
+    rows = [json.loads(line) for line in (tmp_path / "copies/train.jsonl").read_text().splitlines()]
+    assert len(rows) == 30
+    for row in rows:
+        read, written = rouge.sentences(row["text"]), rouge.sentences(row["summary"])
+        assert {*written} < {*read}
+        assert " ".join(read) == row["text"]
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ class _Kind(NamedTuple):
     source: str | None  # its source where the ledger names none
     texts: str  # what a source holds, in words
     kept: tuple[str, ...]  # the settings that decide what is scored
+    read: tuple[str, ...] = ()  # those of them that belong to the model, and not to its source
 
 
 _KINDS = {
@@ -39,7 +40,7 @@ _KINDS = {
     SEQ2SEQ: _Kind(TextToTextData, "max_source_length", 512, None, "texts with targets", (
         "source", "source_field", "target_field", "prefix", "max_source_length", "max_target_length", "valid_fraction",
         "test_fraction",
-    )),
+    ), ("prefix", "max_source_length", "max_target_length")),
 }  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def validation_data(model: str, source: str | None, trust_remote_code: bool = Fa
     config = load_config(model, "MODEL", trust_remote_code)
     check_family(config, "MODEL", predicts(config.architectures))
     kind = _KINDS[predicts(config.architectures)]
-    settings: dict[str, Any] = {"source": source} if source else _trained_on(model, kind)
+    settings = _trained_on(model, kind)
+    if source:
+        settings = {"source": source, **{key: settings[key] for key in kind.read if key in settings}}
     if not settings:
         raise UserError(f"--data: the ledger of {model} names no {kind.texts}; give some, as data.source")
     positions = family_of(config).positions(config)

@@ -26,8 +26,10 @@ class Beams:
         start: The tokens that each text begins with.
         new_tokens: The most tokens that are added.
 
+    A text for which nothing better can be found is done, and leaves the batch.
+
     Attributes:
-        done: True once nothing can be found that is better.
+        done: True once all texts are done.
     """
 
     def __init__(self, settings: Settings, texts: int, start: Sequence[int], new_tokens: int) -> None:
@@ -46,11 +48,13 @@ class Beams:
         self._ended_scores = np.full((texts, count), _NONE)
         self._is_ended = np.zeros((texts, count), bool)
         self._improvable = np.ones((texts, 1), bool)
+        self._texts = np.arange(texts)  # those that are not done
+        self._best: list[list[int]] = [[] for _ in range(texts)]
 
     def __call__(self, logits: Floats) -> tuple[Ints, Ints]:
         """The tokens that the beams go on with `[B K]`, and the rows `[B K]` of the logits that they go on from.
 
-        The logits of the first step are `[B, V]`, of all others `[B K, V]`.
+        B are the texts that are not done. The logits of the first step are `[B, V]`, of all others `[B K, V]`.
         """
         check_finite(logits)
         texts, count = self._scores.shape
@@ -69,13 +73,33 @@ class Beams:
         self._scores, chosen = _largest(values + ended * _NONE, count)
         self._running = np.take_along_axis(candidates, chosen[:, :, None], axis=1)
         self._improvable &= self._may_improve()
-        self.done = bool(not self._improvable.any() or (self._is_full().all()) or ended.all())
         rows = np.take_along_axis(beams, chosen, axis=1) % each + each * np.arange(texts)[:, None]
-        return np.take_along_axis(tokens, chosen, axis=1).flatten(), rows.flatten()
+        tokens = np.take_along_axis(tokens, chosen, axis=1)
+        going = (self._improvable & ~self._is_full())[:, 0] & (not ended.all())
+        if not going.all():
+            self._drop(~going)
+        self.done = not going.any()
+        return tokens[going].flatten(), rows[going].flatten()
 
     def best(self) -> list[list[int]]:
         """The best text of each beginning: its new tokens, with the one that ended it."""
-        return [row[self._prompt : n].tolist() for row, n in zip(self._ended[:, 0], self._lengths[:, 0], strict=True)]
+        return self._best
+
+    def _drop(self, done: NDArray[np.bool_]) -> None:
+        """Put the best of the texts `[B]` that are done aside, and keep the others."""
+        for text, row, length in zip(self._texts[done], self._ended[done, 0], self._lengths[done, 0], strict=True):
+            self._best[text] = row[self._prompt : length].tolist()
+        for name in (
+            "_texts",
+            "_running",
+            "_scores",
+            "_ended",
+            "_lengths",
+            "_ended_scores",
+            "_is_ended",
+            "_improvable",
+        ):
+            setattr(self, name, getattr(self, name)[~done])
 
     def _keep_ended(self, candidates: Ints, values: Floats, ended: NDArray[np.bool_]) -> None:
         """Put the best of what has ended aside; the lesser candidates are there for beams to go on with."""

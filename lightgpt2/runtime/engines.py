@@ -88,7 +88,8 @@ class EncoderDecoder(Protocol):
         """Add a token `[N]` to each sequence; the logits of the next one `[N, V]`, as in `prefill`.
 
         `rows` `[N]` says which sequences of the call before go on, in this order: several may go on from one. Those of a source
-        stay side by side, and all sources have as many. None: all go on as they are.
+        stay side by side, sources stay in order, and all that are left have as many; one of which none goes on is dropped.
+        None: all go on as they are.
         """
 
     def logits(self, ids: Ints, mask: Ints, targets: Ints) -> Floats:

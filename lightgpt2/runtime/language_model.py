@@ -277,24 +277,29 @@ def writers_of(
 
 def written(
     logits: Floats,
-    decode: Callable[[Ints], Floats],
+    decode: Callable[..., Floats],
     sampler: Sampler,
     writers: Sequence[Writer],
     new_tokens: int,
     on_token: OnToken | None = None,
+    drops: bool = False,
 ) -> Iterator[tuple[int, str, bool]]:
     """Write on, token by token, from logits `[B, V]`; yields each row that is done, its text, and whether it ended itself.
 
-    `on_token` is called with a row in the place of an index.
+    `on_token` is called with a row in the place of an index. True for `drops`: `decode` is also given which rows of its call
+    before go on, and what is done is computed no longer.
     """
-    ends, active = sampler.settings.ends, set(range(len(writers)))
+    ends, rows = sampler.settings.ends, [*range(len(writers))]  # whose logits there are
+    active = {*rows}
     for count in range(1, new_tokens + 1):
         given = logits.copy() if on_token else logits  # the sampler changes them
-        tokens = sampler(logits)
-        for row in sorted(active):
-            token = int(tokens[row])
+        tokens = sampler(logits, rows)
+        for place, row in enumerate(rows):
+            if row not in active:
+                continue
+            token = int(tokens[place])
             if on_token:
-                on_token(row, token, given[row])
+                on_token(row, token, given[place])
             if token not in ends:
                 writers[row].add(token)
             if token in ends or writers[row].stopped or count == new_tokens:
@@ -303,7 +308,12 @@ def written(
                 yield row, text, token in ends or writers[row].stopped
         if not active:
             return
-        logits = decode(tokens)
+        if drops and len(active) < len(rows):
+            kept = np.array([place for place, row in enumerate(rows) if row in active])
+            rows = sorted(active)
+            logits = decode(tokens[kept], kept)
+        else:
+            logits = decode(tokens)
 
 
 def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:

@@ -47,14 +47,15 @@ class OnnxEncoderDecoder:
         states = self.read(ids, mask)
         names = ["logits", *(name.replace(_PAST, _PRESENT) for name in self._inputs)]
         logits, *cache = self._first.run(names, self._feeds(start, mask, states))
-        self._mask, self._cache = mask, dict(zip(self._inputs, cache, strict=True))
+        self._mask, self._cache, self._rows = mask, dict(zip(self._inputs, cache, strict=True)), len(ids)
         found: Floats = logits[:, -1]
         return found
 
     def decode(self, tokens: Ints, rows: Ints | None = None) -> Floats:
         binding = self._next.io_binding()
+        cache, self._rows = self._gone_on(rows), len(tokens)
         given = {"input_ids": tokens[:, None], "encoder_attention_mask": self._mask}
-        for name, array in (given | self._gone_on(rows)).items():
+        for name, array in (given | cache).items():
             binding.bind_ortvalue_input(name, _shared(array))
         made = {"logits": np.empty((len(tokens), 1, self.vocabulary), np.float32)}
         for name, array in self._cache.items():
@@ -82,12 +83,13 @@ class OnnxEncoderDecoder:
         return {"input_ids": targets, "encoder_hidden_states": states, "encoder_attention_mask": mask}
 
     def _gone_on(self, rows: Ints | None) -> dict[str, NDArray[np.float32]]:
-        """The cache with the target's keys and values of these rows."""
-        if rows is None:
+        """The cache with the target's keys and values of these rows, and those of the sources that they belong to."""
+        if rows is None or np.array_equal(rows, np.arange(self._rows)):
             return self._cache
-        same = next((len(a) == len(rows) for name, a in self._cache.items() if _SOURCE not in name), True)
-        if same and (rows == np.arange(len(rows))).all():
-            return self._cache
+        sources = np.unique(rows // (self._rows // len(self._mask)))
+        if len(sources) < len(self._mask):
+            self._mask = self._mask[sources]
+            self._cache |= {name: array[sources] for name, array in self._cache.items() if _SOURCE in name}
         self._cache |= {name: array[rows] for name, array in self._cache.items() if _SOURCE not in name}
         return self._cache
 

@@ -129,18 +129,20 @@ class Sampler:
         for row, prompt in zip(self._history, prompts, strict=True):
             row[: len(prompt)] = prompt
 
-    def __call__(self, logits: Floats) -> Ints:
-        """The next tokens `[B]`, from logits `[B, V]`, which are changed in place."""
-        settings = self.settings
+    def __call__(self, logits: Floats, rows: Sequence[int] | None = None) -> Ints:
+        """The next tokens `[N]` of these sequences, by default of all, from logits `[N, V]`, which are changed in place."""
+        settings, rows = self.settings, range(len(self._prompts)) if rows is None else rows
         check_finite(logits)
-        for row, tokens, length, prompt in zip(logits, self._history, self._lengths, self._prompts, strict=True):
-            process(row, tokens[:length], prompt, self._new_tokens, settings)
+        for row, values in zip(rows, logits, strict=True):
+            process(values, self._history[row, : self._lengths[row]], self._prompts[row], self._new_tokens, settings)
         if settings.temperature == 0:
             tokens = logits.argmax(axis=1)
         else:
-            tokens = np.array([self._sample(*pair) for pair in zip(logits, self._generators, strict=True)])
-        self._history[range(len(tokens)), self._lengths] = tokens
-        self._lengths = [length + 1 for length in self._lengths]
+            pairs = zip(logits, (self._generators[row] for row in rows), strict=True)
+            tokens = np.array([self._sample(*pair) for pair in pairs])
+        for row, token in zip(rows, tokens, strict=True):
+            self._history[row, self._lengths[row]] = token
+            self._lengths[row] += 1
         return tokens
 
     def _sample(self, logits: Floats, generator: np.random.Generator) -> int:

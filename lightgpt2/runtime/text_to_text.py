@@ -109,17 +109,9 @@ class TextToText:
         settings = self.settings(options)
         if settings.num_beams > 1:
             return self._searched(ids, mask, settings)
-        new, rows = self.new_tokens(settings), range(len(ids))
-        sampler, made = Sampler(settings, [self.start] * len(ids), [*rows], new), [list[int]() for _ in rows]
-        logits = self.engine.prefill(ids, mask, np.tile(np.array(self.start, np.int64), (len(ids), 1)))
-        for count in range(1, new + 1):
-            tokens = sampler(logits)
-            for row, token in zip(made, tokens.tolist(), strict=True):
-                if not row or row[-1] not in settings.ends:
-                    row.append(token)
-            if count == new or all(row[-1] in settings.ends for row in made):
-                break
-            logits = self.engine.decode(tokens)
+        made = [list[int]() for _ in ids]
+        for _ in self._grown(ids, mask, settings, range(len(ids)), None, lambda row, token, _: made[row].append(token)):
+            pass
         return made
 
     def new_tokens(self, settings: Settings) -> int:
@@ -156,21 +148,34 @@ class TextToText:
         on_text: OnText | None,
         on_token: OnToken | None,
     ) -> Iterator[Continuation]:
-        starts, new = [self.start] * len(indices), self.new_tokens(settings)
-        writers = writers_of(self.tokenizer, starts, indices, settings, on_text)
         ids, mask = _right_padded(sources, self._pad)
         if settings.num_beams > 1:
+            writers = writers_of(self.tokenizer, [self.start] * len(indices), indices, settings, on_text)
             for index, writer, tokens in zip(indices, writers, self._searched(ids, mask, settings), strict=True):
                 stopped = tokens[-1] in settings.ends
                 for token in tokens[:-1] if stopped else tokens:
                     writer.add(token)
                 yield Continuation(index, writer.finish(), "stop" if stopped else "length")
             return
+        seen = on_token and (lambda row, *token: on_token(indices[row], *token))
+        for row, text, stopped in self._grown(ids, mask, settings, indices, on_text, seen):
+            yield Continuation(indices[row], text, "stop" if stopped else "length")
+
+    def _grown(
+        self,
+        ids: Ints,
+        mask: Ints,
+        settings: Settings,
+        indices: Sequence[int],
+        on_text: OnText | None,
+        on_token: OnToken | None,
+    ) -> Iterator[tuple[int, str, bool]]:
+        """What is written token by token, as `written` yields it; a text that is done leaves the batch."""
+        starts, new = [self.start] * len(indices), self.new_tokens(settings)
+        writers = writers_of(self.tokenizer, starts, indices, settings, on_text)
         sampler = Sampler(settings, starts, indices, new)
         logits = self.engine.prefill(ids, mask, np.array(starts, np.int64))
-        seen = on_token and (lambda row, *token: on_token(indices[row], *token))
-        for row, text, stopped in written(logits, self.engine.decode, sampler, writers, new, seen):
-            yield Continuation(indices[row], text, "stop" if stopped else "length")
+        return written(logits, self.engine.decode, sampler, writers, new, on_token, drops=True)
 
     def _searched(self, ids: Ints, mask: Ints, settings: Settings) -> list[list[int]]:
         """The tokens that beam search finds."""

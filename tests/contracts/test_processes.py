@@ -65,6 +65,7 @@ RUNS: dict[str, tuple[str, Callable[[], list[Adaptation]]]] = {
 }
 # The same of a classifier and of an encoder-decoder, of which the last cases also run on two processes.
 SUMMARIZERS: dict[str, tuple[str, Callable[[], list[Adaptation]]]] = {
+    "summarizer, all weights": ("summarizer", list),
     "summarizer, rounded heads and neurons": ("summarizer", lambda: [MovementGates(_HEADS), FakeQuantize()]),
 }
 CLASSIFIERS: dict[str, tuple[str, Callable[[], list[Adaptation]]]] = {
@@ -218,7 +219,8 @@ def on_one(folder: Path) -> Callable[[str], dict[str, float]]:
     ("case", "strategy"),
     [
         *((case, strategy) for case in RUNS for strategy in ("ddp", "fsdp2")),
-        *((case, "ddp") for case in ([*CLASSIFIERS][-1], *SUMMARIZERS)),
+        *((cases[-1], "ddp") for cases in ([*CLASSIFIERS], [*SUMMARIZERS])),
+        (next(iter(SUMMARIZERS)), "fsdp2"),
     ],
 )
 def test_two_processes_are_one_and_resume(folder: Path, on_one: Callable[[str], Any], case: str, strategy: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
-from tests.support.models import write_corpus, write_model
+from tests.support.models import write_corpus, write_model, write_seq2seq
 
 
 @pytest.fixture
@@ -44,6 +44,16 @@ def test_another_source_keeps_nothing_of_the_ledger(model: Path) -> None:
     note(model, {"source": "requirements:50", "sequence_length": 32, "valid_fraction": 0.4})
     data = validation_data("model", "corpus")
     assert (data.corpora[0].source, data.sequence_length, data.valid_fraction) == ("corpus", 64, 0.1)
+
+
+def test_another_source_keeps_how_an_encoder_decoder_reads(model: Path) -> None:
+    write_seq2seq(Path("pairs"), "t5")
+    Path("t.jsonl").write_text("".join(json.dumps({"text": f"a {i}", "summary": "b"}) + "\n" for i in range(40)))
+    note(Path("pairs"), {"source": "requirements:50", "prefix": "short: ", "max_source_length": 20, "max_target_length": 9,
+                         "valid_fraction": 0.4})  # fmt: skip
+    data = validation_data("pairs", "t.jsonl")
+    assert (data.source, data.prefix, data.max_source_length, data.max_target_length) == ("t.jsonl", "short: ", 20, 9)
+    assert data.valid_fraction == 0.1
 
 
 def test_windows_fit_the_model(model: Path) -> None:

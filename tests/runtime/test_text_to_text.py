@@ -76,6 +76,71 @@ def test_tokens_are_those_of_generate(tmp_path: Path, family: str, ends: list[in
     assert stopped or ends == [2]
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["onnx", "transformers"])
+def test_sources_of_which_no_sequence_goes_on_are_dropped(tmp_path: Path, kind: str, beams: int) -> None:
+    model = talkative("bart")
+    engine: Any = (
+        OnnxEncoderDecoder(written(tmp_path, model), 1) if kind == "onnx" else TransformersEncoderDecoder(model)
+    )
+    lengths, random = [30, 9, 1, 17], np.random.default_rng(0)
+    ids, mask = sources(lengths)
+    engine.prefill(ids, mask, np.full((4, 1), 2))
+    targets, begun = np.full((4, 1), 2), np.arange(4)  # and the source of each
+    found = []
+    for left in ([0, 1, 2, 3], [0, 1, 3], [1, 3], [1, 3], [3]):
+        candidates = [np.flatnonzero(begun == source) for source in left]
+        rows = np.concatenate([random.choice(each, beams) for each in candidates])
+        tokens = random.integers(3, 300, len(rows))
+        targets, begun = np.concatenate([targets[rows], tokens[:, None]], axis=1), begun[rows]
+        found.append((targets, begun, engine.decode(tokens, rows).copy()))
+    for targets, begun, logits in found:
+        for row, source, values in zip(targets, begun, logits, strict=True):
+            read = slice(source, source + 1), slice(lengths[source])
+            wanted = engine.logits(ids[read], mask[read], row[None])[0, -1]
+            np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-4)
+
+
+class Chatter:
+    """An engine whose next token is anything, by its source and the tokens so far; it counts the rows that it computes."""
+
+    vocabulary, context = 300, None
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def prefill(self, ids: Any, mask: Any, start: Any) -> Any:
+        self._texts = [(int(source[0]), *map(int, row)) for source, row in zip(ids, start, strict=True)]
+        return self._logits()
+
+    def decode(self, tokens: Any, rows: Any = None) -> Any:
+        rows = range(len(self._texts)) if rows is None else rows
+        self._texts = [(*self._texts[row], int(token)) for row, token in zip(rows, tokens, strict=True)]
+        return self._logits()
+
+    def _logits(self) -> Any:
+        self.rows += len(self._texts)
+        return np.stack([np.random.default_rng(text).normal(size=self.vocabulary) for text in self._texts])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("stop", ["never", True, False])
+def test_texts_that_are_done_are_computed_no_longer(tmp_path: Path, beams: int, stop: bool | str) -> None:
+    tokenizer = Tokenizer.from_str(write_tokenizer(tmp_path).backend_tokenizer.to_str())
+    folder = {"decoder_start_token_id": 2, "eos_token_id": ENDS, "early_stopping": stop}
+    engine = Chatter()
+    runner = TextToText(engine, tokenizer, folder, 1)
+    options = {"num_beams": beams, "max_new_tokens": 40}
+    ids = np.arange(10, 18)[:, None]
+    alone = []
+    for row in ids:
+        alone += runner.tokens(row[None], np.ones((1, 1), np.int64), options)
+    computed, engine.rows = engine.rows, 0
+    assert runner.tokens(ids, np.ones_like(ids), options) == alone
+    assert engine.rows == computed
+    assert len({*map(len, alone)}) > 2, "all are done at the same time"
+
+
 def export_of(source: Path, folder: Path, forms: Forms | None = None) -> Path:
     """An exported folder as `lightgpt2 export` leaves it, but for the verification."""
     folder.mkdir()
