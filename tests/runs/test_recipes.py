@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lightgpt2.cli.check_stages import check_stages
 from lightgpt2.errors import UserError
-from lightgpt2.runs.configs import shipped_configs
-from lightgpt2.runs.fits import check_stages
 from lightgpt2.runs.recipes import Stage, in_order, read_recipe
 from lightgpt2.runs.settings import override
 from tests.support.cli import ROOT, write_config
@@ -193,7 +192,8 @@ def test_an_override_never_reaches_another_stage() -> None:
 
 
 @pytest.mark.slow
-def test_all_that_ships_fits_the_real_signatures() -> None:
+@pytest.mark.parametrize("place", ["configs", pytest.param("benchmarks", marks=pytest.mark.long)])
+def test_all_that_ships_or_was_measured_fits_the_real_signatures(place: str) -> None:
     row = {"text": "It may stop.", "summary": "It may."}
     for text, content in {
         "WIKITEXT2/train.txt": "a",
@@ -201,8 +201,8 @@ def test_all_that_ships_fits_the_real_signatures() -> None:
     }.items():  # which the reader gets
         Path(text).parent.mkdir()
         Path(text).write_text(content)
-    configs = {path.name: yaml.safe_load(path.read_text()) for path in shipped_configs().glob("*.yaml")}
-    for path in (*(shipped_configs() / "recipes").glob("*.yaml"), *(ROOT / "benchmarks/recipes").glob("*.yaml")):
+    configs = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / place).glob("*.yaml")}
+    for path in (ROOT / place / "recipes").glob("*.yaml"):
         assert path.read_text().startswith("# "), "the first line says what it is"
         configs |= {f"{path} {stage.name}": stage.settings for stage in read_recipe(str(path)).stages}
     assert len(configs) > 40
