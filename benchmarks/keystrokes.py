@@ -4,13 +4,14 @@
         [--partial CHARMODEL]
 
 The places are those of `lightgpt2 type` with the same options, on one thread. All that is tested in a document comes in the
-order of its text, and a model's forms (without constraints, with a character model beside it) share what they have read there:
-the milliseconds mean little. FOLDER gets `places.jsonl` and, once all places are done, `typing.json`.
+order of its text, where a model's forms (without constraints, with a character model beside it) share what they have read: the
+milliseconds mean little. FOLDER gets `places.jsonl` and `typing.json`; Ctrl-C ends it with what all models have been through.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -57,43 +58,49 @@ def main() -> None:
     total = len(names) * plan.steps
     with kept.open("w", encoding="utf-8") as file, tqdm(total=total, initial=len(found), unit="place") as bar:
         file.write("".join(f"{line}\n" for line in lines))
-        for key in measure(plan, given, found):
-            file.write(f"{json.dumps([key, found[key]])}\n")
-            file.flush()
-            bar.update(1)
-    played_ = {name: merged(plan, name, found) for name in names}
+        with suppress(KeyboardInterrupt):
+            for key in measure(plan, given, found):
+                file.write(f"{json.dumps([key, found[key]])}\n")
+                file.flush()
+                bar.update(1)
+    done = {
+        test: [i for i, _ in enumerate(getattr(plan, test)) if all((n, test, i) in found for n in names)]
+        for test in TESTS
+    }
+    played_ = {name: merged(name, done, found) for name in names}
     first = next(iter(names))
     result = {
         name: keystrokes.summary(each, played_[first] if name != first else None) for name, each in played_.items()
     }
     whole = {"settings": about | {"models": given.models, "partial": given.partial, "threads": 1}, "rows": result}
     write_json(given.folder / "typing.json", whole)
-    print(typing_table(whole))
+    print(typing_table(whole), f"\n\nplaces: {', '.join(f'{len(places)} {test}' for test, places in done.items())}")
 
 
 def rows(model: str, given: argparse.Namespace) -> list[tuple[str, tuple[str | None, bool]]]:
     """The forms of a model: their names, each with a model for partial words, and whether it is constrained."""
     found: list[tuple[str, tuple[str | None, bool]]] = [(model, (None, True))]
     found += [(f"{model}, unconstrained", (None, False))] if given.unconstrained else []
-    return found + ([(f"{model} + {given.partial}", (given.partial, True))] if given.partial else [])
+    return found + (
+        [(f"{model} + {given.partial}", (given.partial, True))] if given.partial not in (None, model) else []
+    )
 
 
 def measure(plan: keystrokes.Plan, given: argparse.Namespace, found: dict[Key, dict[str, Any]]) -> Iterator[Key]:
     """Type at all places that are not in `found` yet, put them there, and say which."""
     load = cache(lambda name: lightgpt2.load(name, threads=1, trust_remote_code=True))
     places = [(place, test, index) for test in TESTS for index, place in enumerate(getattr(plan, test))]
-    for model in given.models:
-        for place, test, index in sorted(places, key=lambda each: (each[0].document, each[0].at)):
-            alone = replace(plan, **NONE | {test: [place]})
-            for row, (partial, constrained) in rows(model, given):
-                key = (row, test, index)
-                if key in found:
-                    continue
-                completer = Completer(load(model), partial and load(partial))
-                suggest = keystrokes.suggestions(completer, 1, constrained)
-                found[key] = plain(keystrokes.play(alone, suggest, lambda: None), test)
-                yield key
-        load.cache_clear()
+    forms = [(model, *form) for model in given.models for form in rows(model, given)]
+    for place, test, index in sorted(places, key=lambda each: (each[0].document, each[0].at)):
+        alone = replace(plan, **NONE | {test: [place]})
+        for model, row, (partial, constrained) in forms:
+            key = (row, test, index)
+            if key in found:
+                continue
+            completer = Completer(load(model), partial and load(partial))
+            suggest = keystrokes.suggestions(completer, 1, constrained)
+            found[key] = plain(keystrokes.play(alone, suggest, lambda: None), test)
+            yield key
 
 
 def plain(played: dict[str, Any], test: str) -> dict[str, Any]:
@@ -105,9 +112,9 @@ def plain(played: dict[str, Any], test: str) -> dict[str, Any]:
     )
 
 
-def merged(plan: keystrokes.Plan, row: str, found: dict[Key, dict[str, Any]]) -> dict[str, Any]:
-    """All places of a row as one, as `keystrokes.play` returns them."""
-    places = {test: [found[row, test, index] for index in range(len(getattr(plan, test)))] for test in TESTS}
+def merged(row: str, done: dict[str, list[int]], found: dict[Key, dict[str, Any]]) -> dict[str, Any]:
+    """Places of a row as one, as `keystrokes.play` returns them."""
+    places = {test: [found[row, test, index] for index in done[test]] for test in TESTS}
     metrics = {}
     for name, test in (("incomplete", "incomplete"), ("complete", "complete"), ("savings", "passages")):
         right, of = (np.array([each[part] for each in places[test]]) for part in ("right", "of"))

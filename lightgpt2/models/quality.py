@@ -71,7 +71,7 @@ class Metric:
         count, right = len(self.numerators), float(self.numerators.sum())
         centre = (right + _Z**2 / 2) / (count + _Z**2)
         half = _Z / (count + _Z**2) * (right * (count - right) / count + _Z**2 / 4) ** 0.5
-        return centre - half, centre + half
+        return max(0.0, centre - half), min(1.0, centre + half)  # what rounding leaves beyond
 
     def against(self, other: "Metric") -> Change:
         """This metric as a multiple of another model's; a ValueError if the two have not the same number of examples."""
