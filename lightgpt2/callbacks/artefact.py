@@ -179,10 +179,16 @@ class Artefact(Callback):
         if source and not pl_module.precision and (types := stored_size(source)[1]) and types <= {"BF16", "F16"}:
             said = f"{source} is stored in {' and '.join(sorted(types))}"
             print(f"{said}, and this model in FP32: its file is twice as large.", flush=True)
-        self._show(Board(trainer))
+        self._show(trainer)
 
-    def _show(self, board: Board) -> None:
+    def _show(self, trainer: Trainer) -> None:
         """Shows what the run has come to beside its settings."""
+        board = Board(trainer)
+        if len(self.curve) == 1:
+            metrics = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            }
+            board.repeat(metrics, step=int(self.curve[0][0]))
         if self._references:
             board.text("compared", sample_table([self._sample(*pair) for pair in self._samples["after"]]))
         if (image := confusion_image(self.quality["after"])) is not None:

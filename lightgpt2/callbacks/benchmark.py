@@ -161,7 +161,7 @@ def _show(board: Board, result: dict[str, Any]) -> None:
             continue
         name = Path(arm["trace"]).stem
         board.text(f"operators/{name}", operators_markdown(arm))
-        board.scalars({f"inference/{name}/{key}": value for key, value in _scalars(arm).items()})
+        board.figures({f"inference/{name}/{key}": value for key, value in _scalars(arm).items()})
     board.flush()
 
 

@@ -34,6 +34,24 @@ class Board:
         for logger in self._loggers:
             logger.log_metrics({**values}, step=self._step if step is None else step)
 
+    def figures(self, values: Mapping[str, float]) -> None:
+        """Shows values that a run has one of each, and no curve."""
+        self.scalars(values)
+        self.repeat(values)
+
+    def repeat(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Writes points once more that are the only ones of their curves, for TensorBoard.
+
+        Where several runs are chosen, its scalars panel has an empty chart for curves of one point each.
+
+        Args:
+            values: Values by the names of the curves.
+            step: Their place on the axis; default: the optimizer step.
+        """
+        for logger in self._loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({**values}, step=self._step if step is None else step)
+
     def text(self, name: str, text: str) -> None:
         """Shows a text in Markdown."""
         for logger in self._loggers:
@@ -75,6 +93,7 @@ class Board:
             else:
                 logger.log_hyperparams({**settings})
                 logger.log_metrics({**final}, step=self._step)
+        self.repeat(final)
         self.flush()
 
     def flush(self) -> None:

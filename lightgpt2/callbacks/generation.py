@@ -85,7 +85,7 @@ class GenerationCheck(RunCallback):
             Ledger.read(folder).amended(generation=found).write(folder)
             print(f"{folder.name}: {_described(found)}", flush=True)
             figures = {key: value for key, value in found.items() if isinstance(value, float)}
-            board.scalars({f"generation/{folder.name}/{key}": value for key, value in figures.items()})
+            board.figures({f"generation/{folder.name}/{key}": value for key, value in figures.items()})
         board.flush()
 
     def _measure(self, model: PreTrainedModel, data: Any) -> dict[str, Any]:

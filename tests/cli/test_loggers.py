@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.cli import call, logged
 from tests.support.mistakes import Bench
 from tests.support.pipelines import wait_for
-from tests.support.stages import stage
+from tests.support.stages import callback, stage
 
 TASK = {"class_path": "lightgpt2.tasks.LanguageModeling", "init_args": {"samples": 1, "sample_tokens": 2}}
 MOVEMENT = stage("MovementPruning", pruning={"attention": 0.5}, task=TASK) | {"trainer.max_steps": 6}
 COMPARED = {  # what two runs are compared in: loss, quality, size, throughput, memory
     "train/loss", "val/perplexity", "final/perplexity", "final/megabytes", "final/parameters", "train/tokens_per_s",
-    "train/memory_mb",
+    "train/memory_mb", "generation/model/repeated",
 }  # fmt: skip
 
 
@@ -34,12 +35,25 @@ def home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_chart_of_tensorboard_is_empty_and_two_runs_have_the_same(bench: Bench) -> None:
+    """Its scalars panel shows nothing of several runs with one point each."""
+    check = callback("GenerationCheck", samples=2, prompt_tokens=4, new_tokens=4)
+    bench.configure({"trainer.callbacks": [check]})
     for run in ("r", "other"):
         bench.succeed("fit", "--run", run)
-    one, other = (logged(Path(), run) for run in ("r", "other"))
+    one, other = (points(run) for run in ("r", "other"))
     assert COMPARED <= set(one) == set(other)
-    assert all(points and all(map(math.isfinite, points.values())) for points in one.values())
-    assert {*one["final/perplexity"]} == {*one["final/megabytes"]} == {3}, "at the last step"
+    for name, steps in one.items():
+        assert len(steps) > 1, name
+        assert name.startswith(("train/", "val/")) or {*steps} == {3}, name
+    values = [value for curve in logged(Path(), "r").values() for value in curve.values()]
+    assert all(map(math.isfinite, values))
+
+
+def points(run: str) -> dict[str, list[int]]:
+    """The steps of all points of each curve in TensorBoard."""
+    events = EventAccumulator(f"tb-logs/{run}", size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [point.step for point in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 def test_csv_has_the_same_values_and_goes_on_in_a_new_file(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
