@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 import lightgpt2
 from lightgpt2.conversions.onnx.conversion import writer_of
@@ -48,6 +48,7 @@ from tests.support.models import (
     make_restless_model,
     save_integers,
     write_model,
+    write_seq2seq,
     write_tokenizer,
     write_uneven_model,
 )
@@ -185,20 +186,32 @@ def test_transformers_4_computes_the_same_logits(written: Path, tmp_path: Path, 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_adapter_folder_loads_from_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
+def test_an_adapter_folder_loads_from_any_working_folder_as_its_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.chdir(tmp_path)
-    write_model(Path("base"), "llama")
-    base = AutoModelForCausalLM.from_pretrained("base")
-    settings = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj", "o_proj"])
+    if kind == "CAUSAL_LM":
+        write_model(Path("base"), "llama")
+        base, output = AutoModelForCausalLM.from_pretrained("base"), "o_proj"
+    else:
+        write_seq2seq(Path("base"), "bart")
+        base, output = AutoModelForSeq2SeqLM.from_pretrained("base"), "out_proj"
+    settings = peft.LoraConfig(task_type=kind, init_lora_weights=False, target_modules=["q_proj", output])
     adapted: Any = peft.get_peft_model(base, settings).eval()
+    write_tokenizer(Path("adapter"))
     adapted.save_pretrained("adapter")
     name_base(Path("adapter"))
     readme = Path("adapter", "README.md").read_text()
-    assert all(word in readme for word in (f"base_model: {tmp_path / 'base'}", "rank 8, alpha 8, on o_proj, q_proj"))
+    assert all(word in readme for word in (f"base_model: {tmp_path / 'base'}", f"rank 8, alpha 8, on {output}, q_proj"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
-    assert torch.equal(logits(again.eval()), logits(adapted))
+    found: dict[str, Any] = {"folder": str(tmp_path / "adapter")}
+    exec(readme.partition("```python")[2].partition("```")[0], found)
+    again, ids = found["model"].eval(), found["tokenizer"]("def f", return_tensors="pt")["input_ids"]
+    given = {"input_ids": ids} | ({} if kind == "CAUSAL_LM" else {"decoder_input_ids": ids})
+    with torch.no_grad():
+        assert torch.equal(again(**given).logits, adapted(**given).logits)
 
 
 def test_a_base_of_the_hub_keeps_its_name(tmp_path: Path) -> None:

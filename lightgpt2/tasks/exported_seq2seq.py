@@ -1,5 +1,6 @@
-"""What was exported, held against the encoder-decoder that it was made from."""
+"""What was exported, held against the model of pairs of texts that it was made from."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,10 @@ from transformers import PreTrainedModel
 from lightgpt2.errors import Problem, UserError
 from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.models.quality import Metric, value_of
+from lightgpt2.tasks import exported
 from lightgpt2.tasks.base import Batch, Row
 from lightgpt2.tasks.exported import TIE, Agreement, Floats, error_of, share_problems
+from lightgpt2.tasks.language_modeling import LanguageModeling
 
 PROMPTS, NEW_TOKENS = 20, 64
 
@@ -101,10 +104,13 @@ def verify(
     precision: str,
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score what was exported, and say what is out of bounds; see `Task.verify`. The engine is a `TextToText` of `runtime`."""
-    if not model.config.is_encoder_decoder:
-        what = "an exported decoder is verified as a model that continues texts, and not by this task"
-        raise UserError([Problem("", what, "export its folder with lightgpt2 export")])
+    """Score what was exported, and say what is out of bounds; see `Task.verify`.
+
+    The engine of an encoder-decoder is a `TextToText` of `runtime`. A decoder is verified as a language model, by the
+    perplexity of its answers; the source is scored anew for it.
+    """
+    if not model.config.is_encoder_decoder:  # it continues texts: its answers have a perplexity
+        return exported.verify(LanguageModeling(), engine, model, _Answers(data), documents, precision)
     batches = [*first_examples(data.scoring_loader("valid"), documents)]
     if not batches:
         raise UserError(Problem("", f"no text of {data.source} to verify with", "give another with --data"))
@@ -127,6 +133,27 @@ def verify(
     problems = [*share_problems(found, precision), *_problems(precision, lost, task.primary, about, len(rows["after"]))]
     quality = {"before": source, "after": after, "ratio": ratio}
     return {"quality": quality, "agreement": about, "problems": problems, "metrics": metrics}
+
+
+class _Answers:
+    """Pairs that a decoder reads, as the texts of a language model: the answers are scored."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self.source = data, data.source
+
+    def prompts(self, split: str, count: int, length: int) -> list[list[int]]:
+        """The first tokens of the first sources that have as many."""
+        ids = (
+            row[:size].tolist()
+            for batch in self._data.scoring_loader(split)
+            for row, size in zip(batch["input_ids"], batch["lengths"].tolist(), strict=True)
+        )
+        return [*itertools.islice((each[:length] for each in ids if len(each) >= length), count)]
+
+    def scoring_loader(self, split: str) -> Iterator[Batch]:
+        for batch in self._data.scoring_loader(split):
+            sizes = torch.tensor([len(text.encode()) for text in batch["references"]])
+            yield batch | {"lengths": batch["attention_mask"].sum(dim=1), "document": batch["example"], "bytes": sizes}
 
 
 def _problems(precision: str, lost: float, primary: str, about: Mapping[str, float], texts: int) -> Iterator[str]:

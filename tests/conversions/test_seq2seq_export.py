@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,11 @@ from lightgpt2.conversions.convert import Converter
 from lightgpt2.conversions.export import conversion_of
 from lightgpt2.conversions.onnx.encoder_decoder import TargetDecoder
 from lightgpt2.conversions.target import Format, Target
+from lightgpt2.data.base import Connection
 from lightgpt2.data.text_to_text import TextToTextData
 from lightgpt2.data.validation import validation_data
 from lightgpt2.errors import UserError
+from lightgpt2.functional.divergence import IGNORE
 from lightgpt2.measure.arms import Arm
 from lightgpt2.measure.onnx_worker import OnnxWorker
 from lightgpt2.measure.plan import plan
@@ -27,6 +28,7 @@ from lightgpt2.models.workloads import Documents, Encoding, Generation, Workload
 from lightgpt2.runtime.engines import DECODER
 from lightgpt2.runtime.folder import open_export
 from lightgpt2.tasks import Summarization
+from lightgpt2.tasks.exported import BOUNDS
 from tests.conversions.test_onnx_encoder_decoder import talkative
 from tests.support.models import make_model, save_integers, write_tokenizer
 
@@ -135,14 +137,31 @@ def test_an_export_that_says_something_else_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_decoder_that_learns_pairs_is_refused_before_it_is_trained(tmp_path: Path) -> None:
-    model, data = make_model("gpt2"), SimpleNamespace(tokenizer=write_tokenizer(tmp_path), is_joined=True)
-    for form in ("onnx", "gguf"):
-        (problem,) = conversion_of(Target(form)).problems(model.config, data)  # type: ignore[arg-type]
-        assert problem == (
-            "a decoder that learns pairs of texts is not verified by its task; "
-            "remove it, and give the finished folder to lightgpt2 export"
-        )
+def test_a_decoder_of_pairs_is_verified_by_the_perplexity_of_its_answers(tmp_path: Path, pairs: Path) -> None:
+    folder, model = tmp_path / "m", make_model("gpt2")
+    write_tokenizer(folder)
+    model.save_pretrained(folder)
+    data = TextToTextData(str(pairs), max_source_length=24, max_target_length=12, eval_batch_size=5)
+    data.connect(Connection(str(folder), "model", config=model.config))
+    data.prepare_data()
+    data.setup("validate")
+    task = Summarization()
+    task.bind(data)
+    for form in ("onnx", "onnx-int8"):
+        conversion = conversion_of(Target(form))
+        assert conversion.problems(model.config, data) == []
+        made = Converter(data, task, "Export").convert(conversion, str(folder), tmp_path / form)
+        assert made.about["quality"]["ratio"] == pytest.approx(1, abs=BOUNDS[conversion.precision])
+        found = made.scores["before"]["perplexity"]
+        batch = next(iter(data.scoring_loader("valid")))
+        ids, labels = batch["input_ids"], batch["labels"]
+        with torch.no_grad():
+            mask = batch["attention_mask"]
+            logits = model.eval()(input_ids=ids, attention_mask=mask).logits
+        loss = torch.nn.functional.cross_entropy(logits.mT.double(), labels, ignore_index=IGNORE, reduction="none")
+        examples = batch["example"].numpy()
+        np.testing.assert_allclose(found.numerators[examples], loss.sum(dim=1).numpy(), rtol=1e-5)
+        np.testing.assert_array_equal(found.denominators[examples], (labels != IGNORE).sum(dim=1).numpy())
 
 
 @pytest.mark.slow

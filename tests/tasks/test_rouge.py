@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from lightgpt2.tasks import rouge
+from lightgpt2.data import TextToTextData
+from lightgpt2.data.base import Connection
+from lightgpt2.data.tokenizer import train_text_to_text
+from lightgpt2.tasks import Summarization, rouge, summarization
+from tests.support.models import make_seq2seq
 
 Articles = list[tuple[str, str]]
 
@@ -44,6 +48,30 @@ def test_scores_of_lead_3_and_of_the_oracle_are_the_package_s(articles: Articles
     assert means[1]["rouge1"] > 0.99  # these summaries are sentences of their articles
     assert means[1]["rougeLsum"] > 0.99
     assert means[1]["rougeL"] < 0.7  # in another order
+
+
+@pytest.mark.slow
+def test_scores_of_what_a_model_writes_are_the_package_s(
+    articles: Articles, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all articles, through data and task; the model has learnt to copy the beginning of what it reads."""
+    train_text_to_text([text for text, _ in articles], 1000, tmp_path)
+    model = make_seq2seq("bart", vocab_size=1000, max_position_embeddings=128)
+    data = TextToTextData(str(real_data / "bbc"), max_source_length=128, max_target_length=24, test_fraction=0.0)
+    data.connect(Connection(str(tmp_path), "model", config=model.config))
+    data.prepare_data()
+    data.setup("validate")
+    task = Summarization()
+    task.bind(data)
+    monkeypatch.setattr(summarization, "generate", lambda _, ids, *others: ids[:, :100].tolist())
+    found = [row for batch in data.scoring_loader("valid") for row in task.predicted(model, data.tokenizer, batch)]
+    metrics = task.metrics(found)
+    rows = sorted(found, key=lambda row: row["example"])
+    assert [row["reference"].strip() for row in rows] == [reference.strip() for _, reference in articles]
+    for row, *ours in zip(rows, *(metrics[name].numerators for name in rouge.NAMES), strict=True):
+        theirs = package(rouge.sentences(row["summary"]), rouge.sentences(row["reference"]))
+        assert ours == pytest.approx([theirs[name] for name in rouge.NAMES], abs=5e-5)
+    assert metrics["rouge1"].value() > 0.2
 
 
 def test_scores_by_stems_are_the_package_s(articles: Articles) -> None:
