@@ -127,20 +127,23 @@ class Encoder(ModelWriter):
         `modules` give queries, keys and values, or one gives all three; `rotary` turns queries and keys. `seen` is added to the
         scores, by default what hides pads; `scale` multiplies them, by default one over the root of the head's width.
         """
-        graph = self.graph
-        if self._pixels and len(modules) == 3:
-            parts = [self._texts(self.project(x, module)) for module in modules]
-        else:
-            parts = self.split(self._texts(self.project(x, *modules)), 3)
+        queries, keys, values = self._apart(x, modules)
         heads = sum(module.out_features for module in modules) // (3 * self._head)
         if rotary:
-            turned = [self._turned(part, heads, rotary) for part in parts[:2]]
-            parts = [*turned, parts[2]]
+            queries, keys = (self._turned(each, heads, rotary) for each in (queries, keys))
+        seen = self.seen if seen is None else seen
+        if window is not None:
+            seen = self.graph.op("Add", seen, self._far(window))
+        scale = self._head**-0.5 if scale is None else scale
         counts = {"q_num_heads": heads, "kv_num_heads": heads}
-        bias = self.seen if seen is None else seen
-        bias = bias if window is None else graph.op("Add", bias, self._far(window))
-        context = graph.op("Attention", *parts, bias, **counts, scale=self._head**-0.5 if scale is None else scale)
+        context = self.graph.op("Attention", queries, keys, values, seen, **counts, scale=scale)
         return self.tokens(context, heads * self._head)
+
+    def _apart(self, x: ir.Value, modules: tuple[Any, ...]) -> Any:
+        """Queries, keys and values `[B, S, D]` each, by a module of their own or by one for all."""
+        if self._pixels and len(modules) == 3:
+            return [self._texts(self.project(x, module)) for module in modules]
+        return self.split(self._texts(self.project(x, *modules)), 3)
 
     def _turned(self, x: ir.Value, heads: int, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
         places = self.graph.op("Expand", self._places, self.graph.op("Shape", self._ids))
