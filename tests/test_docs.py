@@ -116,9 +116,12 @@ def test_commands_have_the_options_that_are_shown(page: Path, tmp_path: Path, mo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny teacher in the place of that of teacher.yaml."""
+    """A folder with a tiny teacher in the place of that of teacher.yaml, and a distill.yaml that measures no speed."""
     folder = tmp_path_factory.mktemp("docs")
     write_model(folder / "checkpoints/teacher/model", n_positions=128)
+    settings = yaml.safe_load((ROOT / "configs/distill.yaml").read_text())
+    del settings["trainer"]["callbacks"]
+    (folder / "distill.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
