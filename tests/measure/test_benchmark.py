@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lightgpt2.errors import UserError
+from lightgpt2.measure import benchmark
 from lightgpt2.measure.arms import Arm
 from lightgpt2.measure.benchmark import measure, ratios, speeds_of, summary
-from lightgpt2.measure.child import ArmFailed, Child, turns
+from lightgpt2.measure.child import ArmFailed, Child, Children, _reason, turns
 from lightgpt2.measure.plan import plan
 from lightgpt2.measure.torch_worker import TorchWorker, attention_kernel, residency_problem
 from lightgpt2.models.quantization import load_for_inference
@@ -61,14 +62,8 @@ def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
     return next(arm for arm in result["arms"] if arm["name"] == name)
 
 
-def request(folder: Path, workloads: list[Workload] = WORKLOADS) -> dict[str, Any]:
-    """What a child loads a Llama with."""
-    arm = Arm("a", str(folder / "llama"), "fp32", "sdpa")
-    return {"arm": arm, "workloads": workloads, "device": "cpu"}
-
-
-def worker(model: Path) -> TorchWorker:
-    return TorchWorker(Arm("a", str(model), "fp32", "sdpa"), WORKLOADS, "cpu")
+def worker(model: Path, workloads: list[Workload] = WORKLOADS) -> TorchWorker:
+    return TorchWorker(Arm("a", str(model), "fp32", "sdpa"), workloads, "cpu")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------------
@@ -233,8 +228,7 @@ def test_end_of_text_stops_nothing(tmp_path: Path) -> None:
 # -- processes ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_killed_worker_is_reported_and_the_others_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_reported_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Child.ask
     asked: list[tuple[int, str]] = []
 
@@ -242,11 +236,12 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(folder: Path, monkeypa
         asked.append((self.process.pid, do))
         if do == "round" and asked.count((self.process.pid, do)) == 2 and self.process.pid == asked[0][0]:
             os.kill(self.process.pid, signal.SIGKILL)
-        return ask(self, do, **request)
+        return ask(self, do, **({} if do == "load" else request))
 
     monkeypatch.setattr(Child, "ask", killing)
-    arms = [Arm(name, str(folder / "llama"), "fp32", "sdpa") for name in ("first", "second")]
-    result = measure(arms, WORKLOADS, 2, "cpu", folder / "killed", bar=False)
+    monkeypatch.setattr(benchmark, "Children", lambda _: Children("tests.support.worker"))
+    arms = [Arm(name, "a model", "fp32", "sdpa") for name in ("first", "second")]
+    result = measure(arms, WORKLOADS[:1], 2, "cpu", tmp_path, bar=False)
     assert arm(result, "first")["error"] == "killed (SIGKILL), as the system does when memory runs out"
     # The first that could be measured takes the place of the baseline.
     assert all(ratio["median"] == 1.0 for ratio in arm(result, "second")["ratio"].values())
@@ -267,19 +262,21 @@ def test_a_child_that_ends_by_itself_says_its_last_words(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_a_child_does_not_inherit_its_parents_peak_and_says_that_memory_ran_out(folder: Path) -> None:
+def test_a_child_does_not_inherit_its_parents_peak(folder: Path) -> None:
     ballast = torch.ones(250_000_000)  # 1 GB
     child = Child(WORKER)
-    child.ask("load", **request(folder))
+    llama = Arm("a", str(folder / "llama"), "fp32", "sdpa")
+    child.ask("load", arm=llama, workloads=WORKLOADS, device="cpu")
     peaks = child.ask("round")["peaks"]
     assert peaks["peak_memory_mb"] < ballast.numel() * 4 / 1e6
     assert peaks["peak_reserved_mb"] is None
     child.close()
-    child = Child(WORKER)
-    huge: list[Workload] = [Forward(10**10, 64)]
-    with pytest.raises(ArmFailed, match=r"^ran out of memory$"):
-        child.ask("load", **request(folder, huge))
-    child.close()
+
+
+def test_memory_that_ran_out_is_said_to_have(folder: Path) -> None:
+    with pytest.raises(RuntimeError) as error:
+        worker(folder / "llama", [Forward(10**10, 64)]).load()
+    assert _reason(error.value) == "ran out of memory"
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------------
