@@ -239,7 +239,7 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(tmp_path: Path, monkey
         return ask(self, do, **({} if do == "load" else request))
 
     monkeypatch.setattr(Child, "ask", killing)
-    monkeypatch.setattr(benchmark, "Children", lambda _: Children("tests.support.worker"))
+    monkeypatch.setattr(benchmark, "Children", lambda _, names: Children("tests.support.worker", names))
     arms = [Arm(name, "a model", "fp32", "sdpa") for name in ("first", "second")]
     result = measure(arms, WORKLOADS[:1], 2, "cpu", tmp_path, bar=False)
     assert arm(result, "first")["error"] == "killed (SIGKILL), as the system does when memory runs out"
