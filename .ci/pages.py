@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -29,7 +30,7 @@ _SETTINGS = {"model": "Methods", "data": "Data", "trainer.callbacks": "Callbacks
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    made = {**_root(), **_commands(), **_settings(), **_configurations(), **_api(), **_frontier()}
+    made = {**_root(), **_commands(), **_settings(), **_configurations(), **_api(), **_frontier(), **_notebooks()}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     results = Path(config.docs_dir, "results")
@@ -38,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             listed = re.findall(r"^- \[.*\]\((.*)\)$", (results / "index.md").read_text(), re.MULTILINE)
             section["Results"] = [f"results/{name}" for name in ("index.md", *listed)]
         if "Python" in section:
+            section["Python"] += [{"Notebooks": [path for path in made if path.startswith("notebooks/")]}]
             section["Python"] += [{"Reference": [path for path in made if path.startswith("api/")]}]
     groups = {"Commands": "commands/", "Settings": "settings/"}
     lists = [{title: [path for path in made if path.startswith(start)]} for title, start in groups.items()]
@@ -112,6 +114,19 @@ def _configurations() -> dict[str, str]:
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
         text += f"\n## {path.relative_to(folder)}\n\n```yaml\n{path.read_text()}```\n"
     return {"shipped.md": text}
+
+
+def _notebooks() -> dict[str, str]:
+    """The notebooks, each cell with what it has printed."""
+    made = {}
+    for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        parts = []
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+            parts += [_block("".join(output["text"])) for output in cell.get("outputs", [])]
+        made[f"notebooks/{path.stem}.md"] = "\n\n".join(parts)
+    return made
 
 
 def _api() -> dict[str, str]:

@@ -51,7 +51,7 @@ def fit(config: str | Path, **overrides: Any) -> Result:
 
 # A command stays as it is; an option, with its value where that is seen to be one.
 _OPTION = re.compile(
-    r"(lightgpt2 \w+(?: --\S+ [\w./-]+)*)|--([\w.]+)(?: (last|best|[A-Z]+|[\w./-]*/[\w./-]*\w|[\w./-]+$))?"
+    r"(lightgpt2 \w+(?: --\S+(?: [\w./-]+)?)*)|--([\w.]+)(?: (last|best|[A-Z]+|[\w./-]*/[\w./-]*\w|[\w./-]+$))?"
 )
 
 

@@ -344,3 +344,5 @@ def test_from_python_messages_name_arguments(finished: Bench) -> None:
     assert (
         _as_arguments(said) == 'ckpt_path: no model; run lightgpt2 fit --config a.yaml, or go on with ckpt_path="last"'
     )
+    said = Problem("trainer.max_stepz", "no such key", "see lightgpt2 fit --trainer.help")
+    assert _as_arguments(said).endswith("see lightgpt2 fit --trainer.help")
