@@ -26,10 +26,11 @@ def write_run(folder: Path, model: dict[str, Any], **data: Any) -> dict[str, Any
     train_text_to_text([" ".join(row.values()) for row in ROWS], 300, folder / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     size = len(tokenizer)
+    shape = ENCODER_DECODERS["bart"] | {"vocab_size": size, "max_position_embeddings": 64}
+    wide = {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}  # as bitsandbytes wants them
     made = {
-        "teacher": make_seq2seq(
-            "bart", **ENCODER_DECODERS["bart"] | {"vocab_size": size, "max_position_embeddings": 64}
-        ),
+        "teacher": make_seq2seq("bart", **shape),
+        "wide": make_seq2seq("bart", **shape | wide),
         "decoder": make_model("gpt2", vocab_size=size, bos_token_id=0, eos_token_id=2, pad_token_id=1),
     }
     for name, each in made.items():
@@ -58,6 +59,11 @@ def write_run(folder: Path, model: dict[str, Any], **data: Any) -> dict[str, Any
 
 
 DISTILL = {"class_path": "lightgpt2.methods.Distill", "init_args": {"teacher": "teacher", "layers": 2}}
+TRIM = {
+    "class_path": "lightgpt2.methods.Trim",
+    "init_args": {"model": "teacher", "layers": {"decoder": 2}, "ffn": 20, "vocabulary": "corpus"},
+}
+QLORA = {"class_path": "lightgpt2.methods.QLoRA", "init_args": {"model": "wide"}}
 DECODER = {"class_path": "lightgpt2.methods.LoRA", "init_args": {"model": "decoder"}}
 
 
@@ -65,9 +71,11 @@ DECODER = {"class_path": "lightgpt2.methods.LoRA", "init_args": {"model": "decod
     ("model", "data"),
     [
         (DISTILL, {"generated_by": "teacher", "generation": {"num_beams": 2, "max_new_tokens": 6}}),
+        (TRIM, {}),
+        (QLORA, {}),
         (DECODER, {"template": "{source} So: "}),
     ],
-    ids=["Distill with generated targets", "LoRA on a decoder"],
+    ids=["Distill with generated targets", "Trim", "QLoRA", "LoRA on a decoder"],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, model: dict[str, Any], data: dict[str, Any]) -> None:
     write_run(tmp_path, model, **data)
