@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 import lightgpt2
-from lightgpt2.conversions.onnx.conversion import writer_of
+from lightgpt2.conversions.onnx.conversion import Onnx, writer_of
 from lightgpt2.conversions.onnx.encoder_export import _carry_modules, export_encoder
 from lightgpt2.conversions.onnx.writer import Forms
 from lightgpt2.conversions.packing import pack_folder
@@ -326,11 +327,72 @@ numpy.savez(sys.argv[1], **found)
 
 
 @pytest.fixture(scope="module")
-def sentence_transformers(transformers_4: dict[str, str]) -> dict[str, str]:
-    """The environment variables with which Python has sentence-transformers and its ONNX backend; it needs transformers 4."""
-    versions = ["sentence-transformers==5.2.0", "optimum==2.1.0", "optimum-onnx==0.1.0", "datasets==4.0.0"]
-    install([*versions, "scikit-learn", "scipy", "joblib", "cloudpickle", "narwhals", "threadpoolctl"], transformers_4)
+def optimum(transformers_4: dict[str, str]) -> dict[str, str]:
+    """The environment variables with which Python has Optimum's models of ONNX Runtime; they need transformers 4."""
+    install(["optimum==2.1.0", "optimum-onnx==0.1.0"], transformers_4)
     return transformers_4
+
+
+_OPTIMUM = """
+import json, sys, numpy, torch
+from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForFeatureExtraction, ORTModelForSequenceClassification
+classes = {"decoder": ORTModelForCausalLM, "classifier": ORTModelForSequenceClassification}
+classes["encoder"] = ORTModelForFeatureExtraction
+ids, found = torch.tensor(json.loads(sys.argv[2])), {}
+inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+for folder, kind in json.loads(sys.argv[3]):
+    model = classes[kind].from_pretrained(folder)
+    if kind == "decoder":
+        found[folder] = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    else:
+        found[folder] = model(**inputs)[0]
+numpy.savez(sys.argv[1], **{name: value.numpy() for name, value in found.items()})
+"""
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_optimum_loads_decoders_classifiers_and_encoders_unchanged(tmp_path: Path, optimum: dict[str, str]) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    tokenizer.pad_token = tokenizer.eos_token
+    wide = {"hidden_size": 64, "head_dim": 16}  # Optimum takes the width by the number of heads for a head's
+    made = {("decoder", family): make_restless_model(family, **wide) for family in ("llama", "qwen2")}
+    made["decoder", "gpt2"] = make_restless_model("gpt2")
+    made |= {("classifier", family): named(make_classifier(family)) for family in ("bert", "distilbert", "llama")}
+    made |= {("encoder", family): make_encoder(family) for family in ("bert", "distilbert")}
+    pairs = []
+    for (kind, family), model in made.items():
+        source, folder = tmp_path / f"{family} {kind}", tmp_path / f"{family} {kind} onnx"
+        save_model(model.eval(), tokenizer, source)
+        if kind == "encoder":
+            export_encoder(str(source), Target("onnx"), folder, ["some text", "other words"], "two texts")
+        else:
+            folder.mkdir()
+            data: Any = SimpleNamespace(tokenizer=tokenizer)
+            Onnx(Target("onnx")).write(source, folder, data)
+        pairs.append((str(folder), kind))
+    ids = [[5, 77, 31, 200, 8], [41, 250, 3, 9, 14]]
+    client = [sys.executable, "-c", _OPTIMUM, str(tmp_path / "found.npz"), json.dumps(ids), json.dumps(pairs)]
+    done = subprocess.run(client, env=optimum, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found, inputs = np.load(tmp_path / "found.npz"), torch.tensor(ids)
+    for (folder, kind), model in zip(pairs, made.values(), strict=True):
+        mask = torch.ones_like(inputs)
+        if kind == "decoder":
+            wanted = model.generate(inputs, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
+            assert found[folder].tolist() == wanted.tolist(), folder
+        else:
+            with torch.no_grad():
+                logits_or_states = model(input_ids=inputs, attention_mask=mask)[0]
+            np.testing.assert_allclose(found[folder], logits_or_states, rtol=0, atol=1e-4, err_msg=folder)
+
+
+@pytest.fixture(scope="module")
+def sentence_transformers(optimum: dict[str, str]) -> dict[str, str]:
+    """The environment variables with which Python has sentence-transformers and its ONNX backend."""
+    versions = ["sentence-transformers==5.2.0", "datasets==4.0.0"]
+    install([*versions, "scikit-learn", "scipy", "joblib", "cloudpickle", "narwhals", "threadpoolctl"], optimum)
+    return optimum
 
 
 @pytest.mark.long

@@ -174,7 +174,10 @@ class LightGPT2CLI(LightningCLI):
         elif logger in (None, True):
             logger, self._logger = False, self._settings.logger or "tensorboard"
         callbacks = self._ordered(_listed(trainer.callbacks))
-        return super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
+        made = super().instantiate_trainer(**kwargs, logger=logger, callbacks=callbacks)
+        if (environment := getattr(made.strategy, "cluster_environment", None)) is not None:
+            environment.validate_settings(made.num_devices, made.num_nodes)  # which Lightning does when the work begins
+        return made
 
     def _ordered(self, extra: list[pl.Callback]) -> list[pl.Callback]:
         """The configuration's callbacks and the standard ones, in the order in which they work."""

@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch.distributed.run import get_args_parser
 from lightgpt2.cli.checking import check
 from lightgpt2.models.loading import load_model
 from lightgpt2.runs import fits
-from tests.support.cli import ROOT, logged, run_cli, succeed, write_config
+from tests.support.cli import ENVIRONMENT, ROOT, logged, refused, run_cli, succeed, write_config
 from tests.support.models import WHOLE_BLOCKS, write_corpus, write_model
 from tests.test_docs import blocks
 
@@ -85,7 +88,33 @@ def test_two_machines_are_one_process_and_resume_exactly(folder: Path, strategy:
     torch.testing.assert_close(weights(folder, again), weights(folder, strategy), rtol=0, atol=0)
 
 
+def torchrun(folder: Path, *options: str) -> None:
+    """The command of the page, on both machines."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nodes = []
+    for rank in (0, 1):
+        command = LAUNCH.replace("$RANK", str(rank)).replace("$FIRST", "127.0.0.1").replace("29500", str(port))
+        command = command.replace("--nproc-per-node 8", "--nproc-per-node 1")
+        words = shlex.split(command.replace("\\\n", " "))[1 : -len(TRAINED)]
+        launcher = [sys.executable, "-m", "torch.distributed.run", *words, "fit", *options]
+        pipe: Any = subprocess.PIPE
+        nodes.append(subprocess.Popen(launcher, cwd=folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True))
+    for node in nodes:
+        printed = node.communicate(timeout=240)
+        assert node.returncode == 0, printed
+
+
 TRAINED = shlex.split(LAUNCH.replace("\\\n", " ").partition(" lightgpt2 ")[2])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_torchrun_itself_launches_and_resumes(folder: Path, strategy: str) -> None:
+    options = ["--config", f"{strategy}.yaml", "--run", f"{strategy}-torchrun"]
+    torchrun(folder, *options, "--trainer.max_steps", "2")
+    torchrun(folder, *options, "--ckpt_path", "last")
+    assert losses(folder, f"{strategy}-torchrun") == pytest.approx(losses(folder, "one"), rel=1e-5)
 
 
 def test_torchrun_leaves_our_options_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +162,18 @@ def test_lightning_reads_what_the_slurm_script_asks_for(monkeypatch: pytest.Monk
     )  # fmt: skip
     assert found.main_address == "gpu03"
     assert found.main_port == 18456
+
+
+def test_another_number_of_machines_than_slurm_s_is_one_message(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(prepared)
+    slurm(monkeypatch)
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    (line,) = refused(["fit", "--config", "ddp.yaml", "--run", "slurm"], capsys)
+    assert line.startswith(
+        "trainer: You set `devices=1` in Lightning, but the number of tasks per node configured in SLURM"
+    )
 
 
 def test_what_is_needed_is_not_made_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
