@@ -159,12 +159,13 @@ def typing_baseline(result: Mapping[str, Any]) -> str:
 def typing_verdict(result: Mapping[str, Any]) -> str:
     """Whether one model with constrained decoding is better than two: the first, with and without one for partial words.
 
-    Empty where that was not measured.
+    Empty where that was not measured, or on one passage, which tells nothing of others.
     """
     first, partial = next(iter(result["rows"])), result["settings"].get("partial")
-    if (pair := result["rows"].get(f"{first} + {partial}")) is None:
+    pair = result["rows"].get(f"{first} + {partial}")
+    if pair is None or not (ends := pair["difference"]["savings"]["interval_95"]):
         return ""
-    low, high = pair["difference"]["savings"]["interval_95"] or (0, 0)
+    low, high = ends
     alone, both = f"{first} alone", f"with {partial} for partial words"
     if low <= 0 <= high:
         return f"Keystrokes saved by {alone} and {both}: no difference."

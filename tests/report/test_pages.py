@@ -16,7 +16,7 @@ from lightgpt2.report.markup import as_html
 from lightgpt2.report.pages import find, write_report
 from lightgpt2.report.plots import curves, scatters, sweep_plot
 from lightgpt2.report.rows import models
-from lightgpt2.report.table import typing_table
+from lightgpt2.report.table import typing_table, typing_verdict
 from tests.report.chains import Entry, arm, benchmark, chain, entry, foreign, score, write
 from tests.support.cli import ROOT
 
@@ -208,6 +208,22 @@ def typed(**models: float) -> Entry:
         row |= {"curves": {test: [[0.5, share + 0.2], [1.0, share]] for test in ("incomplete", "complete")}}
         rows[name] = row | ({"difference": dict.fromkeys(("incomplete", "complete", "savings"), about)} if rows else {})
     return {"settings": {"text": "t.txt", "samples": 1000, "keys": 2000, "seed": 0}, "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ([-0.06, 0.01], "Keystrokes saved by a alone and with b for partial words: no difference."),
+        ([-0.06, -0.01], "a alone saves more keystrokes than with b for partial words."),
+        ([0.01, 0.06], "a alone saves fewer keystrokes than with b for partial words."),
+        (None, ""),  # one passage says nothing of others
+    ],
+)
+def test_a_verdict_on_one_model_or_two_needs_an_interval(ends: list[float] | None, said: str) -> None:
+    result = typed(a=0.2, **{"a + b": 0.1})
+    result["settings"]["partial"] = "b"
+    result["rows"]["a + b"]["difference"]["savings"] = {"value": -0.06, "interval_95": ends}
+    assert typing_verdict(result) == said
 
 
 def test_what_was_typed_beside_the_runs_has_a_section_with_its_curves(tmp_path: Path) -> None:
