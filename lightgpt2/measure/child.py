@@ -83,21 +83,23 @@ class Child:
 class Children(contextlib.ExitStack):
     """A `Child` for each arm; one that fails is ended, and the others go on if they can.
 
-    All import at once, and no request is sent before all have: what is measured has the machine to itself.
+    All start with the first request and import at once; it is sent when all have, and has the machine to itself.
     """
 
     def __init__(self, module: str, arms: Iterable[str], required: Container[str] = ()) -> None:
         super().__init__()
-        self._required = required
-        self._children = {name: Child(module) for name in arms}
+        self._module, self._arms, self._required = module, [*arms], required
+        self._children: dict[str, Child] = {}
         self.errors: dict[str, str] = {}  # why arms failed, by their names
-        for child in self._children.values():
-            self.callback(child.close)
 
     def ask(self, name: str, do: str, **request: Any) -> Any:
         """The answer of an arm's child; empty once it has failed."""
-        for each, child in self._children.items():
-            self._try(each, child.wait)
+        if not self._children:
+            for each in self._arms:
+                self._children[each] = Child(self._module)
+                self.callback(self._children[each].close)
+            for each, child in self._children.items():
+                self._try(each, child.wait)
         return self._try(name, partial(self._children[name].ask, do, **request)) or {}
 
     def _try(self, name: str, call: Callable[[], Any]) -> Any:

@@ -202,7 +202,7 @@ def test_help_of_fit_is_a_page() -> None:
         "--model.help lightgpt2.methods.",
     ):
         assert words in page
-    assert len(page.partition("The usual settings")[2].partition("Examples")[0].splitlines()) == 17
+    assert len(page.partition("The usual settings")[2].partition("Examples")[0].splitlines()) == 18
     assert not [line for line in page.splitlines() if len(line) > 120]
 
 

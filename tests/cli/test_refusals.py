@@ -62,7 +62,7 @@ SETTINGS: list[tuple[Any, ...]] = [
     ({"trainer.max_steps": -1}, "trainer.max_steps: nothing ends the run", "trainer.max_epochs"),
     (
         {"trainer.check_val_every_n_epoch": 1, "trainer.val_check_interval": 5000},
-        "trainer.val_check_interval: 5000 is more than the 97 batches of an epoch", "at most",
+        "trainer.val_check_interval: 5000 is more than the 98 batches of an epoch", "at most",
     ),
     ({"seed_everything": -1}, "seed_everything: must be true or false or a whole number from 0", "got -1"),
     ({"trainer.limit_val_batches": 1}, "trainer.limit_val_batches: a part of a split has no score"),

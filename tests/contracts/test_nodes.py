@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.run import get_args_parser
 
 from lightgpt2.cli.checking import check
@@ -143,6 +144,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch, **changes: str) -> list[str]:
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it for the process, which has more tests to run
     (command,) = re.findall(r"^srun (.*)$", SCRIPT.replace("\\\n", " "), flags=re.MULTILINE)
     return shlex.split(command)
 

@@ -113,7 +113,7 @@ def test_a_model_that_knows_less_is_refused(model: PreTrainedModel) -> None:
 def test_another_model_is_refused(model: PreTrainedModel) -> None:
     other = load_model("model", "m").eval()
     with torch.no_grad():
-        other.base_model.h[1].mlp.c_proj.weight *= 0.5
+        other.base_model.h[1].mlp.c_proj.weight *= -1
     found = problems(TransformersEngine(other), model)
     assert any("its logits are up to " in problem for problem in found), "whatever is likeliest"
 

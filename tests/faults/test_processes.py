@@ -384,7 +384,7 @@ class Interrupting(contextlib.ExitStack):
 
     at = 0
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, arms: list[str]) -> None:
         super().__init__()
         self.errors: dict[str, str] = {}
         self._requests = 0
