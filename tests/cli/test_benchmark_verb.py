@@ -90,6 +90,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     )  # fmt: skip
     wait_for(lambda: len(children(process.pid)) == 2)
     workers = children(process.pid)
+    wait_for(lambda: all(imported(pid) for pid in workers))  # the command itself imports nothing any more
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
@@ -97,6 +98,11 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     wait_for(lambda: not any(runs(pid) for pid in workers), 10)  # one that was asked to end may need a moment for it
     assert not (tmp_path / "benchmark.json").exists()
+
+
+def imported(pid: int) -> bool:
+    """Whether a process has begun to import torch."""
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
 
 
 @pytest.mark.slow
