@@ -22,9 +22,8 @@ def _built() -> str:
 
 def checked_out(root: Path) -> str:
     """The commit of a checkout of this project, `-dirty` if files differ from it; empty if a folder is none."""
-    if not (
-        (root / ".git").exists() and (root / "pyproject.toml").is_file()
-    ):  # a folder of packages may be in a checkout
+    # An environment may lie inside some other checkout: ours has the project's file beside `.git`.
+    if not ((root / ".git").exists() and (root / "pyproject.toml").is_file()):
         return ""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:

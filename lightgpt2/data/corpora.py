@@ -308,7 +308,7 @@ def corpora(
 
 
 def licences(of: Sequence[Corpus]) -> dict[str, str]:
-    """What a ledger says of the licences of sources; nothing where none is known."""
+    """The licences of sources, for a ledger; empty if no source has a known one."""
     found = [corpus.licence() for corpus in of]
     return {"licence": " + ".join(each or "unknown" for each in found)} if any(found) else {}
 

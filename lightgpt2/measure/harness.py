@@ -160,7 +160,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
                 "seed": self._seed, "batch_size": self._batch}  # fmt: skip
 
     def _end_of(self, text: str, most: int) -> str:
-        """The end of a text that has at most so many tokens."""
+        """The end of a text: its last `most` tokens, or all of it."""
         encoded = self._model.tokenizer.encode(text)
         return text if len(encoded.ids) <= most else text[encoded.offsets[-most][0] :]
 
@@ -261,7 +261,7 @@ def _explained(names: str) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON has: numbers of numpy as Python's, and what is no number as null."""
+    """Converts values to those of JSON. Numbers of NumPy become Python's; NaN, infinity and "N/A" become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set):

@@ -61,7 +61,7 @@ def pictures(plots: Iterable[Plot]) -> str:
 
 
 def as_html(text: str, plots: Iterable[Plot], refresh: int = 0) -> str:
-    """A page that needs nothing else; with `refresh` it loads itself again after so many seconds."""
+    """One HTML page with its pictures inside. It reloads itself every `refresh` seconds; 0: never."""
     body = markdown.markdown(text, extensions=[TableExtension(), MarkdownInHtmlExtension()])
     for plot in plots:  # text of ledgers is escaped, so these tags are the package's own
         figure = f"<figure>{plot.svg}<figcaption>{escape_html(plot.title)}</figcaption></figure>"

@@ -37,7 +37,7 @@ def report_of(folders: Sequence[str], budget: float, gain: float) -> tuple[str, 
 
 
 def write_pages(output: str, text: str, plots: Sequence[Plot], refresh: int = 0) -> None:
-    """Write a report that is composed; a page with `refresh` loads itself again after so many seconds."""
+    """Write a composed report as Markdown and HTML. The page reloads itself every `refresh` seconds; 0: never."""
     target = Path(output)
     files = {f"{PICTURES}/{plot.name}.svg": plot.file() for plot in plots}
     files |= {"report.md": text, PAGE: as_html(text, plots, refresh)}

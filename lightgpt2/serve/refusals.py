@@ -20,7 +20,7 @@ class Refusal(Exception):  # noqa: N818 - it may also be the server's own state
         status: The HTTP status.
         message: One line for a person.
         param: The field that is wrong.
-        code: The error code for programs. The default is that of the status.
+        code: The error code, which programs read; by default the one that belongs to the status.
         headers: Further headers.
     """
 

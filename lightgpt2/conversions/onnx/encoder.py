@@ -110,7 +110,7 @@ class Encoder(ModelWriter):
         return x if factor == 1 else self.graph.op("Mul", x, self.graph.constant(np.float32(factor), f"times.{factor}"))
 
     def activate(self, x: ir.Value, name: str | None = None) -> ir.Value:
-        """Apply an activation; the default is that of the feed-forward layer."""
+        """Apply an activation, by default that of the feed-forward layer."""
         return self._activate(x, name or self._family.activation(self.config))
 
     def attend(
@@ -140,7 +140,7 @@ class Encoder(ModelWriter):
         return self.tokens(context, heads * self._head)
 
     def _apart(self, x: ir.Value, modules: tuple[Any, ...]) -> Any:
-        """Queries, keys and values `[B, S, D]` each, by a module of their own or by one for all."""
+        """Queries, keys and values, each `[B, S, D]`. One module computes all three, or each has its own."""
         if self._pixels and len(modules) == 3:
             return [self._texts(self.project(x, module)) for module in modules]
         return self.split(self._texts(self.project(x, *modules)), 3)
